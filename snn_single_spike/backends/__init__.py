@@ -1,0 +1,114 @@
+"""Which implementation runs: chosen by device, can be forced, never falls back silently.
+
+========== =================================== ======================================
+backend    what it is                          needs
+========== =================================== ======================================
+``triton`` fused kernels, one launch each way  a GPU and triton (or its interpreter)
+``numba``  fused loops, compiled on first use  a CPU and numba (``[cpu]`` extra)
+``torch``  plain torch, in cache-sized blocks  nothing more; any device, any dtype
+========== =================================== ======================================
+
+Every implementation is a module with ``leaky_forward``, ``leaky_backward`` and
+``leaky_readout``, called with two-dimensional (T, M) contiguous tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import warnings
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("triton", "numba", "torch")
+
+_MODULES = {"triton": "triton_gpu", "numba": "numba_cpu", "torch": "eager"}
+_INSTALL = {
+    "triton": 'pip install "snn-single-spike[triton]"',
+    "numba": 'pip install "snn-single-spike[cpu]"',
+}
+
+logger = logging.getLogger("snn_single_spike")
+
+
+@functools.cache
+def installed(package: str) -> bool:
+    """Whether ``package`` can be imported; nothing is imported to find out."""
+    return importlib.util.find_spec(package) is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, which works on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _auto(device_type: str) -> tuple[str, str]:
+    """The backend for a device type, and why."""
+    if device_type == "cuda":
+        if installed("triton"):
+            return "triton", "a GPU, and triton is installed"
+        warnings.warn(
+            "snn_single_spike runs its plain torch implementation on the GPU, several times "
+            f"slower than its kernels, because triton is not installed: {_INSTALL['triton']}",
+            stacklevel=4,
+        )
+        return "torch", "a GPU, but triton is not installed"
+    if device_type == "cpu":
+        if installed("numba"):
+            return "numba", "a CPU, and numba is installed"
+        return "torch", f"a CPU, and numba is not installed ({_INSTALL['numba']} is faster)"
+    return "torch", f"device type {device_type!r} has no kernels of its own"
+
+
+def select(backend: str, device_type: str) -> str:
+    """Resolve the ``backend`` argument for tensors on ``device_type``.
+
+    :raises ValueError: ``backend`` is not one of ``auto``, ``triton``, ``numba``, ``torch``
+    :raises RuntimeError: a forced backend cannot run here; the message says what is missing
+    """
+    if backend == "auto":
+        chosen, _ = _auto(device_type)
+        return chosen
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"backend={backend!r} is not known: use 'auto' or one of {', '.join(BACKENDS)}"
+        )
+    obstacle = missing(backend, device_type)
+    if obstacle:
+        raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
+    return backend
+
+
+def missing(backend: str, device_type: str) -> str | None:
+    """What keeps ``backend`` from running on ``device_type``, or None."""
+    if backend == "torch":
+        return None
+    if not installed(backend):
+        return f"{backend} is not installed: {_INSTALL[backend]}"
+    if backend == "numba" and device_type != "cpu":
+        return f"it runs on CPU tensors, and these are on {device_type!r}; use backend='auto'"
+    if backend == "triton" and device_type != "cuda" and not interpreted():
+        gpu = "move them with .to('cuda')" if torch.cuda.is_available() else "this machine has none"
+        return (
+            f"it needs tensors on a GPU, and these are on {device_type!r} ({gpu}); "
+            "use backend='auto', or set TRITON_INTERPRET=1 before the first import of triton "
+            "to run the kernels slowly on the CPU"
+        )
+    return None
+
+
+@functools.cache
+def load(backend: str) -> ModuleType:
+    """Import an implementation, once, on its first use."""
+    logger.debug("loading backend %s", backend)
+    return importlib.import_module(f"{__name__}.{_MODULES[backend]}")
+
+
+def explain(device_type: str) -> tuple[str, str]:
+    """The backend that ``auto`` takes on ``device_type``, and the reason in words."""
+    return _auto(device_type)

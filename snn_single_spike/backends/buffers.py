@@ -1,0 +1,90 @@
+"""What the operators hand to an implementation: tensors to read, tensors to fill.
+
+Time-major (T, M), M = batch * features, contiguous. ``None`` stands for an input that is
+absent or an output that nobody asked for, which is then neither computed nor written.
+State precision is float32, or float64 for float64 input.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of membranes and sums for input and output of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Neuron(NamedTuple):
+    """Parameters (P,), P = 1 or features, in state precision, and the reset mechanism."""
+
+    beta: Tensor
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+    mem: Tensor | None
+    """Initial membrane (M,)."""
+    reset: str
+
+
+class ForwardOutputs(NamedTuple):
+    spikes: Tensor | None
+    """(T, M), type of the input."""
+    mem: Tensor | None
+    """(T, M), type of the input."""
+    times: Tensor
+    """(M,) int64, -1 for a silent neuron."""
+    crossing: Tensor | None
+    """(2, M): V[t*-1] and V[t*], state precision; 0 for a silent neuron."""
+    final: Tensor | None
+    """(M,): V[T-1], type of the input."""
+
+
+class Saved(NamedTuple):
+    """The membrane, or the current to integrate it from again; None if neither is needed."""
+
+    tensor: Tensor | None
+    recompute: bool
+
+
+class OutputGradients(NamedTuple):
+    """Gradients to the outputs; (1, M) where the gradient is the same at every step."""
+
+    spikes: Tensor | None
+    mem: Tensor | None
+    at: Tensor | None
+    """(M,) gradient to V[t*], state precision."""
+    before: Tensor | None
+    """(M,) gradient to V[t*-1], state precision; given together with ``at``."""
+
+
+class Surrogate(NamedTuple):
+    """A surrogate derivative by name, and its parameters."""
+
+    name: str
+    a: float
+    b: float
+
+
+class InputGradients(NamedTuple):
+    """Gradients to the inputs, to be filled.
+
+    ``beta``, ``threshold`` and ``mem`` are (M,): one value per lane, for the caller to sum.
+    """
+
+    current: Tensor | None
+    """(T, M); present whenever ``Saved.recompute`` is, as its work space."""
+    beta: Tensor | None
+    threshold: Tensor | None
+    mem: Tensor | None
+
+
+class ReadoutOutputs(NamedTuple):
+    value: Tensor
+    """(M,), type of the input."""
+    sensitivity: Tensor | None
+    """(M,) d value / d beta, state precision."""
+    index: Tensor | None
+    """(M,) int64, the step that a maximum or last value was taken at."""

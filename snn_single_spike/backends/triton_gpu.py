@@ -1,0 +1,159 @@
+"""Launches the Triton kernels: grids, block sizes and which outputs are wanted."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+
+from snn_single_spike.kernels.leaky import (
+    leaky_backward_kernel,
+    leaky_forward_kernel,
+    leaky_readout_kernel,
+)
+
+from .buffers import (
+    ForwardOutputs,
+    InputGradients,
+    Neuron,
+    OutputGradients,
+    ReadoutOutputs,
+    Saved,
+    Surrogate,
+)
+
+# Spike decisions must round like eager torch: no fused multiply-add.
+LAUNCH = {"num_warps": 1, "enable_fp_fusion": False}
+WARP = 32
+# Time steps loaded ahead. Backward reads up to three streams, so it looks less far.
+FORWARD_STEPS, BACKWARD_STEPS = 16, 8
+# The interpreter takes its time per program and step, whatever the block size.
+_INTERPRETED_BLOCK = 4096
+
+
+def block_size(lanes: int, dtype: torch.dtype) -> int:
+    """Neurons per program: 16-byte loads for large layers, more programs for small ones."""
+    if isinstance(leaky_forward_kernel, triton.runtime.JITFunction):
+        wide = WARP * 16 // dtype.itemsize
+        return wide if lanes >= 256 * wide else WARP
+    return min(_INTERPRETED_BLOCK, triton.next_power_of_2(lanes))
+
+
+def state_type(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def leaky_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
+    steps, lanes = current.shape
+    block = block_size(lanes, current.dtype)
+    with _device(current):
+        leaky_forward_kernel[(triton.cdiv(lanes, block),)](
+            current,
+            neuron.beta,
+            neuron.threshold,
+            neuron.graded_spikes_factor,
+            neuron.mem,
+            out.spikes,
+            out.mem,
+            out.times,
+            out.crossing,
+            out.final,
+            steps,
+            lanes,
+            neuron.beta.numel(),
+            neuron.threshold.numel(),
+            neuron.graded_spikes_factor.numel(),
+            RESET=neuron.reset,
+            STATE=state_type(current.dtype),
+            BLOCK=block,
+            U=FORWARD_STEPS,
+            **LAUNCH,
+        )
+
+
+def leaky_backward(
+    steps: int,
+    dtype: torch.dtype,
+    saved: Saved,
+    neuron: Neuron,
+    times: torch.Tensor,
+    grads: OutputGradients,
+    rule: str,
+    surrogate: Surrogate,
+    out: InputGradients,
+) -> None:
+    lanes = times.numel()
+    block = block_size(lanes, dtype)
+    with _device(times):
+        leaky_backward_kernel[(triton.cdiv(lanes, block),)](
+            None if saved.recompute else saved.tensor,
+            saved.tensor if saved.recompute else None,
+            neuron.beta,
+            neuron.threshold,
+            neuron.graded_spikes_factor,
+            neuron.mem,
+            times,
+            grads.spikes,
+            grads.mem,
+            grads.at,
+            grads.before,
+            out.current,
+            out.beta,
+            out.threshold,
+            out.mem,
+            steps,
+            lanes,
+            neuron.beta.numel(),
+            neuron.threshold.numel(),
+            neuron.graded_spikes_factor.numel(),
+            _stride(grads.spikes),
+            _stride(grads.mem),
+            surrogate.a,
+            surrogate.b,
+            RULE=rule,
+            SURROGATE=surrogate.name,
+            RESET=neuron.reset,
+            STATE=state_type(dtype),
+            BLOCK=block,
+            U=BACKWARD_STEPS,
+            **LAUNCH,
+        )
+
+
+def leaky_readout(
+    current: torch.Tensor,
+    beta: torch.Tensor,
+    mem: torch.Tensor | None,
+    reduction: str,
+    out: ReadoutOutputs,
+) -> None:
+    steps, lanes = current.shape
+    block = block_size(lanes, current.dtype)
+    with _device(current):
+        leaky_readout_kernel[(triton.cdiv(lanes, block),)](
+            current,
+            beta,
+            mem,
+            out.value,
+            out.sensitivity,
+            out.index,
+            steps,
+            lanes,
+            beta.numel(),
+            REDUCTION=reduction,
+            STATE=state_type(current.dtype),
+            BLOCK=block,
+            U=FORWARD_STEPS,
+            **LAUNCH,
+        )
+
+
+def _stride(rows: torch.Tensor | None) -> int:
+    """Elements from one time step to the next, 0 for a gradient that is one row."""
+    return 0 if rows is None or rows.shape[0] == 1 else rows.shape[1]

@@ -1,0 +1,377 @@
+"""Functional single-spike neurons: whole sequences, no loop over time.
+
+Shapes are time-major, (T, B, *features), as snnTorch's recordings are. State is kept in
+float32, or float64 for float64 input, whatever the type of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends, operators
+from .surrogate import Surrogate, bypass, recognise
+from .validation import (
+    GRADIENT_RULES,
+    REDUCTIONS,
+    RESETS,
+    check_choice,
+    check_current,
+    check_mem,
+    check_parameter,
+)
+
+__all__ = ["DEFAULT_GRADIENT", "SingleSpikes", "first_spike_time", "leaky_readout", "single_spike_leaky"]
+
+DEFAULT_GRADIENT = "masked"
+
+SpikeGrad = Callable[[Tensor], Tensor]
+
+
+class SingleSpikes(NamedTuple):
+    """What :func:`single_spike_leaky` returns."""
+
+    spikes: Tensor | None
+    """(T, B, *features), type of the input: ``graded_spikes_factor`` at the first spike of
+    each neuron, else 0. None if not asked for."""
+    mem: Tensor | None
+    """(T, B, *features), type of the input: the membrane. None if not asked for."""
+    times: Tensor
+    """(B, *features): step of the first spike, -1 for a silent neuron. int64, or
+    floating-point and differentiable under ``gradient="spike_time"``."""
+
+
+class _Result(NamedTuple):
+    spikes: Tensor | None
+    mem: Tensor | None
+    times: Tensor
+    final: Tensor | None
+
+
+class _Gate(torch.autograd.Function):
+    """Carries dL/dS to the threshold crossings c by a gradient rule.
+
+    Used where a surrogate is the user's own: its derivative is then autograd's business.
+    """
+
+    @staticmethod
+    def forward(ctx, crossings: Tensor, spikes: Tensor, times: Tensor, rule: str) -> Tensor:
+        ctx.save_for_backward(times)
+        ctx.rule = rule
+        return spikes.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (times,) = ctx.saved_tensors
+        steps = grad.shape[0]
+        first = torch.where(times < 0, steps, times)
+        step = torch.arange(steps, device=grad.device).view(-1, *[1] * times.dim())
+        if ctx.rule == "masked":
+            return torch.where(step <= first, grad, 0.0), None, None, None
+        wide = grad.to(torch.float32 if grad.dtype != torch.float64 else grad.dtype)
+        if ctx.rule == "pre_spike":
+            wide = torch.where(step < first, wide, 0.0)
+        ramp = wide.flip(0).cumsum(0).cumsum(0).flip(0)
+        return ramp.to(grad.dtype), None, None, None
+
+
+def run_single_spike_leaky(
+    current: Tensor,
+    beta: Tensor | float,
+    threshold: Tensor | float,
+    graded_spikes_factor: Tensor | float,
+    mem: Tensor | None,
+    spike_grad: Surrogate | SpikeGrad | None,
+    gradient: str,
+    reset_mechanism: str,
+    want_spikes: bool,
+    want_mem: bool,
+    want_final: bool,
+    recompute: bool,
+    backend: str,
+) -> _Result:
+    """Check the arguments, run the operator, restore the shapes."""
+    check_current(current)
+    check_choice("gradient", gradient, GRADIENT_RULES)
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    chosen = backends.select(backend, current.device.type)
+    surrogate = recognise(spike_grad)
+    beta_ = check_parameter("beta", beta, current)
+    threshold_ = check_parameter("threshold", threshold, current)
+    factor = check_parameter("graded_spikes_factor", graded_spikes_factor, current)
+    mem_0 = check_mem(mem, current)
+
+    track = torch.is_grad_enabled()
+    fused = isinstance(surrogate, Surrogate) or surrogate is bypass or gradient == "spike_time"
+    composed = track and want_spikes and not fused
+    spikes, membrane, times, final = operators.SingleSpikeLeaky.apply(
+        _flatten(current),
+        beta_,
+        threshold_,
+        torch.ones_like(factor) if composed else factor,
+        mem_0,
+        reset_mechanism,
+        gradient,
+        tuple(surrogate) if isinstance(surrogate, Surrogate) else None,
+        (want_spikes, want_mem or composed, want_final),
+        recompute,
+        track,
+        chosen,
+    )
+    shape = current.shape
+    spikes = spikes.view(shape) if want_spikes else None
+    membrane = membrane.view(shape) if want_mem or composed else None
+    times = times.view(shape[1:])
+    if composed:
+        parameter = _broadcast(threshold_, shape)
+        crossings = surrogate(membrane - parameter.to(membrane.dtype))
+        spikes = _Gate.apply(crossings, spikes.to(crossings.dtype), times, gradient)
+        spikes = (spikes * _broadcast(factor, shape).to(spikes.dtype)).to(current.dtype)
+    return _Result(
+        spikes,
+        membrane if want_mem else None,
+        times,
+        final.view(shape[1:]) if want_final else None,
+    )
+
+
+def _flatten(current: Tensor) -> Tensor:
+    """(T, B, *features) as contiguous (T, M)."""
+    return current.reshape(current.shape[0], current.shape[1:].numel()).contiguous()
+
+
+def _broadcast(parameter: Tensor, shape: torch.Size) -> Tensor:
+    return parameter if parameter.numel() == 1 else parameter.view(shape[2:])
+
+
+def single_spike_leaky(
+    current: Tensor,
+    beta: Tensor | float,
+    threshold: Tensor | float = 1.0,
+    *,
+    mem: Tensor | None = None,
+    spike_grad: SpikeGrad | None = None,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+    reset_mechanism: str = "none",
+    graded_spikes_factor: Tensor | float = 1.0,
+    return_spikes: bool = True,
+    return_mem: bool = True,
+    recompute: bool = False,
+) -> SingleSpikes:
+    """
+    A layer of leaky integrate-and-fire neurons that spike at most once, over a whole sequence.
+
+    .. math::
+
+            U[t] = \\text{clamp}(β, 0, 1) U[t-1] + I_{\\rm in}[t] \\\\
+            S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
+
+    The first spike is that of :class:`snntorch.Leaky` for every reset mechanism, provided
+    that the initial membrane is not above threshold. Formulas: Taylor, King and Harper,
+    *Robust and accelerated single-spike spiking neural network training with applicability
+    to challenging temporal tasks*, arXiv:2205.15286.
+
+    Example::
+
+        from snn_single_spike.functional import single_spike_leaky
+        from snntorch import surrogate
+
+        current = torch.randn(100, 32, 128)  # time, batch, neurons
+        spikes, mem, times = single_spike_leaky(
+            current, beta=0.9, spike_grad=surrogate.fast_sigmoid(slope=10)
+        )
+
+    NaN in the current: from that step on the membrane is NaN and the neuron does not fire;
+    an earlier spike stands. ``+inf`` fires a neuron that has not fired, ``-inf`` silences
+    it. Other neurons are not affected. Gradients are then what IEEE arithmetic makes of
+    the membrane, as in snnTorch.
+
+    :param current: input current of shape `(T, B, *features)` with at least one feature
+        dimension and `T >= 1`; float32, float64, float16 or bfloat16
+    :type current: torch.Tensor
+
+    :param beta: membrane decay rate per step, clipped between 0 and 1: a number, or a tensor
+        that broadcasts to `features` (one value per neuron)
+    :type beta: float or torch.Tensor
+
+    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :type threshold: float or torch.Tensor, optional
+
+    :param mem: membrane before the first step, of shape `(B, *features)`. Defaults to zeros
+    :type mem: torch.Tensor, optional
+
+    :param spike_grad: surrogate gradient of the threshold: one of :mod:`snntorch.surrogate`
+        (its derivative is fused into the backward pass) or any differentiable function of
+        `mem - threshold` (differentiated by autograd). Defaults to None, which is
+        `snntorch.surrogate.atan()`
+    :type spike_grad: Callable, optional
+
+    :param gradient: rule by which a loss on the spikes reaches the membrane. `"masked"`:
+        backpropagation through time with a detached at-most-once gate, up to the spike.
+        `"straight_through"`: the block model of arXiv:2205.15286, through the double
+        cumulative sum. `"pre_spike"`: FastSNN, the same up to the spike. `"spike_time"`:
+        exact gradient of the interpolated crossing time (Göltz et al., Fast & Deep,
+        Nature Machine Intelligence 2021), no surrogate; a spike at step 0 and a silent
+        neuron have none. A loss on the spikes then counts as a loss on the time of a spike
+        shared linearly between the steps around it. Defaults to `"masked"`
+    :type gradient: str, optional
+
+    :param backend: `"auto"`, `"triton"`, `"numba"` or `"torch"`; see
+        :mod:`snn_single_spike.backends`. Defaults to `"auto"`
+    :type backend: str, optional
+
+    :param reset_mechanism: what the spike does to the membrane one step later: `"none"`,
+        `"subtract"` or `"zero"`, as in snnTorch. The surrogate reads the membrane that is
+        returned, so the papers' `"straight_through"` is the one with `"none"`. Defaults to
+        `"none"`
+    :type reset_mechanism: str, optional
+
+    :param graded_spikes_factor: height of a spike, a number or one value per neuron.
+        Defaults to 1
+    :type graded_spikes_factor: float or torch.Tensor, optional
+
+    :param return_spikes: compute the dense spikes. Defaults to True
+    :type return_spikes: bool, optional
+
+    :param return_mem: return the membrane; without it nothing of its size is written unless
+        the backward pass reads it. Defaults to True
+    :type return_mem: bool, optional
+
+    :param recompute: save the current for the backward pass instead of the membrane and
+        integrate it again there; less memory where the current is kept anyway. Defaults to
+        False
+    :type recompute: bool, optional
+
+    :return: `(spikes, mem, times)`
+    :rtype: SingleSpikes
+
+    :raises ValueError: wrong rank, `T = 0`, a parameter that does not fit the features,
+        tensors on several devices, NaN in a parameter (checked on the CPU), an unknown
+        option
+    :raises TypeError: integer or mixed types, a surrogate that cannot be called
+    :raises RuntimeError: a forced backend that cannot run here
+    """
+    result = run_single_spike_leaky(
+        current,
+        beta,
+        threshold,
+        graded_spikes_factor,
+        mem,
+        spike_grad,
+        gradient,
+        reset_mechanism,
+        return_spikes,
+        return_mem,
+        False,
+        recompute,
+        backend,
+    )
+    return SingleSpikes(result.spikes, result.mem, result.times)
+
+
+def first_spike_time(
+    current: Tensor,
+    beta: Tensor | float,
+    threshold: Tensor | float = 1.0,
+    *,
+    mem: Tensor | None = None,
+    spike_grad: SpikeGrad | None = None,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+) -> Tensor:
+    """
+    First spike time of every neuron; writes nothing of size T, and stops reading the input
+    once all neurons of a block have fired.
+
+    Arguments as in :func:`single_spike_leaky`. Times from the surrogate rules are integers
+    and carry no gradient; with `gradient="spike_time"` they are interpolated between steps,
+
+    .. math::
+
+            τ = t^* - 1 + \\frac{U_{\\rm thr} - U[t^*-1]}{U[t^*] - U[t^*-1]},
+
+    and exactly differentiable. A neuron that fires at step 0 has τ = 0. A silent neuron has
+    time -1 and no gradient: give it one through a loss on its membrane.
+
+    Example::
+
+        times = first_spike_time(current, beta=0.9, gradient="spike_time")
+        fired = times >= 0
+
+    :return: times of shape `(B, *features)` in steps, -1 for a silent neuron; int64, or
+        float32 (float64 for float64 input) with `gradient="spike_time"`
+    :rtype: torch.Tensor
+    """
+    return run_single_spike_leaky(
+        current,
+        beta,
+        threshold,
+        1.0,
+        mem,
+        spike_grad,
+        gradient,
+        "none",
+        False,
+        False,
+        False,
+        False,
+        backend,
+    ).times
+
+
+def leaky_readout(
+    current: Tensor,
+    beta: Tensor | float,
+    *,
+    mem: Tensor | None = None,
+    reduction: str = "sum",
+    backend: str = "auto",
+) -> Tensor:
+    """
+    A leaky membrane that never fires, reduced over time as it is integrated.
+
+    .. math::
+
+            U[t] = \\text{clamp}(β, 0, 1) U[t-1] + I_{\\rm in}[t], \\qquad
+            y = \\sum_t U[t], \\; \\max_t U[t] \\text{ or } U[T-1]
+
+    The membrane over time is not written, and nothing of its size is saved for the backward
+    pass. The readout of arXiv:2205.15286.
+
+    :param current: input current of shape `(T, B, *features)`
+    :type current: torch.Tensor
+
+    :param beta: decay rate per step, clipped between 0 and 1, a number or one value per neuron
+    :type beta: float or torch.Tensor
+
+    :param mem: membrane before the first step, of shape `(B, *features)`. Defaults to zeros
+    :type mem: torch.Tensor, optional
+
+    :param reduction: `"sum"`, `"max"` (its gradient goes to the first of equal maxima) or
+        `"last"`. Defaults to `"sum"`
+    :type reduction: str, optional
+
+    :param backend: as in :func:`single_spike_leaky`
+    :type backend: str, optional
+
+    :return: tensor of shape `(B, *features)`, type of the input
+    :rtype: torch.Tensor
+
+    :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
+    """
+    check_current(current)
+    check_choice("reduction", reduction, REDUCTIONS)
+    chosen = backends.select(backend, current.device.type)
+    value = operators.LeakyReadout.apply(
+        _flatten(current),
+        check_parameter("beta", beta, current),
+        check_mem(mem, current),
+        reduction,
+        torch.is_grad_enabled(),
+        chosen,
+    )
+    return value.view(current.shape[1:])

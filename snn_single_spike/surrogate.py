@@ -1,0 +1,85 @@
+"""snnTorch's surrogate gradients, recognised so that kernels can fuse their derivative.
+
+snnTorch hands out a surrogate as a closure, ``surrogate.fast_sigmoid(slope=25)``. Its kind
+and parameters are read here; a surrogate that is not one of snnTorch's own is never guessed
+at: it is called on ``mem - threshold`` and differentiated by autograd.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from snntorch import surrogate as snntorch_surrogate
+from torch import Tensor
+
+# Factory in snntorch.surrogate -> its parameters, in the order (a, b) of the kernels.
+# SSO draws random numbers and custom_surrogate holds user code: both go through autograd.
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "atan": ("alpha",),
+    "fast_sigmoid": ("slope",),
+    "sigmoid": ("slope",),
+    "straight_through_estimator": (),
+    "triangular": ("threshold",),
+    "heaviside": (),
+    "spike_rate_escape": ("beta", "slope"),
+    "SFS": ("slope", "B"),
+    "LSO": ("slope",),
+}
+
+
+class Surrogate(NamedTuple):
+    """One of snnTorch's surrogates as plain data: can be pickled, compared and fused.
+
+    Call it like the snnTorch closure that it was made from.
+    """
+
+    name: str
+    """Name of the factory in :mod:`snntorch.surrogate`."""
+    a: float = 0.0
+    b: float = 0.0
+
+    def __call__(self, input_: Tensor) -> Tensor:
+        values = dict(zip(_PARAMETERS[self.name], (self.a, self.b), strict=False))
+        return getattr(snntorch_surrogate, self.name)(**values)(input_)
+
+
+def bypass(input_: Tensor) -> Tensor:
+    """snnTorch's ``surrogate_disable``: the spike, with no gradient."""
+    return (input_ > 0).to(input_.dtype)
+
+
+@torch.compiler.assume_constant_result
+def recognise(spike_grad: Callable[[Tensor], Tensor] | None) -> Any:
+    """A :class:`Surrogate` for what snnTorch made, anything else as it is.
+
+    :param spike_grad: surrogate as given to a snnTorch neuron; None is ``atan()``, the
+        default of snnTorch
+    :return: a :class:`Surrogate` where the derivative is known, else ``spike_grad``
+    :raises TypeError: ``spike_grad`` cannot be called
+    """
+    if spike_grad is None:
+        return Surrogate("atan", 2.0)
+    if isinstance(spike_grad, Surrogate):
+        return spike_grad
+    if not callable(spike_grad):
+        raise TypeError(
+            f"spike_grad={spike_grad!r} cannot be called: pass a surrogate such as "
+            "snntorch.surrogate.fast_sigmoid(slope=25), or any function of mem - threshold"
+        )
+    if getattr(spike_grad, "__module__", None) != snntorch_surrogate.__name__:
+        return spike_grad
+    qualname = getattr(spike_grad, "__qualname__", type(spike_grad).__name__)
+    name = qualname.split(".")[0]
+    if name not in _PARAMETERS:
+        return spike_grad
+    if inspect.isfunction(spike_grad):
+        held = inspect.getclosurevars(spike_grad).nonlocals
+    else:  # snnTorch's later surrogates are objects that hold their parameters
+        held = vars(spike_grad)
+    values = [held.get(parameter) for parameter in _PARAMETERS[name]]
+    if not all(isinstance(value, (int, float)) for value in values):
+        return spike_grad
+    return Surrogate(name, *(float(value) for value in values))
