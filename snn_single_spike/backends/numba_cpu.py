@@ -1,9 +1,9 @@
 """Fused CPU loops, compiled by numba on their first use and cached on disk after it.
 
 A block of neighbouring neurons is carried through all time steps with its state in the
-first-level cache, so that every (T, M) tensor is read or written once. Each statement of
-the method is its own loop over the block: short, free of branches, and vectorised. No
-fast-math, so that spikes are decided as eager torch decides them.
+first-level cache, so that every (T, M) tensor is read or written once. The loops over a
+block are free of branches, and vectorised. No fast-math, so that spikes are decided as
+eager torch decides them.
 
 Threads are Python threads over ranges of neurons (the loops hold no GIL), as many as
 ``torch.get_num_threads()``: numba's own threading layers clash with forked data loaders.
@@ -50,7 +50,11 @@ SURROGATES = {
 }
 REDUCTIONS = {"sum": 0, "max": 1, "last": 2}
 _SUBTRACT, _ZERO = RESETS["subtract"], RESETS["zero"]
-_MASKED, _PRE_SPIKE = RULES["masked"], RULES["pre_spike"]
+_MASKED, _PRE_SPIKE, _STRAIGHT_THROUGH = (
+    RULES["masked"],
+    RULES["pre_spike"],
+    RULES["straight_through"],
+)
 _SUM, _MAX = REDUCTIONS["sum"], REDUCTIONS["max"]
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -80,17 +84,9 @@ def _start(mem, start, n, v):
 
 
 @_compile
-def _integrate(v, x, beta, theta, first, t, reset, n):
-    """V[t] from V[t-1] in place, with the one reset that follows the spike."""
-    zero = v.dtype.type(0)
-    if reset == _ZERO:
-        for j in range(n):
-            v[j] = zero if first[j] == t - 1 else v[j]
-    for j in range(n):
-        v[j] = beta[j] * v[j] + x[j]
-    if reset == _SUBTRACT:
-        for j in range(n):
-            v[j] = v[j] - theta[j] if first[j] == t - 1 else v[j]
+def _resets(reset, t):
+    """The steps whose spikes subtract, or zero, the membrane at ``t``; -2 is no step."""
+    return np.int32(t - 1 if reset == _SUBTRACT else -2), np.int32(t - 1 if reset == _ZERO else -2)
 
 
 @_compile
@@ -98,48 +94,60 @@ def _forward(
     low, high, current, beta, theta, height, mem_0, spikes, mem, times, crossing, final, reset
 ):
     steps = current.shape[0]
-    zero = current.dtype.type(0)
+    never = np.int32(steps)
+    zero, one = current.dtype.type(0), current.dtype.type(1)
     want_spikes, want_mem = spikes.shape[0] > 0, mem.shape[0] > 0
     want_crossing, want_final = crossing.shape[0] > 0, final.shape[0] > 0
     times_only = not (want_spikes or want_mem or want_final)
     v, before = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
+    unwanted = np.empty((2, BLOCK), current.dtype)
     b, th = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
-    peak = np.empty(BLOCK, current.dtype)
     first = np.empty(BLOCK, np.int32)
+    graded = want_spikes and (height != one).any()
     for start in range(low, high, BLOCK):
-        n = min(BLOCK, high - start)
+        stop = min(start + BLOCK, high)
+        n = stop - start
         _lanes(beta, start, n, b)
         _clamp(b, n)
         _lanes(theta, start, n, th)
-        _lanes(height, start, n, peak)
         _start(mem_0, start, n, v)
-        first[:] = steps
+        first[:] = never
         for t in range(steps):
+            now = np.int32(t)
+            subtract, clear = _resets(reset, t)
+            x = current[t, start:stop]
+            # Two loops over the block: more take longer, and one has too many arrays for the
+            # compiler to prove them apart, so it would not be vectorised.
+            mem_row = mem[t, start:stop] if want_mem else unwanted[0, :n]
+            spike_row = spikes[t, start:stop] if want_spikes else unwanted[1, :n]
             if want_crossing:
                 before[:n] = v[:n]
-            _integrate(v, current[t, start : start + n], b, th, first, t, reset, n)
             for j in range(n):
-                first[j] = t if (v[j] > th[j]) & (first[j] == steps) else first[j]
-            if want_mem:
-                mem[t, start : start + n] = v[:n]
-            if want_spikes:
-                row = spikes[t, start : start + n]
-                for j in range(n):
-                    row[j] = peak[j] if first[j] == t else zero
+                u = b[j] * (zero if first[j] == clear else v[j]) + x[j]
+                u = u - th[j] if first[j] == subtract else u
+                v[j] = u
+                mem_row[j] = u
+            for j in range(n):
+                first[j] = now if (v[j] > th[j]) & (first[j] == never) else first[j]
+                spike_row[j] = one if first[j] == now else zero
             if want_crossing:
                 for j in range(n):
-                    if first[j] == t:
+                    if first[j] == now:
                         crossing[0, start + j] = before[j]
                         crossing[1, start + j] = v[j]
-            if times_only and t % 8 == 7 and first[:n].max() < steps:
+            if times_only and t % 8 == 7 and first[:n].max() < never:
                 break
         for j in range(n):
-            times[start + j] = first[j] if first[j] < steps else -1
+            times[start + j] = first[j] if first[j] < never else -1
+        if graded:
+            for j in range(n):
+                if first[j] < never:
+                    spikes[first[j], start + j] = height[(start + j) % height.shape[0]]
         if want_final:
-            final[start : start + n] = v[:n]
+            final[start:stop] = v[:n]
         if want_crossing:
             for j in range(n):
-                if first[j] == steps:
+                if first[j] == never:
                     crossing[0, start + j] = zero
                     crossing[1, start + j] = zero
 
@@ -212,25 +220,23 @@ def _backward(
     kind = beta.dtype.type
     zero, one = kind(0), kind(1)
     recompute = current.shape[0] > 0
-    has_mem = recompute or mem.shape[0] > 0
     want_current = grad_current.shape[0] > 0
     want_beta, want_theta = grad_beta.shape[0] > 0, grad_theta.shape[0] > 0
     has_g, has_h, has_at = grad_spikes.shape[0] > 0, grad_mem.shape[0] > 0, grad_at.shape[0] > 0
     source = grad_current if recompute else mem
+    # lam lives in the rows of grad_current, or in two rows of its own that take turns
+    lam = grad_current if want_current else np.empty((2, BLOCK), beta.dtype)
     decay, th = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
     peak, v_0 = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
-    lam, gate, slope = (
-        np.empty(BLOCK, beta.dtype),
-        np.empty(BLOCK, beta.dtype),
-        np.empty(BLOCK, beta.dtype),
-    )
-    tail, ramp = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
+    slope, ramp = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
+    tail, zeros = np.empty(BLOCK, beta.dtype), np.zeros(BLOCK, beta.dtype)
     d_beta, d_theta = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
     active = np.empty(BLOCK, np.bool_)
-    first = np.empty(BLOCK, np.int32)
+    first, limit = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     for start in range(low, high, BLOCK):
         stop = min(start + BLOCK, high)
         n = stop - start
+        offset = start if want_current else 0
         _lanes(beta, start, n, decay)
         for j in range(n):
             active[j] = (decay[j] >= zero) & (decay[j] <= one)
@@ -242,64 +248,69 @@ def _backward(
             first[j] = times[start + j] if times[start + j] >= 0 else steps
         if recompute:
             # The membrane goes where its gradient will overwrite it, row by row.
-            lam[:n] = v_0[:n]
+            before = v_0[:n]
             for t in range(steps):
-                _integrate(lam, current[t, start:stop], decay, th, first, t, reset, n)
-                grad_current[t, start:stop] = lam[:n]
-        lam[:], tail[:], ramp[:], d_beta[:], d_theta[:] = zero, zero, zero, zero, zero
+                subtract, clear = _resets(reset, t)
+                x, v = current[t, start:stop], grad_current[t, start:stop]
+                for j in range(n):
+                    u = decay[j] * (zero if first[j] == clear else before[j]) + x[j]
+                    v[j] = u - th[j] if first[j] == subtract else u
+                before = v
+        limit[:] = steps
+        if rule == _MASKED:
+            limit[:n] = first[:n]
+        tail[:], ramp[:], d_beta[:], d_theta[:] = zero, zero, zero, zero
+        after = zeros[:n]
         for k in range(steps - 1, -1, -1):
-            if reset == _SUBTRACT and want_theta:
+            now = np.int32(k)
+            subtract, clear = _resets(reset, k + 1)
+            row = lam[k % lam.shape[0], offset : offset + n]
+            if want_theta and reset == _SUBTRACT:
                 for j in range(n):
-                    d_theta[j] -= lam[j] if first[j] == k else zero
-            if reset == _ZERO:
-                for j in range(n):
-                    lam[j] = zero if first[j] == k else lam[j]
+                    d_theta[j] -= after[j] if first[j] == subtract else zero
             if want_beta:
                 v = source[k, start:stop]
                 for j in range(n):
-                    d_beta[j] += lam[j] * v[j]
-            for j in range(n):
-                lam[j] *= decay[j]
+                    d_beta[j] += (zero if first[j] == clear else after[j]) * v[j]
             if has_g:
                 g = grad_spikes[k if grad_spikes.shape[0] > 1 else 0, start:stop]
-                if rule == _MASKED:
+                if rule == _PRE_SPIKE:
                     for j in range(n):
-                        gate[j] = g[j] * peak[j] if k <= first[j] else zero
-                else:
-                    if rule == _PRE_SPIKE:
-                        for j in range(n):
-                            tail[j] += g[j] * peak[j] if k < first[j] else zero
-                    else:
-                        for j in range(n):
-                            tail[j] += g[j] * peak[j]
-                    for j in range(n):
+                        tail[j] += g[j] if now < first[j] else zero
                         ramp[j] += tail[j]
-                        gate[j] = ramp[j]
+                    g = ramp[:n]
+                elif rule == _STRAIGHT_THROUGH:
+                    for j in range(n):
+                        tail[j] += g[j]
+                        ramp[j] += tail[j]
+                    g = ramp[:n]
                 _slope(source[k, start:stop], th, surrogate, a, b, slope, n)
                 for j in range(n):
-                    gate[j] *= slope[j]
-                    lam[j] += gate[j]
+                    slope[j] *= g[j] * peak[j] if now <= limit[j] else zero
+                    row[j] = decay[j] * (zero if first[j] == clear else after[j]) + slope[j]
                 if want_theta:
                     for j in range(n):
-                        d_theta[j] -= gate[j]
+                        d_theta[j] -= slope[j]
+            else:
+                for j in range(n):
+                    row[j] = decay[j] * (zero if first[j] == clear else after[j])
             if has_h:
                 h = grad_mem[k if grad_mem.shape[0] > 1 else 0, start:stop]
                 for j in range(n):
-                    lam[j] += h[j]
+                    row[j] += h[j]
             if has_at:
                 for j in range(n):
-                    lam[j] += grad_at[start + j] if first[j] == k else zero
-                    lam[j] += grad_before[start + j] if first[j] == k + 1 else zero
-            if want_current:
-                grad_current[k, start:stop] = lam[:n]
+                    row[j] += grad_at[start + j] if first[j] == now else zero
+                    row[j] += grad_before[start + j] if first[j] == now + np.int32(1) else zero
+            after = row
         if want_beta:
             for j in range(n):
-                grad_beta[start + j] = d_beta[j] + lam[j] * v_0[j] if active[j] else zero
+                grad_beta[start + j] = d_beta[j] + after[j] * v_0[j] if active[j] else zero
         if want_theta:
             grad_theta[start:stop] = d_theta[:n]
         if grad_mem_0.shape[0] > 0:
             for j in range(n):
-                grad_mem_0[start + j] = decay[j] * lam[j]
+                grad_mem_0[start + j] = decay[j] * after[j]
 
 
 @_compile
