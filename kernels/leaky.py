@@ -234,9 +234,7 @@ def leaky_backward_kernel(
                 )
             if grad_spikes is not None:
                 g_rows = g_rows + (
-                    tl.load(
-                        grad_spikes + start + row * STEP_SPIKES + lane, mask=inside, other=0.0
-                    ),
+                    tl.load(grad_spikes + start + row * STEP_SPIKES + lane, mask=inside, other=0.0),
                 )
             if grad_mem is not None:
                 h_rows = h_rows + (
@@ -302,7 +300,7 @@ def leaky_readout_kernel(
     mem_0,
     value,
     sensitivity,
-    index,
+    step,
     T,
     M,
     P_BETA,
@@ -314,7 +312,7 @@ def leaky_readout_kernel(
     """Sum, maximum or last value over time of a membrane that never fires.
 
     current (T, M), beta (P,), mem_0 (M,) or None. Outputs: value (M,); sensitivity (M,) or
-    None, d value / d beta carried forward with the membrane; index (M,) int64 or None, the
+    None, d value / d beta carried forward with the membrane; step (M,) int64 or None, the
     step that the value was taken at (maximum, last).
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -330,10 +328,10 @@ def leaky_readout_kernel(
     result_slope = tl.zeros((BLOCK,), STATE)
     if REDUCTION == "max":
         result = tl.full((BLOCK,), float("-inf"), STATE)
-        step = tl.zeros((BLOCK,), tl.int32)
+        taken = tl.zeros((BLOCK,), tl.int32)
     else:
         result = tl.zeros((BLOCK,), STATE)
-        step = tl.zeros((BLOCK,), tl.int32) + (T - 1)
+        taken = tl.zeros((BLOCK,), tl.int32) + (T - 1)
 
     t0 = 0
     while t0 < T:
@@ -354,7 +352,7 @@ def leaky_readout_kernel(
                 better = (v > result) | ((v != v) & (result == result))
                 result = tl.where(better, v, result)
                 result_slope = tl.where(better, slope, result_slope)
-                step = tl.where(better, t, step)
+                taken = tl.where(better, t, taken)
             else:
                 tl.static_assert(REDUCTION == "last", "unknown reduction")
                 result = v
@@ -362,8 +360,8 @@ def leaky_readout_kernel(
         t0 += U
 
     tl.store(value + start + lane, result.to(value.dtype.element_ty), mask=inside)
-    if index is not None:
-        tl.store(index + start + lane, step.to(tl.int64), mask=inside)
+    if step is not None:
+        tl.store(step + start + lane, taken.to(tl.int64), mask=inside)
     if sensitivity is not None:
         result_slope = tl.where((raw >= 0.0) & (raw <= 1.0), result_slope, 0.0)
         tl.store(sensitivity + start + lane, result_slope, mask=inside)

@@ -1,5 +1,6 @@
 """Single-spike layers for snnTorch, computed over the whole time axis at once."""
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # In a source checkout the Triton kernels lie beside this package, not inside it.
@@ -8,3 +9,12 @@ if (_checkout / "kernels" / "leaky.py").is_file():
     __path__.append(str(_checkout))
 
 from . import functional  # noqa: E402
+from .leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
+from .readout import LeakyReadout  # noqa: E402
+
+try:
+    __version__ = version("snn-single-spike")
+except PackageNotFoundError:  # a bare checkout on the path
+    __version__ = "0+unknown"
+
+__all__ = ["LeakyReadout", "LeakyState", "SingleSpikeLeaky", "functional"]

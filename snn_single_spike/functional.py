@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import backends, operators
-from .surrogate import Surrogate, bypass, recognise
+from .surrogate import bypass, recognise
 from .validation import (
     GRADIENT_RULES,
     REDUCTIONS,
@@ -24,7 +24,13 @@ from .validation import (
     check_parameter,
 )
 
-__all__ = ["DEFAULT_GRADIENT", "SingleSpikes", "first_spike_time", "leaky_readout", "single_spike_leaky"]
+__all__ = [
+    "DEFAULT_GRADIENT",
+    "SingleSpikes",
+    "first_spike_time",
+    "leaky_readout",
+    "single_spike_leaky",
+]
 
 DEFAULT_GRADIENT = "masked"
 
@@ -60,7 +66,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, crossings: Tensor, spikes: Tensor, times: Tensor, rule: str) -> Tensor:
         ctx.save_for_backward(times)
-        ctx.rule = rule
+        ctx.rule, ctx.dtype = rule, crossings.dtype
         return spikes.clone()
 
     @staticmethod
@@ -70,12 +76,12 @@ class _Gate(torch.autograd.Function):
         first = torch.where(times < 0, steps, times)
         step = torch.arange(steps, device=grad.device).view(-1, *[1] * times.dim())
         if ctx.rule == "masked":
-            return torch.where(step <= first, grad, 0.0), None, None, None
+            return torch.where(step <= first, grad, 0.0).to(ctx.dtype), None, None, None
         wide = grad.to(torch.float32 if grad.dtype != torch.float64 else grad.dtype)
         if ctx.rule == "pre_spike":
             wide = torch.where(step < first, wide, 0.0)
         ramp = wide.flip(0).cumsum(0).cumsum(0).flip(0)
-        return ramp.to(grad.dtype), None, None, None
+        return ramp.to(ctx.dtype), None, None, None
 
 
 def run_single_spike_leaky(
@@ -84,7 +90,7 @@ def run_single_spike_leaky(
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
     mem: Tensor | None,
-    spike_grad: Surrogate | SpikeGrad | None,
+    spike_grad: SpikeGrad | None,
     gradient: str,
     reset_mechanism: str,
     want_spikes: bool,
@@ -98,6 +104,7 @@ def run_single_spike_leaky(
     check_choice("gradient", gradient, GRADIENT_RULES)
     check_choice("reset_mechanism", reset_mechanism, RESETS)
     chosen = backends.select(backend, current.device.type)
+    exact = gradient == "spike_time"
     surrogate = recognise(spike_grad)
     beta_ = check_parameter("beta", beta, current)
     threshold_ = check_parameter("threshold", threshold, current)
@@ -105,17 +112,18 @@ def run_single_spike_leaky(
     mem_0 = check_mem(mem, current)
 
     track = torch.is_grad_enabled()
-    fused = isinstance(surrogate, Surrogate) or surrogate is bypass or gradient == "spike_time"
-    composed = track and want_spikes and not fused
+    # A surrogate that is the user's own: the operator gives the membrane, autograd the rest.
+    own = None if surrogate or exact or spike_grad is bypass else spike_grad
+    composed = track and want_spikes and own is not None
     spikes, membrane, times, final = operators.SingleSpikeLeaky.apply(
-        _flatten(current),
+        current.flatten(1).contiguous(),
         beta_,
         threshold_,
         torch.ones_like(factor) if composed else factor,
         mem_0,
         reset_mechanism,
         gradient,
-        tuple(surrogate) if isinstance(surrogate, Surrogate) else None,
+        None if exact else surrogate,
         (want_spikes, want_mem or composed, want_final),
         recompute,
         track,
@@ -125,22 +133,17 @@ def run_single_spike_leaky(
     spikes = spikes.view(shape) if want_spikes else None
     membrane = membrane.view(shape) if want_mem or composed else None
     times = times.view(shape[1:])
-    if composed:
+    if composed and own and spikes is not None and membrane is not None:
         parameter = _broadcast(threshold_, shape)
-        crossings = surrogate(membrane - parameter.to(membrane.dtype))
-        spikes = _Gate.apply(crossings, spikes.to(crossings.dtype), times, gradient)
-        spikes = (spikes * _broadcast(factor, shape).to(spikes.dtype)).to(current.dtype)
+        crossings = own(membrane - parameter.to(membrane.dtype))
+        spikes = _Gate.apply(crossings, spikes, times, gradient)
+        spikes = (spikes * _broadcast(factor, shape)).to(current.dtype)
     return _Result(
         spikes,
         membrane if want_mem else None,
         times,
         final.view(shape[1:]) if want_final else None,
     )
-
-
-def _flatten(current: Tensor) -> Tensor:
-    """(T, B, *features) as contiguous (T, M)."""
-    return current.reshape(current.shape[0], current.shape[1:].numel()).contiguous()
 
 
 def _broadcast(parameter: Tensor, shape: torch.Size) -> Tensor:
@@ -367,7 +370,7 @@ def leaky_readout(
     check_choice("reduction", reduction, REDUCTIONS)
     chosen = backends.select(backend, current.device.type)
     value = operators.LeakyReadout.apply(
-        _flatten(current),
+        current.flatten(1).contiguous(),
         check_parameter("beta", beta, current),
         check_mem(mem, current),
         reduction,

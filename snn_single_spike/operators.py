@@ -27,10 +27,10 @@ from .backends.buffers import (
     OutputGradients,
     ReadoutOutputs,
     Saved,
-    Surrogate,
     state_dtype,
 )
 from .backends.memory import empty
+from .surrogate import Surrogate
 
 _library = torch.library.Library("snn_single_spike", "DEF")
 _library.define(
@@ -47,7 +47,7 @@ _library.define(
 )
 _library.define(
     "leaky_readout(Tensor current, Tensor beta, Tensor? mem_0, str reduction, bool sensitivity, "
-    "bool index, str backend) -> (Tensor value, Tensor sensitivity, Tensor index)"
+    "bool step, str backend) -> (Tensor value, Tensor sensitivity, Tensor step)"
 )
 
 
@@ -148,7 +148,7 @@ def _leaky_readout(
     mem_0: Tensor | None,
     reduction: str,
     sensitivity: bool,
-    index: bool,
+    step: bool,
     backend: str,
     *,
     fake: bool = False,
@@ -158,7 +158,7 @@ def _leaky_readout(
     out = (
         new((lanes,), dtype=current.dtype, device=device),
         new((lanes,) if sensitivity else (0,), dtype=state_dtype(current.dtype), device=device),
-        new((lanes,) if index else (0,), dtype=torch.int64, device=device),
+        new((lanes,) if step else (0,), dtype=torch.int64, device=device),
     )
     if not fake and lanes:
         backends.load(backend).leaky_readout(
@@ -250,11 +250,12 @@ class SingleSpikeLeaky(torch.autograd.Function):
         if exact:
             times = _interpolate(steps, crossing, threshold)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(final)
-        if not exact:
-            ctx.mark_non_differentiable(times)
-        if surrogate is None and not exact:
-            ctx.mark_non_differentiable(spikes)
+        if exact:
+            ctx.mark_non_differentiable(final)
+        elif surrogate is None:
+            ctx.mark_non_differentiable(final, times, spikes)
+        else:
+            ctx.mark_non_differentiable(final, times)
         saved = (mem if save_mem else current) if need_saved else None
         ctx.save_for_backward(
             saved, beta, threshold, graded_spikes_factor, mem_0, steps, crossing if exact else None
@@ -262,12 +263,16 @@ class SingleSpikeLeaky(torch.autograd.Function):
         ctx.recompute = need_saved and not save_mem
         ctx.reset, ctx.rule, ctx.surrogate, ctx.backend = reset, rule, surrogate, backend
         ctx.steps, ctx.dtype = current.shape[0], current.dtype
+        ctx.want = want_spikes and (exact or surrogate is not None), want_mem, exact
         return spikes, (mem if want_mem else mem.new_empty(0)), times, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_spikes, grad_mem, grad_times, _ = grads
+        # A compiled graph hands in zeros for outputs that do not exist.
+        grad_spikes, grad_mem, grad_times = (
+            grad if wanted else None for grad, wanted in zip(grads, ctx.want, strict=False)
+        )
         saved, beta, threshold, factor, mem_0, times, crossing = ctx.saved_tensors
         need_current, need_beta, need_threshold, need_factor, need_mem = ctx.needs_input_grad[:5]
         exact = ctx.rule == "spike_time"
@@ -383,11 +388,11 @@ class LeakyReadout(torch.autograd.Function):
     ) -> Tensor:
         need_current, need_beta, need_mem = ctx.needs_input_grad[:3] if track else (False,) * 3
         placed = reduction != "sum" and (need_current or need_mem)
-        value, sensitivity, index = torch.ops.snn_single_spike.leaky_readout(
+        value, sensitivity, step = torch.ops.snn_single_spike.leaky_readout(
             current, beta, mem_0, reduction, need_beta, placed, backend
         )
         # Beta's gradient was carried forward with the membrane: nothing of size T is kept.
-        ctx.save_for_backward(beta, sensitivity, index)
+        ctx.save_for_backward(beta, sensitivity, step)
         ctx.backend, ctx.steps, ctx.dtype = backend, current.shape[0], current.dtype
         ctx.reduction = reduction
         return value
@@ -395,7 +400,7 @@ class LeakyReadout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        beta, sensitivity, index = ctx.saved_tensors
+        beta, sensitivity, step = ctx.saved_tensors
         need_current, need_beta, need_mem = ctx.needs_input_grad[:3]
         grad_beta = _sum_lanes(sensitivity * grad, beta) if need_beta else None
         grad_current = grad_mem = None
@@ -410,7 +415,7 @@ class LeakyReadout(torch.autograd.Function):
                 beta,
                 None,
                 "none",
-                at.new_zeros(at.shape, dtype=torch.int64) if every_step else index,
+                at.new_zeros(at.shape, dtype=torch.int64) if every_step else step,
                 None,
                 at[None] if every_step else None,
                 None if every_step else at,

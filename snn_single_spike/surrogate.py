@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from snntorch import surrogate as snntorch_surrogate
@@ -52,12 +52,11 @@ def bypass(input_: Tensor) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-def recognise(spike_grad: Callable[[Tensor], Tensor] | None) -> Any:
-    """A :class:`Surrogate` for what snnTorch made, anything else as it is.
+def recognise(spike_grad: Callable[[Tensor], Tensor] | None) -> Surrogate | None:
+    """The :class:`Surrogate` that snnTorch made, None for a function of anybody else's.
 
     :param spike_grad: surrogate as given to a snnTorch neuron; None is ``atan()``, the
         default of snnTorch
-    :return: a :class:`Surrogate` where the derivative is known, else ``spike_grad``
     :raises TypeError: ``spike_grad`` cannot be called
     """
     if spike_grad is None:
@@ -70,16 +69,15 @@ def recognise(spike_grad: Callable[[Tensor], Tensor] | None) -> Any:
             "snntorch.surrogate.fast_sigmoid(slope=25), or any function of mem - threshold"
         )
     if getattr(spike_grad, "__module__", None) != snntorch_surrogate.__name__:
-        return spike_grad
+        return None
     qualname = getattr(spike_grad, "__qualname__", type(spike_grad).__name__)
     name = qualname.split(".")[0]
     if name not in _PARAMETERS:
-        return spike_grad
+        return None
     if inspect.isfunction(spike_grad):
         held = inspect.getclosurevars(spike_grad).nonlocals
     else:  # snnTorch's later surrogates are objects that hold their parameters
         held = vars(spike_grad)
     values = [held.get(parameter) for parameter in _PARAMETERS[name]]
-    if not all(isinstance(value, (int, float)) for value in values):
-        return spike_grad
-    return Surrogate(name, *(float(value) for value in values))
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return Surrogate(name, *numbers) if len(numbers) == len(values) else None

@@ -17,7 +17,9 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is not known: use one of {', '.join(map(repr, choices))}")
+        raise ValueError(
+            f"{name}={value!r} is not known: use one of {', '.join(map(repr, choices))}"
+        )
 
 
 def check_current(current: object, name: str = "current") -> Tensor:
@@ -85,7 +87,7 @@ def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor
             f"{tuple(features)} of an input of shape {tuple(current.shape)}: pass a scalar or one "
             "value per neuron"
         )
-    return value.to(state).reshape(padded).expand(features).reshape(-1)
+    return value.to(state).reshape(padded).expand(features).flatten()
 
 
 def check_mem(mem: Tensor | None, current: Tensor) -> Tensor | None:
@@ -111,4 +113,4 @@ def check_mem(mem: Tensor | None, current: Tensor) -> Tensor | None:
             f"mem has shape {tuple(mem.shape)}, but an initial membrane has the shape of one time "
             f"step, {tuple(current.shape[1:])}{hint}"
         )
-    return mem.to(state).reshape(-1)
+    return mem.to(state).flatten()

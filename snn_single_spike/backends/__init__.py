@@ -35,10 +35,8 @@ _INSTALL = {
 logger = logging.getLogger("snn_single_spike")
 
 
-@functools.cache
-def installed(package: str) -> bool:
-    """Whether ``package`` can be imported; nothing is imported to find out."""
-    return importlib.util.find_spec(package) is not None
+# Nothing is imported to find out.
+_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "numba")}
 
 
 def interpreted() -> bool:
@@ -46,25 +44,20 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@functools.cache
-def _auto(device_type: str) -> tuple[str, str]:
-    """The backend for a device type, and why."""
+def explain(device_type: str) -> tuple[str, str]:
+    """The backend that ``auto`` takes on a device type, and the reason in words."""
     if device_type == "cuda":
-        if installed("triton"):
+        if _INSTALLED["triton"]:
             return "triton", "a GPU, and triton is installed"
-        warnings.warn(
-            "snn_single_spike runs its plain torch implementation on the GPU, several times "
-            f"slower than its kernels, because triton is not installed: {_INSTALL['triton']}",
-            stacklevel=4,
-        )
-        return "torch", "a GPU, but triton is not installed"
+        return "torch", f"a GPU, but triton is not installed ({_INSTALL['triton']} is faster)"
     if device_type == "cpu":
-        if installed("numba"):
+        if _INSTALLED["numba"]:
             return "numba", "a CPU, and numba is installed"
         return "torch", f"a CPU, and numba is not installed ({_INSTALL['numba']} is faster)"
     return "torch", f"device type {device_type!r} has no kernels of its own"
 
 
+@torch.compiler.assume_constant_result
 def select(backend: str, device_type: str) -> str:
     """Resolve the ``backend`` argument for tensors on ``device_type``.
 
@@ -72,7 +65,9 @@ def select(backend: str, device_type: str) -> str:
     :raises RuntimeError: a forced backend cannot run here; the message says what is missing
     """
     if backend == "auto":
-        chosen, _ = _auto(device_type)
+        chosen, reason = explain(device_type)
+        if device_type == "cuda" and chosen == "torch":
+            warnings.warn(f"snn_single_spike runs plain torch: {reason}", stacklevel=2)
         return chosen
     if backend not in BACKENDS:
         raise ValueError(
@@ -88,7 +83,7 @@ def missing(backend: str, device_type: str) -> str | None:
     """What keeps ``backend`` from running on ``device_type``, or None."""
     if backend == "torch":
         return None
-    if not installed(backend):
+    if not _INSTALLED[backend]:
         return f"{backend} is not installed: {_INSTALL[backend]}"
     if backend == "numba" and device_type != "cpu":
         return f"it runs on CPU tensors, and these are on {device_type!r}; use backend='auto'"
@@ -105,10 +100,5 @@ def missing(backend: str, device_type: str) -> str | None:
 @functools.cache
 def load(backend: str) -> ModuleType:
     """Import an implementation, once, on its first use."""
-    logger.debug("loading backend %s", backend)
+    logger.info("using backend %s", backend)
     return importlib.import_module(f"{__name__}.{_MODULES[backend]}")
-
-
-def explain(device_type: str) -> tuple[str, str]:
-    """The backend that ``auto`` takes on ``device_type``, and the reason in words."""
-    return _auto(device_type)

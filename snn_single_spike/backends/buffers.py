@@ -60,14 +60,6 @@ class OutputGradients(NamedTuple):
     """(M,) gradient to V[t*-1], state precision; given together with ``at``."""
 
 
-class Surrogate(NamedTuple):
-    """A surrogate derivative by name, and its parameters."""
-
-    name: str
-    a: float
-    b: float
-
-
 class InputGradients(NamedTuple):
     """Gradients to the inputs, to be filled.
 
@@ -86,5 +78,5 @@ class ReadoutOutputs(NamedTuple):
     """(M,), type of the input."""
     sensitivity: Tensor | None
     """(M,) d value / d beta, state precision."""
-    index: Tensor | None
+    step: Tensor | None
     """(M,) int64, the step that a maximum or last value was taken at."""

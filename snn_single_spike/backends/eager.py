@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..surrogate import Surrogate
 from .buffers import (
     ForwardOutputs,
     InputGradients,
@@ -19,7 +20,6 @@ from .buffers import (
     OutputGradients,
     ReadoutOutputs,
     Saved,
-    Surrogate,
     state_dtype,
 )
 from .memory import empty
@@ -37,9 +37,12 @@ def _blocks(lanes: int, device: torch.device) -> list[slice]:
     return [slice(start, min(start + size, lanes)) for start in range(0, lanes, size)]
 
 
-def _workspace(steps: int, blocks: list[slice], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One (T, n) tensor for all blocks: fresh ones would be page faults, block after block."""
-    return empty((steps, blocks[0].stop), dtype=dtype, device=device)
+def _workspace(
+    steps: int, blocks: list[slice], dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """(T, n) work space for each block, all of it one tensor: fresh ones are page faults."""
+    work = empty((steps, blocks[0].stop), dtype=dtype, device=device)
+    return [work[:, : block.stop - block.start] for block in blocks]
 
 
 def _lanes(parameter: Tensor, lanes: int) -> Tensor:
@@ -90,12 +93,13 @@ def leaky_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     theta = _lanes(neuron.threshold, lanes)
     height = _lanes(neuron.graded_spikes_factor, lanes)
     blocks = _blocks(lanes, device)
-    direct = out.mem is not None and out.mem.dtype == dtype
-    work = None if direct else _workspace(steps, blocks, dtype, device)
-    for block in blocks:
+    if out.mem is not None and out.mem.dtype == dtype:
+        mems = [out.mem[:, block] for block in blocks]
+    else:
+        mems = _workspace(steps, blocks, dtype, device)
+    for block, mem in zip(blocks, mems, strict=True):
         rows = current[:, block].to(dtype)
         v_0 = _start(neuron.mem, block, current, dtype)
-        mem = out.mem[:, block] if direct else work[:, : rows.shape[1]]
         times = _integrate(rows, _part(beta, block), _part(theta, block), v_0, neuron.reset, mem)
         silent = times == steps
         out.times[block] = times.masked_fill(silent, -1)
@@ -110,7 +114,7 @@ def leaky_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
             out.crossing[:, block] = pair.masked_fill(silent, 0.0)
         if out.final is not None:
             out.final[block] = mem[-1]
-        if out.mem is not None and not direct:
+        if out.mem is not None and out.mem.dtype != dtype:
             out.mem[:, block] = mem
 
 
@@ -133,29 +137,31 @@ def leaky_backward(
     height = _lanes(neuron.graded_spikes_factor, lanes)
     step = torch.arange(steps, dtype=torch.int32, device=device)[:, None]
     blocks = _blocks(lanes, device)
-    mem_work = _workspace(steps, blocks, state, device) if saved.recompute else None
-    slope_work = None if grads.spikes is None else _workspace(steps, blocks, state, device)
-    direct = out.current is not None and dtype == state
-    lam_work = None if direct else _workspace(steps, blocks, state, device)
-    for block in blocks:
-        width = block.stop - block.start
+    if out.current is not None and dtype == state:
+        lams = [out.current[:, block] for block in blocks]
+    else:
+        lams = _workspace(steps, blocks, state, device)
+    mems = slopes = lams
+    if saved.recompute:
+        mems = _workspace(steps, blocks, state, device)
+    elif saved.tensor is not None:
+        mems = [saved.tensor[:, block].to(state) for block in blocks]
+    if grads.spikes is not None:
+        slopes = _workspace(steps, blocks, state, device)
+    for block, lam, mem, slope in zip(blocks, lams, mems, slopes, strict=True):
         decay, theta_ = _part(beta, block), _part(theta, block)
         v_0 = _start(neuron.mem, block, times, state)
         first = torch.where(times[block] < 0, steps, times[block])
         first_ = first.to(torch.int32)
-        mem = None
-        if saved.tensor is not None:
-            mem = saved.tensor[:, block].to(state)
-            if saved.recompute:
-                rows, mem = mem, mem_work[:, :width]
-                _integrate(rows, decay, theta_, v_0, neuron.reset, mem)
+        if saved.recompute and saved.tensor is not None:
+            rows = saved.tensor[:, block].to(state)
+            _integrate(rows, decay, theta_, v_0, neuron.reset, mem)
 
         # What enters the reverse scan at each step, then the scan in its place
-        lam = out.current[:, block] if direct else lam_work[:, :width]
-        d_theta = torch.zeros(width, dtype=state, device=device)
+        d_theta = torch.zeros_like(v_0)
         if grads.spikes is not None:
             _gate(grads.spikes[:, block], first_, step, rule, lam)
-            slope = torch.sub(mem, theta_, out=slope_work[:, :width])
+            torch.sub(mem, theta_, out=slope)
             lam.mul_(_slope(slope, surrogate)).mul_(_part(height, block))
             if out.threshold is not None:
                 d_theta -= lam.sum(0)
@@ -164,6 +170,7 @@ def leaky_backward(
         if grads.mem is not None:
             lam += grads.mem[:, block]
         if grads.at is not None:
+            assert grads.before is not None
             for gradient, index in ((grads.at, first), (grads.before, first - 1)):
                 real = (index >= 0) & (index < steps)
                 source = gradient[block].masked_fill(~real, 0.0)[None]
@@ -177,7 +184,7 @@ def leaky_backward(
                 carry.masked_fill_(first_ == k, 0.0)
             after = lam[k].add_(carry)
 
-        if out.current is not None and not direct:
+        if out.current is not None and dtype != state:
             out.current[:, block] = lam
         if out.mem is not None:
             out.mem[block] = decay * lam[0]
@@ -265,7 +272,7 @@ def leaky_readout(
             else:
                 value, value_slope = v, slope
         out.value[block] = value
-        if out.index is not None:
-            out.index[block] = index
+        if out.step is not None:
+            out.step[block] = index
         if out.sensitivity is not None:
             out.sensitivity[block] = value_slope.masked_fill(~_part(active, block), 0.0)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..surrogate import Surrogate
 from .buffers import (
     ForwardOutputs,
     InputGradients,
@@ -28,7 +29,6 @@ from .buffers import (
     OutputGradients,
     ReadoutOutputs,
     Saved,
-    Surrogate,
     state_dtype,
 )
 
@@ -314,7 +314,7 @@ def _backward(
 
 
 @_compile
-def _readout(low, high, current, beta, mem_0, value, sensitivity, index, reduction):
+def _readout(low, high, current, beta, mem_0, value, sensitivity, step, reduction):
     steps = current.shape[0]
     zero, one = current.dtype.type(0), current.dtype.type(1)
     want_slope = sensitivity.shape[0] > 0
@@ -322,7 +322,7 @@ def _readout(low, high, current, beta, mem_0, value, sensitivity, index, reducti
     decay = np.empty(BLOCK, current.dtype)
     result, result_slope = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
     active = np.empty(BLOCK, np.bool_)
-    step = np.empty(BLOCK, np.int32)
+    taken = np.empty(BLOCK, np.int32)
     for start in range(low, high, BLOCK):
         stop = min(start + BLOCK, high)
         n = stop - start
@@ -333,7 +333,7 @@ def _readout(low, high, current, beta, mem_0, value, sensitivity, index, reducti
         _start(mem_0, start, n, v)
         slope[:], result_slope[:] = zero, zero
         result[:] = -np.inf if reduction == _MAX else zero
-        step[:] = 0 if reduction == _MAX else steps - 1
+        taken[:] = 0 if reduction == _MAX else steps - 1
         for t in range(steps):
             x = current[t, start:stop]
             if want_slope:
@@ -351,13 +351,13 @@ def _readout(low, high, current, beta, mem_0, value, sensitivity, index, reducti
                     better = (v[j] > result[j]) | nan
                     result[j] = v[j] if better else result[j]
                     result_slope[j] = slope[j] if better else result_slope[j]
-                    step[j] = t if better else step[j]
+                    taken[j] = t if better else taken[j]
             else:
                 result[:n], result_slope[:n] = v[:n], slope[:n]
         value[start:stop] = result[:n]
-        if index.shape[0] > 0:
+        if step.shape[0] > 0:
             for j in range(n):
-                index[start + j] = step[j]
+                step[start + j] = taken[j]
         if want_slope:
             for j in range(n):
                 sensitivity[start + j] = result_slope[j] if active[j] else zero
@@ -494,7 +494,7 @@ def leaky_readout(
         _array(mem, 1, dtype),
         results.array(out.value, 1),
         results.array(out.sensitivity, 1),
-        np.empty(0, np.int64) if out.index is None else out.index.numpy(),
+        np.empty(0, np.int64) if out.step is None else out.step.numpy(),
         REDUCTIONS[reduction],
     )
     results.copy_back()

@@ -14,6 +14,7 @@ from snn_single_spike.kernels.leaky import (
     leaky_readout_kernel,
 )
 
+from ..surrogate import Surrogate
 from .buffers import (
     ForwardOutputs,
     InputGradients,
@@ -21,7 +22,6 @@ from .buffers import (
     OutputGradients,
     ReadoutOutputs,
     Saved,
-    Surrogate,
 )
 
 # Spike decisions must round like eager torch: no fused multiply-add.
@@ -142,7 +142,7 @@ def leaky_readout(
             mem,
             out.value,
             out.sensitivity,
-            out.index,
+            out.step,
             steps,
             lanes,
             beta.numel(),

@@ -1,0 +1,289 @@
+"""The single-spike form of :class:`snntorch.Leaky`."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import snntorch as snn
+import torch
+from snntorch._neurons.neurons import SpikingNeuron
+from torch import Tensor
+
+from . import backends
+from .backends.buffers import state_dtype
+from .functional import DEFAULT_GRADIENT, run_single_spike_leaky
+from .surrogate import bypass, recognise
+from .validation import GRADIENT_RULES, check_choice, check_mem, check_parameter
+
+__all__ = ["LeakyState", "SingleSpikeLeaky"]
+
+
+class LeakyState(NamedTuple):
+    """State of :meth:`SingleSpikeLeaky.step` between two time steps."""
+
+    mem: Tensor
+    """Membrane, `(B, *features)`, float32 or float64."""
+    times: Tensor
+    """Step of the first spike so far, `(B, *features)` int64, -1 while silent."""
+    steps: int
+    """Time steps taken."""
+
+
+class SingleSpikeLeaky(snn.Leaky):
+    """
+    Leaky integrate-and-fire neuron that spikes at most once per sample, over a whole
+    sequence in one call. Takes the constructor arguments of :class:`snntorch.Leaky`.
+
+    .. math::
+
+            U[t] = βU[t-1] + I_{\\rm in}[t] - R[t] \\\\
+            S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
+
+    The reset R acts once, one step after the spike, by ``reset_mechanism``; spikes up to and
+    including the first, and the membrane up to the step after it, are those of
+    :class:`snntorch.Leaky`. Method: Taylor, King and Harper, arXiv:2205.15286.
+
+    Example::
+
+        import torch, torch.nn as nn
+        from snn_single_spike import SingleSpikeLeaky
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc1 = nn.Linear(784, 1000)
+                self.lif1 = SingleSpikeLeaky(beta=0.9)       # was snn.Leaky(beta=0.9)
+                self.fc2 = nn.Linear(1000, 10)
+                self.lif2 = SingleSpikeLeaky(beta=0.9)
+
+            def forward(self, x):                            # x: (time, batch, 784)
+                spk1, _ = self.lif1(self.fc1(x))             # no loop over time
+                return self.lif2(self.fc2(spk1))             # spk2, mem2
+
+    Every call is one sample from its start: the state of an earlier call is not carried
+    over, so ``utils.reset(net)`` is allowed but not needed. For streaming use :meth:`step`.
+
+    :param beta: membrane potential decay rate. Clipped between 0 and 1 during the forward
+        pass. A number, or a tensor that broadcasts to the features (one value per neuron)
+    :type beta: float or torch.tensor
+
+    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :type threshold: float or torch.tensor, optional
+
+    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate` or any
+        differentiable function of `mem - threshold`. Defaults to None (ATan)
+    :type spike_grad: Callable, optional
+
+    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :type surrogate_disable: bool, optional
+
+    :param init_hidden: return the spikes only. Defaults to False
+    :type init_hidden: bool, optional
+
+    :param inhibition: not supported, must be False: it couples neurons at every step
+
+    :param learn_beta: make beta a parameter. Defaults to False
+    :type learn_beta: bool, optional
+
+    :param learn_threshold: make threshold a parameter. Defaults to False
+    :type learn_threshold: bool, optional
+
+    :param reset_mechanism: what the spike does to the membrane: "subtract" the threshold,
+        set to "zero", or "none". Defaults to "subtract"
+    :type reset_mechanism: str, optional
+
+    :param state_quant: not supported, must be False: it makes the membrane non-linear
+
+    :param output: return spikes and membrane although `init_hidden=True`. Defaults to False
+    :type output: bool, optional
+
+    :param graded_spikes_factor: height of a spike. Defaults to 1
+    :type graded_spikes_factor: float or torch.tensor
+
+    :param learn_graded_spikes_factor: make it a parameter. Defaults to False
+    :type learn_graded_spikes_factor: bool, optional
+
+    :param reset_delay: must be True: the reset comes one step after the spike
+
+    :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
+        Defaults to "masked"
+    :type gradient: str, optional, keyword only
+
+    :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
+    :type backend: str, optional, keyword only
+
+    Inputs: \\input_, mem_0
+        - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
+          float64, float16 or bfloat16
+        - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
+          default. The empty tensor of `reset_mem()` means zeros too
+
+    Outputs: spk, mem
+        - **spk** of shape `(time, batch, *features)`: the spikes, in the type of the input
+          (snnTorch's are float32 whatever the input)
+        - **mem** of the same shape: the membrane at every step, type of the input. Not
+          returned with `init_hidden=True`, unless `output=True`
+
+    After a call `self.mem` is the membrane of the last step, detached.
+
+    :raises ValueError, TypeError, RuntimeError: as
+        :func:`snn_single_spike.functional.single_spike_leaky`; for an option that cannot be
+        honoured; for a membrane passed in with `init_hidden=True`
+    """
+
+    def __init__(
+        self,
+        beta,
+        threshold=1.0,
+        spike_grad=None,
+        surrogate_disable=False,
+        init_hidden=False,
+        inhibition=False,
+        learn_beta=False,
+        learn_threshold=False,
+        reset_mechanism="subtract",
+        state_quant=False,
+        output=False,
+        graded_spikes_factor=1.0,
+        learn_graded_spikes_factor=False,
+        reset_delay=True,
+        *,
+        gradient: str = DEFAULT_GRADIENT,
+        backend: str = "auto",
+    ) -> None:
+        _refuse("inhibition", inhibition, False, "it lets neurons silence each other at every step")
+        _refuse("state_quant", state_quant, False, "it makes the membrane non-linear in its input")
+        _refuse("reset_delay", reset_delay, True, "the reset comes one step after the spike")
+        check_choice("gradient", gradient, GRADIENT_RULES)
+        check_choice("backend", backend, ("auto", *backends.BACKENDS))
+        super().__init__(
+            beta,
+            threshold,
+            spike_grad,
+            surrogate_disable,
+            init_hidden,
+            inhibition,
+            learn_beta,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+            graded_spikes_factor,
+            learn_graded_spikes_factor,
+            reset_delay,
+        )
+        for name in ("beta", "threshold", "graded_spikes_factor"):
+            if getattr(self, name).isnan().any():
+                raise ValueError(f"{name} contains NaN: initialise it with finite values")
+        self.spike_grad = bypass if surrogate_disable else recognise(spike_grad) or spike_grad
+        self.gradient = gradient
+        self.backend = backend
+        self._track()
+
+    def extra_repr(self) -> str:
+        """The options that decide what the layer computes."""
+        return (
+            f"reset_mechanism={self.reset_mechanism!r}, gradient={self.gradient!r}, "
+            f"backend={self.backend!r}"
+        )
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        if mem is not None and self.init_hidden:
+            raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
+        if mem is not None and mem.shape == (0,):  # reset_mem() before the first call
+            mem = None
+        want_mem = self.output or not self.init_hidden
+        result = run_single_spike_leaky(
+            input_,
+            self.beta,
+            self.threshold,
+            self.graded_spikes_factor,
+            mem,
+            self.spike_grad,
+            self.gradient,
+            self.reset_mechanism,
+            want_spikes=True,
+            want_mem=want_mem,
+            want_final=True,
+            recompute=False,
+            backend=self.backend,
+        )
+        if not torch.compiler.is_exporting():  # an exported graph has no attributes to set
+            self.mem = result.final
+        return (result.spikes, result.mem) if want_mem else result.spikes
+
+    def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
+        """
+        One time step of the same neuron, for streaming: the same spikes, bit for bit on the
+        CPU, as :meth:`forward` on the stacked sequence.
+
+        Example::
+
+            state = None
+            for x in stream:                       # x: (batch, *features)
+                spk, state = lif.step(x, state)
+
+        Differentiable by backpropagation through time, which is the `"masked"` rule; other
+        rules need the whole sequence.
+
+        :param input_: current of one step, of shape `(batch, *features)`
+        :type input_: torch.Tensor
+        :param state: what the last step returned; None starts a sample
+        :type state: LeakyState, optional
+        :return: spikes `(batch, *features)` and the state for the next step
+        :rtype: tuple(torch.Tensor, LeakyState)
+        :raises ValueError: fewer than two dimensions, or a state of another shape
+        """
+        if not isinstance(input_, Tensor) or input_.dim() < 2:
+            raise ValueError(
+                "input_ of one step must be a tensor of shape (batch, *features), not "
+                f"{tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__}"
+            )
+        sequence = input_[None]
+        shape = input_.shape[1:]
+        beta, theta, factor = (
+            check_parameter(name, getattr(self, name), sequence).expand(shape.numel()).view(shape)
+            for name in ("beta", "threshold", "graded_spikes_factor")
+        )
+        if state is None:
+            mem = torch.zeros_like(input_, dtype=state_dtype(input_.dtype))
+            state = LeakyState(mem, torch.full_like(input_, -1, dtype=torch.int64), 0)
+        check_mem(state.mem, sequence)
+        mem, times, now = state
+        reset = (times >= 0) & (times == now - 1)
+        if self.reset_mechanism == "zero":
+            mem = torch.where(reset, 0.0, mem)
+        mem = beta.clamp(0, 1) * mem + input_
+        if self.reset_mechanism == "subtract":
+            mem = torch.where(reset, mem - theta, mem)
+        fire = (mem > theta) & (times < 0)
+        allowed = ((times < 0) | fire).to(mem.dtype)  # at most once, as a detached gate
+        spk = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor
+        spk = torch.where(fire, spk, spk - spk.detach())
+        return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)
+
+    def _track(self) -> None:
+        """Let snnTorch's resets reach this neuron without keeping it alive for ever."""
+        listed = SpikingNeuron.instances
+        listed[:] = [neuron for neuron in listed if neuron is not self and neuron is not None]
+        listed.append(weakref.proxy(self, _forget))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._track()  # a copied or loaded neuron is reset like any other
+
+
+def _forget(proxy: Any) -> None:
+    # None rather than a shorter list: snnTorch may be walking it by index right now.
+    listed = SpikingNeuron.instances
+    listed[:] = [None if neuron is proxy else neuron for neuron in listed]
+
+
+def _refuse(name: str, value: Any, only: bool, reason: str) -> None:
+    if value is not only:
+        raise ValueError(
+            f"{name}={value!r} cannot be honoured by a neuron that is computed over the whole "
+            f"sequence at once ({reason}): leave {name}={only}, or keep snntorch.Leaky for this "
+            "layer"
+        )
