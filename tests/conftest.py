@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
 from snn_single_spike import backends
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)

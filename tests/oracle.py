@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import snntorch as snn
 import torch
+from torch import Tensor
+
 from snn_single_spike import reference
 from snn_single_spike.functional import single_spike_leaky
-from torch import Tensor
 
 
 class Run(NamedTuple):

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, device_of
-from oracle import relative_error
+from snntorch import surrogate
+
 from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.functional import single_spike_leaky
-from snntorch import surrogate
+
+from conftest import SHARED, device_of
+from oracle import relative_error
 
 GOLDEN = sorted((SHARED / "golden").glob("*.npz"))
 RULES = ("straight_through", "pre_spike")

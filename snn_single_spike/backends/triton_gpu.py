@@ -26,18 +26,22 @@ from .buffers import (
 
 # Spike decisions must round like eager torch: no fused multiply-add.
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": False}
-WARP = 32
-# Time steps loaded ahead. Backward reads up to three streams, so it looks less far.
-FORWARD_STEPS, BACKWARD_STEPS = 16, 8
+# Time steps loaded ahead: as many as registers allow. Backward reads up to three streams.
+FORWARD_STEPS, BACKWARD_STEPS, RECOMPUTE_STEPS = 16, 8, 4
+# 16-byte loads of float32 for a warp of 32, and the bytes of a row that keep a chip busy.
+_WIDE_BLOCK, _WIDE_PROGRAMS = 128, 256
 # The interpreter takes its time per program and step, whatever the block size.
 _INTERPRETED_BLOCK = 4096
 
 
-def block_size(lanes: int, dtype: torch.dtype) -> int:
-    """Neurons per program: 16-byte loads for large layers, more programs for small ones."""
+def block_size(lanes: int, warp: int) -> int:
+    """Neurons per program of one warp: several a thread, or one where programs are few."""
+    return _WIDE_BLOCK if lanes >= _WIDE_PROGRAMS * _WIDE_BLOCK else warp
+
+
+def _block(lanes: int) -> int:
     if isinstance(leaky_forward_kernel, triton.runtime.JITFunction):
-        wide = WARP * 16 // dtype.itemsize
-        return wide if lanes >= 256 * wide else WARP
+        return block_size(lanes, triton.runtime.driver.active.get_current_target().warp_size)
     return min(_INTERPRETED_BLOCK, triton.next_power_of_2(lanes))
 
 
@@ -51,7 +55,7 @@ def _device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
 
 def leaky_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     steps, lanes = current.shape
-    block = block_size(lanes, current.dtype)
+    block = _block(lanes)
     with _device(current):
         leaky_forward_kernel[(triton.cdiv(lanes, block),)](
             current,
@@ -89,7 +93,7 @@ def leaky_backward(
     out: InputGradients,
 ) -> None:
     lanes = times.numel()
-    block = block_size(lanes, dtype)
+    block = _block(lanes)
     with _device(times):
         leaky_backward_kernel[(triton.cdiv(lanes, block),)](
             None if saved.recompute else saved.tensor,
@@ -121,7 +125,7 @@ def leaky_backward(
             RESET=neuron.reset,
             STATE=state_type(dtype),
             BLOCK=block,
-            U=BACKWARD_STEPS,
+            U=RECOMPUTE_STEPS if saved.recompute else BACKWARD_STEPS,
             **LAUNCH,
         )
 
@@ -134,7 +138,7 @@ def leaky_readout(
     out: ReadoutOutputs,
 ) -> None:
     steps, lanes = current.shape
-    block = block_size(lanes, current.dtype)
+    block = _block(lanes)
     with _device(current):
         leaky_readout_kernel[(triton.cdiv(lanes, block),)](
             current,

@@ -1,0 +1,244 @@
+"""Compiles the kernels for GPUs that are not here, and reads what the compiler made of them.
+
+`python compiled.py` prints the facts of every variant and target as JSON. It is a process of
+its own because a process that interprets kernels cannot compile them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from snn_single_spike.backends import triton_gpu
+from snn_single_spike.kernels import leaky
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+ALWAYS = {"beta": "*fp32", "threshold": "*fp32", "graded_spikes_factor": "*fp32", "times": "*i64"}
+STATE = ("crossing", "mem_0", "grad_at", "grad_before", "grad_beta", "grad_threshold")
+STATE += ("grad_mem_0", "sensitivity")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of a kernel, as the launcher would ask for it."""
+
+    kernel: str
+    tensors: tuple[str, ...]
+    """Optional tensors that are present."""
+    options: tuple[tuple[str, str], ...] = ()
+    dtype: torch.dtype = torch.float32
+    wide: bool = True
+
+
+MASKED = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "subtract"))
+RAMP = (("RULE", "straight_through"), ("SURROGATE", "fast_sigmoid"), ("RESET", "none"))
+LEARNED = ("grad_beta", "grad_threshold", "grad_mem_0", "mem_0")
+VARIANTS = {
+    "forward": Variant(
+        "leaky_forward_kernel", ("current", "spikes", "mem", "final"), (("RESET", "subtract"),)
+    ),
+    "forward small": Variant(
+        "leaky_forward_kernel", ("current", "spikes", "mem"), (("RESET", "zero"),), wide=False
+    ),
+    "forward bf16": Variant(
+        "leaky_forward_kernel",
+        ("current", "spikes", "mem", "final"),
+        (("RESET", "subtract"),),
+        torch.bfloat16,
+    ),
+    "forward times": Variant("leaky_forward_kernel", ("current",), (("RESET", "none"),)),
+    "forward crossing": Variant(
+        "leaky_forward_kernel", ("current", "crossing", "mem_0"), (("RESET", "none"),)
+    ),
+    "backward masked": Variant(
+        "leaky_backward_kernel", ("mem", "grad_spikes", "grad_current"), MASKED
+    ),
+    "backward learned": Variant(
+        "leaky_backward_kernel",
+        ("mem", "grad_spikes", "grad_mem", "grad_current", *LEARNED),
+        MASKED,
+    ),
+    "backward ramp": Variant(
+        "leaky_backward_kernel", ("mem", "grad_spikes", "grad_current", "grad_beta"), RAMP
+    ),
+    "backward recompute": Variant(
+        "leaky_backward_kernel",
+        ("current", "grad_spikes", "grad_mem", "grad_current", *LEARNED),
+        MASKED,
+    ),
+    "backward spike time": Variant(
+        "leaky_backward_kernel",
+        ("grad_at", "grad_before", "grad_current"),
+        (("RULE", "spike_time"), ("SURROGATE", "atan"), ("RESET", "none")),
+    ),
+    "backward bf16": Variant(
+        "leaky_backward_kernel",
+        ("mem", "grad_spikes", "grad_current", *LEARNED),
+        MASKED,
+        torch.bfloat16,
+    ),
+    "readout sum": Variant(
+        "leaky_readout_kernel", ("current", "value", "sensitivity"), (("REDUCTION", "sum"),)
+    ),
+    "readout max": Variant(
+        "leaky_readout_kernel", ("current", "value", "sensitivity", "step"), (("REDUCTION", "max"),)
+    ),
+}
+
+
+@dataclass
+class Facts:
+    """What a compiler made of one variant."""
+
+    registers: int
+    spilled: int
+    """Bytes or registers in local memory."""
+    instructions: dict[str, int]
+    loops: list[dict[str, int]]
+    """Instructions of each loop over time (NVIDIA only)."""
+
+    def count(self, pattern: str) -> int:
+        """Instructions whose name matches."""
+        return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
+
+
+def ahead(variant: Variant) -> int:
+    """Time steps that the variant loads ahead."""
+    if "backward" not in variant.kernel:
+        return triton_gpu.FORWARD_STEPS
+    recompute = "current" in variant.tensors
+    return triton_gpu.RECOMPUTE_STEPS if recompute else triton_gpu.BACKWARD_STEPS
+
+
+def compile_variant(name: str, target_name: str) -> Facts:
+    variant = VARIANTS[name]
+    kernel = getattr(leaky, variant.kernel)
+    target = TARGETS[target_name]
+    lanes = 1 << 20 if variant.wide else 128
+    constants = dict(variant.options) | {
+        "STATE": tl.float32,
+        "BLOCK": triton_gpu.block_size(lanes, target.warp_size),
+        "U": ahead(variant),
+    }
+    signature, values, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif name in ALWAYS:
+            signature[name] = ALWAYS[name]
+        elif name == "step" and name in variant.tensors:
+            signature[name] = "*i64"
+        elif name in variant.tensors:
+            signature[name] = "*fp32" if name in STATE else "*" + TYPES[variant.dtype]
+        elif name in ("a", "b"):
+            signature[name] = "fp32"
+        elif name.isupper():
+            signature[name] = "i32"
+        else:
+            signature[name], values[name] = "constexpr", None
+        if signature[name][0] == "*" or name in ("M", "STEP_SPIKES", "STEP_MEM"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    binary = triton.compile(source, target=target, options=dict(triton_gpu.LAUNCH))
+    return _amd(binary) if target.backend == "hip" else _nvidia(binary)
+
+
+def _nvidia(binary: object) -> Facts:
+    tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+
+        def run(*command: str) -> str:
+            path, *arguments = command
+            return subprocess.run(
+                [os.path.join(tools, path), *arguments, file.name],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+
+        usage = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", run("cuobjdump", "-res-usage")))
+        text = run("nvdisasm", "-c")
+    return Facts(
+        registers=int(usage["REG"]),
+        spilled=int(usage["STACK"]) + int(usage["LOCAL"]),
+        instructions=_instructions(text),
+        loops=[_instructions(body) for body in _loops(text)],
+    )
+
+
+def _instructions(text: str) -> dict[str, int]:
+    pattern = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
+    return dict(Counter(re.findall(pattern, text, re.M)))
+
+
+def _loops(text: str) -> list[str]:
+    """Bodies of the backward branches of an NVIDIA disassembly."""
+    lines = text.splitlines()
+    labels = {
+        match.group(1): number
+        for number, line in enumerate(lines)
+        if (match := re.match(r"(\.L_x_\d+):", line))
+    }
+    bodies = []
+    for number, line in enumerate(lines):
+        match = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        # The last instruction of a program is a branch to itself.
+        if match and labels.get(match.group(1), number) < number - 2:
+            bodies.append("\n".join(lines[labels[match.group(1)] : number]))
+    return bodies
+
+
+def _amd(binary: object) -> Facts:
+    text = binary.asm["amdgcn"]
+    facts = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text))
+    private = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text).group(1))
+    return Facts(
+        registers=int(facts["vgpr_count"]),
+        spilled=int(facts["vgpr_spill_count"]) + int(facts["sgpr_spill_count"]) + private,
+        instructions=dict(Counter(re.findall(r"^\t([a-z]\w+)", text, re.M))),
+        loops=[],
+    )
+
+
+def compile_all() -> dict[str, Facts]:
+    """Facts of every variant and target, compiled in a process without the interpreter."""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    output = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, env=environment, check=False
+    )
+    if output.returncode:
+        raise RuntimeError(f"compiling the kernels failed:\n{output.stderr}")
+    return {key: Facts(**facts) for key, facts in json.loads(output.stdout).items()}
+
+
+if __name__ == "__main__":
+    pairs = [(name, target) for name in VARIANTS for target in TARGETS]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(compile_variant, *zip(*pairs, strict=True))
+        facts = {
+            f"{name} {target}": asdict(result)
+            for (name, target), result in zip(pairs, results, strict=True)
+        }
+    print(json.dumps(facts))
