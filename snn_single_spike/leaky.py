@@ -125,7 +125,8 @@ class SingleSpikeLeaky(snn.Leaky):
         - **mem** of the same shape: the membrane at every step, type of the input. Not
           returned with `init_hidden=True`, unless `output=True`
 
-    After a call `self.mem` is the membrane of the last step, detached.
+    After a call `self.mem` is the membrane of the last step, detached. Compiled and exported
+    modules leave it as it was.
 
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_leaky`; for an option that cannot be
@@ -176,7 +177,8 @@ class SingleSpikeLeaky(snn.Leaky):
         for name in ("beta", "threshold", "graded_spikes_factor"):
             if getattr(self, name).isnan().any():
                 raise ValueError(f"{name} contains NaN: initialise it with finite values")
-        self.spike_grad = bypass if surrogate_disable else recognise(spike_grad) or spike_grad
+        known = None if surrogate_disable else recognise(spike_grad)
+        self.spike_grad: Any = bypass if surrogate_disable else known or spike_grad
         self.gradient = gradient
         self.backend = backend
         self._track()
@@ -194,6 +196,8 @@ class SingleSpikeLeaky(snn.Leaky):
         if mem is not None and mem.shape == (0,):  # reset_mem() before the first call
             mem = None
         want_mem = self.output or not self.init_hidden
+        # In a compiled graph an attribute of varying shape would compile it again each time.
+        keep_state = not torch.compiler.is_compiling()
         result = run_single_spike_leaky(
             input_,
             self.beta,
@@ -205,12 +209,12 @@ class SingleSpikeLeaky(snn.Leaky):
             self.reset_mechanism,
             want_spikes=True,
             want_mem=want_mem,
-            want_final=True,
+            want_final=keep_state,
             recompute=False,
             backend=self.backend,
         )
-        if not torch.compiler.is_exporting():  # an exported graph has no attributes to set
-            self.mem = result.final
+        if result.final is not None:
+            self.mem = result.final.detach()
         return (result.spikes, result.mem) if want_mem else result.spikes
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:

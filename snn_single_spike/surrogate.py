@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from snntorch import surrogate as snntorch_surrogate
 from torch import Tensor
+
+from .compiling import constant_when_compiled
 
 # Factory in snntorch.surrogate -> its parameters, in the order (a, b) of the kernels.
 # SSO draws random numbers and custom_surrogate holds user code: both go through autograd.
@@ -51,7 +52,7 @@ def bypass(input_: Tensor) -> Tensor:
     return (input_ > 0).to(input_.dtype)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def recognise(spike_grad: Callable[[Tensor], Tensor] | None) -> Surrogate | None:
     """The :class:`Surrogate` that snnTorch made, None for a function of anybody else's.
 

@@ -24,6 +24,8 @@ from types import ModuleType
 
 import torch
 
+from ..compiling import constant_when_compiled
+
 BACKENDS = ("triton", "numba", "torch")
 
 _MODULES = {"triton": "triton_gpu", "numba": "numba_cpu", "torch": "eager"}
@@ -57,7 +59,7 @@ def explain(device_type: str) -> tuple[str, str]:
     return "torch", f"device type {device_type!r} has no kernels of its own"
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def select(backend: str, device_type: str) -> str:
     """Resolve the ``backend`` argument for tensors on ``device_type``.
 

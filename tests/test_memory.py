@@ -1,0 +1,138 @@
+"""What is written and what is saved: nothing that nobody asked for."""
+
+import pytest
+import torch
+from snntorch import surrogate
+
+from snn_single_spike import SingleSpikeLeaky, operators
+from snn_single_spike.backends import memory
+from snn_single_spike.functional import first_spike_time, leaky_readout, single_spike_leaky
+from snn_single_spike.validation import GRADIENT_RULES
+
+STEPS, BATCH, NEURONS = 50, 4, 100
+ROWS = STEPS * BATCH * NEURONS
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Sizes of all tensors that the operators allocate."""
+    sizes = []
+
+    def recording(shape, **options):
+        out = memory.empty(shape, **options)
+        sizes.append(out.numel())
+        return out
+
+    monkeypatch.setattr(operators, "empty", recording)
+    return sizes
+
+
+def saved_by(call):
+    """Elements of the (T, M) tensors that autograd keeps for the backward pass."""
+    tensors = {}
+
+    def pack(tensor):
+        tensors[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()
+    return [t for t in tensors.values() if t.numel() >= ROWS], out
+
+
+def current(**options):
+    return torch.randn(STEPS, BATCH, NEURONS, **options)
+
+
+@pytest.mark.parametrize("gradient", ["masked", "spike_time"])
+def test_times_only_writes_nothing_of_size_T(gradient, written, cpu_backend):
+    first_spike_time(current(requires_grad=True), 0.9, gradient=gradient, backend=cpu_backend)
+    assert max(written) <= 2 * BATCH * NEURONS
+
+
+def test_readout_writes_and_saves_nothing_of_size_T(written, cpu_backend):
+    beta = torch.tensor(0.9, requires_grad=True)
+    x = current(requires_grad=True)
+    saved, value = saved_by(lambda: leaky_readout(x, beta, backend=cpu_backend))
+    assert max(written) == BATCH * NEURONS
+    assert not saved
+    value.sum().backward()
+
+
+def test_inference_writes_only_what_is_returned(written, cpu_backend):
+    lif = SingleSpikeLeaky(0.9, learn_beta=True, init_hidden=True, backend=cpu_backend)
+    with torch.no_grad():
+        lif(current())
+    assert sum(size == ROWS for size in written) == 1
+    written.clear()
+    with torch.no_grad():
+        single_spike_leaky(current(), 0.9, return_spikes=False, backend=cpu_backend)
+    assert sum(size == ROWS for size in written) == 1
+
+
+@pytest.mark.parametrize("rule", GRADIENT_RULES)
+def test_backward_saves_at_most_one_tensor(rule, cpu_backend):
+    x, beta = current(requires_grad=True), torch.tensor(0.9, requires_grad=True)
+    saved, out = saved_by(lambda: single_spike_leaky(x, beta, gradient=rule, backend=cpu_backend))
+    assert len(saved) == 1
+    assert saved[0].data_ptr() == out.mem.data_ptr()  # the very tensor that is returned
+
+
+def test_membrane_is_saved_in_the_input_type(cpu_backend):
+    x = current(requires_grad=True, dtype=torch.bfloat16)
+    saved, _ = saved_by(lambda: single_spike_leaky(x, 0.9, return_mem=False, backend=cpu_backend))
+    assert [t.dtype for t in saved] == [torch.bfloat16]
+
+
+def test_recompute_saves_the_current_and_writes_no_membrane(written, cpu_backend):
+    x = current(requires_grad=True)
+    saved, out = saved_by(
+        lambda: single_spike_leaky(x, 0.9, return_mem=False, recompute=True, backend=cpu_backend)
+    )
+    assert [t.data_ptr() for t in saved] == [x.data_ptr()]
+    assert sum(size == ROWS for size in written) == 1  # the spikes
+    written.clear()
+    out.spikes.sum().backward()
+    assert sum(size == ROWS for size in written) == 1  # the gradient, and no work space beside
+
+
+def test_exact_times_with_fixed_beta_save_nothing_of_size_T(cpu_backend):
+    x = current(requires_grad=True)
+    saved, times = saved_by(
+        lambda: first_spike_time(x, 0.9, gradient="spike_time", backend=cpu_backend)
+    )
+    assert not saved
+    times.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_membrane_alone_with_fixed_beta_saves_nothing_of_size_T(cpu_backend):
+    x = current(requires_grad=True)
+    saved, out = saved_by(
+        lambda: single_spike_leaky(x, 0.9, return_spikes=False, backend=cpu_backend)
+    )
+    assert not saved
+    out.mem.sum().backward()
+
+
+def test_gradients_not_needed_are_not_computed(written, cpu_backend):
+    beta = torch.full((NEURONS,), 0.9, requires_grad=True)
+    out = single_spike_leaky(current(), beta, backend=cpu_backend)
+    written.clear()
+    out.spikes.sum().backward()
+    assert max(written) == BATCH * NEURONS  # the gradient of beta; none of the current
+
+
+def test_own_surrogates_save_what_autograd_needs_and_still_work(cpu_backend):
+    x = current(requires_grad=True)
+    out = single_spike_leaky(x, 0.9, spike_grad=surrogate.SSO(), backend=cpu_backend)
+    out.spikes.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_large_tensors_are_usable_memory():
+    """The huge-page hint must not change what the tensor is."""
+    out = memory.empty((3, 1 << 20), dtype=torch.float32, device=torch.device("cpu"))
+    out.fill_(1.0)
+    assert out.sum().item() == 3 << 20
+    assert out.is_contiguous()
