@@ -161,6 +161,9 @@ def figure(
     """Rasters and membranes of one test digit, before and after training."""
     from matplotlib.figure import Figure
 
+    # Neurons that the trained network makes fire, after the first step
+    times = after[0].spikes.argmax(0)
+    shown = times.gt(0).nonzero().flatten()[:SHOWN]
     fig = Figure(figsize=(11, 9), layout="constrained")
     axes = fig.subplots(4, 2, sharex=True, height_ratios=(2, 1, 2, 1))
     for column, (title, activities) in enumerate((("before", before), ("after training", after))):
@@ -173,7 +176,7 @@ def figure(
                 ylabel="hidden neuron",
                 ylim=(-2, HIDDEN + 1),
             )
-            traces.plot(activity.mem[:, :SHOWN], linewidth=1)
+            traces.plot(activity.mem[:, shown], linewidth=1)
             traces.axhline(1.0, color="0.6", linewidth=0.8, linestyle="--")
             traces.set(ylabel="membrane")
     for axis in axes[-1]:

@@ -96,7 +96,7 @@ def run_single_spike_leaky(
     want_spikes: bool,
     want_mem: bool,
     want_final: bool,
-    recompute: bool,
+    recompute: bool | None,
     backend: str,
 ) -> _Result:
     """Check the arguments, run the operator, restore the shapes."""
@@ -125,7 +125,8 @@ def run_single_spike_leaky(
         gradient,
         None if exact else surrogate,
         (want_spikes, want_mem or composed, want_final),
-        recompute,
+        # Integrating again costs plain torch a second pass, the fused loops next to nothing.
+        (not want_mem and chosen != "torch") if recompute is None else recompute,
         track,
         chosen,
     )
@@ -163,7 +164,7 @@ def single_spike_leaky(
     graded_spikes_factor: Tensor | float = 1.0,
     return_spikes: bool = True,
     return_mem: bool = True,
-    recompute: bool = False,
+    recompute: bool | None = None,
 ) -> SingleSpikes:
     """
     A layer of leaky integrate-and-fire neurons that spike at most once, over a whole sequence.
@@ -240,13 +241,12 @@ def single_spike_leaky(
     :param return_spikes: compute the dense spikes. Defaults to True
     :type return_spikes: bool, optional
 
-    :param return_mem: return the membrane; without it nothing of its size is written unless
-        the backward pass reads it. Defaults to True
+    :param return_mem: return the membrane. Defaults to True
     :type return_mem: bool, optional
 
-    :param recompute: save the current for the backward pass instead of the membrane and
-        integrate it again there; less memory where the current is kept anyway. Defaults to
-        False
+    :param recompute: save the current for the backward pass instead of the membrane, and
+        integrate it again there. Defaults to None: only if the membrane is not returned, when
+        it need not be written at all (and not in the plain torch implementation)
     :type recompute: bool, optional
 
     :return: `(spikes, mem, times)`
@@ -321,7 +321,7 @@ def first_spike_time(
         False,
         False,
         False,
-        False,
+        None,
         backend,
     ).times
 

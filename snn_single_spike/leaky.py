@@ -210,7 +210,7 @@ class SingleSpikeLeaky(snn.Leaky):
             want_spikes=True,
             want_mem=want_mem,
             want_final=keep_state,
-            recompute=False,
+            recompute=None,
             backend=self.backend,
         )
         if result.final is not None:

@@ -97,6 +97,6 @@ class LeakyReadout(nn.Module):
             want_spikes=False,
             want_mem=True,
             want_final=False,
-            recompute=False,
+            recompute=None,
             backend=self.backend,
         ).mem

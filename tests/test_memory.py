@@ -80,14 +80,21 @@ def test_backward_saves_at_most_one_tensor(rule, cpu_backend):
 
 def test_membrane_is_saved_in_the_input_type(cpu_backend):
     x = current(requires_grad=True, dtype=torch.bfloat16)
-    saved, _ = saved_by(lambda: single_spike_leaky(x, 0.9, return_mem=False, backend=cpu_backend))
+    saved, _ = saved_by(
+        lambda: single_spike_leaky(x, 0.9, return_mem=False, recompute=False, backend=cpu_backend)
+    )
     assert [t.dtype for t in saved] == [torch.bfloat16]
 
 
-def test_recompute_saves_the_current_and_writes_no_membrane(written, cpu_backend):
+@pytest.mark.parametrize("recompute", [None, True])
+def test_recompute_saves_the_current_and_writes_no_membrane(recompute, written, cpu_backend):
+    if cpu_backend == "torch":
+        recompute = True  # its default is to save
     x = current(requires_grad=True)
     saved, out = saved_by(
-        lambda: single_spike_leaky(x, 0.9, return_mem=False, recompute=True, backend=cpu_backend)
+        lambda: single_spike_leaky(
+            x, 0.9, return_mem=False, recompute=recompute, backend=cpu_backend
+        )
     )
     assert [t.data_ptr() for t in saved] == [x.data_ptr()]
     assert sum(size == ROWS for size in written) == 1  # the spikes

@@ -386,10 +386,16 @@ def _run(kernel: Callable[..., None], steps: int, lanes: int, *arguments: object
         future.result()
 
 
+@functools.cache
+def _nothing(dimensions: int, dtype: torch.dtype) -> np.ndarray:
+    """Stands for None in a compiled loop."""
+    return torch.empty((0,) * dimensions, dtype=dtype).numpy()
+
+
 def _array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:
     """A numpy view, widened to ``dtype`` where needed; an empty array for None."""
     if tensor is None:
-        return torch.empty((0,) * dimensions, dtype=dtype).numpy()
+        return _nothing(dimensions, dtype)
     return tensor.detach().to(dtype).numpy()
 
 
@@ -494,7 +500,7 @@ def leaky_readout(
         _array(mem, 1, dtype),
         results.array(out.value, 1),
         results.array(out.sensitivity, 1),
-        np.empty(0, np.int64) if out.step is None else out.step.numpy(),
+        _array(out.step, 1, torch.int64),
         REDUCTIONS[reduction],
     )
     results.copy_back()
