@@ -111,7 +111,8 @@ def run_single_spike_leaky(
     factor = check_parameter("graded_spikes_factor", graded_spikes_factor, current)
     mem_0 = check_mem(mem, current)
 
-    track = torch.is_grad_enabled()
+    # An exported program has no backward pass to save for.
+    track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     # A surrogate that is the user's own: the operator gives the membrane, autograd the rest.
     own = None if surrogate or exact or spike_grad is bypass else spike_grad
     composed = track and want_spikes and own is not None
@@ -124,6 +125,7 @@ def run_single_spike_leaky(
         reset_mechanism,
         gradient,
         None if exact else surrogate,
+        exact and spike_grad is not bypass,
         (want_spikes, want_mem or composed, want_final),
         # Integrating again costs plain torch a second pass, the fused loops next to nothing.
         (not want_mem and chosen != "torch") if recompute is None else recompute,
@@ -134,9 +136,8 @@ def run_single_spike_leaky(
     spikes = spikes.view(shape) if want_spikes else None
     membrane = membrane.view(shape) if want_mem or composed else None
     times = times.view(shape[1:])
-    if composed and own and spikes is not None and membrane is not None:
-        parameter = _broadcast(threshold_, shape)
-        crossings = own(membrane - parameter.to(membrane.dtype))
+    if composed and own is not None and spikes is not None and membrane is not None:
+        crossings = own(membrane.to(threshold_.dtype) - _broadcast(threshold_, shape))
         spikes = _Gate.apply(crossings, spikes, times, gradient)
         spikes = (spikes * _broadcast(factor, shape)).to(current.dtype)
     return _Result(
@@ -246,7 +247,9 @@ def single_spike_leaky(
 
     :param recompute: save the current for the backward pass instead of the membrane, and
         integrate it again there. Defaults to None: only if the membrane is not returned, when
-        it need not be written at all (and not in the plain torch implementation)
+        it need not be written at all (and not in the plain torch implementation). In half
+        precision the surrogate then reads a membrane that is rounded to the type of the input
+        by the Triton kernels only
     :type recompute: bool, optional
 
     :return: `(spikes, mem, times)`
@@ -288,7 +291,8 @@ def first_spike_time(
 ) -> Tensor:
     """
     First spike time of every neuron; writes nothing of size T, and stops reading the input
-    once all neurons of a block have fired.
+    once all neurons of a block have fired (the plain torch implementation uses work space and
+    reads all).
 
     Arguments as in :func:`single_spike_leaky`. Times from the surrogate rules are integers
     and carry no gradient; with `gradient="spike_time"` they are interpolated between steps,
@@ -374,7 +378,7 @@ def leaky_readout(
         check_parameter("beta", beta, current),
         check_mem(mem, current),
         reduction,
-        torch.is_grad_enabled(),
+        torch.is_grad_enabled() and not torch.compiler.is_exporting(),
         chosen,
     )
     return value.view(current.shape[1:])

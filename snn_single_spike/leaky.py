@@ -14,7 +14,13 @@ from . import backends
 from .backends.buffers import state_dtype
 from .functional import DEFAULT_GRADIENT, run_single_spike_leaky
 from .surrogate import bypass, recognise
-from .validation import GRADIENT_RULES, check_choice, check_mem, check_parameter
+from .validation import (
+    GRADIENT_RULES,
+    check_choice,
+    check_mem,
+    check_not_nan,
+    check_parameter,
+)
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
 
@@ -133,6 +139,8 @@ class SingleSpikeLeaky(snn.Leaky):
         honoured; for a membrane passed in with `init_hidden=True`
     """
 
+    mem: Tensor
+
     def __init__(
         self,
         beta,
@@ -158,6 +166,9 @@ class SingleSpikeLeaky(snn.Leaky):
         _refuse("reset_delay", reset_delay, True, "the reset comes one step after the spike")
         check_choice("gradient", gradient, GRADIENT_RULES)
         check_choice("backend", backend, ("auto", *backends.BACKENDS))
+        check_not_nan("beta", beta)
+        check_not_nan("threshold", threshold)
+        check_not_nan("graded_spikes_factor", graded_spikes_factor)
         super().__init__(
             beta,
             threshold,
@@ -174,9 +185,6 @@ class SingleSpikeLeaky(snn.Leaky):
             learn_graded_spikes_factor,
             reset_delay,
         )
-        for name in ("beta", "threshold", "graded_spikes_factor"):
-            if getattr(self, name).isnan().any():
-                raise ValueError(f"{name} contains NaN: initialise it with finite values")
         known = None if surrogate_disable else recognise(spike_grad)
         self.spike_grad: Any = bypass if surrogate_disable else known or spike_grad
         self.gradient = gradient
@@ -193,8 +201,9 @@ class SingleSpikeLeaky(snn.Leaky):
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         if mem is not None and self.init_hidden:
             raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
-        if mem is not None and mem.shape == (0,):  # reset_mem() before the first call
-            mem = None
+        if mem is not None and mem is self.mem:
+            # reset_mem() before the first call, or after a batch of another size
+            mem = mem if (mem.shape, mem.dtype) == (input_.shape[1:], input_.dtype) else None
         want_mem = self.output or not self.init_hidden
         # In a compiled graph an attribute of varying shape would compile it again each time.
         keep_state = not torch.compiler.is_compiling()
@@ -263,8 +272,8 @@ class SingleSpikeLeaky(snn.Leaky):
             mem = torch.where(reset, mem - theta, mem)
         fire = (mem > theta) & (times < 0)
         allowed = ((times < 0) | fire).to(mem.dtype)  # at most once, as a detached gate
-        spk = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor
-        spk = torch.where(fire, spk, spk - spk.detach())
+        path = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor.detach()
+        spk = fire.to(mem.dtype) * factor + (path - path.detach())
         return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)
 
     def _track(self) -> None:

@@ -219,6 +219,7 @@ class SingleSpikeLeaky(torch.autograd.Function):
         reset: str,
         rule: str,
         surrogate: tuple[str, float, float] | None,
+        spikes_move_times: bool,
         want: tuple[bool, bool, bool],
         recompute: bool,
         track: bool,
@@ -231,7 +232,9 @@ class SingleSpikeLeaky(torch.autograd.Function):
         need_beta = needs[1]
         through_spikes = surrogate is not None and want_spikes and not exact
         # The membrane is read by the surrogate and by the gradient of beta, by nothing else.
-        need_saved = any(needs) and (through_spikes or need_beta)
+        need_current, _, need_threshold, need_factor, need_mem = needs[:5]
+        upstream = need_current or need_beta or need_threshold or need_mem  # all but the factor
+        need_saved = upstream and (through_spikes or need_beta)
         save_mem = need_saved and not recompute and (want_spikes or want_mem)
         spikes, mem, crossing, final, times = torch.ops.snn_single_spike.leaky_forward(
             current,
@@ -249,13 +252,12 @@ class SingleSpikeLeaky(torch.autograd.Function):
         steps = times
         if exact:
             times = _interpolate(steps, crossing, threshold)
+        elif upstream or need_factor:
+            times = times.clone()  # the caller may write -1 over with what suits a loss
         ctx.set_materialize_grads(False)
-        if exact:
-            ctx.mark_non_differentiable(final)
-        elif surrogate is None:
-            ctx.mark_non_differentiable(final, times, spikes)
-        else:
-            ctx.mark_non_differentiable(final, times)
+        carries = spikes_move_times if exact else surrogate is not None
+        constant = [final] if exact else [final, times]
+        ctx.mark_non_differentiable(*constant, *([] if carries else [spikes]))
         saved = (mem if save_mem else current) if need_saved else None
         ctx.save_for_backward(
             saved, beta, threshold, graded_spikes_factor, mem_0, steps, crossing if exact else None
@@ -263,7 +265,7 @@ class SingleSpikeLeaky(torch.autograd.Function):
         ctx.recompute = need_saved and not save_mem
         ctx.reset, ctx.rule, ctx.surrogate, ctx.backend = reset, rule, surrogate, backend
         ctx.steps, ctx.dtype = current.shape[0], current.dtype
-        ctx.want = want_spikes and (exact or surrogate is not None), want_mem, exact
+        ctx.want = want_spikes and carries, want_mem, exact
         return spikes, (mem if want_mem else mem.new_empty(0)), times, final
 
     @staticmethod
@@ -280,7 +282,9 @@ class SingleSpikeLeaky(torch.autograd.Function):
         grad_factor = None
         if need_factor and grad_spikes is not None:
             at_spike = _at_steps(grad_spikes, times)
-            grad_factor = _sum_lanes(at_spike, factor)
+            grad_factor = _sum_lanes(at_spike.to(factor.dtype), factor)
+        if not (need_current or need_beta or need_threshold or need_mem):
+            return None, None, None, grad_factor, *(None,) * 9
         grad_at = grad_before = direct_threshold = None
         if exact:
             grad_at, grad_before, direct_threshold = _through_crossing(
@@ -321,7 +325,7 @@ class SingleSpikeLeaky(torch.autograd.Function):
             _sum_lanes(grad_threshold, threshold) if need_threshold else None,
             grad_factor,
             grad_mem_0 if need_mem else None,
-            *(None,) * 7,
+            *(None,) * 8,
         )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import backends
 from .functional import leaky_readout, run_single_spike_leaky
-from .validation import REDUCTIONS, check_choice
+from .validation import REDUCTIONS, check_choice, check_not_nan
 
 __all__ = ["LeakyReadout"]
 
@@ -67,9 +67,8 @@ class LeakyReadout(nn.Module):
         if reduction is not None:
             check_choice("reduction", reduction, REDUCTIONS)
         check_choice("backend", backend, ("auto", *backends.BACKENDS))
+        check_not_nan("beta", beta)
         beta = torch.as_tensor(beta)
-        if beta.isnan().any():
-            raise ValueError("beta contains NaN: initialise it with finite values")
         if learn_beta:
             self.beta = nn.Parameter(beta)
         else:

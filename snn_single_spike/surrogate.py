@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from snntorch import surrogate as snntorch_surrogate
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from .compiling import constant_when_compiled
 
@@ -43,6 +44,9 @@ class Surrogate(NamedTuple):
     b: float = 0.0
 
     def __call__(self, input_: Tensor) -> Tensor:
+        if self.name == "LSO":  # snnTorch's own raises when it is called
+            path = leaky_relu(input_, self.a)
+            return (input_ > 0).to(input_) + (path - path.detach())
         values = dict(zip(_PARAMETERS[self.name], (self.a, self.b), strict=False))
         return getattr(snntorch_surrogate, self.name)(**values)(input_)
 
@@ -72,6 +76,8 @@ def recognise(spike_grad: Callable[[Tensor], Tensor] | None) -> Surrogate | None
     if getattr(spike_grad, "__module__", None) != snntorch_surrogate.__name__:
         return None
     qualname = getattr(spike_grad, "__qualname__", type(spike_grad).__name__)
+    if inspect.isfunction(spike_grad) and "." not in qualname:
+        raise TypeError(f"spike_grad is a factory: call it, snntorch.surrogate.{qualname}()")
     name = qualname.split(".")[0]
     if name not in _PARAMETERS:
         return None

@@ -41,7 +41,17 @@ def check_current(current: object, name: str = "current") -> Tensor:
         )
     if current.shape[0] == 0:
         raise ValueError(f"{name} has shape {tuple(current.shape)}: no time steps (T=0)")
+    if 0 in current.shape[2:]:
+        raise ValueError(f"{name} has shape {tuple(current.shape)}: no neurons")
     return current
+
+
+def check_not_nan(name: str, value: Tensor | float) -> None:
+    if torch.as_tensor(value).isnan().any():
+        raise ValueError(
+            f"{name} contains NaN: initialise it with finite values, or, if training made it so, "
+            "lower the learning rate"
+        )
 
 
 def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor:
@@ -54,7 +64,7 @@ def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor
             raise TypeError(
                 f"{name} must be a number or a tensor, not {type(value).__name__}"
             ) from None
-        if math.isnan(number):
+        if not torch.compiler.is_compiling() and math.isnan(number):
             raise ValueError(f"{name} is NaN: pass a finite number")
         return torch.full((1,), number, dtype=state, device=current.device)
     if value.device != current.device:
@@ -62,16 +72,15 @@ def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor
             f"{name} is on {value.device}, but the input is on {current.device}: "
             f"move it with {name}.to({str(current.device)!r})"
         )
-    if not value.is_floating_point() and value.dim() > 0:
-        raise TypeError(f"{name} has dtype {value.dtype}: use {name}.to({current.dtype})")
-    if value.is_floating_point() and value.dtype not in (current.dtype, state):
+    # A 0-dimensional tensor takes the type of the others, as in torch.
+    if value.dim() > 0 and value.dtype not in (current.dtype, state):
         raise TypeError(
             f"{name} has dtype {value.dtype}, but the input has {current.dtype}: convert one of "
-            f"them, for example {name}.to({current.dtype})"
+            f"them, {name}.to({current.dtype}) or the whole module"
         )
     # Reading a value back from a GPU would stall it, so there NaN is left to propagate.
-    if value.device.type == "cpu" and not torch.compiler.is_compiling() and value.isnan().any():
-        raise ValueError(f"{name} contains NaN: initialise it with finite values")
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_not_nan(name, value)
     features = current.shape[2:]
     if value.numel() == 1:
         return value.reshape(1).to(state)
@@ -87,7 +96,7 @@ def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor
             f"{tuple(features)} of an input of shape {tuple(current.shape)}: pass a scalar or one "
             "value per neuron"
         )
-    return value.to(state).reshape(padded).expand(features).flatten()
+    return value.to(state).reshape(padded).expand(features).flatten().contiguous()
 
 
 def check_mem(mem: Tensor | None, current: Tensor) -> Tensor | None:
@@ -113,4 +122,4 @@ def check_mem(mem: Tensor | None, current: Tensor) -> Tensor | None:
             f"mem has shape {tuple(mem.shape)}, but an initial membrane has the shape of one time "
             f"step, {tuple(current.shape[1:])}{hint}"
         )
-    return mem.to(state).flatten()
+    return mem.to(state).flatten().contiguous()

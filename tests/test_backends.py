@@ -139,6 +139,39 @@ print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert "child 0" in done.stdout, done.stderr
 
 
+def test_a_thread_that_outlives_the_main_thread():
+    pytest.importorskip("numba")
+    script = """
+import threading, time, torch
+from snn_single_spike.functional import single_spike_leaky
+torch.set_num_threads(2)
+x = torch.randn(100, 8, 1000)
+expected = single_spike_leaky(x, 0.9, backend="numba").times
+def late():
+    time.sleep(0.5)
+    print("late", torch.equal(single_spike_leaky(x, 0.9, backend="numba").times, expected))
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "late True" in done.stdout, done.stderr
+
+
+def test_numba_runs_where_no_cache_can_be_written(monkeypatch):
+    numba = pytest.importorskip("numba")
+    kernels = backends.load("numba")
+    njit = numba.njit
+
+    def read_only(*function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*function, **options)
+
+    monkeypatch.setattr(numba, "njit", read_only)
+    assert kernels._compile(lambda x: x + 1)(1) == 2
+
+
 def test_many_threads_at_once(cpu_backend):
     """Autograd and DataParallel call from several Python threads."""
     from concurrent.futures import ThreadPoolExecutor

@@ -253,3 +253,57 @@ def test_spike_times_of_a_module_by_the_functional():
     spk, _ = lif(CURRENT)
     times = first_spike_time(CURRENT, lif.beta, lif.threshold)
     assert torch.equal(times >= 0, spk.sum(0) > 0)
+
+
+def test_reset_mem_before_a_smaller_batch():
+    """The idiom at the top of every forward: the old state has the old batch's shape."""
+    lif = SingleSpikeLeaky(0.9)
+    for current in (CURRENT, CURRENT[:, :2], CURRENT[:, :2].bfloat16()):
+        mem = lif.reset_mem()
+        spk, _ = lif(current, mem)
+        assert torch.equal(spk, lif(current)[0])
+
+
+def test_numpy_parameters_and_double_input():
+    import numpy as np
+
+    lif = SingleSpikeLeaky(beta=np.exp(-1 / 10), threshold=np.float64(1.0))
+    assert lif(CURRENT)[0].dtype == torch.float32
+    assert SingleSpikeLeaky(0.9)(CURRENT.double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("gradient", ["masked", "spike_time"])
+def test_surrogate_disable_under_every_rule(gradient):
+    lif = SingleSpikeLeaky(0.9, surrogate_disable=True, gradient=gradient)
+    assert not lif(CURRENT.clone().requires_grad_())[0].requires_grad
+
+
+@pytest.mark.parametrize("spike_grad", [torch.sigmoid, surrogate.LSO()], ids=["sigmoid", "LSO"])
+def test_step_gives_the_spikes_of_forward_for_any_surrogate(spike_grad):
+    lif = SingleSpikeLeaky(0.9, spike_grad=spike_grad, learn_graded_spikes_factor=True)
+    lif.graded_spikes_factor.data.fill_(2.0)
+    spk, _ = lif(CURRENT)
+    spk.sum().backward()
+    grad, lif.graded_spikes_factor.grad = lif.graded_spikes_factor.grad, None
+    state, steps = None, []
+    for x in CURRENT:
+        out, state = lif.step(x, state)
+        steps.append(out)
+    assert torch.equal(torch.stack(steps), spk)
+    torch.stack(steps).sum().backward()
+    assert torch.allclose(lif.graded_spikes_factor.grad, grad)
+
+
+@pytest.mark.parametrize("factory", [surrogate.atan, surrogate.straight_through_estimator])
+def test_a_surrogate_factory_that_was_not_called(factory):
+    with pytest.raises(TypeError, match=f"call it, snntorch.surrogate.{factory.__name__}"):
+        SingleSpikeLeaky(0.9, spike_grad=factory)
+
+
+def test_a_refused_neuron_is_not_listed():
+    gc.collect()
+    before = len(SpikingNeuron.instances)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="NaN"):
+            SingleSpikeLeaky(float("nan"))
+    assert len(SpikingNeuron.instances) == before

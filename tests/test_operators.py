@@ -122,6 +122,29 @@ def test_compile_functions():
     assert torch.equal(compiled[3] >= 0, times >= 0)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_functions_with_changing_numbers(dynamic):
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    def run(current, beta):
+        return single_spike_leaky(current, beta).mem, first_spike_time(current, beta)
+
+    for beta, steps in ((0.9, 8), (0.8, 9), (0.7, 9)):
+        current = torch.randn(steps, 2, 5)
+        mem, times = run(current, beta)
+        expected = single_spike_leaky(current, beta)
+        assert torch.equal(mem, expected.mem)
+        assert torch.equal(times, expected.times)
+
+
+def test_exported_program_writes_no_membrane_for_a_backward_pass():
+    net = torch.nn.Sequential(torch.nn.Linear(5, 7), SingleSpikeLeaky(0.9, init_hidden=True))
+    program = torch.export.export(net, (torch.randn(8, 2, 5),))
+    (node,) = (n for n in program.graph.nodes if "leaky_forward" in str(n.target))
+    spikes, mem = node.args[6:8]
+    assert spikes
+    assert not mem
+
+
 @pytest.mark.parametrize("output", [False, True])
 def test_export(output):
     net = torch.nn.Sequential(

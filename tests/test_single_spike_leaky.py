@@ -385,3 +385,73 @@ def test_nan_current_makes_gradients_nan_up_to_it_only(backend):
     single_spike_leaky(current, 0.9, backend=backend).spikes.sum().backward()
     assert current.grad[:, 0, 0].isnan().all()
     assert not current.grad[:, 0, 1].isnan().any()
+
+
+def test_parameters_and_membranes_of_any_stride(backend):
+    """Views that look one-dimensional to torch but are not contiguous."""
+    device = device_of(backend)
+    current = torch.randn(6, 4, 3, device=device)
+    wide = torch.rand(3, 2, device=device)
+    start = torch.randn(4, 7, device=device)[:, ::3]
+    for beta, mem in (
+        (wide[:, 0], torch.tensor(0.5, device=device).expand(4, 3)),
+        (torch.tensor(0.9, device=device).expand(3), start),
+    ):
+        views = single_spike_leaky(current, beta, mem=mem, backend=backend)
+        copies = single_spike_leaky(
+            current, beta.contiguous(), mem=mem.contiguous(), backend=backend
+        )
+        assert torch.equal(views.mem, copies.mem)
+        assert torch.equal(views.times, copies.times)
+
+
+def test_factor_gradient_does_not_overflow_half_precision(backend):
+    current = torch.full((1, 1, 70_000), 2.0, dtype=torch.float16, device=device_of(backend))
+    factor = torch.ones((), device=device_of(backend), requires_grad=True)
+    out = single_spike_leaky(current, 0.9, graded_spikes_factor=factor, backend=backend)
+    out.spikes.backward(torch.ones_like(out.spikes))
+    assert factor.grad.item() == 70_000
+
+
+def test_only_the_factor_learns(cpu_backend):
+    current, factor = torch.randn(9, 2, 3), torch.ones(3, requires_grad=True)
+    spikes = single_spike_leaky(
+        current, 0.9, graded_spikes_factor=factor, backend=cpu_backend
+    ).spikes
+    spikes.sum().backward()
+    assert torch.equal(factor.grad, spikes.detach().sum((0, 1)))
+
+
+def test_own_surrogate_in_half_precision_does_not_overflow(cpu_backend):
+    """The tail sums grow like T^2: beyond float16 before the slope makes them small again."""
+    current = torch.full((500, 1, 1), 0.001, dtype=torch.float16, requires_grad=True)
+
+    def soft(u):
+        path = 1e-4 * u
+        return (u > 0).to(u) + (path - path.detach())
+
+    single_spike_leaky(
+        current, 0.5, spike_grad=soft, gradient="straight_through", backend=cpu_backend
+    ).spikes.sum().backward()
+    assert current.grad.isfinite().all()
+    assert current.grad.abs().max() > 0
+
+
+def test_times_may_be_edited_before_the_backward_pass(cpu_backend):
+    current = torch.randn(9, 2, 3, requires_grad=True)
+    spikes, _, times = single_spike_leaky(current, 0.9, backend=cpu_backend)
+    times[times < 0] = 9
+    spikes.sum().backward()
+    assert current.grad.abs().sum() > 0
+
+
+def test_zero_dimensional_parameters_take_the_type_of_the_input(backend):
+    """beta=np.exp(-1/10) is float64 for numpy and torch; snnTorch accepts it."""
+    import numpy as np
+
+    for dtype in (torch.float32, torch.float64):
+        current = torch.randn(5, 2, 3, dtype=dtype, device=device_of(backend))
+        mem = single_spike_leaky(
+            current, torch.as_tensor(np.exp(-0.1)).to(current.device), backend=backend
+        ).mem
+        assert mem.dtype == dtype

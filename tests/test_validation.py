@@ -26,6 +26,7 @@ CASES = {
         TypeError,
         "current has dtype torch.complex64",
     ),
+    "no neurons": ({"current": torch.zeros(4, 2, 0)}, ValueError, "no neurons"),
     "no time": ({"current": torch.zeros(0, 2, 3)}, ValueError, "T=0"),
     "beta of another width": (
         {"beta": torch.full((4,), 0.9)},

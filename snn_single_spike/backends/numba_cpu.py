@@ -15,6 +15,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -57,7 +58,13 @@ _MASKED, _PRE_SPIKE, _STRAIGHT_THROUGH = (
 )
 _SUM, _MAX = REDUCTIONS["sum"], REDUCTIONS["max"]
 
-_compile = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+def _compile(function: Any) -> Any:
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to write a cache: compile again in every process
+        return numba.njit(**options)(function)
 
 
 @_compile
@@ -376,12 +383,16 @@ def _run(kernel: Callable[..., None], steps: int, lanes: int, *arguments: object
         kernel(0, lanes, *arguments)
         return
     share = -(-lanes // (threads * BLOCK)) * BLOCK
-    pool = _pool(os.getpid())
-    waiting = [
-        pool.submit(kernel, low, min(low + share, lanes), *arguments)
-        for low in range(share, lanes, share)
-    ]
-    kernel(0, share, *arguments)
+    ranges = [(low, min(low + share, lanes)) for low in range(0, lanes, share)]
+    waiting = []
+    try:
+        while len(ranges) > 1:
+            waiting.append(_pool(os.getpid()).submit(kernel, *ranges[-1], *arguments))
+            ranges.pop()
+    except RuntimeError:
+        pass  # the interpreter is shutting down and takes no new work: the rest runs here
+    for low, high in ranges:
+        kernel(low, high, *arguments)
     for future in waiting:
         future.result()
 

@@ -1,0 +1,56 @@
+"""What the README shows has to run."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def swap():
+    """The network before and after, from the diff on the first screen."""
+    lines = re.search(r"```diff\n(.*?)```", README, re.S).group(1).splitlines()
+    header = "import torch\nfrom torch import nn\n"
+    networks = []
+    for sign in "-+":
+        code = "\n".join(line[2:] for line in lines if line[:1] in (" ", sign))
+        space: dict = {}
+        exec(header + code, space)
+        networks.append(space["Net"]())
+    return networks
+
+
+def test_the_swap_runs_and_keeps_checkpoints():
+    before, after = swap()
+    x = (torch.rand(8, 2, 784) > 0.8).float()
+    spk_before, mem_before = before(x)
+    after.load_state_dict(before.state_dict(), strict=True)
+    before.load_state_dict(after.state_dict(), strict=True)
+    spk, mem = after(x)
+    assert spk.shape == spk_before.shape == (8, 2, 10)
+    assert mem.shape == mem_before.shape
+    # The first layer's first spikes are the loop's: until then both outputs are the same.
+    assert torch.equal(after.lif1(after.fc1(x))[0].sum(0) <= 1, torch.ones(2, 1000) > 0)
+    spk.sum().backward()
+    assert after.fc1.weight.grad is not None
+
+
+def test_the_functions_shown_run():
+    block = re.search(r"```python\n(from snn_single_spike import.*?)```", README, re.S).group(1)
+    current = torch.randn(6, 2, 5)
+    space = {
+        "beta": 0.9,
+        "threshold": 1.0,
+        "current": current,
+        "x": current[0],
+        "state": None,
+        "fc2": torch.nn.Linear(5, 3),
+    }
+    exec(block.replace("learn_beta=True, ...)", "learn_beta=True)"), space)
+    assert space["scores"].shape == (2, 3)
+    assert space["times"].shape == (2, 5)
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"[A-Z]+_TABLE", README)
