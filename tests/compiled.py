@@ -48,6 +48,8 @@ class Variant:
     options: tuple[tuple[str, str], ...] = ()
     dtype: torch.dtype = torch.float32
     wide: bool = True
+    scalar: bool = False
+    """Parameters of one value: a size of 1 is compiled in."""
 
 
 MASKED = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "subtract"))
@@ -65,6 +67,15 @@ VARIANTS = {
         ("current", "spikes", "mem", "final"),
         (("RESET", "subtract"),),
         torch.bfloat16,
+    ),
+    "forward scalar": Variant(
+        "leaky_forward_kernel", ("current", "spikes", "mem"), (("RESET", "none"),), scalar=True
+    ),
+    "backward scalar": Variant(
+        "leaky_backward_kernel",
+        ("mem", "grad_spikes", "grad_current", "grad_beta"),
+        MASKED,
+        scalar=True,
     ),
     "forward times": Variant("leaky_forward_kernel", ("current",), (("RESET", "none"),)),
     "forward crossing": Variant(
@@ -152,6 +163,8 @@ def compile_variant(name: str, target_name: str) -> Facts:
             signature[name] = "*fp32" if name in STATE else "*" + TYPES[variant.dtype]
         elif name in ("a", "b"):
             signature[name] = "fp32"
+        elif variant.scalar and name.startswith("P_"):
+            signature[name], values[name] = "constexpr", 1
         elif name.isupper():
             signature[name] = "i32"
         else:

@@ -64,6 +64,19 @@ def test_spikes_are_decided_without_fused_multiply_add(name, facts):
 
 
 @pytest.mark.parametrize("backend", runnable("triton"))
+def test_a_small_layer_over_a_long_time(backend):
+    arguments = problem((2048, 16, 100), torch.float32, per_neuron=True)
+    arguments["beta"] = 0.9 + 0.1 * arguments["beta"]
+    options = {"surrogate": surrogate.atan(), "rule": "masked", "reset": "subtract"}
+    cpu = operator_run(**arguments, **options, backend="torch")
+    moved = {name: value.to(device_of(backend)) for name, value in arguments.items()}
+    gpu = operator_run(**moved, **options, backend=backend)
+    assert torch.equal(gpu.spikes.cpu(), cpu.spikes)
+    for name in ("mem", "current", "beta", "threshold"):
+        assert relative_error(getattr(gpu, name), getattr(cpu, name)) < 1e-4, name
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
 @settings(max_examples=20)
 @given(
     steps=st.integers(1, 20),
