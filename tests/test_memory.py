@@ -1,5 +1,10 @@
 """What is written and what is saved: nothing that nobody asked for."""
 
+import copy
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from snntorch import surrogate
@@ -137,9 +142,95 @@ def test_own_surrogates_save_what_autograd_needs_and_still_work(cpu_backend):
     assert x.grad.abs().sum() > 0
 
 
-def test_large_tensors_are_usable_memory():
-    """The huge-page hint must not change what the tensor is."""
-    out = memory.empty((3, 1 << 20), dtype=torch.float32, device=torch.device("cpu"))
-    out.fill_(1.0)
-    assert out.sum().item() == 3 << 20
+LARGE = {"dtype": torch.float32, "device": torch.device("cpu")}
+
+
+def test_large_tensors_are_ordinary_tensors():
+    out = memory.empty((3, 1 << 20), **LARGE)
+    assert out.fill_(1.0).sum().item() == 3 << 20
     assert out.is_contiguous()
+    assert not out._is_view()
+    assert copy.deepcopy(out).equal(out)
+    file = io.BytesIO()
+    torch.save(out, file)
+    file.seek(0)
+    assert torch.load(file).equal(out)
+
+
+def test_freed_memory_is_lent_again_and_never_while_in_use():
+    memory.release()
+    first = memory.empty((2, 1 << 20), **LARGE)
+    view, address = first[1:], first.data_ptr()
+    del first
+    second = memory.empty((2, 1 << 20), **LARGE)  # the view still holds the first block
+    assert second.data_ptr() != address
+    del view
+    assert memory.empty((2, 1 << 20), **LARGE).data_ptr() == address
+    third = memory.empty((1 << 20,), **LARGE)  # half the size fits as well
+    assert third.data_ptr() == address
+
+
+def test_unused_memory_is_bounded_and_can_be_released():
+    memory.release()
+    for rows in range(1, 30):
+        memory.empty((rows, 1 << 20), **LARGE)
+    blocks = memory._blocks
+    assert sum(map(len, blocks._free)) <= blocks._most_lent <= 30 * (4 << 20)
+    memory.release()
+    assert not blocks._free
+
+
+def test_threads_never_share_a_block():
+    def use(value):
+        for _ in range(30):
+            out = memory.empty((1 << 20,), **LARGE).fill_(value)
+            if not (out == value).all():
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, range(8)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_has_memory_of_its_own():
+    out = memory.empty((1 << 20,), **LARGE)
+    out.numpy()[:] = 1.0
+    child = os.fork()
+    if not child:
+        out.numpy()[:] = 2.0
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (out.numpy() == 1.0).all()
+
+
+def test_outputs_may_be_edited_in_place():
+    current = torch.randn(100, 16, 1000, requires_grad=True)
+    spikes, mem, _ = single_spike_leaky(current, 0.9, recompute=True)
+    spikes.mul_(2.0)
+    mem.add_(1.0)
+    (spikes.sum() + mem.sum()).backward()
+    assert current.grad.isfinite().all()
+
+
+def test_a_network_with_large_layers_trains_alike_with_and_without_kept_memory(monkeypatch):
+    def train():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(20, 1500),
+            SingleSpikeLeaky(0.9, init_hidden=True, learn_beta=True),
+            torch.nn.Linear(1500, 1500),
+            SingleSpikeLeaky(0.9, init_hidden=True),
+        )
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(4):
+            loss = net(torch.rand(50, 16, 20) * 2).sum(0).var()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return [p.detach().clone() for p in net.parameters()]
+
+    kept = train()
+    monkeypatch.setattr(operators, "empty", torch.empty)
+    for mine, right in zip(kept, train(), strict=True):
+        assert torch.equal(mine, right)
