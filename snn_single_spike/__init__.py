@@ -9,6 +9,7 @@ if (_checkout / "kernels" / "leaky.py").is_file():
     __path__.append(str(_checkout))
 
 from . import functional  # noqa: E402
+from .conversion import ConversionError, convert, revert  # noqa: E402
 from .leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .readout import LeakyReadout  # noqa: E402
 
@@ -17,4 +18,12 @@ try:
 except PackageNotFoundError:  # a bare checkout on the path
     __version__ = "0+unknown"
 
-__all__ = ["LeakyReadout", "LeakyState", "SingleSpikeLeaky", "functional"]
+__all__ = [
+    "ConversionError",
+    "LeakyReadout",
+    "LeakyState",
+    "SingleSpikeLeaky",
+    "convert",
+    "functional",
+    "revert",
+]

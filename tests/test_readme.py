@@ -52,5 +52,16 @@ def test_the_functions_shown_run():
     assert space["times"].shape == (2, 5)
 
 
+def test_the_conversion_shown_runs():
+    import snntorch as snn
+
+    block = re.search(r"```python\n(from snn_single_spike import convert.*?)```", README, re.S)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 4), snn.Leaky(0.9, init_hidden=True, output=True))
+    space = {"net": net, "data": torch.rand(6, 2, 5), "images": torch.rand(2, 5)}
+    exec(block.group(1), space)
+    assert space["spk_rec"].shape == (25, 2, 4)
+    assert isinstance(space["net"][1], snn.Leaky)
+
+
 def test_no_placeholder_is_left():
     assert not re.search(r"[A-Z]+_TABLE", README)

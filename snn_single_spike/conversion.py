@@ -1,0 +1,451 @@
+"""Existing snnTorch models, whole sequences at once, and back.
+
+A converted model runs its own one-step ``forward`` once, with time folded into the batch:
+tensors inside it are (T * B, ...). Layers without state cannot tell the difference, so they
+stay as they are, with their ``state_dict`` keys; so does a custom ``forward`` with its
+reshapes, residuals and functional calls. Only neurons see time: they unfold it, run over the
+sequence, and fold it again.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import snntorch as snn
+import torch
+from snntorch._neurons.neurons import SpikingNeuron
+from torch import Tensor, nn
+
+from .functional import DEFAULT_GRADIENT
+from .leaky import SingleSpikeLeaky
+
+__all__ = ["ConversionError", "convert", "revert"]
+
+_NOT_CONVERTIBLE: dict[str, str] = {
+    "SLSTM": "its gates are non-linear in its own past",
+    "SConv2dLSTM": "its gates are non-linear in its own past",
+    "RLeaky": "its spikes are fed back into it",
+    "RSynaptic": "its spikes are fed back into it",
+}
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_DROPOUT = nn.modules.dropout._DropoutNd
+
+
+class ConversionError(ValueError):
+    """A model that cannot run over a whole sequence; says which layer, why, and what to edit."""
+
+
+class _Time:
+    """The time axis of the sequence that a converted model is running on."""
+
+    def __init__(self) -> None:
+        self.steps = 0  # 0 outside a forward
+        self.batch = 0
+
+    def fold(self, sequence: Tensor) -> Tensor:
+        return sequence.flatten(0, 1)
+
+    def unfold(self, folded: Tensor) -> Tensor:
+        """(T * B, ...) to (T, B, ...); what was computed once, (B, ...), is the same every step."""
+        if folded.shape[0] == self.batch and self.steps != 1:
+            return folded.expand(self.steps, *folded.shape)
+        return folded.unflatten(0, (self.steps, self.batch))
+
+
+class _FoldedLeaky(SingleSpikeLeaky):
+    """:class:`SingleSpikeLeaky` inside a converted model, where time is folded into the batch."""
+
+    time: _Time
+    path: str
+    calls: int
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        if not self.time.steps:
+            raise RuntimeError(
+                f"neuron {self.path!r} of a converted model was called on its own: call the model, "
+                "or make a SingleSpikeLeaky for use outside it"
+            )
+        self.calls += 1
+        if self.calls > 1:
+            raise ConversionError(_loop_message(self.path))
+        out = super().forward(self.time.unfold(input_), mem)
+        if isinstance(out, tuple):
+            return tuple(self.time.fold(tensor) for tensor in out)
+        return self.time.fold(out)
+
+
+@dataclass
+class _Conversion:
+    """What a converted model knows beyond the model it was made from."""
+
+    time: _Time
+    num_steps: int | None
+    neurons: list[_FoldedLeaky]
+    momenta: list[tuple[Any, float]]
+    """BatchNorm layers and the momentum they were made with."""
+
+
+class _Converted:
+    """Mixed into the class of a converted model; folds what comes in, unfolds what goes out."""
+
+    _single_spike: _Conversion
+    training: bool
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        time = self._single_spike.time
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if not tensors:
+            raise TypeError("a converted model needs a tensor as its input")
+        enter = self._begin(tensors[0])
+        for batch_norm, momentum in self._single_spike.momenta:
+            # One update of the running statistics stands for T of them.
+            batch_norm.momentum = 1 - (1 - momentum) ** time.steps
+        try:
+            out = super().forward(  # type: ignore[misc]
+                *map(enter, args), **{name: enter(x) for name, x in kwargs.items()}
+            )
+            return self._leave(out)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("shape", "size")):
+                raise
+            raise ConversionError(
+                f"{error}. Inside a converted model time is folded into the batch, (time * batch, "
+                "...): a reshape in forward with a fixed batch size does not fit. Write "
+                "x.flatten(1), or x.view(x.size(0), -1) with the size of that very tensor"
+            ) from error
+        finally:
+            time.steps = 0
+            for batch_norm, momentum in self._single_spike.momenta:
+                batch_norm.momentum = momentum
+
+    def _begin(self, input_: Tensor) -> Callable[[Any], Any]:
+        """Set the time axis; returns what to do with each input."""
+        time, num_steps = self._single_spike.time, self._single_spike.num_steps
+        for neuron in self._single_spike.neurons:
+            neuron.calls = 0
+        if num_steps is None:
+            if input_.dim() < 3:
+                raise ValueError(
+                    f"the input has shape {tuple(input_.shape)}, but a converted model takes the "
+                    "whole sequence, (time, batch, ...): stack the steps, or, for an input that is "
+                    "the same at every step, convert with num_steps="
+                )
+            time.steps, time.batch = input_.shape[0], input_.shape[1]
+            return lambda x: time.fold(x) if isinstance(x, Tensor) else x
+        time.steps, time.batch = num_steps, input_.shape[0]
+        if self.training and self._has_dropout():  # it draws anew at every step
+            return lambda x: (
+                time.fold(x.expand(num_steps, *x.shape)) if isinstance(x, Tensor) else x
+            )
+        return lambda x: x  # the front of the model runs once for all steps
+
+    def _has_dropout(self) -> bool:
+        modules = self.modules()  # type: ignore[attr-defined]
+        return any(isinstance(module, _DROPOUT) and module.p > 0 for module in modules)
+
+    def _leave(self, out: Any) -> Any:
+        if isinstance(out, Tensor):
+            return self._single_spike.time.unfold(out)
+        if isinstance(out, dict):
+            return {name: self._leave(value) for name, value in out.items()}
+        if isinstance(out, tuple) and hasattr(out, "_fields"):
+            return type(out)(*map(self._leave, out))
+        if isinstance(out, (list, tuple)):
+            return type(out)(map(self._leave, out))
+        return out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The mixed class has no name to import: say how to make it again.
+        return _rebuild, (_original_class(self),), self.__dict__
+
+
+def _original_class(model: _Converted) -> type:
+    return type(model).__mro__[2]
+
+
+@functools.cache
+def _converted_class(original: Any) -> Any:
+    return type(f"Converted{original.__name__}", (_Converted, original), {})
+
+
+def _rebuild(original: type) -> Any:
+    return object.__new__(_converted_class(original))
+
+
+def convert(
+    model: nn.Module,
+    *,
+    num_steps: int | None = None,
+    share_parameters: bool = False,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+) -> nn.Module:
+    """
+    A snnTorch model that takes one time step a call, as one that takes the whole sequence.
+
+    Every :class:`snntorch.Leaky` becomes a :class:`SingleSpikeLeaky`; everything else stays.
+    The model given is not touched. Its ``state_dict`` keys are kept: checkpoints load with
+    ``strict=True`` both ways.
+
+    Example::
+
+        net = nn.Sequential(
+            nn.Conv2d(1, 12, 5), nn.MaxPool2d(2), snn.Leaky(0.9, init_hidden=True),
+            nn.Flatten(), nn.Linear(1728, 10), snn.Leaky(0.9, init_hidden=True, output=True),
+        )
+        fast = convert(net)
+        spk_rec, mem_rec = fast(data)            # (time, batch, ...), no loop, no utils.reset
+
+        fast = convert(net, num_steps=25)
+        spk_rec, mem_rec = fast(images)          # (batch, ...): the same image at every step;
+                                                 # conv and pool before the first neuron run once
+
+    BatchNorm takes its statistics over time and batch when training, and MaxPool after a
+    neuron can pass more than one spike: both are warned of.
+
+    :param model: model whose ``forward`` computes one time step
+    :type model: torch.nn.Module
+
+    :param num_steps: time steps for an input `(batch, ...)` that is the same at every step.
+        Defaults to None: inputs are `(time, batch, ...)`
+    :type num_steps: int, optional
+
+    :param share_parameters: the new model holds the parameters and buffers of the old one,
+        rather than copies. Defaults to False
+    :type share_parameters: bool, optional
+
+    :param gradient: gradient rule of the neurons, see
+        :func:`snn_single_spike.functional.single_spike_leaky`. Defaults to `"masked"`
+    :type gradient: str, optional
+
+    :param backend: see :mod:`snn_single_spike.backends`. Defaults to `"auto"`
+    :type backend: str, optional
+
+    :return: model whose tensors in and out are `(time, batch, ...)`
+    :rtype: torch.nn.Module
+
+    :raises ConversionError: a layer that cannot run over the whole sequence, or a loop over
+        time inside ``forward``; the message names the layer, the reason and the edit
+    :raises ValueError: ``num_steps`` is not positive, or an unknown option
+    :raises TypeError: ``model`` is not a module
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
+        raise ValueError(f"num_steps={num_steps!r} must be a positive integer or None")
+    if isinstance(model, _Converted):
+        raise ConversionError("the model is converted already: revert() it first")
+    if isinstance(model, SpikingNeuron):
+        raise ConversionError(
+            f"the model is a single neuron ({type(model).__name__}): make a SingleSpikeLeaky with "
+            "the same arguments"
+        )
+    _refuse_what_cannot_fold(model)
+    _warn_of_what_differs(model)
+    new: Any = _copy(model, share_parameters)
+    time = _Time()
+    neurons: list[_FoldedLeaky] = []
+
+    def fold(path: str, old: Any) -> nn.Module:
+        neuron = _rehouse(old, _FoldedLeaky, gradient=gradient, backend=backend)
+        neuron.time, neuron.path, neuron.calls = time, path, 0
+        neurons.append(neuron)
+        return neuron
+
+    _replace(new, lambda module: isinstance(module, snn.Leaky), fold)
+    if not neurons:
+        raise ConversionError("the model has no snntorch neuron: there is nothing to convert")
+    original: Any = type(new)
+    new.__class__ = _converted_class(original)
+    momenta = [
+        (module, module.momentum)
+        for module in new.modules()
+        if isinstance(module, _BATCH_NORM) and module.momentum is not None
+    ]
+    new._single_spike = _Conversion(time, num_steps, neurons, momenta)
+    return new
+
+
+def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
+    """
+    The sequential snnTorch model that :func:`convert` was given, with the weights as they are
+    now. The converted model is not touched.
+
+    :param model: what :func:`convert` returned
+    :type model: torch.nn.Module
+    :param share_parameters: as in :func:`convert`
+    :type share_parameters: bool, optional
+    :return: model that computes one time step a call, with :class:`snntorch.Leaky` neurons
+    :rtype: torch.nn.Module
+    :raises TypeError: ``model`` was not made by :func:`convert`
+    """
+    if not isinstance(model, _Converted):
+        raise TypeError(f"{type(model).__name__} was not made by convert(): nothing to revert")
+    new: Any = _copy(model, share_parameters)
+    new.__class__ = _original_class(new)
+    del new._single_spike
+    _replace(
+        new,
+        lambda module: isinstance(module, _FoldedLeaky),
+        lambda path, old: _rehouse(old, snn.Leaky),
+    )
+    return new
+
+
+def _copy(model: nn.Module, share: bool) -> nn.Module:
+    """A deep copy, which snnTorch's neurons refuse after a forward, with or without tensors."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in (*vars(module).items(), *module._buffers.items()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                # State of an earlier forward, with its graph
+                memo[id(value)] = torch.zeros(0, device=value.device) if name == "mem" else None
+    if share:
+        memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
+    return copy.deepcopy(model, memo)
+
+
+def _replace(
+    root: nn.Module,
+    wanted: Callable[[nn.Module], bool],
+    make: Callable[[str, Any], nn.Module],
+) -> None:
+    """Put new modules in the place of old ones; one that occurs twice is replaced by one."""
+    made: dict[nn.Module, nn.Module] = {}
+    for prefix, parent in list(root.named_modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and wanted(child):
+                path = f"{prefix}.{name}" if prefix else name
+                if child not in made:
+                    made[child] = make(path, child)
+                parent._modules[name] = made[child]
+
+
+def _rehouse(old: Any, kind: type, **options: Any) -> Any:
+    """A neuron of another class with the very parameters and buffers of ``old``."""
+    new = kind(
+        beta=0.0,
+        spike_grad=old.spike_grad,
+        surrogate_disable=old.surrogate_disable,
+        init_hidden=old.init_hidden,
+        reset_mechanism=old.reset_mechanism,
+        output=old.output,
+        **options,
+    )
+    for name in ("beta", "threshold", "graded_spikes_factor"):
+        tensor = getattr(old, name)
+        del new._buffers[name]
+        (new._parameters if isinstance(tensor, nn.Parameter) else new._buffers)[name] = tensor
+    new.reset_mechanism_val = old.reset_mechanism_val
+    # The order of a checkpoint's keys is that of the old neuron.
+    for kind_of in ("_parameters", "_buffers"):
+        order = list(getattr(old, kind_of))
+        held = getattr(new, kind_of)
+        setattr(new, kind_of, {name: held[name] for name in order if name in held})
+    new.mem = torch.zeros(0, device=old.beta.device)
+    return new.train(old.training)
+
+
+def _refuse_what_cannot_fold(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        name = type(module).__name__
+        if isinstance(module, _RECURRENT):
+            raise ConversionError(
+                f"layer {path!r} ({name}) cannot be converted: it is recurrent, so its steps "
+                "cannot be computed at once. Replace it by a feed-forward layer, or keep the loop"
+            )
+        if isinstance(module, SpikingNeuron) and not isinstance(module, snn.Leaky):
+            reason = _NOT_CONVERTIBLE.get(name, "it has no single-spike form here yet")
+            raise ConversionError(
+                f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by "
+                "snntorch.Leaky, or keep the loop"
+            )
+        if isinstance(module, SingleSpikeLeaky):
+            raise ConversionError(
+                f"neuron {path!r} is a SingleSpikeLeaky already: the model takes whole sequences"
+            )
+        if isinstance(module, snn.Leaky):
+            _refuse_options(path, module)
+        elif type(module).forward is not nn.Sequential.forward:
+            _refuse_loops(path, module)
+
+
+def _refuse_options(path: str, neuron: Any) -> None:
+    for option, only, reason in (
+        ("inhibition", False, "it lets neurons silence each other at every step"),
+        ("state_quant", False, "it makes the membrane non-linear in its input"),
+        ("reset_delay", True, "the single-spike reset comes one step after the spike"),
+    ):
+        if getattr(neuron, option) is not only:
+            raise ConversionError(
+                f"neuron {path!r} cannot be converted: {option}={getattr(neuron, option)!r}, and "
+                f"{reason}. Make it with {option}={only}"
+            )
+
+
+def _refuse_loops(path: str, module: nn.Module) -> None:
+    """A loop in ``forward`` that calls neurons of this module is a loop over time."""
+    neurons = {
+        name for name, child in module.named_modules() if isinstance(child, snn.Leaky) and name
+    }
+    if not neurons:
+        return
+    for called in _called_in_loops(type(module).forward):
+        hit = next((n for n in neurons if n == called or n.startswith(called + ".")), None)
+        if hit:
+            raise ConversionError(_loop_message(f"{path}.{hit}" if path else hit))
+
+
+def _called_in_loops(function: Callable[..., Any]) -> Iterator[str]:
+    """Attributes of ``self`` that are called inside a loop, as dotted paths."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return  # no source, as in a notebook's eval: the neurons count their calls
+    for loop in ast.walk(tree):
+        if isinstance(loop, (ast.For, ast.While)):
+            for node in ast.walk(loop):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    parts, target = [], node.func
+                    while isinstance(target, ast.Attribute):
+                        parts.append(target.attr)
+                        target = target.value  # type: ignore[assignment]
+                    if isinstance(target, ast.Name) and target.id == "self":
+                        yield ".".join(reversed(parts))
+
+
+def _loop_message(path: str) -> str:
+    return (
+        f"neuron {path!r} is called more than once in a forward, as in a loop over time. A "
+        "converted model runs all steps at once: take the loop out of forward, so that it computes "
+        "one step and returns that step's spikes and membrane (no stacking), then convert; for an "
+        "input that is the same at every step, convert with num_steps="
+    )
+
+
+def _warn_of_what_differs(model: nn.Module) -> None:
+    previous: nn.Module | None = None
+    for path, module in model.named_modules():
+        if isinstance(module, _BATCH_NORM):
+            warnings.warn(
+                f"{path!r}: when training, BatchNorm takes its statistics over all time steps "
+                "together, not over each; in eval mode nothing differs",
+                stacklevel=3,
+            )
+        if isinstance(module, _MAX_POOL) and isinstance(previous, SpikingNeuron):
+            warnings.warn(
+                f"{path!r}: MaxPool after a neuron lets through every first spike of its window, "
+                "so a pooled unit can spike more than once",
+                stacklevel=3,
+            )
+        previous = module

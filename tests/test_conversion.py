@@ -1,0 +1,505 @@
+"""Models of snnTorch's tutorials, as users have them, converted and back."""
+
+import copy
+import io
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import snntorch as snn
+import torch
+import torch.nn.functional as F
+from snntorch import surrogate, utils
+from torch import nn
+
+from snn_single_spike import ConversionError, SingleSpikeLeaky, convert, revert
+
+SPIKE_GRAD = surrogate.fast_sigmoid(slope=25)
+
+
+class Tutorial5(nn.Module):
+    """Fully connected, with the loop taken out of forward as the guide says."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_steps = 25  # a user's own attribute of that name
+        self.fc1 = nn.Linear(20, 30)
+        self.lif1 = snn.Leaky(beta=0.95)
+        self.fc2 = nn.Linear(30, 10)
+        self.lif2 = snn.Leaky(beta=0.95)
+
+    def forward(self, x):
+        mem1 = self.lif1.init_leaky()
+        mem2 = self.lif2.init_leaky()
+        spk1, mem1 = self.lif1(self.fc1(x), mem1)
+        spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+        return spk2, mem2
+
+
+class Tutorial5Loop(Tutorial5):
+    def forward(self, x):
+        mem1 = self.lif1.init_leaky()
+        mem2 = self.lif2.init_leaky()
+        spk2_rec, mem2_rec = [], []
+        for _step in range(self.num_steps):
+            cur1 = self.fc1(x)
+            spk1, mem1 = self.lif1(cur1, mem1)
+            cur2 = self.fc2(spk1)
+            spk2, mem2 = self.lif2(cur2, mem2)
+            spk2_rec.append(spk2)
+            mem2_rec.append(mem2)
+        return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
+
+
+class Tutorial6(nn.Module):
+    """One step of a convolutional network, functional pooling and a reshape inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 5)
+        self.lif1 = snn.Leaky(beta=0.5, spike_grad=SPIKE_GRAD, init_hidden=True)
+        self.conv2 = nn.Conv2d(4, 8, 5)
+        self.lif2 = snn.Leaky(beta=0.5, spike_grad=SPIKE_GRAD, init_hidden=True)
+        self.fc1 = nn.Linear(8 * 4 * 4, 10)
+        self.lif3 = snn.Leaky(beta=0.5, spike_grad=SPIKE_GRAD, init_hidden=True, output=True)
+
+    def forward(self, x):
+        spk1 = self.lif1(F.max_pool2d(self.conv1(x), 2))
+        spk2 = self.lif2(F.max_pool2d(self.conv2(spk1), 2))
+        return self.lif3(self.fc1(spk2.view(spk2.size(0), -1)))
+
+
+def leaky(**options):
+    return snn.Leaky(beta=0.5, spike_grad=SPIKE_GRAD, init_hidden=True, **options)
+
+
+def readme():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 5),
+        nn.MaxPool2d(2),
+        leaky(),
+        nn.Conv2d(4, 8, 5),
+        nn.MaxPool2d(2),
+        leaky(),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 4, 10),
+        leaky(output=True),
+    )
+
+
+def tutorial7():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 5),
+        nn.MaxPool2d(2),
+        leaky(),
+        nn.Conv2d(4, 6, 5),
+        nn.MaxPool2d(2),
+        leaky(),
+        nn.Flatten(),
+        nn.Linear(6 * 5 * 5, 10),
+        leaky(output=True),
+    )
+
+
+def population(outputs=50):
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 40),
+        leaky(),
+        nn.Linear(40, outputs),
+        leaky(output=True),
+    )
+
+
+class Residual(nn.Module):
+    """Nested containers, normalisation, a skip connection, a neuron that returns its membrane."""
+
+    def __init__(self):
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), leaky())
+        self.block = nn.ModuleDict({"conv": nn.Conv2d(4, 4, 3, padding=1), "lif": leaky()})
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 3)
+        )
+        self.out = snn.Leaky(beta=torch.rand(3), threshold=0.8, learn_beta=True)
+
+    def forward(self, x):
+        a = self.front(x)
+        b = self.block["lif"](self.block["conv"](a) + a)
+        spk, mem = self.out(self.head(a + b))
+        return {"spikes": spk, "rest": [mem, b]}
+
+
+MODELS = {
+    "tutorial 5": (Tutorial5, (20,)),
+    "tutorial 6": (Tutorial6, (1, 28, 28)),
+    "tutorial 7": (tutorial7, (2, 34, 34)),
+    "population": (population, (8, 8)),
+    "readme": (readme, (1, 28, 28)),
+    "residual": (Residual, (1, 6, 6)),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:.*MaxPool after a neuron")
+
+
+def awake(model):
+    """Weights large enough that the last layer fires."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.weight.data *= 4
+    return model
+
+
+def gate_once(neuron):
+    """Let a snn.Leaky pass on its first spikes only, with a detached gate, as the method does."""
+    state = {}
+
+    def hook(module, inputs, output):
+        spk = output[0] if isinstance(output, tuple) else output
+        fired = state.get("fired", torch.zeros_like(spk))
+        once = (spk * (1 - fired)).to(inputs[0].dtype)  # snnTorch's spikes are always float32
+        state["fired"] = torch.maximum(fired, (spk > 0).to(fired)).detach()
+        return (once, *output[1:]) if isinstance(output, tuple) else once
+
+    neuron.register_forward_hook(hook)
+
+
+def loop(model, x):
+    """The model step by step, as its user would run it, every neuron gated to its first spike."""
+    model = copy.deepcopy(model)
+    neurons = [m for m in model.modules() if isinstance(m, snn.Leaky)]
+    for neuron in neurons:
+        gate_once(neuron)
+    # Tutorial 5 zeroes its membranes inside forward: here only before the first step
+    for neuron in neurons:
+        neuron.init_leaky = lambda neuron=neuron: None
+    outs = [model(step) for step in x]
+    flat = [flatten(out) for out in outs]
+    return model, [torch.stack(parts) for parts in zip(*flat, strict=True)]
+
+
+def flatten(out):
+    if isinstance(out, torch.Tensor):
+        return [out]
+    values = out.values() if isinstance(out, dict) else out
+    return [tensor for value in values for tensor in flatten(value)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_original_step_by_step(name):
+    make, shape = MODELS[name]
+    # In float64: folding time into the batch changes the rounding of matrix products, and a
+    # membrane near threshold magnifies that.
+    model = awake(make()).eval().double()
+    x = torch.rand(7, 3, *shape, dtype=torch.float64) * 3
+    original, expected = loop(model, x)
+    fast = convert(model)
+    outs = flatten(fast(x))
+    assert (expected[0] > 0).any()
+    for mine, right in zip(outs, expected, strict=True):
+        assert mine.shape == right.shape
+    assert torch.equal(outs[0], expected[0])  # the first spikes of the output layer
+    before = expected[0].cumsum(0) - expected[0] == 0
+    assert torch.allclose(outs[1][before], expected[1][before], atol=1e-5)
+
+    weight = torch.randn_like(expected[0])
+    (expected[0] * weight).sum().backward()
+    (outs[0] * weight).sum().backward()
+    grads = dict(original.named_parameters())
+    for key, parameter in fast.named_parameters():
+        if grads[key].grad is not None:
+            difference = (parameter.grad - grads[key].grad).norm()
+            assert difference < 1e-5 * grads[key].grad.norm(), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_static_input_equals_the_repeated_one_and_runs_the_front_once(name):
+    make, shape = MODELS[name]
+    model = make().eval()
+    image = torch.rand(3, *shape) * 3
+    calls = []
+    static = convert(model, num_steps=6)
+    first = next(m for m in static.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    first.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    once = flatten(static(image))
+    repeated = flatten(convert(model)(image.expand(6, *image.shape)))
+    assert calls == [3]
+    for mine, right in zip(once, repeated, strict=True):
+        assert torch.allclose(mine, right, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpoints_and_the_way_back(name):
+    make, shape = MODELS[name]
+    model = make()
+    fast = convert(model)
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert [n for n, _ in fast.named_parameters()] == [n for n, _ in model.named_parameters()]
+    other = make()
+    fast.load_state_dict(other.state_dict(), strict=True)
+    back = revert(fast)
+    assert type(back) is type(model)
+    model.load_state_dict(fast.state_dict(), strict=True)
+    x = torch.rand(3, *shape) * 3
+    for net in (back, model):
+        for neuron in net.modules():
+            assert not isinstance(neuron, SingleSpikeLeaky)
+    for mine, right in zip(flatten(back(x)), flatten(model(x)), strict=True):
+        assert torch.equal(mine, right)
+
+
+def test_the_old_model_is_untouched_and_parameters_are_copied_or_shared():
+    model = readme()
+    keys = {k: v.clone() for k, v in model.state_dict().items()}
+    for share in (False, True):
+        fast = convert(model, share_parameters=share)
+        for (name, p), (_, q) in zip(
+            fast.named_parameters(), model.named_parameters(), strict=True
+        ):
+            assert (p is q) == share, name
+    assert all(torch.equal(keys[k], v) for k, v in model.state_dict().items())
+    assert all(type(m) is not SingleSpikeLeaky for m in model.modules())
+    assert revert(convert(model, share_parameters=True), share_parameters=True)[0].weight is (
+        model[0].weight
+    )
+
+
+def test_a_model_that_has_run_converts():
+    """snnTorch's own neurons cannot be copied then."""
+    model = readme()
+    model(torch.rand(2, 1, 28, 28))
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model)
+    assert convert(model)(torch.rand(5, 2, 1, 28, 28))[0].shape == (5, 2, 10)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "save"])
+def test_converted_models_copy_and_save_after_a_forward(how):
+    fast = convert(population())
+    x = torch.rand(5, 3, 8, 8) * 3
+    out = fast(x)[0]
+    if how == "deepcopy":
+        other = copy.deepcopy(fast)
+    else:
+        file = io.BytesIO()
+        torch.save(fast, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert torch.equal(other(x)[0], out)
+    assert other[2].time is not fast[2].time
+    assert other[2].time is other[4].time
+    utils.reset(other)
+
+
+def test_compile_and_export():
+    fast = convert(population()).eval()
+    x = torch.rand(5, 3, 8, 8) * 3
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x)[0], fast(x)[0])
+    program = torch.export.export(fast, (x,))
+    assert torch.equal(program.module()(x)[0], fast(x)[0])
+
+
+def test_autocast():
+    fast = convert(population())
+    with torch.autocast("cpu", torch.bfloat16):
+        spk, _ = fast(torch.rand(5, 3, 8, 8) * 3)
+    assert spk.dtype == torch.bfloat16
+    spk.float().sum().backward()
+    assert fast[1].weight.grad.dtype == torch.float32
+
+
+def test_probes_of_snntorch_record_the_folded_sequence():
+    from snntorch.functional import probe
+
+    fast = convert(population())
+    monitor = probe.OutputMonitor(fast, instance=snn.Leaky)
+    fast(torch.rand(5, 3, 8, 8) * 3)
+    assert monitor.records[0].unflatten(0, (5, 3)).shape == (5, 3, 40)
+
+
+DDP = """
+import os, sys, torch, snntorch as snn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from snn_single_spike import convert
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(6, 8), snn.Leaky(0.9, init_hidden=True, learn_beta=True),
+                    nn.Linear(8, 3), snn.Leaky(0.9, init_hidden=True, output=True))
+fast = convert(net)
+x = torch.rand(10, 4, 6) * 4
+fast(x)[1].square().mean().backward()
+whole = [p.grad.clone() for p in fast.parameters()]
+fast.zero_grad()
+parallel = DistributedDataParallel(fast)
+parallel(x[:, 2 * rank : 2 * rank + 2])[1].square().mean().backward()
+for p, grad in zip(fast.parameters(), whole):
+    assert torch.allclose(p.grad, grad, atol=1e-6), (p.grad, grad)
+torch.distributed.destroy_process_group()
+print("rank", rank, "agrees")
+"""
+
+
+def test_two_processes_get_the_gradients_of_one(tmp_path):
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env=os.environ
+            | {
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(processes):
+        output, _ = process.communicate(timeout=120)
+        assert f"rank {rank} agrees" in output, output
+
+
+def test_hidden_state_of_users_does_not_clash():
+    fast = convert(Tutorial5(), num_steps=4)
+    assert fast.num_steps == 25
+    assert fast(torch.rand(2, 20))[0].shape == (4, 2, 10)
+
+
+def test_batch_norm_is_said_and_its_momentum_matched():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), leaky(output=True))
+    with pytest.warns(UserWarning, match="'1': when training, BatchNorm"):
+        fast = convert(model, num_steps=10)
+    x = torch.rand(6, 4)
+    fast(x)
+    for _ in range(10):  # the same input ten times
+        model(x)
+    assert torch.allclose(fast[1].running_mean, model[1].running_mean, atol=1e-6)
+    assert fast[1].momentum == 0.1
+
+
+def test_max_pool_after_a_neuron_is_said():
+    with pytest.warns(UserWarning, match="'1': MaxPool after a neuron"):
+        convert(nn.Sequential(leaky(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2), leaky()))
+
+
+def test_dropout_draws_at_every_step():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 50), leaky(output=True))
+    _, mem = convert(model, num_steps=3)(torch.ones(2, 50))
+    currents = mem[1] - 0.5 * mem[0]
+    assert not torch.allclose(currents, mem[0], atol=1e-3)
+    _, mem = convert(model, num_steps=3).eval()(torch.ones(2, 50))
+    assert torch.allclose((mem[1] - 0.5 * mem[0])[mem[0] <= 1], mem[0][mem[0] <= 1], atol=1e-5)
+
+
+class ListLoop(nn.Module):
+    """A loop over layers is no loop over time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), leaky(), nn.Linear(4, 4), leaky()])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Hidden(nn.Module):
+    """A loop over time that the source does not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = leaky()
+
+    def forward(self, x):
+        return torch.stack([run(x) for run in [self.lif] * 3])
+
+
+def test_loops_over_layers_convert():
+    assert convert(ListLoop())(torch.rand(5, 2, 4)).shape == (5, 2, 4)
+
+
+REFUSED = {
+    "loop in forward": (Tutorial5Loop, r"neuron 'lif1'.*take the loop out of forward"),
+    "loop in a part": (
+        lambda: nn.Sequential(Tutorial5Loop()),
+        r"neuron '0.lif1' is called more than once",
+    ),
+    "SLSTM": (lambda: nn.Sequential(snn.SLSTM(3, 4)), r"'0' \(SLSTM\).*non-linear in its own past"),
+    "SConv2dLSTM": (lambda: nn.Sequential(snn.SConv2dLSTM(1, 2, 3)), "SConv2dLSTM"),
+    "all-to-all recurrence": (
+        lambda: nn.Sequential(snn.RLeaky(beta=0.9, linear_features=3)),
+        r"'0' \(RLeaky\).*fed back",
+    ),
+    "Synaptic": (
+        lambda: nn.Sequential(snn.Synaptic(alpha=0.9, beta=0.8)),
+        r"'0' \(Synaptic\).*no single-spike form here yet",
+    ),
+    "recurrent layer": (lambda: nn.Sequential(nn.GRU(3, 3), leaky()), r"'0' \(GRU\).*recurrent"),
+    "inhibition": (
+        lambda: nn.Sequential(leaky(inhibition=True)),
+        r"'0'.*inhibition=True.*Make it with inhibition=False",
+    ),
+    "state quantisation": (
+        lambda: nn.Sequential(leaky(state_quant=lambda mem: mem)),
+        r"'0'.*state_quant.*Make it with state_quant=False",
+    ),
+    "immediate reset": (lambda: nn.Sequential(leaky(reset_delay=False)), "reset_delay=True"),
+    "no neuron": (lambda: nn.Sequential(nn.Linear(2, 2)), "no snntorch neuron"),
+    "a neuron alone": (lambda: snn.Leaky(0.9), "single neuron"),
+    "single-spike already": (
+        lambda: nn.Sequential(SingleSpikeLeaky(0.9)),
+        "'0' is a SingleSpikeLeaky already",
+    ),
+    "converted already": (lambda: convert(ListLoop()), "converted already"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_converted_is_refused_with_a_reason(case):
+    make, message = REFUSED[case]
+    with pytest.raises(ConversionError, match=message):
+        convert(make())
+
+
+def test_a_loop_that_the_source_hides_is_caught_when_it_runs():
+    with pytest.raises(ConversionError, match="neuron 'lif' is called more than once"):
+        convert(Hidden())(torch.rand(4, 2, 3))
+
+
+class FixedBatch(Tutorial6):
+    def forward(self, x):
+        spk2 = self.lif2(F.max_pool2d(self.conv2(F.max_pool2d(self.conv1(x), 4)), 2))
+        return self.fc1(spk2.view(2, -1))
+
+
+def test_a_fixed_batch_size_says_what_to_write():
+    with pytest.raises(ConversionError, match=r"fixed batch size.*x.flatten\(1\)"):
+        convert(FixedBatch())(torch.rand(4, 2, 1, 68, 68))
+
+
+def test_bad_calls():
+    with pytest.raises(TypeError, match="torch.nn.Module, not list"):
+        convert([])
+    with pytest.raises(ValueError, match="num_steps=0"):
+        convert(readme(), num_steps=0)
+    with pytest.raises(TypeError, match="nothing to revert"):
+        revert(readme())
+    with pytest.raises(ValueError, match=r"whole sequence, \(time, batch"):
+        convert(population())(torch.rand(3, 64))
+    fast = convert(population())
+    with pytest.raises(RuntimeError, match="neuron '2'.*called on its own"):
+        fast[2](torch.rand(3, 40))
