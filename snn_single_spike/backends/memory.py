@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import math
 import mmap
+import os
 import threading
 import weakref
 from collections import deque
@@ -52,6 +53,9 @@ class _Blocks:
         weakref.finalize(buffer, self._returned.append, block).atexit = False
         return buffer
 
+    def renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
     def release(self) -> None:
         with self._lock:
             self._most_lent = 0
@@ -79,6 +83,8 @@ def _map(size: int) -> mmap.mmap:
 
 
 _blocks = _Blocks()
+if hasattr(os, "register_at_fork"):  # another thread may hold the lock at that moment
+    os.register_at_fork(after_in_child=_blocks.renew_lock)
 
 
 def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
