@@ -90,7 +90,7 @@ def leaky_forward_kernel(
         above = tl.zeros((BLOCK,), STATE)
 
     # Only the spike times are asked for: stop once every neuron has fired.
-    TIMES_ONLY: tl.constexpr = spikes is None and mem is None and final is None
+    TIMES_ONLY: tl.constexpr = (spikes is None and mem is None) and final is None
     t0 = 0
     stop = T
     while t0 < stop:

@@ -22,6 +22,8 @@ NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 
 @pytest.fixture(scope="session")
 def facts():
+    # Older ones lack tools for some targets, and fuse multiply-adds on sm_100 unasked.
+    pytest.importorskip("triton", minversion="3.7")
     return compile_all()
 
 
