@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not importlib.util.find_spec(module)
     ]
     if absent:
-        return _fail(f'the demo needs {", ".join(absent)}: pip install "snn-single-spike[demo]"')
+        return _fail(f"the demo needs {', '.join(absent)}: pip install {' '.join(absent)}")
     # Before the training, not after it
     if options.out.is_dir() or not options.out.parent.is_dir():
         return _fail(f"--out {options.out}: not a file in an existing folder")

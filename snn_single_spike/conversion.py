@@ -57,9 +57,23 @@ class _Time:
 
     def unfold(self, folded: Tensor) -> Tensor:
         """(T * B, ...) to (T, B, ...); what was computed once, (B, ...), is the same every step."""
-        if folded.shape[0] == self.batch and self.steps != 1:
+        if folded.dim() and folded.shape[0] == self.steps * self.batch:
+            return folded.unflatten(0, (self.steps, self.batch))
+        if folded.dim() and folded.shape[0] == self.batch:
             return folded.expand(self.steps, *folded.shape)
-        return folded.unflatten(0, (self.steps, self.batch))
+        raise ConversionError(
+            f"a tensor of shape {tuple(folded.shape)} where one of {self.steps} steps x "
+            f"{self.batch} samples = {self.steps * self.batch} rows was expected. {self.advice()}"
+        )
+
+    def advice(self) -> str:
+        return (
+            f"The input was read as time={self.steps}, batch={self.batch}, and inside a converted "
+            "model time is folded into the batch. Either the model was called step by step, or "
+            "with a sequence although it was converted with num_steps=; or its forward has a loop "
+            "over time, sums over the batch, or reshapes with a fixed batch size (write "
+            "x.flatten(1), or x.view(x.size(0), -1) with the size of that very tensor)"
+        )
 
 
 class _FoldedLeaky(SingleSpikeLeaky):
@@ -118,11 +132,7 @@ class _Converted:
         except RuntimeError as error:
             if not any(word in str(error) for word in ("shape", "size")):
                 raise
-            raise ConversionError(
-                f"{error}. Inside a converted model time is folded into the batch, (time * batch, "
-                "...): a reshape in forward with a fixed batch size does not fit. Write "
-                "x.flatten(1), or x.view(x.size(0), -1) with the size of that very tensor"
-            ) from error
+            raise ConversionError(f"{error}. {time.advice()}") from error
         finally:
             time.steps = 0
             for batch_norm, momentum in self._single_spike.momenta:
@@ -141,13 +151,27 @@ class _Converted:
                     "the same at every step, convert with num_steps="
                 )
             time.steps, time.batch = input_.shape[0], input_.shape[1]
-            return lambda x: time.fold(x) if isinstance(x, Tensor) else x
+            return self._enter
         time.steps, time.batch = num_steps, input_.shape[0]
         if self.training and self._has_dropout():  # it draws anew at every step
             return lambda x: (
                 time.fold(x.expand(num_steps, *x.shape)) if isinstance(x, Tensor) else x
             )
         return lambda x: x  # the front of the model runs once for all steps
+
+    def _enter(self, x: Any) -> Any:
+        time = self._single_spike.time
+        if not isinstance(x, Tensor):
+            return x
+        if x.shape == (0,):  # reset_mem() before the first call
+            return None
+        if tuple(x.shape[:2]) != (time.steps, time.batch):
+            raise ConversionError(
+                f"an input has shape {tuple(x.shape)}, but every tensor that a converted model is "
+                f"given is a sequence, here ({time.steps}, {time.batch}, ...): pass None for "
+                "initial membranes, a sample starts from zeros"
+            )
+        return time.fold(x)
 
     def _has_dropout(self) -> bool:
         modules = self.modules()  # type: ignore[attr-defined]

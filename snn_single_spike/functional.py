@@ -6,14 +6,13 @@ float32, or float64 for float64 input, whatever the type of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import backends, operators
-from .surrogate import bypass, recognise
+from .surrogate import SpikeGrad, Surrogate, split
 from .validation import (
     GRADIENT_RULES,
     REDUCTIONS,
@@ -33,8 +32,6 @@ __all__ = [
 ]
 
 DEFAULT_GRADIENT = "masked"
-
-SpikeGrad = Callable[[Tensor], Tensor]
 
 
 class SingleSpikes(NamedTuple):
@@ -90,7 +87,8 @@ def run_single_spike_leaky(
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
     mem: Tensor | None,
-    spike_grad: SpikeGrad | None,
+    surrogate: Surrogate | None,
+    own: SpikeGrad | None,
     gradient: str,
     reset_mechanism: str,
     want_spikes: bool,
@@ -99,13 +97,15 @@ def run_single_spike_leaky(
     recompute: bool | None,
     backend: str,
 ) -> _Result:
-    """Check the arguments, run the operator, restore the shapes."""
+    """Check the arguments, run the operator, restore the shapes.
+
+    ``surrogate`` and ``own`` as from :func:`snn_single_spike.surrogate.split`.
+    """
     check_current(current)
     check_choice("gradient", gradient, GRADIENT_RULES)
     check_choice("reset_mechanism", reset_mechanism, RESETS)
     chosen = backends.select(backend, current.device.type)
     exact = gradient == "spike_time"
-    surrogate = recognise(spike_grad)
     beta_ = check_parameter("beta", beta, current)
     threshold_ = check_parameter("threshold", threshold, current)
     factor = check_parameter("graded_spikes_factor", graded_spikes_factor, current)
@@ -113,9 +113,8 @@ def run_single_spike_leaky(
 
     # An exported program has no backward pass to save for.
     track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-    # A surrogate that is the user's own: the operator gives the membrane, autograd the rest.
-    own = None if surrogate or exact or spike_grad is bypass else spike_grad
-    composed = track and want_spikes and own is not None
+    # A surrogate of the user's own: the operator gives the membrane, autograd the rest.
+    composed = track and want_spikes and own is not None and not exact
     spikes, membrane, times, final = operators.SingleSpikeLeaky.apply(
         current.flatten(1).contiguous(),
         beta_,
@@ -125,7 +124,7 @@ def run_single_spike_leaky(
         reset_mechanism,
         gradient,
         None if exact else surrogate,
-        exact and spike_grad is not bypass,
+        exact and not (surrogate is None and own is None),
         (want_spikes, want_mem or composed, want_final),
         # Integrating again costs plain torch a second pass, the fused loops next to nothing.
         (not want_mem and chosen != "torch") if recompute is None else recompute,
@@ -211,7 +210,8 @@ def single_spike_leaky(
 
     :param spike_grad: surrogate gradient of the threshold: one of :mod:`snntorch.surrogate`
         (its derivative is fused into the backward pass) or any differentiable function of
-        `mem - threshold` (differentiated by autograd). Defaults to None, which is
+        `mem - threshold`, of which autograd takes the derivative, and nothing else is used; a
+        spike is 1 whatever its value. Defaults to None, which is
         `snntorch.surrogate.atan()`
     :type spike_grad: Callable, optional
 
@@ -267,7 +267,7 @@ def single_spike_leaky(
         threshold,
         graded_spikes_factor,
         mem,
-        spike_grad,
+        *split(spike_grad),
         gradient,
         reset_mechanism,
         return_spikes,
@@ -319,7 +319,7 @@ def first_spike_time(
         threshold,
         1.0,
         mem,
-        spike_grad,
+        *split(spike_grad),
         gradient,
         "none",
         False,

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import backends
 from .backends.buffers import state_dtype
 from .functional import DEFAULT_GRADIENT, run_single_spike_leaky
-from .surrogate import bypass, recognise
+from .surrogate import SpikeGrad, Surrogate, bypass, recognise, split
 from .validation import (
     GRADIENT_RULES,
     check_choice,
@@ -213,7 +213,7 @@ class SingleSpikeLeaky(snn.Leaky):
             self.threshold,
             self.graded_spikes_factor,
             mem,
-            self.spike_grad,
+            *self._surrogate(),
             self.gradient,
             self.reset_mechanism,
             want_spikes=True,
@@ -275,6 +275,12 @@ class SingleSpikeLeaky(snn.Leaky):
         path = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor.detach()
         spk = fire.to(mem.dtype) * factor + (path - path.detach())
         return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)
+
+    def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
+        known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is bypass
+        if torch.compiler.is_compiling() and not known:
+            return None, self.spike_grad  # looked at when the neuron was made
+        return split(self.spike_grad)
 
     def _track(self) -> None:
         """Let snnTorch's resets reach this neuron without keeping it alive for ever."""

@@ -191,7 +191,8 @@ def _rows(gradient: Tensor | None) -> Tensor | None:
     """
     if gradient is None:
         return None
-    if gradient.shape[0] > 1 and gradient.stride(0) == 0:
+    # A compiler that traces this does not know the strides yet.
+    if not torch.compiler.is_compiling() and gradient.shape[0] > 1 and gradient.stride(0) == 0:
         gradient = gradient[:1]
     return gradient.contiguous()
 

@@ -91,6 +91,7 @@ class LeakyReadout(nn.Module):
             1.0,
             mem,
             None,
+            None,
             "masked",
             "none",
             want_spikes=False,

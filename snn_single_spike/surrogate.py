@@ -17,6 +17,8 @@ from torch.nn.functional import leaky_relu
 
 from .compiling import constant_when_compiled
 
+SpikeGrad = Callable[[Tensor], Tensor]
+
 # Factory in snntorch.surrogate -> its parameters, in the order (a, b) of the kernels.
 # SSO draws random numbers and custom_surrogate holds user code: both go through autograd.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -56,8 +58,18 @@ def bypass(input_: Tensor) -> Tensor:
     return (input_ > 0).to(input_.dtype)
 
 
+def split(spike_grad: SpikeGrad | None) -> tuple[Surrogate | None, SpikeGrad | None]:
+    """The surrogate if its derivative is known, or the user's own function; neither for none."""
+    if isinstance(spike_grad, Surrogate):
+        return spike_grad, None
+    if spike_grad is bypass:
+        return None, None
+    known = recognise(spike_grad)
+    return known, None if known else spike_grad
+
+
 @constant_when_compiled
-def recognise(spike_grad: Callable[[Tensor], Tensor] | None) -> Surrogate | None:
+def recognise(spike_grad: SpikeGrad | None) -> Surrogate | None:
     """The :class:`Surrogate` that snnTorch made, None for a function of anybody else's.
 
     :param spike_grad: surrogate as given to a snnTorch neuron; None is ``atan()``, the

@@ -58,7 +58,7 @@ def test_demo_names_what_is_not_installed(monkeypatch, capsys):
     assert cli.main(["demo"]) == 1
     error = capsys.readouterr().err
     assert "scikit-learn" in error
-    assert "snn-single-spike[demo]" in error
+    assert "pip install scikit-learn rich matplotlib" in error
 
 
 @pytest.mark.parametrize("arguments", [["demo", "--epochs", "0"], ["train"], []])

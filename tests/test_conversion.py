@@ -491,6 +491,38 @@ def test_a_fixed_batch_size_says_what_to_write():
         convert(FixedBatch())(torch.rand(4, 2, 1, 68, 68))
 
 
+class StateGiven(nn.Module):
+    """A membrane from outside, an output summed over the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = snn.Leaky(beta=0.9)
+
+    def forward(self, x, mem=None, total=False):
+        spk, mem = self.lif(x, mem)
+        return spk.sum() if total else spk
+
+
+def test_membranes_from_outside_and_outputs_without_a_batch():
+    model = StateGiven()
+    fast = convert(model)
+    x = torch.rand(4, 2, 3)
+    for nothing in (None, fast.lif.init_leaky()):
+        assert fast(x, nothing).shape == (4, 2, 3)
+    with pytest.raises(ConversionError, match="pass None for initial membranes"):
+        fast(x, torch.zeros(2, 3))
+    with pytest.raises(ConversionError, match="sums over the batch"):
+        fast(x, total=True)
+
+
+def test_calls_step_by_step_or_of_the_wrong_kind_say_how_the_input_was_read():
+    net = readme()
+    with pytest.raises(ConversionError, match="time=2, batch=1.*called step by step"):
+        convert(net)(torch.rand(2, 1, 28, 28))
+    with pytest.raises(ConversionError, match="converted with num_steps="):
+        convert(net, num_steps=5)(torch.rand(5, 2, 1, 28, 28))
+
+
 def test_bad_calls():
     with pytest.raises(TypeError, match="torch.nn.Module, not list"):
         convert([])

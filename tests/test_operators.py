@@ -104,6 +104,31 @@ def test_compile_with_dynamic_shapes_compiles_once():
     assert counts[0] == counts[-1]
 
 
+class OwnFunction(torch.autograd.Function):
+    """A surrogate as users write it, given as its `apply`."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u > 0).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return grad / (1 + 10 * u.abs()) ** 2
+
+
+def test_compile_a_surrogate_given_as_apply():
+    net = network(spike_grad=OwnFunction.apply)
+    expected = network(spike_grad=surrogate.fast_sigmoid(slope=10))
+    expected.load_state_dict(net.state_dict())
+    x = torch.randn(8, 2, 5)
+    torch.compile(net, fullgraph=True, backend="aot_eager")(x).square().sum().backward()
+    expected(x).square().sum().backward()
+    for mine, right in zip(net.parameters(), expected.parameters(), strict=True):
+        assert relative_error(mine.grad, right.grad) < 1e-4
+
+
 def test_compile_functions():
     current = torch.randn(8, 2, 5)
 

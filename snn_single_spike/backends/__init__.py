@@ -29,10 +29,7 @@ from ..compiling import constant_when_compiled
 BACKENDS = ("triton", "numba", "torch")
 
 _MODULES = {"triton": "triton_gpu", "numba": "numba_cpu", "torch": "eager"}
-_INSTALL = {
-    "triton": 'pip install "snn-single-spike[triton]"',
-    "numba": 'pip install "snn-single-spike[cpu]"',
-}
+_INSTALL = {"triton": "pip install triton", "numba": "pip install numba"}
 
 logger = logging.getLogger("snn_single_spike")
 
