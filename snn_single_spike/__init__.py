@@ -8,7 +8,7 @@ _checkout = Path(__file__).parent.parent
 if (_checkout / "kernels" / "leaky.py").is_file():
     __path__.append(str(_checkout))
 
-from . import functional  # noqa: E402
+from . import functional, losses, metrics  # noqa: E402
 from .conversion import ConversionError, convert, revert  # noqa: E402
 from .leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .readout import LeakyReadout  # noqa: E402
@@ -25,5 +25,7 @@ __all__ = [
     "SingleSpikeLeaky",
     "convert",
     "functional",
+    "losses",
+    "metrics",
     "revert",
 ]

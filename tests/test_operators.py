@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from snntorch import surrogate
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from snn_single_spike import SingleSpikeLeaky
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -61,6 +63,22 @@ def test_the_conversion_shown_runs():
     exec(block.group(1), space)
     assert space["spk_rec"].shape == (25, 2, 4)
     assert isinstance(space["net"][1], snn.Leaky)
+
+
+def test_the_losses_shown_run():
+    page = (Path(__file__).parent.parent / "docs" / "losses.md").read_text()
+    block = re.search(r"```python\n(from snn_single_spike import losses.*?)```", page, re.S)
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = torch.nn.Linear(5, 8), torch.nn.Linear(8, 3)
+            self.lif1, self.lif2 = SingleSpikeLeaky(0.9), SingleSpikeLeaky(0.9)
+
+    x = (torch.rand(6, 2, 5) > 0.5).float()
+    space = {"net": Net(), "x": x, "targets": torch.tensor([0, 2])}
+    exec(block.group(1), space)
+    space["loss"].backward()
 
 
 def test_no_placeholder_is_left():

@@ -1,0 +1,165 @@
+"""Metrics against per-sample loops, and against snnTorch where the two agree."""
+
+import math
+
+import pytest
+import snntorch.functional as SF
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from snn_single_spike import metrics
+from snn_single_spike.functional import first_spike_time, single_spike_leaky
+
+
+def slow_accuracy(spikes, targets, mem=None):
+    steps, batch, classes = spikes.shape
+    right = 0.0
+    for b in range(batch):
+        for t in range(steps):
+            winners = [c for c in range(classes) if spikes[t, b, c] != 0]
+            if winners:
+                if mem is not None:
+                    best = max(mem[t, b, c].item() for c in winners)
+                    winners = [c for c in winners if mem[t, b, c] == best]
+                right += (targets[b].item() in winners) / len(winners)
+                break
+    return right / batch
+
+
+shapes = st.tuples(st.integers(1, 8), st.integers(1, 6), st.integers(1, 5), st.integers(0, 1000))
+
+
+@given(shapes, st.floats(0, 0.5), st.booleans())
+def test_accuracy_against_a_loop(shape, rate, with_mem):
+    steps, batch, classes, seed = shape
+    torch.manual_seed(seed)
+    spikes = (torch.rand(steps, batch, classes) < rate) * 0.7  # repeated and graded
+    targets = torch.randint(classes, (batch,))
+    # Few levels, so that membranes tie too
+    mem = torch.randint(3, spikes.shape).float() if with_mem else None
+    found = metrics.accuracy_temporal(spikes, targets, mem)
+    assert isinstance(found, float)
+    assert found == pytest.approx(slow_accuracy(spikes, targets, mem))
+
+
+def test_accuracy_is_snntorchs_without_ties_and_silent_samples():
+    steps, batch, classes = 50, 200, 10
+    times = torch.rand(batch, steps).argsort(1)[:, :classes]  # distinct within a sample
+    spikes = torch.zeros(steps, batch, classes).scatter_(0, times[None], 1.0)
+    targets = torch.randint(classes, (batch,))
+    ours = metrics.accuracy_temporal(spikes, targets)
+    assert ours == pytest.approx(SF.accuracy_temporal(spikes, targets))
+
+
+def test_silent_samples_are_wrong_and_ties_are_shared():
+    spikes = torch.zeros(5, 4, 3)
+    zeros = torch.zeros(4, dtype=torch.int64)
+    assert metrics.accuracy_temporal(spikes, zeros) == 0.0
+    assert SF.accuracy_temporal(spikes, zeros) == 1.0  # reads silence as class 0
+    spikes[2] = 1
+    assert metrics.accuracy_temporal(spikes, zeros) == pytest.approx(1 / 3)
+    mem = torch.zeros(5, 4, 3)
+    mem[2, :, 1] = 2.0
+    mem[3, :, 0] = 9.0  # after the spikes
+    assert metrics.accuracy_temporal(spikes, zeros, mem) == 0.0
+    assert metrics.accuracy_temporal(spikes, zeros + 1, mem) == 1.0
+    assert metrics.accuracy_temporal(spikes, zeros + 1, mem[2]) == 1.0
+    assert metrics.accuracy_temporal(spikes, zeros + 2, mem.fill_(torch.nan)) < 0.5
+
+
+def test_times_do_as_well_as_spikes():
+    current = torch.rand(30, 64, 10) * 0.25
+    targets = torch.randint(10, (64,))
+    spikes, mem, times = single_spike_leaky(current, 0.9)
+    for extra in ((), (mem,), (mem.sum(0),)):
+        expected = metrics.accuracy_temporal(spikes, targets, *extra)
+        assert metrics.accuracy_temporal(times, targets, *extra) == expected
+    latency = metrics.latency_to_decision(spikes)
+    torch.testing.assert_close(metrics.latency_to_decision(times), latency, equal_nan=True)
+    exact = first_spike_time(current, 0.9, gradient="spike_time")
+    assert metrics.accuracy_temporal(exact, targets, mem) >= 0
+    decided = metrics.latency_to_decision(exact)
+    torch.testing.assert_close(decided.ceil().double(), latency, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_latency_and_counts_against_loops(dtype):
+    spikes = (torch.rand(6, 7, 2, 3) < 0.1).to(dtype)
+    flat = spikes.flatten(2)
+    latency = metrics.latency_to_decision(flat)
+    for b in range(7):
+        steps = [t for t in range(6) if flat[t, b].any()]
+        assert latency[b] == steps[0] if steps else math.isnan(latency[b])
+        assert metrics.spike_counts(spikes)[b] == sum(bool(s) for s in flat[:, b].flatten())
+    per_train = metrics.spike_counts(spikes, per="train")
+    assert per_train.shape == (7, 2, 3)
+    assert per_train.dtype == torch.int64
+    assert torch.equal(per_train.sum(0), metrics.spike_counts(spikes, per="neuron"))
+
+
+def test_nan_is_no_spike():
+    spikes = torch.tensor([torch.nan, 1.0])[:, None, None]
+    assert metrics.spike_counts(spikes).tolist() == [1]
+    assert metrics.latency_to_decision(spikes).tolist() == [1]
+
+
+def test_empty_batch():
+    spikes = torch.zeros(4, 0, 3)
+    assert metrics.latency_to_decision(spikes).shape == (0,)
+    assert metrics.spike_counts(spikes).shape == (0,)
+    with pytest.raises(ValueError, match="no samples"):
+        metrics.accuracy_temporal(spikes, torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="B=0"):
+        metrics.energy_estimate(spikes, 10)
+
+
+def test_energy_by_hand():
+    x, hidden = torch.zeros(5, 2, 4), torch.zeros(5, 2, 3)
+    x[0] = 1  # 4 spikes a sample, each to 3 neurons
+    hidden[1, 0, :2] = 1  # 2 spikes in one of two samples, each to 10 neurons
+    energy = metrics.energy_estimate([x, hidden], [nn.Linear(4, 3), 10])
+    assert energy.synaptic_operations == 4 * 3 + 1 * 10
+    assert energy.joules == pytest.approx(22 * 0.9e-12)
+    assert energy.dense_operations == 4 * 3 + 3 * 10
+    assert energy.dense_joules == pytest.approx(42 * 4.6e-12)
+    graded = metrics.energy_estimate(hidden, 10, graded=True, multiply_accumulate_pj=2.0)
+    assert graded.joules == pytest.approx(10 * 2e-12)
+    assert graded.dense_joules == pytest.approx(30 * 2e-12)
+    assert metrics.energy_estimate(hidden, 10, accumulate_pj=1).joules == pytest.approx(1e-11)
+
+
+def test_energy_with_a_fan_out_for_each_neuron():
+    spikes = torch.ones(1, 2, 2, 3)
+    fan_out = torch.tensor([1, 2, 3])
+    assert metrics.energy_estimate(spikes, fan_out).synaptic_operations == 12
+    assert metrics.energy_estimate(spikes, fan_out).dense_operations == 12
+
+
+SPIKES, TARGETS = torch.zeros(5, 4, 3), torch.zeros(4, dtype=torch.int64)
+ACCURACY, ENERGY = metrics.accuracy_temporal, metrics.energy_estimate
+ERRORS = {
+    "no tensor": (TypeError, "spk_out must be", lambda: ACCURACY([1], TARGETS)),
+    "rank": (ValueError, "torch.stack", lambda: metrics.spike_counts(SPIKES[0])),
+    "rank 4": (ValueError, r"flatten\(2\)", lambda: ACCURACY(SPIKES[..., None], TARGETS)),
+    "T=0": (ValueError, "T=0", lambda: metrics.latency_to_decision(SPIKES[:0])),
+    "no neurons": (ValueError, "no neurons", lambda: metrics.spike_counts(SPIKES[..., :0])),
+    "batch": (ValueError, "targets has 3 samples", lambda: ACCURACY(SPIKES, TARGETS[:3])),
+    "class": (ValueError, "targets contains 3", lambda: ACCURACY(SPIKES, TARGETS + 3)),
+    "float": (TypeError, "targets.long", lambda: ACCURACY(SPIKES, TARGETS.float())),
+    "mem": (ValueError, "mem_out has shape", lambda: ACCURACY(SPIKES, TARGETS, SPIKES[:2])),
+    "mem type": (TypeError, "mem_out must be", lambda: ACCURACY(SPIKES, TARGETS, [1])),
+    "per": (ValueError, "per='class'", lambda: metrics.spike_counts(SPIKES, "class")),
+    "layers": (ValueError, "fan_out has 1 entries", lambda: ENERGY([SPIKES, SPIKES], 10)),
+    "linear": (ValueError, "Linear of 4 inputs", lambda: ENERGY(SPIKES, nn.Linear(4, 2))),
+    "conv": (TypeError, "Conv2d", lambda: ENERGY(SPIKES, nn.Conv2d(3, 4, 3))),
+    "fan-out": (ValueError, "does not broadcast", lambda: ENERGY(SPIKES, torch.ones(4))),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_argument_and_the_fix(name):
+    kind, message, call = ERRORS[name]
+    with pytest.raises(kind, match=message):
+        call()
