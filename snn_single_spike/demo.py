@@ -176,7 +176,9 @@ def figure(
                 ylabel="hidden neuron",
                 ylim=(-2, HIDDEN + 1),
             )
-            traces.plot(activity.mem[:, shown], linewidth=1)
+            for neuron in shown.tolist():
+                traces.plot(activity.mem[:, neuron], linewidth=1, label=f"neuron {neuron}")
+            traces.legend(fontsize=7, loc="lower left")
             traces.axhline(1.0, color="0.6", linewidth=0.8, linestyle="--")
             traces.set(ylabel="membrane")
     for axis in axes[-1]:
