@@ -22,27 +22,27 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         )
 
 
-def check_current(current: object, name: str = "current") -> Tensor:
+def check_current(current: object) -> Tensor:
     """A floating-point (T, B, *features) tensor with T >= 1."""
     if not isinstance(current, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, not {type(current).__name__}")
+        raise TypeError(f"current must be a torch.Tensor, not {type(current).__name__}")
     if current.dim() < 3:
         raise ValueError(
-            f"{name} has shape {tuple(current.shape)}, but the whole sequence is expected at "
+            f"current has shape {tuple(current.shape)}, but the whole sequence is expected at "
             "once, (time, batch, *features). Drop the loop over time and pass all steps "
             "(torch.stack(steps), or the encoded input itself); for a single step use "
-            f"{name}.unsqueeze(0) or SingleSpikeLeaky.step(); for one neuron per sample add a "
-            f"feature dimension with {name}.unsqueeze(-1)"
+            "current.unsqueeze(0) or SingleSpikeLeaky.step(); for one neuron per sample add a "
+            "feature dimension with current.unsqueeze(-1)"
         )
     if current.dtype not in _DTYPES:
         raise TypeError(
-            f"{name} has dtype {current.dtype}, but must be one of float32, float64, float16 or "
-            f"bfloat16: use {name}.float()"
+            f"current has dtype {current.dtype}, but must be one of float32, float64, float16 or "
+            "bfloat16: use current.float()"
         )
     if current.shape[0] == 0:
-        raise ValueError(f"{name} has shape {tuple(current.shape)}: no time steps (T=0)")
+        raise ValueError(f"current has shape {tuple(current.shape)}: no time steps (T=0)")
     if 0 in current.shape[2:]:
-        raise ValueError(f"{name} has shape {tuple(current.shape)}: no neurons")
+        raise ValueError(f"current has shape {tuple(current.shape)}: no neurons")
     return current
 
 
