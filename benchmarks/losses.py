@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import snntorch as snn
 import snntorch.functional as SF
 import torch
 from torch import Tensor
 
 from snn_single_spike import losses
+
+import machine
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -96,23 +96,9 @@ def main() -> None:
                 ours, theirs = row["ms"].values()
                 print(f"{label:40s}{ours:11.2f} ms{theirs:9.1f} ms{row['speedup']:9.0f}x")
     if options.out:
-        machine = {
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "torch": torch.__version__,
-            "snntorch": snn.__version__,
-            "threads": options.threads,
-        }
-        figures = {"machine": machine, "repeats": options.repeats, "results": results}
+        on = machine.describe() | {"threads": options.threads}
+        figures = {"machine": on, "repeats": options.repeats, "results": results}
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

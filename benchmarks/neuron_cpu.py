@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ import torch
 from torch import Tensor
 
 from snn_single_spike import SingleSpikeLeaky, backends
+
+import machine
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -169,21 +170,8 @@ def main() -> None:
                     f"{f'{low:.2f}-{high:.2f}':>14s}{row['peak_mb']:9.0f}"
                 )
     if options.out:
-        machine = {
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "torch": torch.__version__,
-        }
-        figures = {"machine": machine, "shape": options.shape, "results": results}
+        figures = {"machine": machine.describe(), "shape": options.shape, "results": results}
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

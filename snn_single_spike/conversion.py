@@ -25,7 +25,7 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from .functional import DEFAULT_GRADIENT
-from .leaky import SingleSpikeLeaky
+from .leaky import NEEDS_THE_LOOP, SingleSpikeLeaky
 
 __all__ = ["ConversionError", "convert", "revert"]
 
@@ -405,11 +405,7 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
 
 
 def _refuse_options(path: str, neuron: Any) -> None:
-    for option, only, reason in (
-        ("inhibition", False, "it lets neurons silence each other at every step"),
-        ("state_quant", False, "it makes the membrane non-linear in its input"),
-        ("reset_delay", True, "the single-spike reset comes one step after the spike"),
-    ):
+    for option, only, reason in NEEDS_THE_LOOP:
         if getattr(neuron, option) is not only:
             raise ConversionError(
                 f"neuron {path!r} cannot be converted: {option}={getattr(neuron, option)!r}, and "

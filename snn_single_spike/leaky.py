@@ -25,6 +25,14 @@ from .validation import (
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
 
 
+# Options of snn.Leaky, the one value that works without a loop over time, and why.
+NEEDS_THE_LOOP = (
+    ("inhibition", False, "it lets neurons silence each other at every step"),
+    ("state_quant", False, "it makes the membrane non-linear in its input"),
+    ("reset_delay", True, "the reset comes one step after the spike"),
+)
+
+
 class LeakyState(NamedTuple):
     """State of :meth:`SingleSpikeLeaky.step` between two time steps."""
 
@@ -161,9 +169,18 @@ class SingleSpikeLeaky(snn.Leaky):
         gradient: str = DEFAULT_GRADIENT,
         backend: str = "auto",
     ) -> None:
-        _refuse("inhibition", inhibition, False, "it lets neurons silence each other at every step")
-        _refuse("state_quant", state_quant, False, "it makes the membrane non-linear in its input")
-        _refuse("reset_delay", reset_delay, True, "the reset comes one step after the spike")
+        given = {
+            "inhibition": inhibition,
+            "state_quant": state_quant,
+            "reset_delay": reset_delay,
+        }
+        for option, only, reason in NEEDS_THE_LOOP:
+            if given[option] is not only:
+                raise ValueError(
+                    f"{option}={given[option]!r} cannot be honoured by a neuron that is computed "
+                    f"over the whole sequence at once ({reason}): leave {option}={only}, or keep "
+                    "snntorch.Leaky for this layer"
+                )
         check_choice("gradient", gradient, GRADIENT_RULES)
         check_choice("backend", backend, ("auto", *backends.BACKENDS))
         check_not_nan("beta", beta)
@@ -297,12 +314,3 @@ def _forget(proxy: Any) -> None:
     # None rather than a shorter list: snnTorch may be walking it by index right now.
     listed = SpikingNeuron.instances
     listed[:] = [None if neuron is proxy else neuron for neuron in listed]
-
-
-def _refuse(name: str, value: Any, only: bool, reason: str) -> None:
-    if value is not only:
-        raise ValueError(
-            f"{name}={value!r} cannot be honoured by a neuron that is computed over the whole "
-            f"sequence at once ({reason}): leave {name}={only}, or keep snntorch.Leaky for this "
-            "layer"
-        )

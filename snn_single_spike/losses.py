@@ -21,13 +21,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .backends.buffers import state_dtype
-from .validation import REDUCTIONS, check_choice, check_parameter
+from .validation import (
+    REDUCTIONS,
+    check_choice,
+    check_device,
+    check_parameter,
+    check_recording,
+    check_targets,
+)
 
 __all__ = [
     "ce_membrane_loss",
     "ce_temporal_loss",
-    "check_recording",
-    "check_targets",
     "firing_regulariser",
     "first_spike_times",
     "mse_temporal_loss",
@@ -143,68 +148,6 @@ def _check_once(spk_out: Tensor, height: Tensor) -> None:
         )
 
 
-def check_recording(name: str, value: Tensor, differentiable: bool = True) -> None:
-    """A (T, B, *features) tensor with T >= 1, floating-point if it is to be differentiable."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
-    if value.dim() < 3:
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, but all steps are expected at once, (time, "
-            "batch, *features): pass torch.stack(steps)"
-        )
-    if differentiable and not value.is_floating_point():
-        raise TypeError(
-            f"{name} has dtype {value.dtype}, but must be floating-point to have a gradient: use "
-            f"{name}.float()"
-        )
-    if value.shape[0] == 0:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: no time steps (T=0)")
-    if 0 in value.shape[2:]:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: no neurons")
-
-
-def check_targets(targets: Tensor, scores: Tensor) -> Tensor:
-    """Class indices (B,) for scores (B, C), as int64."""
-    batch, classes = scores.shape
-    if not isinstance(targets, Tensor):
-        raise TypeError(
-            f"targets must be a torch.Tensor, not {type(targets).__name__}: use "
-            "torch.as_tensor(targets)"
-        )
-    if targets.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(
-            f"targets has dtype {targets.dtype}, but class indices are integers: use "
-            "targets.long(), or targets.argmax(1) for one-hot targets"
-        )
-    if targets.dim() != 1:
-        raise ValueError(
-            f"targets has shape {tuple(targets.shape)}, but one class index per sample is "
-            f"expected, ({batch},): use targets.argmax(1) for one-hot targets"
-        )
-    if targets.shape[0] != batch:
-        raise ValueError(
-            f"targets has {targets.shape[0]} samples, but the recording has {batch} (its second "
-            "dimension, after time): pass targets of the same batch, or put time first"
-        )
-    _check_device("targets", targets, scores.device)
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = targets[(targets < 0) | (targets >= classes)]
-        if wrong.numel():
-            raise ValueError(
-                f"targets contains {wrong[0].item()}, but there are {classes} classes: indices "
-                f"run from 0 to {classes - 1}"
-            )
-    return targets.long()
-
-
-def _check_device(name: str, value: Tensor, device: torch.device) -> None:
-    if value.device != device:
-        raise ValueError(
-            f"{name} is on {value.device}, but the recording is on {device}: move it with "
-            f"{name}.to({str(device)!r})"
-        )
-
-
 def _check_number(name: str, value: float, low: float, strict: bool = False) -> float:
     number = float(value)
     if not (number > low if strict else number >= low):
@@ -222,7 +165,7 @@ def _check_weight(weight: Tensor | None, like: Tensor) -> Tensor | None:
         raise ValueError(
             f"weight must be a tensor with one value per class, ({like.shape[1]},), not {found}"
         )
-    _check_device("weight", weight, like.device)
+    check_device("weight", weight, like.device, "recording")
     return weight.to(like.dtype)
 
 
@@ -504,7 +447,7 @@ def _target_times(targets: Tensor, tau: Tensor, steps: int) -> Tensor:
             f"for each of the neurons, {tuple(tau.shape[1:])}, or for each sample and neuron, "
             f"{tuple(tau.shape)}"
         )
-    _check_device("targets", targets, tau.device)
+    check_device("targets", targets, tau.device, "recording")
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = targets[(targets < -steps) | (targets > steps)]
         if wrong.numel():

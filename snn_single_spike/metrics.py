@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .losses import check_recording, check_targets
-from .validation import check_choice
+from .validation import check_choice, check_recording, check_targets
 
 __all__ = [
     "ACCUMULATE_PJ",

@@ -39,11 +39,24 @@ def check_current(current: object) -> Tensor:
             f"current has dtype {current.dtype}, but must be one of float32, float64, float16 or "
             "bfloat16: use current.float()"
         )
-    if current.shape[0] == 0:
-        raise ValueError(f"current has shape {tuple(current.shape)}: no time steps (T=0)")
-    if 0 in current.shape[2:]:
-        raise ValueError(f"current has shape {tuple(current.shape)}: no neurons")
+    _check_extent("current", current)
     return current
+
+
+def _check_extent(name: str, sequence: Tensor) -> None:
+    """At least one time step and one neuron; a batch may be empty."""
+    if sequence.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(sequence.shape)}: no time steps (T=0)")
+    if 0 in sequence.shape[2:]:
+        raise ValueError(f"{name} has shape {tuple(sequence.shape)}: no neurons")
+
+
+def check_device(name: str, value: Tensor, device: torch.device, of: str = "input") -> None:
+    if value.device != device:
+        raise ValueError(
+            f"{name} is on {value.device}, but the {of} is on {device}: move it with "
+            f"{name}.to({str(device)!r})"
+        )
 
 
 def check_not_nan(name: str, value: Tensor | float) -> None:
@@ -67,11 +80,7 @@ def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor
         if not torch.compiler.is_compiling() and math.isnan(number):
             raise ValueError(f"{name} is NaN: pass a finite number")
         return torch.full((1,), number, dtype=state, device=current.device)
-    if value.device != current.device:
-        raise ValueError(
-            f"{name} is on {value.device}, but the input is on {current.device}: "
-            f"move it with {name}.to({str(current.device)!r})"
-        )
+    check_device(name, value, current.device)
     # A 0-dimensional tensor takes the type of the others, as in torch.
     if value.dim() > 0 and value.dtype not in (current.dtype, state):
         raise TypeError(
@@ -105,11 +114,7 @@ def check_mem(mem: Tensor | None, current: Tensor) -> Tensor | None:
         return None
     if not isinstance(mem, Tensor):
         raise TypeError(f"mem must be a torch.Tensor or None, not {type(mem).__name__}")
-    if mem.device != current.device:
-        raise ValueError(
-            f"mem is on {mem.device}, but the input is on {current.device}: "
-            f"move it with mem.to({str(current.device)!r})"
-        )
+    check_device("mem", mem, current.device)
     state = state_dtype(current.dtype)
     if mem.dtype not in (current.dtype, state):
         raise TypeError(
@@ -123,3 +128,54 @@ def check_mem(mem: Tensor | None, current: Tensor) -> Tensor | None:
             f"step, {tuple(current.shape[1:])}{hint}"
         )
     return mem.to(state).flatten().contiguous()
+
+
+def check_recording(name: str, value: Tensor, differentiable: bool = True) -> None:
+    """A (T, B, *features) tensor with T >= 1, floating-point if it is to be differentiable."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.dim() < 3:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, but all steps are expected at once, (time, "
+            "batch, *features): pass torch.stack(steps)"
+        )
+    if differentiable and not value.is_floating_point():
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, but must be floating-point to have a gradient: use "
+            f"{name}.float()"
+        )
+    _check_extent(name, value)
+
+
+def check_targets(targets: Tensor, scores: Tensor) -> Tensor:
+    """Class indices (B,) for scores (B, C), as int64."""
+    batch, classes = scores.shape
+    if not isinstance(targets, Tensor):
+        raise TypeError(
+            f"targets must be a torch.Tensor, not {type(targets).__name__}: use "
+            "torch.as_tensor(targets)"
+        )
+    if targets.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(
+            f"targets has dtype {targets.dtype}, but class indices are integers: use "
+            "targets.long(), or targets.argmax(1) for one-hot targets"
+        )
+    if targets.dim() != 1:
+        raise ValueError(
+            f"targets has shape {tuple(targets.shape)}, but one class index per sample is "
+            f"expected, ({batch},): use targets.argmax(1) for one-hot targets"
+        )
+    if targets.shape[0] != batch:
+        raise ValueError(
+            f"targets has {targets.shape[0]} samples, but the recording has {batch} (its second "
+            "dimension, after time): pass targets of the same batch, or put time first"
+        )
+    check_device("targets", targets, scores.device, "recording")
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = targets[(targets < 0) | (targets >= classes)]
+        if wrong.numel():
+            raise ValueError(
+                f"targets contains {wrong[0].item()}, but there are {classes} classes: indices "
+                f"run from 0 to {classes - 1}"
+            )
+    return targets.long()

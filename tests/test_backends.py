@@ -1,6 +1,7 @@
 """Which implementation runs, and what is said when one cannot."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -26,13 +27,16 @@ from snn_single_spike.functional import single_spike_leaky
 
 def run(script, **environment):
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
     )
 
 
 def without(names, script):
-    import os
-
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return run(WITHOUT.format(names=names) + script, **environment)
 
@@ -133,9 +137,7 @@ if child == 0:
     os._exit(0 if torch.equal(single_spike_leaky(x, 0.9, backend="numba").times, expected) else 1)
 print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run(script, **os.environ)
     assert "child 0" in done.stdout, done.stderr
 
 
@@ -152,9 +154,7 @@ def late():
     print("late", torch.equal(single_spike_leaky(x, 0.9, backend="numba").times, expected))
 threading.Thread(target=late).start()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run(script, **os.environ)
     assert "late True" in done.stdout, done.stderr
 
 

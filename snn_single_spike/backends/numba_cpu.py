@@ -76,10 +76,12 @@ def _lanes(parameter, start, n, out):
 
 
 @_compile
-def _clamp(beta, n):
+def _clamp(beta, n, active):
+    """clamp(beta, 0, 1) in place, and where it passes a gradient on."""
     zero, one = beta.dtype.type(0), beta.dtype.type(1)
     for j in range(n):
         b = beta[j]
+        active[j] = (b >= zero) & (b <= one)
         b = zero if b < zero else b
         beta[j] = one if b > one else b
 
@@ -110,12 +112,13 @@ def _forward(
     unwanted = np.empty((2, BLOCK), current.dtype)
     b, th = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
     first = np.empty(BLOCK, np.int32)
+    active = np.empty(BLOCK, np.bool_)
     graded = want_spikes and (height != one).any()
     for start in range(low, high, BLOCK):
         stop = min(start + BLOCK, high)
         n = stop - start
         _lanes(beta, start, n, b)
-        _clamp(b, n)
+        _clamp(b, n, active)
         _lanes(theta, start, n, th)
         _start(mem_0, start, n, v)
         first[:] = never
@@ -224,8 +227,7 @@ def _backward(
     a,
     b,
 ):
-    kind = beta.dtype.type
-    zero, one = kind(0), kind(1)
+    zero = beta.dtype.type(0)
     recompute = current.shape[0] > 0
     want_current = grad_current.shape[0] > 0
     want_beta, want_theta = grad_beta.shape[0] > 0, grad_theta.shape[0] > 0
@@ -245,9 +247,7 @@ def _backward(
         n = stop - start
         offset = start if want_current else 0
         _lanes(beta, start, n, decay)
-        for j in range(n):
-            active[j] = (decay[j] >= zero) & (decay[j] <= one)
-        _clamp(decay, n)
+        _clamp(decay, n, active)
         _lanes(theta, start, n, th)
         _lanes(height, start, n, peak)
         _start(mem_0, start, n, v_0)
@@ -323,7 +323,7 @@ def _backward(
 @_compile
 def _readout(low, high, current, beta, mem_0, value, sensitivity, step, reduction):
     steps = current.shape[0]
-    zero, one = current.dtype.type(0), current.dtype.type(1)
+    zero = current.dtype.type(0)
     want_slope = sensitivity.shape[0] > 0
     v, slope = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
     decay = np.empty(BLOCK, current.dtype)
@@ -334,9 +334,7 @@ def _readout(low, high, current, beta, mem_0, value, sensitivity, step, reductio
         stop = min(start + BLOCK, high)
         n = stop - start
         _lanes(beta, start, n, decay)
-        for j in range(n):
-            active[j] = (decay[j] >= zero) & (decay[j] <= one)
-        _clamp(decay, n)
+        _clamp(decay, n, active)
         _start(mem_0, start, n, v)
         slope[:], result_slope[:] = zero, zero
         result[:] = -np.inf if reduction == _MAX else zero
