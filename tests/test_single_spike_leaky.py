@@ -216,6 +216,16 @@ def test_parameters_broadcast_as_over_channels(backend):
     assert_runs_close(actual._replace(threshold=actual.threshold[0, 0]), expected, 1e-10)
 
 
+@pytest.mark.parametrize("reset", RESETS)
+def test_an_infinite_threshold_is_a_membrane_that_never_resets(reset, backend):
+    current = torch.ones(4, 1, 2, device=device_of(backend))
+    _, mem, times = single_spike_leaky(
+        current, 0.5, math.inf, reset_mechanism=reset, backend=backend
+    )
+    assert mem[:, 0, 0].tolist() == [1.0, 1.5, 1.75, 1.875]
+    assert (times == -1).all()
+
+
 @pytest.mark.parametrize("gradient", ["masked", "spike_time"])
 @pytest.mark.parametrize("case", ["silent", "all at once", "last step"])
 def test_silent_and_synchronous_layers(case, gradient, backend):

@@ -68,6 +68,8 @@ def _integrate(
     silent = torch.ones_like(v_0, dtype=torch.bool)
     below = torch.empty_like(silent)
     times = torch.zeros_like(v_0, dtype=torch.int32)
+    # An infinite threshold is never crossed, and inf * 0 must not reach the membrane.
+    drop = theta.masked_fill(theta == torch.inf, 0.0)
     fired = None  # neurons whose spike was one step ago
     before = v_0
     for x, v in zip(rows.unbind(0), out.unbind(0), strict=True):
@@ -76,7 +78,7 @@ def _integrate(
         torch.mul(before, beta, out=v)
         v.add_(x)
         if reset == "subtract" and fired is not None:
-            v.sub_(torch.mul(theta, fired))
+            v.sub_(torch.mul(drop, fired))
         torch.gt(v, theta, out=below).logical_not_()  # not `<=`: NaN does not fire
         if reset != "none":
             fired = silent & ~below
