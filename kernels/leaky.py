@@ -1,4 +1,9 @@
-"""Single-spike leaky integrate-and-fire layer: forward and backward, one launch each.
+"""Single-spike integrate-and-fire layer: forward and backward, one launch each.
+
+One pair of kernels for all neurons; what a neuron does not have is None, and compiled away.
+The membrane is driven by the current itself (Leaky, Lapicque, and RLeaky, whose spike is fed
+back), by the synaptic current that it jumps into (Synaptic: alpha is given), or is the
+difference of an excitatory and an inhibitory one (Alpha: gain is given too).
 
 Layout: time-major (T, M), M = batch * features, contiguous. A program owns ``BLOCK``
 neighbouring neurons and walks the time axis once, with their state in registers in
@@ -28,21 +33,64 @@ def _load_lanes(parameter, start, lane, P):
 
 
 @triton.jit
-def _clamp(beta):
-    """clamp(beta, 0, 1), and NaN stays NaN as in torch."""
-    beta = tl.maximum(beta, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(beta, 1.0, propagate_nan=tl.PropagateNan.ALL)
+def _clamp(decay, CLAMP: tl.constexpr = True):
+    """clamp(decay, 0, 1), and NaN stays NaN as in torch."""
+    if CLAMP:
+        decay = tl.maximum(decay, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        decay = tl.minimum(decay, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return decay
 
 
 @triton.jit
-def _integrate(v, x, beta, threshold, first, t, RESET: tl.constexpr):
-    """V[t] from V[t-1], with the one reset that follows the spike."""
-    if RESET == "zero":
-        v = tl.where(first == t - 1, 0.0, v)
-    v = beta * v + x
+def _passes(decay, gradient, CLAMP: tl.constexpr = True):
+    """The gradient of a decay, 0 where its clamp is active."""
+    if CLAMP:
+        gradient = tl.where((decay >= 0.0) & (decay <= 1.0), gradient, 0.0)
+    return gradient
+
+
+@triton.jit
+def _initial(state, start, lane, inside, BLOCK: tl.constexpr, STATE: tl.constexpr):
+    """A state before the first step, zeros where it is not given."""
+    if state is not None:
+        return tl.load(state + start + lane, mask=inside, other=0.0).to(STATE)
+    else:
+        return tl.zeros((BLOCK,), STATE)
+
+
+@triton.jit
+def _integrate(v, s, i, x, beta, threshold, alpha, gain, feedback, reset, RESET: tl.constexpr):
+    """V, syn, inh at t from t-1, with the one reset (and feedback) that follows the spike.
+
+    reset: the spike was at t-1. "zero" acts before the integration (Leaky), "clear" after it.
+    """
+    if alpha is None:
+        if RESET == "zero":
+            v = tl.where(reset, 0.0, v)
+        v = beta * v + x
+    elif gain is None:
+        s = alpha * s + x
+        v = beta * v + s
+    else:
+        held = i
+        s = alpha * s + x
+        i = beta * i - x
+        v = gain * (s + i)
+    if feedback is not None:
+        v = tl.where(reset, v + feedback, v)
     if RESET == "subtract":
-        v = tl.where(first == t - 1, v - threshold, v)
-    return v
+        if gain is None:
+            v = tl.where(reset, v - threshold, v)
+        else:  # as snnTorch's Alpha defines it
+            v = tl.where(reset, v + held, v)
+            s = tl.where(reset, s - threshold, s)
+            i = tl.where(reset, 0.0, i)
+    if RESET == "clear":
+        v = tl.where(reset, 0.0, v)
+        if gain is not None:
+            s = tl.where(reset, 0.0, s)
+            i = tl.where(reset, 0.0, i)
+    return v, s, i
 
 
 @triton.jit
@@ -52,8 +100,15 @@ def leaky_forward_kernel(
     threshold,
     graded_spikes_factor,
     mem_0,
+    alpha,
+    gain,
+    feedback,
+    syn_0,
+    inh_0,
     spikes,
     mem,
+    syn,
+    inh,
     times,
     crossing,
     final,
@@ -62,6 +117,10 @@ def leaky_forward_kernel(
     P_BETA,
     P_THRESHOLD,
     P_GRADED,
+    P_ALPHA,
+    P_GAIN,
+    P_FEEDBACK,
+    CLAMP: tl.constexpr,
     RESET: tl.constexpr,
     STATE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -69,28 +128,37 @@ def leaky_forward_kernel(
 ):
     """First spike of every neuron, and whichever outputs are not None.
 
-    current (T, M); beta, threshold, graded_spikes_factor (P,), P = 1 or features;
-    mem_0 (M,) or None. Outputs: spikes (T, M), mem (T, M), times (M,) int64,
-    crossing (2, M) = V[t*-1], V[t*], final (M,) = V[T-1].
+    current (T, M); beta, threshold, graded_spikes_factor, alpha, gain, feedback (P,),
+    P = 1 or features; mem_0, syn_0, inh_0 (M,) or None. beta is the decay of inh where gain
+    is given, else of the membrane. Outputs: spikes, mem, syn, inh (T, M), times (M,) int64,
+    crossing (2, M) = V[t*-1], V[t*], final (1 to 3, M) = V, syn, inh at T-1.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     inside = lane < tl.minimum(M - start, BLOCK).to(tl.int32)
-    decay = _clamp(_load_lanes(beta, start, lane, P_BETA))
+    decay = _clamp(_load_lanes(beta, start, lane, P_BETA), CLAMP)
     theta = _load_lanes(threshold, start, lane, P_THRESHOLD)
-    if spikes is not None:
+    if spikes is not None or feedback is not None:
         height = _load_lanes(graded_spikes_factor, start, lane, P_GRADED)
-    if mem_0 is not None:
-        v = tl.load(mem_0 + start + lane, mask=inside, other=0.0).to(STATE)
-    else:
-        v = tl.zeros((BLOCK,), STATE)
+    alpha_ = None
+    gain_ = None
+    feedback_ = None
+    if alpha is not None:
+        alpha_ = _clamp(_load_lanes(alpha, start, lane, P_ALPHA))
+    if gain is not None:
+        gain_ = _load_lanes(gain, start, lane, P_GAIN)
+    if feedback is not None:
+        feedback_ = _load_lanes(feedback, start, lane, P_FEEDBACK) * height
+    v = _initial(mem_0, start, lane, inside, BLOCK, STATE)
+    s = _initial(syn_0, start, lane, inside, BLOCK, STATE)
+    i = _initial(inh_0, start, lane, inside, BLOCK, STATE)
     first = tl.zeros((BLOCK,), tl.int32) + T
     if crossing is not None:
         below = tl.zeros((BLOCK,), STATE)
         above = tl.zeros((BLOCK,), STATE)
 
     # Only the spike times are asked for: stop once every neuron has fired.
-    TIMES_ONLY: tl.constexpr = (spikes is None and mem is None) and final is None
+    TIMES_ONLY: tl.constexpr = (spikes is None and mem is None) and (syn is None and final is None)
     t0 = 0
     stop = T
     while t0 < stop:
@@ -102,8 +170,24 @@ def leaky_forward_kernel(
             t = t0 + u
             row = tl.minimum(t, T - 1)
             before = v
-            v = _integrate(before, rows[u].to(STATE), decay, theta, first, t, RESET)
+            v, s_t, i_t = _integrate(
+                before,
+                s,
+                i,
+                rows[u].to(STATE),
+                decay,
+                theta,
+                alpha_,
+                gain_,
+                feedback_,
+                first == t - 1,
+                RESET,
+            )
             v = tl.where(t < T, v, before)
+            if alpha is not None:
+                s = tl.where(t < T, s_t, s)
+            if gain is not None:
+                i = tl.where(t < T, i_t, i)
             fire = (v > theta) & (first >= T)
             first = tl.where(fire, t, first)
             if crossing is not None:
@@ -115,6 +199,10 @@ def leaky_forward_kernel(
                 tl.store(spikes + offset + lane, spike.to(spikes.dtype.element_ty), mask=inside)
             if mem is not None:
                 tl.store(mem + offset + lane, v.to(mem.dtype.element_ty), mask=inside)
+            if syn is not None:
+                tl.store(syn + offset + lane, s.to(syn.dtype.element_ty), mask=inside)
+            if inh is not None:
+                tl.store(inh + offset + lane, i.to(inh.dtype.element_ty), mask=inside)
         t0 += U
         if TIMES_ONLY:
             silent = tl.max(tl.where(inside & (first >= T), 1, 0), axis=0)
@@ -126,34 +214,58 @@ def leaky_forward_kernel(
         tl.store(crossing + M + start + lane, above, mask=inside)
     if final is not None:
         tl.store(final + start + lane, v.to(final.dtype.element_ty), mask=inside)
+        if alpha is not None:
+            tl.store(final + M + start + lane, s.to(final.dtype.element_ty), mask=inside)
+        if gain is not None:
+            tl.store(final + M + M + start + lane, i.to(final.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def leaky_backward_kernel(
     mem,
     current,
+    syn,
+    inh,
     beta,
     threshold,
     graded_spikes_factor,
     mem_0,
+    alpha,
+    gain,
+    feedback,
+    syn_0,
+    inh_0,
     times,
     grad_spikes,
     grad_mem,
+    grad_syn,
+    grad_inh,
     grad_at,
     grad_before,
     grad_current,
     grad_beta,
     grad_threshold,
     grad_mem_0,
+    grad_alpha,
+    grad_gain,
+    grad_feedback,
+    grad_syn_0,
+    grad_inh_0,
     T,
     M,
     P_BETA,
     P_THRESHOLD,
     P_GRADED,
+    P_ALPHA,
+    P_GAIN,
+    P_FEEDBACK,
     STEP_SPIKES,
     STEP_MEM,
+    STEP_SYN,
+    STEP_INH,
     a,
     b,
+    CLAMP: tl.constexpr,
     RULE: tl.constexpr,
     SURROGATE: tl.constexpr,
     RESET: tl.constexpr,
@@ -163,29 +275,48 @@ def leaky_backward_kernel(
 ):
     """The reverse scan lam[k] = s'(u[k]) dL/dc[k] + h[k] + beta lam[k+1], all rules.
 
+    lam is the gradient to the membrane; behind it follow those to the synaptic currents,
+    lam_s[k] = lam[k] + alpha lam_s[k+1], and the gradient to the current (T, M).
+
     mem (T, M) is the saved membrane. Where it is None and current (T, M) is given, the
     membrane is integrated again into grad_current, which the reverse scan then overwrites
-    row by row. grad_spikes and grad_mem advance by STEP_* elements a time step, 0 where
-    the gradient is the same at every step. grad_at and grad_before (M,) are gradients to
-    V[t*] and V[t*-1]. grad_beta, grad_threshold, grad_mem_0 (M,) are per lane: the caller
-    sums them over the batch, so that no atomics make training non-deterministic.
-    Anything not wanted is None.
+    row by row. syn and inh (T, M) are needed for the gradients of alpha and, where gain is
+    given, beta and gain. grad_spikes, grad_mem, grad_syn and grad_inh advance by STEP_*
+    elements a time step, 0 where the gradient is the same at every step. grad_at and
+    grad_before (M,) are gradients to V[t*] and V[t*-1]. The other grad_* (M,) are per lane:
+    the caller sums them over the batch, so that no atomics make training non-deterministic.
+    grad_feedback is the gradient to the current that the spike feeds back. RULE is "none"
+    where no gradient passes the spikes. Anything not wanted is None.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     inside = lane < tl.minimum(M - start, BLOCK).to(tl.int32)
     raw = _load_lanes(beta, start, lane, P_BETA)
-    decay = _clamp(raw)
+    decay = _clamp(raw, CLAMP)
     theta = _load_lanes(threshold, start, lane, P_THRESHOLD)
     first = tl.load(times + start + lane, mask=inside, other=0).to(tl.int32)
     first = tl.where(first < 0, T, first)
-    if mem_0 is not None:
-        v_0 = tl.load(mem_0 + start + lane, mask=inside, other=0.0).to(STATE)
-    else:
-        v_0 = tl.zeros((BLOCK,), STATE)
+    if grad_spikes is not None or feedback is not None:
+        height = _load_lanes(graded_spikes_factor, start, lane, P_GRADED)
+    alpha_ = None
+    gain_ = None
+    feedback_ = None
+    if alpha is not None:
+        raw_alpha = _load_lanes(alpha, start, lane, P_ALPHA)
+        alpha_ = _clamp(raw_alpha)
+    if gain is not None:
+        gain_ = _load_lanes(gain, start, lane, P_GAIN)
+    if feedback is not None:
+        weight = _load_lanes(feedback, start, lane, P_FEEDBACK)
+        feedback_ = weight * height
+    v_0 = _initial(mem_0, start, lane, inside, BLOCK, STATE)
+    s_0 = _initial(syn_0, start, lane, inside, BLOCK, STATE)
+    i_0 = _initial(inh_0, start, lane, inside, BLOCK, STATE)
 
     if mem is None and current is not None:
         v = v_0
+        s = s_0
+        i = i_0
         t0 = 0
         while t0 < T:
             rows = ()
@@ -196,7 +327,20 @@ def leaky_backward_kernel(
                 t = t0 + u
                 offset = start + tl.minimum(t, T - 1).to(tl.int64) * M
                 held = v
-                v = _integrate(held, rows[u].to(STATE), decay, theta, first, t, RESET)
+                # Past the last step the synaptic currents no longer matter.
+                v, s, i = _integrate(
+                    held,
+                    s,
+                    i,
+                    rows[u].to(STATE),
+                    decay,
+                    theta,
+                    alpha_,
+                    gain_,
+                    feedback_,
+                    first == t - 1,
+                    RESET,
+                )
                 v = tl.where(t < T, v, held)
                 tl.store(
                     grad_current + offset + lane,
@@ -207,31 +351,42 @@ def leaky_backward_kernel(
         # Each thread reads back rows of its own; the barrier states it for every layout.
         tl.debug_barrier()
 
-    if grad_spikes is not None:
-        height = _load_lanes(graded_spikes_factor, start, lane, P_GRADED)
     if grad_at is not None:
         at = tl.load(grad_at + start + lane, mask=inside, other=0.0).to(STATE)
         before = tl.load(grad_before + start + lane, mask=inside, other=0.0).to(STATE)
 
     HAS_MEM: tl.constexpr = mem is not None or current is not None
+    THROUGH: tl.constexpr = (grad_spikes is not None or feedback is not None) and RULE != "none"
     lam = tl.zeros((BLOCK,), STATE)
+    lam_s = tl.zeros((BLOCK,), STATE)
+    lam_i = tl.zeros((BLOCK,), STATE)
     tail = tl.zeros((BLOCK,), STATE)  # sum of g over the steps from k on
     ramp = tl.zeros((BLOCK,), STATE)  # sum of (t - k + 1) g[t] over the steps from k on
     d_beta = tl.zeros((BLOCK,), STATE)
     d_threshold = tl.zeros((BLOCK,), STATE)
+    d_alpha = tl.zeros((BLOCK,), STATE)
+    d_gain = tl.zeros((BLOCK,), STATE)
+    d_feedback = tl.zeros((BLOCK,), STATE)
     k0 = T - 1
     while k0 >= 0:
         v_rows = ()
+        s_rows = ()
+        i_rows = ()
         g_rows = ()
         h_rows = ()
+        q_rows = ()
+        r_rows = ()
         for u in tl.static_range(U):
             row = tl.maximum(k0 - u, 0).to(tl.int64)
+            here = start + row * M
             if mem is not None:
-                v_rows = v_rows + (tl.load(mem + start + row * M + lane, mask=inside, other=0.0),)
+                v_rows = v_rows + (tl.load(mem + here + lane, mask=inside, other=0.0),)
             elif current is not None:
-                v_rows = v_rows + (
-                    tl.load(grad_current + start + row * M + lane, mask=inside, other=0.0),
-                )
+                v_rows = v_rows + (tl.load(grad_current + here + lane, mask=inside, other=0.0),)
+            if syn is not None:
+                s_rows = s_rows + (tl.load(syn + here + lane, mask=inside, other=0.0),)
+            if inh is not None:
+                i_rows = i_rows + (tl.load(inh + here + lane, mask=inside, other=0.0),)
             if grad_spikes is not None:
                 g_rows = g_rows + (
                     tl.load(grad_spikes + start + row * STEP_SPIKES + lane, mask=inside, other=0.0),
@@ -240,21 +395,37 @@ def leaky_backward_kernel(
                 h_rows = h_rows + (
                     tl.load(grad_mem + start + row * STEP_MEM + lane, mask=inside, other=0.0),
                 )
+            if grad_syn is not None:
+                q_rows = q_rows + (
+                    tl.load(grad_syn + start + row * STEP_SYN + lane, mask=inside, other=0.0),
+                )
+            if grad_inh is not None:
+                r_rows = r_rows + (
+                    tl.load(grad_inh + start + row * STEP_INH + lane, mask=inside, other=0.0),
+                )
         for u in tl.static_range(U):
             k = k0 - u
             row = tl.maximum(k, 0)
             carry = lam
             if RESET == "zero":
                 carry = tl.where(first == k, 0.0, carry)
-            if RESET == "subtract" and grad_threshold is not None:
+            if RESET == "subtract" and (grad_threshold is not None and gain is None):
                 d_threshold -= tl.where(first == row, tl.where(k >= 0, carry, 0.0), 0.0)
             if HAS_MEM:
                 v = v_rows[u].to(STATE)
-                if grad_beta is not None:
+                if grad_beta is not None and gain is None:
                     d_beta += tl.where(k >= 0, carry * v, 0.0)
-            new = decay * carry
-            if grad_spikes is not None:
-                g = g_rows[u].to(STATE) * height
+            new = tl.zeros((BLOCK,), STATE)
+            if gain is None:  # the membrane of Alpha carries nothing over
+                new = decay * carry
+            if THROUGH:
+                if feedback is not None:
+                    g = carry * weight
+                    if grad_spikes is not None:
+                        g += g_rows[u].to(STATE)
+                    g *= height
+                else:
+                    g = g_rows[u].to(STATE) * height
                 if RULE == "masked":
                     d_c = tl.where(row <= first, g, 0.0)
                 else:
@@ -267,30 +438,86 @@ def leaky_backward_kernel(
                 new += through
                 if grad_threshold is not None:
                     d_threshold -= tl.where(k >= 0, through, 0.0)
+            if grad_feedback is not None:
+                d_feedback += tl.where(first == row, tl.where(k >= 0, carry, 0.0), 0.0)
             if grad_mem is not None:
                 new += h_rows[u].to(STATE)
             if grad_at is not None:
                 new += tl.where(first == row, at, 0.0) + tl.where(first == row + 1, before, 0.0)
+            if RESET == "clear":
+                new = tl.where(first == k - 1, 0.0, new)
+            if alpha is not None:
+                if grad_alpha is not None:
+                    d_alpha += tl.where(k >= 0, lam_s * s_rows[u].to(STATE), 0.0)
+                new_s = alpha_ * lam_s
+                if grad_syn is not None:
+                    new_s += q_rows[u].to(STATE)
+                if gain is not None:
+                    if grad_beta is not None:
+                        d_beta += tl.where(k >= 0, lam_i * i_rows[u].to(STATE), 0.0)
+                    new_i = decay * lam_i
+                    if grad_inh is not None:
+                        new_i += r_rows[u].to(STATE)
+                    if RESET == "subtract":
+                        new_i = tl.where(first == k, new_i + carry, new_i)
+                        if grad_threshold is not None:
+                            d_threshold -= tl.where(
+                                first == k - 1, tl.where(k >= 0, new_s, 0.0), 0.0
+                            )
+                        new_i = tl.where(first == k - 1, 0.0, new_i)
+                    if grad_gain is not None:
+                        d_gain += tl.where(k >= 0, new * v, 0.0)
+                        if RESET == "subtract":
+                            fed = tl.where(first == row, carry * i_rows[u].to(STATE), 0.0)
+                            d_gain -= tl.where(k >= 0, fed, 0.0)
+                    new_s += gain_ * new
+                    new_i += gain_ * new
+                    if RESET == "clear":
+                        new_s = tl.where(first == k - 1, 0.0, new_s)
+                        new_i = tl.where(first == k - 1, 0.0, new_i)
+                    lam_i = tl.where(k >= 0, new_i, lam_i)
+                else:
+                    new_s += new
+                lam_s = tl.where(k >= 0, new_s, lam_s)
             lam = tl.where(k >= 0, new, lam)
             if grad_current is not None:
+                if alpha is None:
+                    to_current = lam
+                elif gain is None:
+                    to_current = lam_s
+                else:
+                    to_current = lam_s - lam_i
                 offset = start + row.to(tl.int64) * M
                 tl.store(
                     grad_current + offset + lane,
-                    lam.to(grad_current.dtype.element_ty),
+                    to_current.to(grad_current.dtype.element_ty),
                     mask=inside,
                 )
         k0 -= U
 
     if grad_beta is not None:
-        d_beta += lam * v_0
-        d_beta = tl.where((raw >= 0.0) & (raw <= 1.0), d_beta, 0.0)
-        tl.store(grad_beta + start + lane, d_beta, mask=inside)
+        if gain is None:
+            d_beta += lam * v_0
+        else:
+            d_beta += lam_i * i_0
+        tl.store(grad_beta + start + lane, _passes(raw, d_beta, CLAMP), mask=inside)
     if grad_threshold is not None:
         tl.store(grad_threshold + start + lane, d_threshold, mask=inside)
     if grad_mem_0 is not None:
-        tl.store(
-            grad_mem_0 + start + lane, (decay * lam).to(grad_mem_0.dtype.element_ty), mask=inside
-        )
+        d_mem_0 = tl.zeros((BLOCK,), STATE)
+        if gain is None:
+            d_mem_0 = decay * lam
+        tl.store(grad_mem_0 + start + lane, d_mem_0.to(grad_mem_0.dtype.element_ty), mask=inside)
+    if grad_alpha is not None:
+        tl.store(grad_alpha + start + lane, _passes(raw_alpha, d_alpha + lam_s * s_0), mask=inside)
+    if grad_gain is not None:
+        tl.store(grad_gain + start + lane, d_gain / gain_, mask=inside)
+    if grad_feedback is not None:
+        tl.store(grad_feedback + start + lane, d_feedback, mask=inside)
+    if grad_syn_0 is not None:
+        tl.store(grad_syn_0 + start + lane, alpha_ * lam_s, mask=inside)
+    if grad_inh_0 is not None:
+        tl.store(grad_inh_0 + start + lane, decay * lam_i, mask=inside)
 
 
 @triton.jit
@@ -320,10 +547,7 @@ def leaky_readout_kernel(
     inside = lane < tl.minimum(M - start, BLOCK).to(tl.int32)
     raw = _load_lanes(beta, start, lane, P_BETA)
     decay = _clamp(raw)
-    if mem_0 is not None:
-        v = tl.load(mem_0 + start + lane, mask=inside, other=0.0).to(STATE)
-    else:
-        v = tl.zeros((BLOCK,), STATE)
+    v = _initial(mem_0, start, lane, inside, BLOCK, STATE)
     slope = tl.zeros((BLOCK,), STATE)  # d V[t] / d beta
     result_slope = tl.zeros((BLOCK,), STATE)
     if REDUCTION == "max":
@@ -363,5 +587,4 @@ def leaky_readout_kernel(
     if step is not None:
         tl.store(step + start + lane, taken.to(tl.int64), mask=inside)
     if sensitivity is not None:
-        result_slope = tl.where((raw >= 0.0) & (raw <= 1.0), result_slope, 0.0)
-        tl.store(sensitivity + start + lane, result_slope, mask=inside)
+        tl.store(sensitivity + start + lane, _passes(raw, result_slope), mask=inside)

@@ -9,9 +9,13 @@ if (_checkout / "kernels" / "leaky.py").is_file():
     __path__.append(str(_checkout))
 
 from . import functional, losses, metrics  # noqa: E402
+from .alpha import SingleSpikeAlpha  # noqa: E402
 from .conversion import ConversionError, convert, revert  # noqa: E402
+from .lapicque import SingleSpikeLapicque  # noqa: E402
 from .leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .readout import LeakyReadout  # noqa: E402
+from .rleaky import SingleSpikeRLeaky  # noqa: E402
+from .synaptic import SingleSpikeSynaptic  # noqa: E402
 
 try:
     __version__ = version("snn-single-spike")
@@ -22,7 +26,11 @@ __all__ = [
     "ConversionError",
     "LeakyReadout",
     "LeakyState",
+    "SingleSpikeAlpha",
+    "SingleSpikeLapicque",
     "SingleSpikeLeaky",
+    "SingleSpikeRLeaky",
+    "SingleSpikeSynaptic",
     "convert",
     "functional",
     "losses",

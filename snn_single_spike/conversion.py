@@ -24,15 +24,19 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
+from .alpha import SingleSpikeAlpha
 from .functional import DEFAULT_GRADIENT
-from .leaky import NEEDS_THE_LOOP, SingleSpikeLeaky
+from .lapicque import SingleSpikeLapicque
+from .leaky import SingleSpikeLeaky
+from .neuron import NEEDS_THE_LOOP, STATES, SingleSpikeNeuron, check_options
+from .rleaky import SingleSpikeRLeaky
+from .synaptic import SingleSpikeSynaptic
 
 __all__ = ["ConversionError", "convert", "revert"]
 
 _NOT_CONVERTIBLE: dict[str, str] = {
     "SLSTM": "its gates are non-linear in its own past",
     "SConv2dLSTM": "its gates are non-linear in its own past",
-    "RLeaky": "its spikes are fed back into it",
     "RSynaptic": "its spikes are fed back into it",
 }
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -76,26 +80,56 @@ class _Time:
         )
 
 
-class _FoldedLeaky(SingleSpikeLeaky):
-    """:class:`SingleSpikeLeaky` inside a converted model, where time is folded into the batch."""
+class _Folded(SingleSpikeNeuron):
+    """A single-spike neuron inside a converted model, where time is folded into the batch."""
 
     time: _Time
     path: str
     calls: int
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+    def forward(self, input_: Tensor, *states: Tensor | None) -> Any:
         if not self.time.steps:
             raise RuntimeError(
                 f"neuron {self.path!r} of a converted model was called on its own: call the model, "
-                "or make a SingleSpikeLeaky for use outside it"
+                "or make a single-spike neuron for use outside it"
             )
         self.calls += 1
         if self.calls > 1:
             raise ConversionError(_loop_message(self.path))
-        out = super().forward(self.time.unfold(input_), mem)
+        out = super().forward(self.time.unfold(input_), *states)  # type: ignore[misc]
         if isinstance(out, tuple):
             return tuple(self.time.fold(tensor) for tensor in out)
         return self.time.fold(out)
+
+
+class _FoldedLeaky(_Folded, SingleSpikeLeaky): ...
+
+
+class _FoldedSynaptic(_Folded, SingleSpikeSynaptic): ...
+
+
+class _FoldedAlpha(_Folded, SingleSpikeAlpha): ...
+
+
+class _FoldedLapicque(_Folded, SingleSpikeLapicque): ...
+
+
+class _FoldedRLeaky(_Folded, SingleSpikeRLeaky): ...
+
+
+_KINDS: dict[type, type] = {
+    snn.Leaky: _FoldedLeaky,
+    snn.Synaptic: _FoldedSynaptic,
+    snn.Alpha: _FoldedAlpha,
+    snn.Lapicque: _FoldedLapicque,
+    snn.RLeaky: _FoldedRLeaky,
+}
+
+
+def _kind(neuron: nn.Module) -> type | None:
+    """The snnTorch class whose dynamics a neuron has; None if it has its own, or none here."""
+    kind = next((kind for kind in _KINDS if isinstance(neuron, kind)), None)
+    return kind if kind and type(neuron).forward is kind.forward else None  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -104,7 +138,7 @@ class _Conversion:
 
     time: _Time
     num_steps: int | None
-    neurons: list[_FoldedLeaky]
+    neurons: list[_Folded]
     momenta: list[tuple[Any, float]]
     """BatchNorm layers and the momentum they were made with."""
 
@@ -217,9 +251,10 @@ def convert(
     """
     A snnTorch model that takes one time step a call, as one that takes the whole sequence.
 
-    Every :class:`snntorch.Leaky` becomes a :class:`SingleSpikeLeaky`; everything else stays.
-    The model given is not touched. Its ``state_dict`` keys are kept: checkpoints load with
-    ``strict=True`` both ways.
+    Every :class:`snntorch.Leaky`, :class:`snntorch.Synaptic`, :class:`snntorch.Alpha`,
+    :class:`snntorch.Lapicque` and one-to-one :class:`snntorch.RLeaky` becomes its single-spike
+    form; everything else stays. The model given is not touched. Its ``state_dict`` keys are
+    kept: checkpoints load with ``strict=True`` both ways.
 
     Example::
 
@@ -271,22 +306,24 @@ def convert(
         raise ConversionError("the model is converted already: revert() it first")
     if isinstance(model, SpikingNeuron):
         raise ConversionError(
-            f"the model is a single neuron ({type(model).__name__}): make a SingleSpikeLeaky with "
-            "the same arguments"
+            f"the model is a single neuron ({type(model).__name__}): make a "
+            f"SingleSpike{type(model).__name__} with the same arguments"
         )
+    check_options("Leaky", gradient, backend, {})
     _refuse_what_cannot_fold(model)
     _warn_of_what_differs(model)
     new: Any = _copy(model, share_parameters)
     time = _Time()
-    neurons: list[_FoldedLeaky] = []
+    neurons: list[_Folded] = []
 
-    def fold(path: str, old: Any) -> nn.Module:
-        neuron = _rehouse(old, _FoldedLeaky, gradient=gradient, backend=backend)
-        neuron.time, neuron.path, neuron.calls = time, path, 0
-        neurons.append(neuron)
-        return neuron
-
-    _replace(new, lambda module: isinstance(module, snn.Leaky), fold)
+    for path, neuron in new.named_modules():
+        kind = _kind(neuron)
+        if kind:
+            neuron.__class__ = _KINDS[kind]
+            neuron.take_whole_sequences(gradient, backend)
+            neuron.time, neuron.path, neuron.calls = time, path, 0
+            _forget_states(neuron)
+            neurons.append(neuron)
     if not neurons:
         raise ConversionError("the model has no snntorch neuron: there is nothing to convert")
     original: Any = type(new)
@@ -309,7 +346,7 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     :type model: torch.nn.Module
     :param share_parameters: as in :func:`convert`
     :type share_parameters: bool, optional
-    :return: model that computes one time step a call, with :class:`snntorch.Leaky` neurons
+    :return: model that computes one time step a call, with snnTorch neurons
     :rtype: torch.nn.Module
     :raises TypeError: ``model`` was not made by :func:`convert`
     """
@@ -318,12 +355,18 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     new: Any = _copy(model, share_parameters)
     new.__class__ = _original_class(new)
     del new._single_spike
-    _replace(
-        new,
-        lambda module: isinstance(module, _FoldedLeaky),
-        lambda path, old: _rehouse(old, snn.Leaky),
-    )
+    for neuron in [module for module in new.modules() if isinstance(module, _Folded)]:
+        neuron.__class__ = next(kind for kind in _KINDS if isinstance(neuron, kind))
+        for name in ("gradient", "backend", "time", "path", "calls"):
+            delattr(neuron, name)
+        _forget_states(neuron)
     return new
+
+
+def _forget_states(neuron: Any) -> None:
+    for name in STATES:
+        if name in neuron._buffers:
+            setattr(neuron, name, torch.zeros(0, device=getattr(neuron, name).device))
 
 
 def _copy(model: nn.Module, share: bool) -> nn.Module:
@@ -332,52 +375,13 @@ def _copy(model: nn.Module, share: bool) -> nn.Module:
     for module in model.modules():
         for name, value in (*vars(module).items(), *module._buffers.items()):
             if isinstance(value, Tensor) and not value.is_leaf:
-                # State of an earlier forward, with its graph
-                memo[id(value)] = torch.zeros(0, device=value.device) if name == "mem" else None
+                # State of an earlier forward with its graph, or what snnTorch derives of a
+                # learned beta when it makes a Lapicque
+                kept = value.detach().clone() if name in ("R", "C") else None
+                memo[id(value)] = value.new_zeros(0) if name in STATES else kept
     if share:
         memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
     return copy.deepcopy(model, memo)
-
-
-def _replace(
-    root: nn.Module,
-    wanted: Callable[[nn.Module], bool],
-    make: Callable[[str, Any], nn.Module],
-) -> None:
-    """Put new modules in the place of old ones; one that occurs twice is replaced by one."""
-    made: dict[nn.Module, nn.Module] = {}
-    for prefix, parent in list(root.named_modules()):
-        for name, child in list(parent._modules.items()):
-            if child is not None and wanted(child):
-                path = f"{prefix}.{name}" if prefix else name
-                if child not in made:
-                    made[child] = make(path, child)
-                parent._modules[name] = made[child]
-
-
-def _rehouse(old: Any, kind: type, **options: Any) -> Any:
-    """A neuron of another class with the very parameters and buffers of ``old``."""
-    new = kind(
-        beta=0.0,
-        spike_grad=old.spike_grad,
-        surrogate_disable=old.surrogate_disable,
-        init_hidden=old.init_hidden,
-        reset_mechanism=old.reset_mechanism,
-        output=old.output,
-        **options,
-    )
-    for name in ("beta", "threshold", "graded_spikes_factor"):
-        tensor = getattr(old, name)
-        del new._buffers[name]
-        (new._parameters if isinstance(tensor, nn.Parameter) else new._buffers)[name] = tensor
-    new.reset_mechanism_val = old.reset_mechanism_val
-    # The order of a checkpoint's keys is that of the old neuron.
-    for kind_of in ("_parameters", "_buffers"):
-        order = list(getattr(old, kind_of))
-        held = getattr(new, kind_of)
-        setattr(new, kind_of, {name: held[name] for name in order if name in held})
-    new.mem = torch.zeros(0, device=old.beta.device)
-    return new.train(old.training)
 
 
 def _refuse_what_cannot_fold(model: nn.Module) -> None:
@@ -388,25 +392,28 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
                 f"layer {path!r} ({name}) cannot be converted: it is recurrent, so its steps "
                 "cannot be computed at once. Replace it by a feed-forward layer, or keep the loop"
             )
-        if isinstance(module, SpikingNeuron) and not isinstance(module, snn.Leaky):
-            reason = _NOT_CONVERTIBLE.get(name, "it has no single-spike form here yet")
+        if isinstance(module, SingleSpikeNeuron):
+            raise ConversionError(
+                f"neuron {path!r} is a {name} already: the model takes whole sequences"
+            )
+        if not isinstance(module, SpikingNeuron):
+            if type(module).forward is not nn.Sequential.forward:
+                _refuse_loops(path, module)
+        elif _kind(module):
+            _refuse_options(path, module)
+        else:
+            reason = _NOT_CONVERTIBLE.get(name, "it has no single-spike form here")
+            if isinstance(module, tuple(_KINDS)):
+                reason = "its class has a forward of its own"
             raise ConversionError(
                 f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by "
                 "snntorch.Leaky, or keep the loop"
             )
-        if isinstance(module, SingleSpikeLeaky):
-            raise ConversionError(
-                f"neuron {path!r} is a SingleSpikeLeaky already: the model takes whole sequences"
-            )
-        if isinstance(module, snn.Leaky):
-            _refuse_options(path, module)
-        elif type(module).forward is not nn.Sequential.forward:
-            _refuse_loops(path, module)
 
 
 def _refuse_options(path: str, neuron: Any) -> None:
     for option, only, reason in NEEDS_THE_LOOP:
-        if getattr(neuron, option) is not only:
+        if getattr(neuron, option, only) is not only:
             raise ConversionError(
                 f"neuron {path!r} cannot be converted: {option}={getattr(neuron, option)!r}, and "
                 f"{reason}. Make it with {option}={only}"
@@ -416,7 +423,7 @@ def _refuse_options(path: str, neuron: Any) -> None:
 def _refuse_loops(path: str, module: nn.Module) -> None:
     """A loop in ``forward`` that calls neurons of this module is a loop over time."""
     neurons = {
-        name for name, child in module.named_modules() if isinstance(child, snn.Leaky) and name
+        name for name, child in module.named_modules() if isinstance(child, SpikingNeuron) and name
     }
     if not neurons:
         return

@@ -19,8 +19,8 @@ from .validation import (
     RESETS,
     check_choice,
     check_current,
-    check_mem,
     check_parameter,
+    check_state,
 )
 
 __all__ = [
@@ -47,11 +47,16 @@ class SingleSpikes(NamedTuple):
     floating-point and differentiable under ``gradient="spike_time"``."""
 
 
-class _Result(NamedTuple):
+class Result(NamedTuple):
+    """What :func:`run_single_spike` returns; None for what was not asked for."""
+
     spikes: Tensor | None
     mem: Tensor | None
+    syn: Tensor | None
+    inh: Tensor | None
     times: Tensor
     final: Tensor | None
+    """Membrane, and synaptic currents if there are any, at T-1: (1 to 3, B, *features)."""
 
 
 class _Gate(torch.autograd.Function):
@@ -81,51 +86,69 @@ class _Gate(torch.autograd.Function):
         return ramp.to(ctx.dtype), None, None, None
 
 
-def run_single_spike_leaky(
+def run_single_spike(
     current: Tensor,
     beta: Tensor | float,
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
-    mem: Tensor | None,
     surrogate: Surrogate | None,
     own: SpikeGrad | None,
     gradient: str,
-    reset_mechanism: str,
-    want_spikes: bool,
-    want_mem: bool,
-    want_final: bool,
-    recompute: bool | None,
-    backend: str,
-) -> _Result:
+    reset: str,
+    *,
+    mem: Tensor | None = None,
+    alpha: Tensor | float | None = None,
+    gain: Tensor | None = None,
+    feedback: Tensor | float | None = None,
+    syn: Tensor | None = None,
+    inh: Tensor | None = None,
+    clamp: bool = True,
+    want_spikes: bool = True,
+    want_mem: bool = True,
+    want_final: bool = False,
+    recompute: bool | None = None,
+    backend: str = "auto",
+) -> Result:
     """Check the arguments, run the operator, restore the shapes.
 
-    ``surrogate`` and ``own`` as from :func:`snn_single_spike.surrogate.split`.
+    The neuron and its ``reset`` are those of :class:`snn_single_spike.backends.buffers.Neuron`;
+    ``surrogate`` and ``own`` as from :func:`snn_single_spike.surrogate.split`. Synaptic
+    currents are returned with the membrane.
     """
     check_current(current)
     check_choice("gradient", gradient, GRADIENT_RULES)
-    check_choice("reset_mechanism", reset_mechanism, RESETS)
     chosen = backends.select(backend, current.device.type)
     exact = gradient == "spike_time"
-    beta_ = check_parameter("beta", beta, current)
     threshold_ = check_parameter("threshold", threshold, current)
     factor = check_parameter("graded_spikes_factor", graded_spikes_factor, current)
-    mem_0 = check_mem(mem, current)
 
     # An exported program has no backward pass to save for.
     track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     # A surrogate of the user's own: the operator gives the membrane, autograd the rest.
     composed = track and want_spikes and own is not None and not exact
-    spikes, membrane, times, final = operators.SingleSpikeLeaky.apply(
+    if composed and feedback is not None:
+        raise ValueError(
+            "spike_grad is not one of snntorch.surrogate, and the gradient of a neuron whose spike "
+            "is fed back needs one of those: use e.g. snntorch.surrogate.atan(), or "
+            "gradient='spike_time', which needs none"
+        )
+    spikes, membrane, syn_rec, inh_rec, times, final = operators.SingleSpike.apply(
         current.flatten(1).contiguous(),
-        beta_,
+        check_parameter("beta", beta, current),
         threshold_,
         torch.ones_like(factor) if composed else factor,
-        mem_0,
-        reset_mechanism,
+        check_state("mem", mem, current),
+        None if alpha is None else check_parameter("alpha", alpha, current),
+        None if gain is None else check_parameter("gain", gain, current),
+        None if feedback is None else check_parameter("V", feedback, current),
+        check_state("syn" if gain is None else "syn_exc", syn, current),
+        check_state("syn_inh", inh, current),
+        clamp,
+        reset,
         gradient,
         None if exact else surrogate,
         exact and not (surrogate is None and own is None),
-        (want_spikes, want_mem or composed, want_final),
+        (want_spikes, want_mem or composed, want_mem and alpha is not None, want_final),
         # Integrating again costs plain torch a second pass, the fused loops next to nothing.
         (not want_mem and chosen != "torch") if recompute is None else recompute,
         track,
@@ -139,11 +162,13 @@ def run_single_spike_leaky(
         crossings = own(membrane.to(threshold_.dtype) - _broadcast(threshold_, shape))
         spikes = _Gate.apply(crossings, spikes, times, gradient)
         spikes = (spikes * _broadcast(factor, shape)).to(current.dtype)
-    return _Result(
+    return Result(
         spikes,
         membrane if want_mem else None,
+        syn_rec.view(shape) if want_mem and alpha is not None else None,
+        inh_rec.view(shape) if want_mem and gain is not None else None,
         times,
-        final.view(shape[1:]) if want_final else None,
+        final.view(-1, *shape[1:]) if want_final else None,
     )
 
 
@@ -261,20 +286,20 @@ def single_spike_leaky(
     :raises TypeError: integer or mixed types, a surrogate that cannot be called
     :raises RuntimeError: a forced backend that cannot run here
     """
-    result = run_single_spike_leaky(
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    result = run_single_spike(
         current,
         beta,
         threshold,
         graded_spikes_factor,
-        mem,
         *split(spike_grad),
         gradient,
         reset_mechanism,
-        return_spikes,
-        return_mem,
-        False,
-        recompute,
-        backend,
+        mem=mem,
+        want_spikes=return_spikes,
+        want_mem=return_mem,
+        recompute=recompute,
+        backend=backend,
     )
     return SingleSpikes(result.spikes, result.mem, result.times)
 
@@ -313,20 +338,18 @@ def first_spike_time(
         float32 (float64 for float64 input) with `gradient="spike_time"`
     :rtype: torch.Tensor
     """
-    return run_single_spike_leaky(
+    return run_single_spike(
         current,
         beta,
         threshold,
         1.0,
-        mem,
         *split(spike_grad),
         gradient,
         "none",
-        False,
-        False,
-        False,
-        None,
-        backend,
+        mem=mem,
+        want_spikes=False,
+        want_mem=False,
+        backend=backend,
     ).times
 
 
@@ -376,7 +399,7 @@ def leaky_readout(
     value = operators.LeakyReadout.apply(
         current.flatten(1).contiguous(),
         check_parameter("beta", beta, current),
-        check_mem(mem, current),
+        check_state("mem", mem, current),
         reduction,
         torch.is_grad_enabled() and not torch.compiler.is_exporting(),
         chosen,

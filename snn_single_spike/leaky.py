@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, NamedTuple
 
 import snntorch as snn
 import torch
-from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 
-from . import backends
 from .backends.buffers import state_dtype
-from .functional import DEFAULT_GRADIENT, run_single_spike_leaky
-from .surrogate import SpikeGrad, Surrogate, bypass, recognise, split
-from .validation import (
-    GRADIENT_RULES,
-    check_choice,
-    check_mem,
-    check_not_nan,
-    check_parameter,
-)
+from .functional import DEFAULT_GRADIENT
+from .neuron import SingleSpikeNeuron, check_options
+from .validation import check_parameter, check_state
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
-
-
-# Options of snn.Leaky, the one value that works without a loop over time, and why.
-NEEDS_THE_LOOP = (
-    ("inhibition", False, "it lets neurons silence each other at every step"),
-    ("state_quant", False, "it makes the membrane non-linear in its input"),
-    ("reset_delay", True, "the reset comes one step after the spike"),
-)
 
 
 class LeakyState(NamedTuple):
@@ -44,7 +27,7 @@ class LeakyState(NamedTuple):
     """Time steps taken."""
 
 
-class SingleSpikeLeaky(snn.Leaky):
+class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     """
     Leaky integrate-and-fire neuron that spikes at most once per sample, over a whole
     sequence in one call. Takes the constructor arguments of :class:`snntorch.Leaky`.
@@ -169,23 +152,15 @@ class SingleSpikeLeaky(snn.Leaky):
         gradient: str = DEFAULT_GRADIENT,
         backend: str = "auto",
     ) -> None:
-        given = {
-            "inhibition": inhibition,
-            "state_quant": state_quant,
-            "reset_delay": reset_delay,
-        }
-        for option, only, reason in NEEDS_THE_LOOP:
-            if given[option] is not only:
-                raise ValueError(
-                    f"{option}={given[option]!r} cannot be honoured by a neuron that is computed "
-                    f"over the whole sequence at once ({reason}): leave {option}={only}, or keep "
-                    "snntorch.Leaky for this layer"
-                )
-        check_choice("gradient", gradient, GRADIENT_RULES)
-        check_choice("backend", backend, ("auto", *backends.BACKENDS))
-        check_not_nan("beta", beta)
-        check_not_nan("threshold", threshold)
-        check_not_nan("graded_spikes_factor", graded_spikes_factor)
+        check_options(
+            "Leaky",
+            gradient,
+            backend,
+            {"inhibition": inhibition, "state_quant": state_quant, "reset_delay": reset_delay},
+            beta=beta,
+            threshold=threshold,
+            graded_spikes_factor=graded_spikes_factor,
+        )
         super().__init__(
             beta,
             threshold,
@@ -202,46 +177,14 @@ class SingleSpikeLeaky(snn.Leaky):
             learn_graded_spikes_factor,
             reset_delay,
         )
-        known = None if surrogate_disable else recognise(spike_grad)
-        self.spike_grad: Any = bypass if surrogate_disable else known or spike_grad
-        self.gradient = gradient
-        self.backend = backend
-        self._track()
-
-    def extra_repr(self) -> str:
-        """The options that decide what the layer computes."""
-        return (
-            f"reset_mechanism={self.reset_mechanism!r}, gradient={self.gradient!r}, "
-            f"backend={self.backend!r}"
-        )
+        self.take_whole_sequences(gradient, backend)
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        if mem is not None and self.init_hidden:
-            raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
-        if mem is not None and mem is self.mem:
-            # reset_mem() before the first call, or after a batch of another size
-            mem = mem if (mem.shape, mem.dtype) == (input_.shape[1:], input_.dtype) else None
-        want_mem = self.output or not self.init_hidden
-        # In a compiled graph an attribute of varying shape would compile it again each time.
-        keep_state = not torch.compiler.is_compiling()
-        result = run_single_spike_leaky(
-            input_,
-            self.beta,
-            self.threshold,
-            self.graded_spikes_factor,
-            mem,
-            *self._surrogate(),
-            self.gradient,
-            self.reset_mechanism,
-            want_spikes=True,
-            want_mem=want_mem,
-            want_final=keep_state,
-            recompute=None,
-            backend=self.backend,
-        )
-        if result.final is not None:
-            self.mem = result.final.detach()
-        return (result.spikes, result.mem) if want_mem else result.spikes
+        result = self._run(input_, **self._initial(input_, mem=mem))
+        return result.spikes if result.mem is None else (result.spikes, result.mem)
+
+    def _reset(self) -> str:
+        return self.reset_mechanism
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """
@@ -279,7 +222,7 @@ class SingleSpikeLeaky(snn.Leaky):
         if state is None:
             mem = torch.zeros_like(input_, dtype=state_dtype(input_.dtype))
             state = LeakyState(mem, torch.full_like(input_, -1, dtype=torch.int64), 0)
-        check_mem(state.mem, sequence)
+        check_state("mem", state.mem, sequence)
         mem, times, now = state
         reset = (times >= 0) & (times == now - 1)
         if self.reset_mechanism == "zero":
@@ -292,25 +235,3 @@ class SingleSpikeLeaky(snn.Leaky):
         path = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor.detach()
         spk = fire.to(mem.dtype) * factor + (path - path.detach())
         return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)
-
-    def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
-        known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is bypass
-        if torch.compiler.is_compiling() and not known:
-            return None, self.spike_grad  # looked at when the neuron was made
-        return split(self.spike_grad)
-
-    def _track(self) -> None:
-        """Let snnTorch's resets reach this neuron without keeping it alive for ever."""
-        listed = SpikingNeuron.instances
-        listed[:] = [neuron for neuron in listed if neuron is not self and neuron is not None]
-        listed.append(weakref.proxy(self, _forget))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._track()  # a copied or loaded neuron is reset like any other
-
-
-def _forget(proxy: Any) -> None:
-    # None rather than a shorter list: snnTorch may be walking it by index right now.
-    listed = SpikingNeuron.instances
-    listed[:] = [None if neuron is proxy else neuron for neuron in listed]

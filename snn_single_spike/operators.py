@@ -6,8 +6,8 @@ They take flattened time-major tensors (T, M) and parameters (P,), allocate what
 for, and hand it to one implementation (:mod:`snn_single_spike.backends`). An output that
 was not asked for is an empty tensor at this boundary, where None cannot be returned.
 
-The autograd functions on top decide what to ask for and what to save: at most one (T, M)
-tensor.
+The autograd functions on top decide what to ask for and what to save: one (T, M) tensor at
+most, and where the decay of a synaptic current is learned that current as well.
 """
 
 from __future__ import annotations
@@ -33,17 +33,23 @@ from .backends.memory import empty
 from .surrogate import Surrogate
 
 _library = torch.library.Library("snn_single_spike", "DEF")
-_library.define(
-    "leaky_forward(Tensor current, Tensor beta, Tensor threshold, Tensor graded_spikes_factor, "
-    "Tensor? mem_0, str reset, bool spikes, bool mem, bool crossing, bool final, str backend) "
-    "-> (Tensor spikes, Tensor mem, Tensor crossing, Tensor final, Tensor times)"
+# The fields of Neuron, in their order
+_NEURON = (
+    "Tensor beta, Tensor threshold, Tensor graded_spikes_factor, Tensor? mem_0, Tensor? alpha, "
+    "Tensor? gain, Tensor? feedback, Tensor? syn_0, Tensor? inh_0, bool clamp, str reset"
 )
 _library.define(
-    "leaky_backward(Tensor? saved, bool recompute, Tensor beta, Tensor threshold, "
-    "Tensor graded_spikes_factor, Tensor? mem_0, str reset, Tensor times, Tensor? grad_spikes, "
-    "Tensor? grad_mem, Tensor? grad_at, Tensor? grad_before, SymInt steps, ScalarType dtype, "
-    "str rule, str surrogate, float a, float b, bool[4] needs, str backend) "
-    "-> (Tensor current, Tensor beta, Tensor threshold, Tensor mem_0)"
+    f"leaky_forward(Tensor current, {_NEURON}, bool spikes, bool mem, bool syn, bool crossing, "
+    "bool final, str backend) -> (Tensor spikes, Tensor mem, Tensor syn, Tensor inh, "
+    "Tensor crossing, Tensor final, Tensor times)"
+)
+_library.define(
+    "leaky_backward(Tensor? saved, bool recompute, Tensor? syn, Tensor? inh, "
+    f"{_NEURON}, Tensor times, Tensor? grad_spikes, Tensor? grad_mem, Tensor? grad_syn, "
+    "Tensor? grad_inh, Tensor? grad_at, Tensor? grad_before, SymInt steps, ScalarType dtype, "
+    "str rule, str surrogate, float a, float b, bool[9] needs, str backend) -> (Tensor current, "
+    "Tensor beta, Tensor threshold, Tensor mem_0, Tensor alpha, Tensor gain, Tensor feedback, "
+    "Tensor syn_0, Tensor inh_0)"
 )
 _library.define(
     "leaky_readout(Tensor current, Tensor beta, Tensor? mem_0, str reduction, bool sensitivity, "
@@ -62,9 +68,16 @@ def _leaky_forward(
     threshold: Tensor,
     graded_spikes_factor: Tensor,
     mem_0: Tensor | None,
+    alpha: Tensor | None,
+    gain: Tensor | None,
+    feedback: Tensor | None,
+    syn_0: Tensor | None,
+    inh_0: Tensor | None,
+    clamp: bool,
     reset: str,
     spikes: bool,
     mem: bool,
+    syn: bool,
     crossing: bool,
     final: bool,
     backend: str,
@@ -73,24 +86,41 @@ def _leaky_forward(
 ) -> tuple[Tensor, ...]:
     steps, lanes = current.shape
     dtype, device = current.dtype, current.device
+    states = 1 + (alpha is not None) + (gain is not None)
     new = torch.empty if fake else empty
     out = (
         new((steps, lanes) if spikes else (0,), dtype=dtype, device=device),
         new((steps, lanes) if mem else (0,), dtype=dtype, device=device),
+        new((steps, lanes) if syn and states > 1 else (0,), dtype=dtype, device=device),
+        new((steps, lanes) if syn and states > 2 else (0,), dtype=dtype, device=device),
         new((2, lanes) if crossing else (0,), dtype=state_dtype(dtype), device=device),
-        new((lanes,) if final else (0,), dtype=dtype, device=device),
+        new((states, lanes) if final else (0,), dtype=dtype, device=device),
         new((lanes,), dtype=torch.int64, device=device),
     )
     if not fake and lanes:
         backends.load(backend).leaky_forward(
             current,
-            Neuron(beta, threshold, graded_spikes_factor, mem_0, reset),
+            Neuron(
+                beta,
+                threshold,
+                graded_spikes_factor,
+                mem_0,
+                alpha,
+                gain,
+                feedback,
+                syn_0,
+                inh_0,
+                clamp,
+                reset,
+            ),
             ForwardOutputs(
                 spikes=_wanted(out[0]),
                 mem=_wanted(out[1]),
-                crossing=_wanted(out[2]),
-                final=_wanted(out[3]),
-                times=out[4],
+                syn=_wanted(out[2]),
+                inh=_wanted(out[3]),
+                crossing=_wanted(out[4]),
+                final=_wanted(out[5]),
+                times=out[6],
             ),
         )
     return out
@@ -99,14 +129,24 @@ def _leaky_forward(
 def _leaky_backward(
     saved: Tensor | None,
     recompute: bool,
+    syn: Tensor | None,
+    inh: Tensor | None,
     beta: Tensor,
     threshold: Tensor,
     graded_spikes_factor: Tensor,
     mem_0: Tensor | None,
+    alpha: Tensor | None,
+    gain: Tensor | None,
+    feedback: Tensor | None,
+    syn_0: Tensor | None,
+    inh_0: Tensor | None,
+    clamp: bool,
     reset: str,
     times: Tensor,
     grad_spikes: Tensor | None,
     grad_mem: Tensor | None,
+    grad_syn: Tensor | None,
+    grad_inh: Tensor | None,
     grad_at: Tensor | None,
     grad_before: Tensor | None,
     steps: int,
@@ -131,10 +171,22 @@ def _leaky_backward(
         backends.load(backend).leaky_backward(
             steps,
             dtype,
-            Saved(saved, recompute),
-            Neuron(beta, threshold, graded_spikes_factor, mem_0, reset),
+            Saved(saved, recompute, syn, inh),
+            Neuron(
+                beta,
+                threshold,
+                graded_spikes_factor,
+                mem_0,
+                alpha,
+                gain,
+                feedback,
+                syn_0,
+                inh_0,
+                clamp,
+                reset,
+            ),
             times,
-            OutputGradients(grad_spikes, grad_mem, grad_at, grad_before),
+            OutputGradients(grad_spikes, grad_mem, grad_syn, grad_inh, grad_at, grad_before),
             rule,
             Surrogate(surrogate, a, b),
             InputGradients(*(_wanted(tensor) for tensor in out)),
@@ -197,16 +249,18 @@ def _rows(gradient: Tensor | None) -> Tensor | None:
     return gradient.contiguous()
 
 
-def _sum_lanes(gradient: Tensor, like: Tensor) -> Tensor | None:
+def _sum_lanes(gradient: Tensor | None, like: Tensor) -> Tensor | None:
     """Gradient of a parameter (P,) from one value per lane (M,)."""
+    if gradient is None:
+        return None
     return gradient.view(-1, like.shape[0]).sum(0).to(like.dtype)
 
 
-class SingleSpikeLeaky(torch.autograd.Function):
-    """Spikes, membrane and spike times of a layer, differentiable in every input.
+class SingleSpike(torch.autograd.Function):
+    """Spikes, states and spike times of a layer, differentiable in every input.
 
-    Returns (spikes, mem, times, final); those not asked for are empty. ``times`` are int64
-    steps, or interpolated and differentiable under the ``spike_time`` rule.
+    Returns (spikes, mem, syn, inh, times, final); those not asked for are empty. ``times``
+    are int64 steps, or interpolated and differentiable under the ``spike_time`` rule.
     """
 
     @staticmethod
@@ -217,35 +271,53 @@ class SingleSpikeLeaky(torch.autograd.Function):
         threshold: Tensor,
         graded_spikes_factor: Tensor,
         mem_0: Tensor | None,
+        alpha: Tensor | None,
+        gain: Tensor | None,
+        feedback: Tensor | None,
+        syn_0: Tensor | None,
+        inh_0: Tensor | None,
+        clamp: bool,
         reset: str,
         rule: str,
         surrogate: tuple[str, float, float] | None,
         spikes_move_times: bool,
-        want: tuple[bool, bool, bool],
+        want: tuple[bool, bool, bool, bool],
         recompute: bool,
         track: bool,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        want_spikes, want_mem, want_final = want
-        exact = rule == "spike_time"
-        # needs_input_grad does not know of torch.no_grad()
-        needs = ctx.needs_input_grad if track else (False,) * 5
-        need_beta = needs[1]
-        through_spikes = surrogate is not None and want_spikes and not exact
-        # The membrane is read by the surrogate and by the gradient of beta, by nothing else.
-        need_current, _, need_threshold, need_factor, need_mem = needs[:5]
-        upstream = need_current or need_beta or need_threshold or need_mem  # all but the factor
-        need_saved = upstream and (through_spikes or need_beta)
-        save_mem = need_saved and not recompute and (want_spikes or want_mem)
-        spikes, mem, crossing, final, times = torch.ops.snn_single_spike.leaky_forward(
-            current,
+        want_spikes, want_mem, want_syn, want_final = want
+        neuron = (
             beta,
             threshold,
             graded_spikes_factor,
             mem_0,
+            alpha,
+            gain,
+            feedback,
+            syn_0,
+            inh_0,
+        )
+        exact = rule == "spike_time"
+        # needs_input_grad does not know of torch.no_grad()
+        needs = ctx.needs_input_grad[:10] if track else (False,) * 10
+        _, need_beta, _, need_factor, _, need_alpha, need_gain, *_ = needs
+        upstream = any(needs[:3]) or any(needs[4:])  # all but the factor
+        through_spikes = surrogate is not None and not exact
+        through_spikes = through_spikes and (want_spikes or feedback is not None)
+        # The membrane is read by the surrogate and by the gradients of beta and gain, the
+        # synaptic currents by those of their decays, and nothing else is.
+        need_saved = upstream and (through_spikes or need_beta or need_gain)
+        save_syn = need_alpha or need_gain or (gain is not None and need_beta)
+        save_mem = need_saved and (save_syn or (not recompute and (want_spikes or want_mem)))
+        spikes, mem, syn, inh, crossing, final, times = torch.ops.snn_single_spike.leaky_forward(
+            current,
+            *neuron,
+            clamp,
             reset,
             want_spikes,
             want_mem or save_mem,
+            want_syn or save_syn,
             exact,
             want_final,
             backend,
@@ -259,53 +331,64 @@ class SingleSpikeLeaky(torch.autograd.Function):
         carries = spikes_move_times if exact else surrogate is not None
         constant = [final] if exact else [final, times]
         ctx.mark_non_differentiable(*constant, *([] if carries else [spikes]))
-        saved = (mem if save_mem else current) if need_saved else None
         ctx.save_for_backward(
-            saved, beta, threshold, graded_spikes_factor, mem_0, steps, crossing if exact else None
+            (mem if save_mem else current) if need_saved else None,
+            syn if save_syn else None,
+            inh if save_syn and gain is not None else None,
+            *neuron,
+            steps,
+            crossing if exact else None,
         )
         ctx.recompute = need_saved and not save_mem
-        ctx.reset, ctx.rule, ctx.surrogate, ctx.backend = reset, rule, surrogate, backend
+        ctx.clamp, ctx.reset, ctx.rule = clamp, reset, rule if through_spikes else "none"
+        ctx.exact, ctx.surrogate, ctx.backend = exact, surrogate, backend
         ctx.steps, ctx.dtype = current.shape[0], current.dtype
-        ctx.want = want_spikes and carries, want_mem, exact
-        return spikes, (mem if want_mem else mem.new_empty(0)), times, final
+        both = want_syn and gain is not None
+        ctx.want = want_spikes and carries, want_mem, want_syn, both, exact
+        return (
+            spikes,
+            mem if want_mem else mem.new_empty(0),
+            syn if want_syn else mem.new_empty(0),
+            inh if both else mem.new_empty(0),
+            times,
+            final,
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # A compiled graph hands in zeros for outputs that do not exist.
-        grad_spikes, grad_mem, grad_times = (
+        grad_spikes, grad_mem, grad_syn, grad_inh, grad_times = (
             grad if wanted else None for grad, wanted in zip(grads, ctx.want, strict=False)
         )
-        saved, beta, threshold, factor, mem_0, times, crossing = ctx.saved_tensors
-        need_current, need_beta, need_threshold, need_factor, need_mem = ctx.needs_input_grad[:5]
-        exact = ctx.rule == "spike_time"
+        saved, syn, inh, *neuron, times, crossing = ctx.saved_tensors
+        beta, threshold, factor, _, alpha, gain, feedback, _, _ = neuron
+        needs = list(ctx.needs_input_grad[:10])
+        need_factor = needs.pop(3)
 
-        grad_factor = None
+        at_spike = None  # gradient to the height of a spike
         if need_factor and grad_spikes is not None:
-            at_spike = _at_steps(grad_spikes, times)
-            grad_factor = _sum_lanes(at_spike.to(factor.dtype), factor)
-        if not (need_current or need_beta or need_threshold or need_mem):
-            return None, None, None, grad_factor, *(None,) * 9
+            at_spike = _at_steps(grad_spikes, times).to(factor.dtype)
         grad_at = grad_before = direct_threshold = None
-        if exact:
+        if ctx.exact:
             grad_at, grad_before, direct_threshold = _through_crossing(
                 grad_spikes, grad_times, times, crossing, threshold, factor
             )
             grad_spikes = None
-
-        name, a, b = ctx.surrogate or ("straight_through_estimator", 0.0, 0.0)
-        grad_current, grad_beta, grad_threshold, grad_mem_0 = (
-            torch.ops.snn_single_spike.leaky_backward(
+        needs[6] = feedback is not None and (needs[6] or need_factor)
+        into: list[Tensor | None] = [None] * 9
+        if any(needs):
+            name, a, b = ctx.surrogate or ("straight_through_estimator", 0.0, 0.0)
+            into = torch.ops.snn_single_spike.leaky_backward(
                 saved,
                 ctx.recompute,
-                beta,
-                threshold,
-                factor,
-                mem_0,
+                syn,
+                inh,
+                *neuron,
+                ctx.clamp,
                 ctx.reset,
                 times,
-                _rows(grad_spikes),
-                _rows(grad_mem),
+                *map(_rows, (grad_spikes, grad_mem, grad_syn, grad_inh)),
                 grad_at,
                 grad_before,
                 ctx.steps,
@@ -314,19 +397,32 @@ class SingleSpikeLeaky(torch.autograd.Function):
                 name,
                 a,
                 b,
-                [need_current, need_beta, need_threshold, need_mem],
+                needs,
                 ctx.backend,
             )
-        )
-        if need_threshold and direct_threshold is not None:
-            grad_threshold = grad_threshold + direct_threshold
+            into = [grad if need else None for grad, need in zip(into, needs, strict=True)]
+        current, *states_and_parameters = into
+        d_beta, d_threshold, d_mem, d_alpha, d_gain, d_fed, d_syn, d_inh = states_and_parameters
+        if d_threshold is not None and direct_threshold is not None:
+            d_threshold = d_threshold + direct_threshold
+        d_feedback = None
+        if d_fed is not None:
+            # What the spike feeds back is feedback * factor.
+            d_feedback = d_fed * _per_lane(factor, len(d_fed))
+            from_feedback = d_fed * _per_lane(feedback, len(d_fed))
+            at_spike = from_feedback if at_spike is None else at_spike + from_feedback
         return (
-            grad_current if need_current else None,
-            _sum_lanes(grad_beta, beta) if need_beta else None,
-            _sum_lanes(grad_threshold, threshold) if need_threshold else None,
-            grad_factor,
-            grad_mem_0 if need_mem else None,
-            *(None,) * 8,
+            current,
+            _sum_lanes(d_beta, beta),
+            _sum_lanes(d_threshold, threshold),
+            _sum_lanes(at_spike, factor) if need_factor else None,
+            d_mem,
+            _sum_lanes(d_alpha, alpha),
+            _sum_lanes(d_gain, gain),
+            _sum_lanes(d_feedback, feedback),
+            d_syn,
+            d_inh,
+            *(None,) * 9,
         )
 
 
@@ -412,26 +508,20 @@ class LeakyReadout(torch.autograd.Function):
         if need_current or need_mem:
             at = grad.to(beta.dtype).contiguous()
             every_step = ctx.reduction == "sum"
-            grad_current, _, _, grad_mem = torch.ops.snn_single_spike.leaky_backward(
-                None,
-                False,
-                beta,
-                beta,  # no threshold: nothing here fires or resets
-                beta,
-                None,
-                "none",
+            grad_current, _, _, grad_mem, *_ = torch.ops.snn_single_spike.leaky_backward(
+                *(None, False, None, None),
+                # No threshold: nothing here fires or resets.
+                *(beta, beta, beta, *(None,) * 6, True, "none"),
                 at.new_zeros(at.shape, dtype=torch.int64) if every_step else step,
                 None,
                 at[None] if every_step else None,
+                *(None, None),
                 None if every_step else at,
                 None if every_step else torch.zeros_like(at),
                 ctx.steps,
                 ctx.dtype,
-                "masked",
-                "straight_through_estimator",
-                0.0,
-                0.0,
-                [need_current, False, False, need_mem],
+                *("none", "straight_through_estimator", 0.0, 0.0),
+                [need_current, False, False, need_mem, *(False,) * 5],
                 ctx.backend,
             )
         return (

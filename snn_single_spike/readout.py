@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backends
-from .functional import leaky_readout, run_single_spike_leaky
+from .functional import leaky_readout, run_single_spike
 from .validation import REDUCTIONS, check_choice, check_not_nan
 
 __all__ = ["LeakyReadout"]
@@ -84,19 +84,16 @@ class LeakyReadout(nn.Module):
             return leaky_readout(
                 input_, self.beta, mem=mem, reduction=self.reduction, backend=self.backend
             )
-        return run_single_spike_leaky(
+        return run_single_spike(
             input_,
             self.beta,
             float("inf"),
             1.0,
-            mem,
             None,
             None,
             "masked",
             "none",
+            mem=mem,
             want_spikes=False,
-            want_mem=True,
-            want_final=False,
-            recompute=None,
             backend=self.backend,
         ).mem

@@ -108,26 +108,27 @@ def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor
     return value.to(state).reshape(padded).expand(features).flatten().contiguous()
 
 
-def check_mem(mem: Tensor | None, current: Tensor) -> Tensor | None:
-    """An initial membrane (B, *features), flat and in state precision."""
-    if mem is None:
+def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | None:
+    """An initial membrane or synaptic current (B, *features), flat and in state precision."""
+    if state is None:
         return None
-    if not isinstance(mem, Tensor):
-        raise TypeError(f"mem must be a torch.Tensor or None, not {type(mem).__name__}")
-    check_device("mem", mem, current.device)
-    state = state_dtype(current.dtype)
-    if mem.dtype not in (current.dtype, state):
+    if not isinstance(state, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or None, not {type(state).__name__}")
+    check_device(name, state, current.device)
+    precision = state_dtype(current.dtype)
+    if state.dtype not in (current.dtype, precision):
         raise TypeError(
-            f"mem has dtype {mem.dtype}, but the input has {current.dtype}: use "
-            f"mem.to({current.dtype})"
+            f"{name} has dtype {state.dtype}, but the input has {current.dtype}: use "
+            f"{name}.to({current.dtype})"
         )
-    if mem.shape != current.shape[1:]:
-        hint = "; to go on from an earlier call pass mem[-1]" if mem.dim() == current.dim() else ""
+    if state.shape != current.shape[1:]:
+        same = state.dim() == current.dim()
+        hint = f"; to go on from an earlier call pass {name}[-1]" if same else ""
         raise ValueError(
-            f"mem has shape {tuple(mem.shape)}, but an initial membrane has the shape of one time "
-            f"step, {tuple(current.shape[1:])}{hint}"
+            f"{name} has shape {tuple(state.shape)}, but an initial state has the shape of one "
+            f"time step, {tuple(current.shape[1:])}{hint}"
         )
-    return mem.to(state).flatten().contiguous()
+    return state.to(precision).flatten().contiguous()
 
 
 def check_recording(name: str, value: Tensor, differentiable: bool = True) -> None:

@@ -35,7 +35,8 @@ TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 ALWAYS = {"beta": "*fp32", "threshold": "*fp32", "graded_spikes_factor": "*fp32", "times": "*i64"}
 STATE = ("crossing", "mem_0", "grad_at", "grad_before", "grad_beta", "grad_threshold")
-STATE += ("grad_mem_0", "sensitivity")
+STATE += ("grad_mem_0", "sensitivity", "alpha", "gain", "feedback", "syn_0", "inh_0")
+STATE += ("grad_alpha", "grad_gain", "grad_feedback", "grad_syn_0", "grad_inh_0")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Variant:
 
 MASKED = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "subtract"))
 RAMP = (("RULE", "straight_through"), ("SURROGATE", "fast_sigmoid"), ("RESET", "none"))
+CLEAR = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "clear"))
 LEARNED = ("grad_beta", "grad_threshold", "grad_mem_0", "mem_0")
 VARIANTS = {
     "forward": Variant(
@@ -108,6 +110,48 @@ VARIANTS = {
         MASKED,
         torch.bfloat16,
     ),
+    "forward synaptic": Variant(
+        "leaky_forward_kernel",
+        ("current", "alpha", "spikes", "mem", "syn", "final"),
+        (("RESET", "subtract"),),
+    ),
+    "forward alpha": Variant(
+        "leaky_forward_kernel",
+        ("current", "alpha", "gain", "spikes", "mem", "syn", "inh", "final"),
+        (("RESET", "clear"),),
+    ),
+    "forward feedback": Variant(
+        "leaky_forward_kernel",
+        ("current", "feedback", "spikes", "mem", "final"),
+        (("RESET", "subtract"),),
+    ),
+    "backward synaptic": Variant(
+        "leaky_backward_kernel", ("mem", "alpha", "grad_spikes", "grad_current"), MASKED
+    ),
+    "backward synaptic learned": Variant(
+        "leaky_backward_kernel",
+        ("mem", "syn", "alpha", "grad_spikes", "grad_current", "grad_alpha", "grad_beta"),
+        MASKED,
+    ),
+    "backward synaptic recompute": Variant(
+        "leaky_backward_kernel", ("current", "alpha", "grad_spikes", "grad_current"), MASKED
+    ),
+    "backward alpha": Variant(
+        "leaky_backward_kernel", ("mem", "alpha", "gain", "grad_spikes", "grad_current"), CLEAR
+    ),
+    "backward alpha learned": Variant(
+        "leaky_backward_kernel",
+        (
+            *("mem", "syn", "inh", "alpha", "gain", "grad_spikes"),
+            *("grad_current", "grad_alpha", "grad_beta", "grad_gain"),
+        ),
+        CLEAR,
+    ),
+    "backward feedback": Variant(
+        "leaky_backward_kernel",
+        ("mem", "feedback", "grad_spikes", "grad_current", "grad_feedback"),
+        MASKED,
+    ),
     "readout sum": Variant(
         "leaky_readout_kernel", ("current", "value", "sensitivity"), (("REDUCTION", "sum"),)
     ),
@@ -133,10 +177,12 @@ class Facts:
         return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
 
 
-def ahead(variant: Variant) -> int:
+def ahead(variant: Variant, warp: int = 32) -> int:
     """Time steps that the variant loads ahead."""
-    if "backward" not in variant.kernel:
+    if "readout" in variant.kernel:
         return triton_gpu.FORWARD_STEPS
+    if "forward" in variant.kernel:
+        return triton_gpu.forward_steps("alpha" in variant.tensors, warp)
     recompute = "current" in variant.tensors
     return triton_gpu.RECOMPUTE_STEPS if recompute else triton_gpu.BACKWARD_STEPS
 
@@ -147,9 +193,10 @@ def compile_variant(name: str, target_name: str) -> Facts:
     target = TARGETS[target_name]
     lanes = 1 << 20 if variant.wide else 128
     constants = dict(variant.options) | {
+        "CLAMP": True,
         "STATE": tl.float32,
         "BLOCK": triton_gpu.block_size(lanes, target.warp_size),
-        "U": ahead(variant),
+        "U": ahead(variant, target.warp_size),
     }
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
@@ -169,7 +216,13 @@ def compile_variant(name: str, target_name: str) -> Facts:
             signature[name] = "i32"
         else:
             signature[name], values[name] = "constexpr", None
-        if signature[name][0] == "*" or name in ("M", "STEP_SPIKES", "STEP_MEM"):
+        if signature[name][0] == "*" or name in (
+            "M",
+            "STEP_SPIKES",
+            "STEP_MEM",
+            "STEP_SYN",
+            "STEP_INH",
+        ):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     binary = triton.compile(source, target=target, options=dict(triton_gpu.LAUNCH))

@@ -49,7 +49,7 @@ def test_loads_are_wide_and_ahead(name, target, facts):
     variant = VARIANTS[name]
     read = {"current", "grad_spikes", "grad_mem"}
     if "backward" in variant.kernel:
-        read.add("mem")
+        read |= {"mem", "syn", "inh"}
     streams = len(read & set(variant.tensors))
     if "current" in variant.tensors and "backward" in variant.kernel:
         streams += 1  # the membrane that was integrated again is read back

@@ -33,21 +33,27 @@ def test_kernel_offsets(backend, rows):
     current, spikes, mem = rows
     one = torch.ones(1, device=current.device)
     times = torch.zeros(USED, dtype=torch.int64, device=current.device)
-    sizes = (STEPS, LANES, 1, 1, 1)
-    options = {"STATE": tl.float32, "BLOCK": USED, "U": 2, "num_warps": 1}
+    sizes = (STEPS, LANES, 1, 1, 1, 1, 1, 1)
+    options = {
+        "CLAMP": True,
+        "RESET": "none",
+        "STATE": tl.float32,
+        "BLOCK": USED,
+        "U": 2,
+        "num_warps": 1,
+    }
     leaky_forward_kernel[(1,)](
         current,
         one,
         one,
         one,
-        None,
+        *(None,) * 6,
         spikes,
         mem,
+        *(None, None),
         times,
-        None,
-        None,
+        *(None, None),
         *sizes,
-        RESET="none",
         **options,
     )
     assert times.tolist() == [1] * USED
@@ -55,9 +61,9 @@ def test_kernel_offsets(backend, rows):
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]
     # The gradient of the spikes overwrites the current, and comes from the spikes themselves.
     leaky_backward_kernel[(1,)](
-        mem, None, one, one, one, None, times, spikes, None, None, None,
-        current, None, None, None, *sizes, LANES, 0, 0.0, 0.0,
-        RULE="masked", SURROGATE="straight_through_estimator", RESET="none", **options,
+        mem, None, None, None, one, one, one, *(None,) * 6, times, spikes, *(None,) * 5,
+        current, *(None,) * 8, *sizes, LANES, 0, 0, 0, 0.0, 0.0,
+        RULE="masked", SURROGATE="straight_through_estimator", **options,
     )  # fmt: skip
     assert current[:, 0].tolist() == [1.0, 1.0, 0.0]
 
@@ -73,7 +79,10 @@ def test_numba_offsets(backend):
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     none2 = np.empty((0, 0), np.float32)
     times = np.zeros(USED, np.int64)
-    kernels._forward(0, USED, current, one, one, one, none1, spikes, mem, times, none2, none1, 0)
+    kernels._forward(
+        *(0, USED, current, one, one, one, *(none1,) * 6, True, kernels.RESETS["none"]),
+        *(spikes, mem, none2, none2, times, none2, none2),
+    )
     assert times.tolist() == [1] * USED
     assert spikes[:, :USED].sum(1).tolist() == [0, USED, 0]
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]

@@ -24,29 +24,47 @@ def arguments(lanes=6, steps=9):
     return torch.randn(steps, lanes), one, torch.ones(3), torch.ones(1)
 
 
+def optional(*given):
+    """alpha, gain and feedback of a neuron that has some of them."""
+    return tuple(torch.full((1,), 0.8) if x in given else None for x in ("alpha", "gain", "back"))
+
+
+NEURONS = {
+    "leaky": optional(),
+    "synaptic": optional("alpha"),
+    "alpha": optional("alpha", "gain"),
+    "feedback": optional("back"),
+}
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("spikes", [False, True])
 @pytest.mark.parametrize("crossing", [False, True])
-def test_opcheck_forward(spikes, crossing, cpu_backend):
+def test_opcheck_forward(neuron, spikes, crossing, cpu_backend):
     current, beta, threshold, factor = arguments()
     torch.library.opcheck(
         operators.leaky_forward.default,
         (
-            *(current, beta, threshold, factor, torch.zeros(6), "zero"),
-            *(spikes, True, crossing, True, cpu_backend),
+            *(current, beta, threshold, factor, torch.zeros(6), *NEURONS[neuron], None, None),
+            *(True, "clear", spikes, True, True, crossing, True, cpu_backend),
         ),
     )
 
 
+@pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_opcheck_backward(recompute, cpu_backend):
+def test_opcheck_backward(neuron, recompute, cpu_backend):
     current, beta, threshold, factor = arguments()
+    alpha, gain, feedback = NEURONS[neuron]
+    syn, inh = (None if x is None else torch.randn_like(current) for x in (alpha, gain))
+    states = [x is not None for x in (alpha, gain, feedback, alpha, gain)]
     times = torch.tensor([0, 1, -1, 3, 8, -1])
     torch.library.opcheck(
         operators.leaky_backward.default,
         (
-            *(current, recompute, beta, threshold, factor, None, "subtract", times),
-            *(current, current, None, None, 9, torch.float32),
-            *("masked", "atan", 2.0, 0.0, [True] * 4, cpu_backend),
+            *(current, recompute, syn, inh, beta, threshold, factor, None, alpha, gain, feedback),
+            *(None, None, True, "subtract", times, current, current, syn, inh, None, None),
+            *(9, torch.float32, "masked", "atan", 2.0, 0.0, [True] * 4 + states, cpu_backend),
         ),
     )
 
@@ -166,9 +184,10 @@ def test_exported_program_writes_no_membrane_for_a_backward_pass():
     net = torch.nn.Sequential(torch.nn.Linear(5, 7), SingleSpikeLeaky(0.9, init_hidden=True))
     program = torch.export.export(net, (torch.randn(8, 2, 5),))
     (node,) = (n for n in program.graph.nodes if "leaky_forward" in str(n.target))
-    spikes, mem = node.args[6:8]
-    assert spikes
-    assert not mem
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False))
+    assert given["spikes"]
+    assert not given["mem"]
 
 
 @pytest.mark.parametrize("output", [False, True])

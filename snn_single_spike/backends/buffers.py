@@ -19,14 +19,27 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Neuron(NamedTuple):
-    """Parameters (P,), P = 1 or features, in state precision, and the reset mechanism."""
+    """Parameters (P,), P = 1 or features, and initial states (M,), all in state precision.
+
+    ``alpha`` makes a neuron that is driven by a synaptic current (snnTorch's Synaptic), and
+    ``gain`` as well one that is driven by the difference of two (Alpha): ``beta`` is then the
+    decay of the inhibitory one. ``feedback`` is the weight of its own spike (RLeaky).
+    """
 
     beta: Tensor
     threshold: Tensor
     graded_spikes_factor: Tensor
     mem: Tensor | None
-    """Initial membrane (M,)."""
+    alpha: Tensor | None
+    gain: Tensor | None
+    feedback: Tensor | None
+    syn: Tensor | None
+    inh: Tensor | None
+    clamp: bool
+    """Clip beta between 0 and 1."""
     reset: str
+    """One step after the spike: "none", "subtract", "zero" before the integration (Leaky) or
+    "clear" after it (the others)."""
 
 
 class ForwardOutputs(NamedTuple):
@@ -34,19 +47,28 @@ class ForwardOutputs(NamedTuple):
     """(T, M), type of the input."""
     mem: Tensor | None
     """(T, M), type of the input."""
+    syn: Tensor | None
+    """(T, M), type of the input."""
+    inh: Tensor | None
+    """(T, M), type of the input."""
     times: Tensor
     """(M,) int64, -1 for a silent neuron."""
     crossing: Tensor | None
     """(2, M): V[t*-1] and V[t*], state precision; 0 for a silent neuron."""
     final: Tensor | None
-    """(M,): V[T-1], type of the input."""
+    """(1 to 3, M): V, syn, inh at T-1, type of the input."""
 
 
 class Saved(NamedTuple):
-    """The membrane, or the current to integrate it from again; None if neither is needed."""
+    """What the backward pass reads, (T, M) each; None if it is not needed."""
 
     tensor: Tensor | None
+    """The membrane, or the current to integrate it from again."""
     recompute: bool
+    syn: Tensor | None
+    """For the gradients of alpha and gain."""
+    inh: Tensor | None
+    """For the gradients of gain, and of beta where it is the decay of ``inh``."""
 
 
 class OutputGradients(NamedTuple):
@@ -54,6 +76,8 @@ class OutputGradients(NamedTuple):
 
     spikes: Tensor | None
     mem: Tensor | None
+    syn: Tensor | None
+    inh: Tensor | None
     at: Tensor | None
     """(M,) gradient to V[t*], state precision."""
     before: Tensor | None
@@ -63,7 +87,7 @@ class OutputGradients(NamedTuple):
 class InputGradients(NamedTuple):
     """Gradients to the inputs, to be filled.
 
-    ``beta``, ``threshold`` and ``mem`` are (M,): one value per lane, for the caller to sum.
+    All but ``current`` are (M,): one value per lane, for the caller to sum.
     """
 
     current: Tensor | None
@@ -71,6 +95,12 @@ class InputGradients(NamedTuple):
     beta: Tensor | None
     threshold: Tensor | None
     mem: Tensor | None
+    alpha: Tensor | None
+    gain: Tensor | None
+    feedback: Tensor | None
+    """Gradient to the current that the spike feeds back, one step after it."""
+    syn: Tensor | None
+    inh: Tensor | None
 
 
 class ReadoutOutputs(NamedTuple):

@@ -36,8 +36,8 @@ from .buffers import (
 BLOCK = 1024
 _MIN_WORK = 1 << 17  # elements (T * M) worth a thread of their own
 
-RESETS = {"none": 0, "subtract": 1, "zero": 2}
-RULES = {"masked": 0, "pre_spike": 1, "straight_through": 2, "spike_time": 3}
+RESETS = {"none": 0, "subtract": 1, "zero": 2, "clear": 3}
+RULES = {"masked": 0, "pre_spike": 1, "straight_through": 2, "none": 3}
 SURROGATES = {
     "atan": 0,
     "fast_sigmoid": 1,
@@ -50,11 +50,12 @@ SURROGATES = {
     "LSO": 8,
 }
 REDUCTIONS = {"sum": 0, "max": 1, "last": 2}
-_SUBTRACT, _ZERO = RESETS["subtract"], RESETS["zero"]
-_MASKED, _PRE_SPIKE, _STRAIGHT_THROUGH = (
+_SUBTRACT, _ZERO, _CLEAR = RESETS["subtract"], RESETS["zero"], RESETS["clear"]
+_MASKED, _PRE_SPIKE, _STRAIGHT_THROUGH, _BLOCKED = (
     RULES["masked"],
     RULES["pre_spike"],
     RULES["straight_through"],
+    RULES["none"],
 )
 _SUM, _MAX = REDUCTIONS["sum"], REDUCTIONS["max"]
 
@@ -76,14 +77,14 @@ def _lanes(parameter, start, n, out):
 
 
 @_compile
-def _clamp(beta, n, active):
-    """clamp(beta, 0, 1) in place, and where it passes a gradient on."""
-    zero, one = beta.dtype.type(0), beta.dtype.type(1)
+def _clamp(decay, n, active):
+    """clamp(decay, 0, 1) in place, and where it passes a gradient on."""
+    zero, one = decay.dtype.type(0), decay.dtype.type(1)
     for j in range(n):
-        b = beta[j]
+        b = decay[j]
         active[j] = (b >= zero) & (b <= one)
         b = zero if b < zero else b
-        beta[j] = one if b > one else b
+        decay[j] = one if b > one else b
 
 
 @_compile
@@ -99,18 +100,80 @@ def _resets(reset, t):
 
 
 @_compile
+def _integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, third, fed_back):
+    """One step of any neuron, in place, from the current ``x``; see ``kernels/leaky.py``."""
+    zero = v.dtype.type(0)
+    subtract, clear = _resets(reset, t)
+    last = np.int32(t - 1)
+    erase = last if reset == _CLEAR else np.int32(-2)
+    if third:
+        for j in range(n):
+            held = i[j]
+            exc = al[j] * s[j] + x[j]
+            inh = decay[j] * held - x[j]
+            u = gn[j] * (exc + inh)
+            v[j] = u + held if first[j] == subtract else u
+            s[j] = exc - th[j] if first[j] == subtract else exc
+            i[j] = zero if first[j] == subtract else inh
+        for j in range(n):
+            v[j] = zero if first[j] == erase else v[j]
+            s[j] = zero if first[j] == erase else s[j]
+            i[j] = zero if first[j] == erase else i[j]
+        return
+    if second:
+        for j in range(n):
+            s[j] = al[j] * s[j] + x[j]
+            v[j] = decay[j] * v[j] + s[j]
+    else:
+        for j in range(n):
+            v[j] = decay[j] * (zero if first[j] == clear else v[j]) + x[j]
+    if fed_back:
+        for j in range(n):
+            v[j] = v[j] + fed[j] if first[j] == last else v[j]
+    for j in range(n):
+        u = v[j] - th[j] if first[j] == subtract else v[j]
+        v[j] = zero if first[j] == erase else u
+
+
+@_compile
 def _forward(
-    low, high, current, beta, theta, height, mem_0, spikes, mem, times, crossing, final, reset
+    low,
+    high,
+    current,
+    beta,
+    theta,
+    height,
+    mem_0,
+    alpha,
+    gain,
+    feedback,
+    syn_0,
+    inh_0,
+    clamp,
+    reset,
+    spikes,
+    mem,
+    syn,
+    inh,
+    times,
+    crossing,
+    final,
 ):
     steps = current.shape[0]
     never = np.int32(steps)
     zero, one = current.dtype.type(0), current.dtype.type(1)
+    second, third, fed_back = alpha.shape[0] > 0, gain.shape[0] > 0, feedback.shape[0] > 0
+    plain = not (second or fed_back or reset == _CLEAR)
     want_spikes, want_mem = spikes.shape[0] > 0, mem.shape[0] > 0
+    want_syn, want_inh = syn.shape[0] > 0, inh.shape[0] > 0
     want_crossing, want_final = crossing.shape[0] > 0, final.shape[0] > 0
-    times_only = not (want_spikes or want_mem or want_final)
+    times_only = not (want_spikes or want_mem or want_syn or want_final)
     v, before = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
+    s, i = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
     unwanted = np.empty((2, BLOCK), current.dtype)
     b, th = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
+    al, gn = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
+    fed = np.empty(BLOCK, current.dtype)
     first = np.empty(BLOCK, np.int32)
     active = np.empty(BLOCK, np.bool_)
     graded = want_spikes and (height != one).any()
@@ -118,9 +181,21 @@ def _forward(
         stop = min(start + BLOCK, high)
         n = stop - start
         _lanes(beta, start, n, b)
-        _clamp(b, n, active)
+        if clamp:
+            _clamp(b, n, active)
         _lanes(theta, start, n, th)
         _start(mem_0, start, n, v)
+        if second:
+            _lanes(alpha, start, n, al)
+            _clamp(al, n, active)
+            _start(syn_0, start, n, s)
+        if third:
+            _lanes(gain, start, n, gn)
+            _start(inh_0, start, n, i)
+        if fed_back:
+            _lanes(feedback, start, n, fed)
+            for j in range(n):
+                fed[j] *= height[(start + j) % height.shape[0]]
         first[:] = never
         for t in range(steps):
             now = np.int32(t)
@@ -132,11 +207,21 @@ def _forward(
             spike_row = spikes[t, start:stop] if want_spikes else unwanted[1, :n]
             if want_crossing:
                 before[:n] = v[:n]
-            for j in range(n):
-                u = b[j] * (zero if first[j] == clear else v[j]) + x[j]
-                u = u - th[j] if first[j] == subtract else u
-                v[j] = u
-                mem_row[j] = u
+            if plain:
+                for j in range(n):
+                    u = b[j] * (zero if first[j] == clear else v[j]) + x[j]
+                    u = u - th[j] if first[j] == subtract else u
+                    v[j] = u
+                    mem_row[j] = u
+            else:
+                _integrate(
+                    x, v, s, i, b, th, al, gn, fed, first, t, n, reset, second, third, fed_back
+                )
+                mem_row[:] = v[:n]
+                if want_syn:
+                    syn[t, start:stop] = s[:n]
+                if want_inh:
+                    inh[t, start:stop] = i[:n]
             for j in range(n):
                 first[j] = now if (v[j] > th[j]) & (first[j] == never) else first[j]
                 spike_row[j] = one if first[j] == now else zero
@@ -154,7 +239,11 @@ def _forward(
                 if first[j] < never:
                     spikes[first[j], start + j] = height[(start + j) % height.shape[0]]
         if want_final:
-            final[start:stop] = v[:n]
+            final[0, start:stop] = v[:n]
+            if second:
+                final[1, start:stop] = s[:n]
+            if third:
+                final[2, start:stop] = i[:n]
         if want_crossing:
             for j in range(n):
                 if first[j] == never:
@@ -208,79 +297,134 @@ def _backward(
     steps,
     mem,
     current,
+    syn,
+    inh,
     beta,
     theta,
     height,
     mem_0,
+    alpha,
+    gain,
+    feedback,
+    syn_0,
+    inh_0,
+    clamp,
+    reset,
     times,
     grad_spikes,
     grad_mem,
+    grad_syn,
+    grad_inh,
     grad_at,
     grad_before,
     grad_current,
     grad_beta,
     grad_theta,
     grad_mem_0,
+    grad_alpha,
+    grad_gain,
+    grad_feedback,
+    grad_syn_0,
+    grad_inh_0,
     rule,
-    reset,
     surrogate,
     a,
     b,
 ):
-    zero = beta.dtype.type(0)
+    dtype = beta.dtype
+    zero = dtype.type(0)
     recompute = current.shape[0] > 0
+    second, third, fed_back = alpha.shape[0] > 0, gain.shape[0] > 0, feedback.shape[0] > 0
+    plain = not (second or fed_back or reset == _CLEAR)
     want_current = grad_current.shape[0] > 0
     want_beta, want_theta = grad_beta.shape[0] > 0, grad_theta.shape[0] > 0
+    want_alpha, want_gain = grad_alpha.shape[0] > 0, grad_gain.shape[0] > 0
     has_g, has_h, has_at = grad_spikes.shape[0] > 0, grad_mem.shape[0] > 0, grad_at.shape[0] > 0
+    has_q, has_r = grad_syn.shape[0] > 0, grad_inh.shape[0] > 0
+    through = (has_g or fed_back) and rule != _BLOCKED
     source = grad_current if recompute else mem
     # lam lives in the rows of grad_current, or in two rows of its own that take turns
-    lam = grad_current if want_current else np.empty((2, BLOCK), beta.dtype)
-    decay, th = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
-    peak, v_0 = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
-    slope, ramp = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
-    tail, zeros = np.empty(BLOCK, beta.dtype), np.zeros(BLOCK, beta.dtype)
-    d_beta, d_theta = np.empty(BLOCK, beta.dtype), np.empty(BLOCK, beta.dtype)
-    active = np.empty(BLOCK, np.bool_)
+    lam = grad_current if want_current and not second else np.empty((2, BLOCK), dtype)
+    decay, th = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    peak, v_0 = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    slope, ramp = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    tail, zeros = np.empty(BLOCK, dtype), np.zeros(BLOCK, dtype)
+    d_beta, d_theta = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    active = np.ones(BLOCK, np.bool_)
     first, limit = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+    # Of neurons with synaptic currents or feedback
+    al, gn, fed = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    s_0, i_0, v = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    s, i, total = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    lam_s, lam_i = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    d_alpha, d_gain = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    active_alpha = np.empty(BLOCK, np.bool_)
     for start in range(low, high, BLOCK):
         stop = min(start + BLOCK, high)
         n = stop - start
-        offset = start if want_current else 0
+        offset = start if want_current and not second else 0
         _lanes(beta, start, n, decay)
-        _clamp(decay, n, active)
+        if clamp:
+            _clamp(decay, n, active)
         _lanes(theta, start, n, th)
         _lanes(height, start, n, peak)
         _start(mem_0, start, n, v_0)
+        if second:
+            _lanes(alpha, start, n, al)
+            _clamp(al, n, active_alpha)
+            _start(syn_0, start, n, s_0)
+        if third:
+            _lanes(gain, start, n, gn)
+            _start(inh_0, start, n, i_0)
+        if fed_back:
+            _lanes(feedback, start, n, fed)
+            fed[:n] *= peak[:n]
         for j in range(n):
             first[j] = times[start + j] if times[start + j] >= 0 else steps
-        if recompute:
+        if recompute and plain:
             # The membrane goes where its gradient will overwrite it, row by row.
             before = v_0[:n]
             for t in range(steps):
                 subtract, clear = _resets(reset, t)
-                x, v = current[t, start:stop], grad_current[t, start:stop]
+                x, row = current[t, start:stop], grad_current[t, start:stop]
                 for j in range(n):
                     u = decay[j] * (zero if first[j] == clear else before[j]) + x[j]
-                    v[j] = u - th[j] if first[j] == subtract else u
-                before = v
+                    row[j] = u - th[j] if first[j] == subtract else u
+                before = row
+        elif recompute:
+            v[:n], s[:n], i[:n] = v_0[:n], s_0[:n], i_0[:n]
+            for t in range(steps):
+                x = current[t, start:stop]
+                _integrate(
+                    x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, third, fed_back
+                )
+                grad_current[t, start:stop] = v[:n]
         limit[:] = steps
         if rule == _MASKED:
             limit[:n] = first[:n]
         tail[:], ramp[:], d_beta[:], d_theta[:] = zero, zero, zero, zero
+        lam_s[:], lam_i[:], d_alpha[:], d_gain[:] = zero, zero, zero, zero
         after = zeros[:n]
         for k in range(steps - 1, -1, -1):
             now = np.int32(k)
             subtract, clear = _resets(reset, k + 1)
             row = lam[k % lam.shape[0], offset : offset + n]
-            if want_theta and reset == _SUBTRACT:
+            if want_theta and reset == _SUBTRACT and not third:
                 for j in range(n):
                     d_theta[j] -= after[j] if first[j] == subtract else zero
-            if want_beta:
-                v = source[k, start:stop]
+            if want_beta and not third:
+                held = source[k, start:stop]
                 for j in range(n):
-                    d_beta[j] += (zero if first[j] == clear else after[j]) * v[j]
-            if has_g:
-                g = grad_spikes[k if grad_spikes.shape[0] > 1 else 0, start:stop]
+                    d_beta[j] += (zero if first[j] == clear else after[j]) * held[j]
+            if through:
+                g = zeros[:n]
+                if has_g:
+                    g = grad_spikes[k if grad_spikes.shape[0] > 1 else 0, start:stop]
+                if fed_back:
+                    # peak follows below, for both
+                    for j in range(n):
+                        total[j] = g[j] + feedback[(start + j) % feedback.shape[0]] * after[j]
+                    g = total[:n]
                 if rule == _PRE_SPIKE:
                     for j in range(n):
                         tail[j] += g[j] if now < first[j] else zero
@@ -298,6 +442,10 @@ def _backward(
                 if want_theta:
                     for j in range(n):
                         d_theta[j] -= slope[j]
+                if third:
+                    row[:] = slope[:n]  # the membrane of Alpha carries nothing over
+            elif third:
+                row[:] = zero
             else:
                 for j in range(n):
                     row[j] = decay[j] * (zero if first[j] == clear else after[j])
@@ -309,15 +457,84 @@ def _backward(
                 for j in range(n):
                     row[j] += grad_at[start + j] if first[j] == now else zero
                     row[j] += grad_before[start + j] if first[j] == now + np.int32(1) else zero
+            if not plain:
+                if grad_feedback.shape[0] > 0:
+                    for j in range(n):
+                        if first[j] == now:
+                            grad_feedback[start + j] = after[j]
+                if reset == _CLEAR:
+                    for j in range(n):
+                        row[j] = zero if first[j] == now - np.int32(1) else row[j]
+                if want_alpha:
+                    for j in range(n):
+                        d_alpha[j] += lam_s[j] * syn[k, start + j]
+                if third:
+                    if want_beta:
+                        for j in range(n):
+                            d_beta[j] += lam_i[j] * inh[k, start + j]
+                    if want_gain:
+                        for j in range(n):
+                            d_gain[j] += row[j] * source[k, start + j]
+                            if first[j] == subtract:
+                                d_gain[j] -= after[j] * inh[k, start + j]
+                if second:
+                    for j in range(n):
+                        lam_s[j] *= al[j]
+                    if has_q:
+                        q = grad_syn[k if grad_syn.shape[0] > 1 else 0, start:stop]
+                        for j in range(n):
+                            lam_s[j] += q[j]
+                if third:
+                    for j in range(n):
+                        lam_i[j] *= decay[j]
+                    if has_r:
+                        r = grad_inh[k if grad_inh.shape[0] > 1 else 0, start:stop]
+                        for j in range(n):
+                            lam_i[j] += r[j]
+                    if reset == _SUBTRACT:
+                        for j in range(n):
+                            if first[j] == now:
+                                lam_i[j] += after[j]
+                            if first[j] == now - np.int32(1):
+                                d_theta[j] -= lam_s[j]
+                                lam_i[j] = zero
+                    for j in range(n):
+                        lam_s[j] += gn[j] * row[j]
+                        lam_i[j] += gn[j] * row[j]
+                    if reset == _CLEAR:
+                        for j in range(n):
+                            lam_s[j] = zero if first[j] == now - np.int32(1) else lam_s[j]
+                            lam_i[j] = zero if first[j] == now - np.int32(1) else lam_i[j]
+                    if want_current:
+                        grad_current[k, start:stop] = lam_s[:n] - lam_i[:n]
+                elif second:
+                    for j in range(n):
+                        lam_s[j] += row[j]
+                    if want_current:
+                        grad_current[k, start:stop] = lam_s[:n]
             after = row
         if want_beta:
             for j in range(n):
-                grad_beta[start + j] = d_beta[j] + after[j] * v_0[j] if active[j] else zero
+                rest = lam_i[j] * i_0[j] if third else after[j] * v_0[j]
+                grad_beta[start + j] = d_beta[j] + rest if active[j] else zero
         if want_theta:
             grad_theta[start:stop] = d_theta[:n]
         if grad_mem_0.shape[0] > 0:
             for j in range(n):
-                grad_mem_0[start + j] = decay[j] * after[j]
+                grad_mem_0[start + j] = zero if third else decay[j] * after[j]
+        if want_alpha:
+            for j in range(n):
+                grad_alpha[start + j] = d_alpha[j] + lam_s[j] * s_0[j] if active_alpha[j] else zero
+        if want_gain:
+            grad_gain[start:stop] = d_gain[:n] / gn[:n]
+        if grad_feedback.shape[0] > 0:
+            for j in range(n):
+                if first[j] == steps:
+                    grad_feedback[start + j] = zero
+        if grad_syn_0.shape[0] > 0:
+            grad_syn_0[start:stop] = al[:n] * lam_s[:n]
+        if grad_inh_0.shape[0] > 0:
+            grad_inh_0[start:stop] = decay[:n] * lam_i[:n]
 
 
 @_compile
@@ -427,6 +644,23 @@ class _Narrowed:
             tensor.copy_(wide)
 
 
+def _neuron(neuron: Neuron, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What both loops take of a neuron, in their order."""
+    return (
+        _array(neuron.beta, 1, dtype),
+        _array(neuron.threshold, 1, dtype),
+        _array(neuron.graded_spikes_factor, 1, dtype),
+        _array(neuron.mem, 1, dtype),
+        _array(neuron.alpha, 1, dtype),
+        _array(neuron.gain, 1, dtype),
+        _array(neuron.feedback, 1, dtype),
+        _array(neuron.syn, 1, dtype),
+        _array(neuron.inh, 1, dtype),
+        neuron.clamp,
+        RESETS[neuron.reset],
+    )
+
+
 def leaky_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     steps, lanes = current.shape
     dtype = state_dtype(current.dtype)
@@ -436,16 +670,14 @@ def leaky_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
         steps,
         lanes,
         _array(current, 2, dtype),
-        _array(neuron.beta, 1, dtype),
-        _array(neuron.threshold, 1, dtype),
-        _array(neuron.graded_spikes_factor, 1, dtype),
-        _array(neuron.mem, 1, dtype),
+        *_neuron(neuron, dtype),
         results.array(out.spikes, 2),
         results.array(out.mem, 2),
+        results.array(out.syn, 2),
+        results.array(out.inh, 2),
         out.times.numpy(),
         results.array(out.crossing, 2),
-        results.array(out.final, 1),
-        RESETS[neuron.reset],
+        results.array(out.final, 2),
     )
     results.copy_back()
 
@@ -472,21 +704,16 @@ def leaky_backward(
         steps,
         _array(None if saved.recompute else saved.tensor, 2, state),
         _array(saved.tensor if saved.recompute else None, 2, state),
-        _array(neuron.beta, 1, state),
-        _array(neuron.threshold, 1, state),
-        _array(neuron.graded_spikes_factor, 1, state),
-        _array(neuron.mem, 1, state),
+        _array(saved.syn, 2, state),
+        _array(saved.inh, 2, state),
+        *_neuron(neuron, state),
         times.numpy(),
-        _array(grads.spikes, 2, state),
-        _array(grads.mem, 2, state),
+        *(_array(g, 2, state) for g in (grads.spikes, grads.mem, grads.syn, grads.inh)),
         _array(grads.at, 1, state),
         _array(grads.before, 1, state),
         results.array(out.current, 2),
-        results.array(out.beta, 1),
-        results.array(out.threshold, 1),
-        results.array(out.mem, 1),
+        *(results.array(tensor, 1) for tensor in out[1:]),
         RULES[rule],
-        RESETS[neuron.reset],
         SURROGATES[surrogate.name],
         scalar(surrogate.a),
         scalar(surrogate.b),

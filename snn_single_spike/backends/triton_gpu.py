@@ -39,10 +39,25 @@ def block_size(lanes: int, warp: int) -> int:
     return _WIDE_BLOCK if lanes >= _WIDE_PROGRAMS * _WIDE_BLOCK else warp
 
 
-def _block(lanes: int) -> int:
+def forward_steps(synaptic: bool, warp: int) -> int:
+    """Time steps to load ahead: with up to four outputs, AMD's scalar registers hold few rows."""
+    if not synaptic:
+        return FORWARD_STEPS
+    return FORWARD_STEPS // 2 if warp == 32 else FORWARD_STEPS // 4
+
+
+def _warp() -> int | None:
+    """Threads of a warp of this GPU; None in the interpreter."""
     if isinstance(leaky_forward_kernel, triton.runtime.JITFunction):
-        return block_size(lanes, triton.runtime.driver.active.get_current_target().warp_size)
-    return min(_INTERPRETED_BLOCK, triton.next_power_of_2(lanes))
+        return triton.runtime.driver.active.get_current_target().warp_size
+    return None
+
+
+def _block(lanes: int) -> int:
+    warp = _warp()
+    if warp is None:
+        return min(_INTERPRETED_BLOCK, triton.next_power_of_2(lanes))
+    return block_size(lanes, warp)
 
 
 def state_type(dtype: torch.dtype) -> tl.dtype:
@@ -53,30 +68,49 @@ def _device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def _parameters(neuron: Neuron) -> tuple[torch.Tensor | None, ...]:
+    """What both kernels take of a neuron, in their order."""
+    return (
+        neuron.beta,
+        neuron.threshold,
+        neuron.graded_spikes_factor,
+        neuron.mem,
+        neuron.alpha,
+        neuron.gain,
+        neuron.feedback,
+        neuron.syn,
+        neuron.inh,
+    )
+
+
+def _sizes(neuron: Neuron) -> tuple[int, ...]:
+    parameters = (
+        neuron.beta,
+        neuron.threshold,
+        neuron.graded_spikes_factor,
+        neuron.alpha,
+        neuron.gain,
+        neuron.feedback,
+    )
+    return tuple(1 if parameter is None else parameter.numel() for parameter in parameters)
+
+
 def leaky_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     steps, lanes = current.shape
     block = _block(lanes)
     with _device(current):
         leaky_forward_kernel[(triton.cdiv(lanes, block),)](
             current,
-            neuron.beta,
-            neuron.threshold,
-            neuron.graded_spikes_factor,
-            neuron.mem,
-            out.spikes,
-            out.mem,
-            out.times,
-            out.crossing,
-            out.final,
+            *_parameters(neuron),
+            *out,
             steps,
             lanes,
-            neuron.beta.numel(),
-            neuron.threshold.numel(),
-            neuron.graded_spikes_factor.numel(),
+            *_sizes(neuron),
+            CLAMP=neuron.clamp,
             RESET=neuron.reset,
             STATE=state_type(current.dtype),
             BLOCK=block,
-            U=FORWARD_STEPS,
+            U=forward_steps(neuron.alpha is not None, _warp() or 32),
             **LAUNCH,
         )
 
@@ -98,28 +132,19 @@ def leaky_backward(
         leaky_backward_kernel[(triton.cdiv(lanes, block),)](
             None if saved.recompute else saved.tensor,
             saved.tensor if saved.recompute else None,
-            neuron.beta,
-            neuron.threshold,
-            neuron.graded_spikes_factor,
-            neuron.mem,
+            saved.syn,
+            saved.inh,
+            *_parameters(neuron),
             times,
-            grads.spikes,
-            grads.mem,
-            grads.at,
-            grads.before,
-            out.current,
-            out.beta,
-            out.threshold,
-            out.mem,
+            *grads,
+            *out,
             steps,
             lanes,
-            neuron.beta.numel(),
-            neuron.threshold.numel(),
-            neuron.graded_spikes_factor.numel(),
-            _stride(grads.spikes),
-            _stride(grads.mem),
+            *_sizes(neuron),
+            *map(_stride, (grads.spikes, grads.mem, grads.syn, grads.inh)),
             surrogate.a,
             surrogate.b,
+            CLAMP=neuron.clamp,
             RULE=rule,
             SURROGATE=surrogate.name,
             RESET=neuron.reset,
