@@ -353,7 +353,8 @@ def _backward(
     active = np.ones(BLOCK, np.bool_)
     first, limit = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     # Of neurons with synaptic currents or feedback
-    al, gn, fed = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    al, gn = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
+    fed, weight = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
     s_0, i_0, v = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
     s, i, total = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
     lam_s, lam_i = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)
@@ -377,8 +378,8 @@ def _backward(
             _lanes(gain, start, n, gn)
             _start(inh_0, start, n, i_0)
         if fed_back:
-            _lanes(feedback, start, n, fed)
-            fed[:n] *= peak[:n]
+            _lanes(feedback, start, n, weight)
+            fed[:n] = weight[:n] * peak[:n]
         for j in range(n):
             first[j] = times[start + j] if times[start + j] >= 0 else steps
         if recompute and plain:
@@ -421,9 +422,8 @@ def _backward(
                 if has_g:
                     g = grad_spikes[k if grad_spikes.shape[0] > 1 else 0, start:stop]
                 if fed_back:
-                    # peak follows below, for both
                     for j in range(n):
-                        total[j] = g[j] + feedback[(start + j) % feedback.shape[0]] * after[j]
+                        total[j] = g[j] + weight[j] * after[j]  # peak follows below, for both
                     g = total[:n]
                 if rule == _PRE_SPIKE:
                     for j in range(n):
