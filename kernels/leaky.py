@@ -455,6 +455,10 @@ def leaky_backward_kernel(
                 if gain is not None:
                     if grad_beta is not None:
                         d_beta += tl.where(k >= 0, lam_i * i_rows[u].to(STATE), 0.0)
+                    if grad_gain is not None:
+                        # What the gain multiplies at k+1; there the current cancels.
+                        both = alpha_ * s_rows[u].to(STATE) + decay * i_rows[u].to(STATE)
+                        d_gain += tl.where(k >= 0, carry * both, 0.0)
                     new_i = decay * lam_i
                     if grad_inh is not None:
                         new_i += r_rows[u].to(STATE)
@@ -465,11 +469,6 @@ def leaky_backward_kernel(
                                 first == k - 1, tl.where(k >= 0, new_s, 0.0), 0.0
                             )
                         new_i = tl.where(first == k - 1, 0.0, new_i)
-                    if grad_gain is not None:
-                        d_gain += tl.where(k >= 0, new * v, 0.0)
-                        if RESET == "subtract":
-                            fed = tl.where(first == row, carry * i_rows[u].to(STATE), 0.0)
-                            d_gain -= tl.where(k >= 0, fed, 0.0)
                     new_s += gain_ * new
                     new_i += gain_ * new
                     if RESET == "clear":
@@ -511,7 +510,8 @@ def leaky_backward_kernel(
     if grad_alpha is not None:
         tl.store(grad_alpha + start + lane, _passes(raw_alpha, d_alpha + lam_s * s_0), mask=inside)
     if grad_gain is not None:
-        tl.store(grad_gain + start + lane, d_gain / gain_, mask=inside)
+        d_gain += lam * (alpha_ * s_0 + decay * i_0)
+        tl.store(grad_gain + start + lane, d_gain, mask=inside)
     if grad_feedback is not None:
         tl.store(grad_feedback + start + lane, d_feedback, mask=inside)
     if grad_syn_0 is not None:

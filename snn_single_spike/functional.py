@@ -168,7 +168,7 @@ def run_single_spike(
         syn_rec.view(shape) if want_mem and alpha is not None else None,
         inh_rec.view(shape) if want_mem and gain is not None else None,
         times,
-        final.view(-1, *shape[1:]) if want_final else None,
+        final.view(len(final), *shape[1:]) if want_final else None,
     )
 
 

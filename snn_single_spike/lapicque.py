@@ -210,10 +210,12 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
                 self._follow_beta(self._derived)
         R, C = circuit["R"], circuit["C"]
         # The factors are rounded where snnTorch rounds them; what is left is one product.
+        state = state_dtype(input_.dtype)
         factors = (R, 1 / (R * C), self.time_step)
-        scale = functools.reduce(torch.mul, (x.to(state_dtype(input_.dtype)) for x in factors))
+        scale = functools.reduce(torch.mul, (factor.to(state) for factor in factors))
         result = self._run(
-            input_ * scale.to(input_.dtype),
+            input_.to(state) * scale,
+            input_.dtype,
             beta=1 - self.time_step / (R * C),
             clamp=False,
             **self._initial(input_, mem=mem),

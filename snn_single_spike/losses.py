@@ -236,22 +236,35 @@ class ce_temporal_loss(_Temporal):
 
     .. math::
 
-            \\text{logit} = -τ / \\text{scale} \\quad (\\text{negate}), \\qquad
-            \\text{logit} = \\frac{1}{τ / \\text{scale} + 1} \\quad (\\text{reciprocal})
+            \\text{logit} = -d / \\text{scale} \\quad (\\text{negate}), \\qquad
+            \\text{logit} = \\frac{1}{d / \\text{scale} + 1} \\quad (\\text{reciprocal})
 
-    with τ from :func:`first_spike_times`: T for a silent class, which has a gradient. Mappings
-    of :class:`snntorch.functional.ce_temporal_loss`, which it equals where every neuron fires
-    (snnTorch takes a silent neuron for one that fires in the last step).
+    with d = τ from :func:`first_spike_times`, T for a silent class, which has a gradient; but
+    for the right class, whose logit is largest at `on_target`,
+
+    .. math::
+
+            d = \\text{on\\_target} + |τ - \\text{on\\_target}|
+
+    Mappings of :class:`snntorch.functional.ce_temporal_loss`, which it equals with
+    `time_scale=1, on_target=0` where every neuron fires (snnTorch takes a silent neuron for one
+    that fires in the last step). The defaults differ, for two reasons:
+
+    - Only differences of times enter a cross entropy, and the right class gains on silent ones
+      with every step it is earlier. Nothing holds it back until the evidence is there: with
+      `time_scale=1, on_target=0` networks on latency-coded digits decide at step 2 or 3, whether
+      T is 25, 50 or 100. `on_target` sets the absolute time. (Göltz et al. 2021 add a term on the
+      time of the right class as well; theirs favours early spikes.)
+    - A time scale in steps is another loss for every T. Göltz et al. divide by a fraction of the
+      synaptic time constant; here it is a fraction of T.
 
     Example::
 
         loss_fn = losses.ce_temporal_loss()
         loss = loss_fn(spk_out, targets)
 
-        # decide later, on more evidence: 88 % becomes 94 % on latency-coded digits, T=25
-        loss_fn = losses.ce_temporal_loss(time_scale=2)
-        reg_fn = losses.firing_regulariser(50.0, early=1.0, earliest=8)
-        loss = loss_fn(spk_out, targets) + reg_fn(spk_out)
+        # snnTorch's
+        loss_fn = losses.ce_temporal_loss(time_scale=1, on_target=0)
 
         # exact gradient of interpolated times; silent neurons have none
         times = single_spike_leaky(current, 0.9, gradient="spike_time").times
@@ -268,8 +281,14 @@ class ce_temporal_loss(_Temporal):
         Defaults to None
     :type weight: torch.Tensor, optional
 
-    :param time_scale: steps that make a difference of one in the logits. Defaults to 1
+    :param time_scale: steps that make a difference of one in the logits. Defaults to None,
+        which is T / 12
     :type time_scale: float, optional, keyword only
+
+    :param on_target: spike time in steps at which the logit of the right class is largest; a
+        negative one counts from the end; 0: the earlier the better. Defaults to None, which is
+        T / 3, as in :class:`mse_temporal_loss`
+    :type on_target: float, optional, keyword only
 
     :param num_steps: T; needed for spike times, which do not tell it. Defaults to None
     :type num_steps: int, optional, keyword only
@@ -286,7 +305,8 @@ class ce_temporal_loss(_Temporal):
     Outputs: scalar, or `(B,)` with `reduction="none"`; float32 or float64
 
     :raises ValueError: an unknown option, a wrong shape, `T = 0`, batches that differ, a class
-        index out of range, trains with more than one spike, times without `num_steps`
+        index out of range, a step out of range, trains with more than one spike, times without
+        `num_steps`
     :raises TypeError: integer times or spikes, targets that are not integers
     """
 
@@ -296,19 +316,26 @@ class ce_temporal_loss(_Temporal):
         reduction: str = "mean",
         weight: Tensor | None = None,
         *,
-        time_scale: float = 1.0,
+        time_scale: float | None = None,
+        on_target: float | None = None,
         num_steps: int | None = None,
         graded_spikes_factor: Tensor | float = 1.0,
     ) -> None:
         super().__init__(reduction, weight, num_steps, graded_spikes_factor)
         check_choice("inverse", inverse, INVERSES)
+        if time_scale is not None:
+            time_scale = _check_number("time_scale", time_scale, 0.0, strict=True)
         self.inverse = inverse
-        self.time_scale = _check_number("time_scale", time_scale, 0.0, strict=True)
+        self.time_scale = time_scale
+        self.on_target = on_target
 
     def __call__(self, spk_out: Tensor, targets: Tensor) -> Tensor:
-        tau, _ = self._times(spk_out)
+        tau, steps = self._times(spk_out)
         targets = check_targets(targets, tau)
-        scaled = tau / self.time_scale
+        on = _resolve("on_target", self.on_target, steps, steps / 3)
+        right = targets[:, None]
+        distance = tau.scatter(1, right, on + (tau.gather(1, right) - on).abs())
+        scaled = distance / (steps / 12 if self.time_scale is None else self.time_scale)
         logits = -scaled if self.inverse == "negate" else 1 / (scaled + 1)
         return cross_entropy(
             logits, targets, _check_weight(self.weight, tau), reduction=self.reduction

@@ -79,8 +79,15 @@ class SingleSpikeNeuron:
             f"backend={self.backend!r}"
         )
 
-    def _run(self, input_: Tensor, **neuron: Any) -> Result:
-        """The whole sequence, and the states of its last step kept as attributes."""
+    def _run(self, input_: Tensor, dtype: torch.dtype | None = None, /, **neuron: Any) -> Result:
+        """The whole sequence, and the states of its last step kept as attributes.
+
+        ``dtype`` is the type of the user's input, where a neuron widened it.
+        """
+        dtype = dtype or input_.dtype
+        for state in ("mem", "syn", "inh"):
+            if neuron.get(state) is not None and input_.dtype != dtype:
+                neuron[state] = neuron[state].to(input_.dtype)
         # In a compiled graph an attribute of varying shape would compile it again each time.
         keep_states = not torch.compiler.is_compiling()
         surrogate, own = self._surrogate()
@@ -100,7 +107,11 @@ class SingleSpikeNeuron:
         )
         if result.final is not None:
             for name, state in zip(self._integrated(), result.final, strict=True):
-                setattr(self, name, state.detach())
+                setattr(self, name, state.detach().to(dtype))
+        if dtype != input_.dtype:
+            wide = ("spikes", "mem", "syn", "inh")
+            given = {name: getattr(result, name) for name in wide}
+            result = result._replace(**{k: x.to(dtype) for k, x in given.items() if x is not None})
         return result
 
     def _reset(self) -> str:

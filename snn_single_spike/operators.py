@@ -305,9 +305,9 @@ class SingleSpike(torch.autograd.Function):
         upstream = any(needs[:3]) or any(needs[4:])  # all but the factor
         through_spikes = surrogate is not None and not exact
         through_spikes = through_spikes and (want_spikes or feedback is not None)
-        # The membrane is read by the surrogate and by the gradients of beta and gain, the
-        # synaptic currents by those of their decays, and nothing else is.
-        need_saved = upstream and (through_spikes or need_beta or need_gain)
+        # The membrane is read by the surrogate and by the gradient of its decay, the synaptic
+        # currents by those of theirs and of the gain, and nothing else is.
+        need_saved = upstream and (through_spikes or (need_beta and gain is None))
         save_syn = need_alpha or need_gain or (gain is not None and need_beta)
         save_mem = need_saved and (save_syn or (not recompute and (want_spikes or want_mem)))
         spikes, mem, syn, inh, crossing, final, times = torch.ops.snn_single_spike.leaky_forward(

@@ -180,13 +180,13 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
         check_current(input_)
         states = self._initial(input_, spk=spk, mem=mem)
-        before = states.pop("spk")
+        before, dtype = states.pop("spk"), input_.dtype
         if before is not None:
             weight = check_parameter("V", self.V, input_)
-            weight = weight.expand(input_[0, 0].numel()).view(input_.shape[2:])
-            fed_back = (weight * before).to(input_.dtype)
-            input_ = torch.cat((input_[:1] + fed_back, input_[1:]))
-        result = self._run(input_, feedback=self.V, **states)
+            weight = weight.expand(input_.shape[2:].numel()).view(input_.shape[2:])
+            input_ = input_.to(weight.dtype)
+            input_ = torch.cat((input_[:1] + weight * before, input_[1:]))
+        result = self._run(input_, dtype, feedback=self.V, **states)
         if result.spikes is not None and not torch.compiler.is_compiling():
             self.spk = result.spikes[-1].detach()
         return result.spikes if result.mem is None else (result.spikes, result.mem)

@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import matplotlib
 import pytest
 import snntorch as snn
 import torch
 from snntorch import utils
+from snntorch.functional import probe
 from torch import nn
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky, convert, revert
@@ -17,10 +19,14 @@ SECTIONS = {
     for title, body in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S)
 }
 STEPS = 8
+ALONE = "Plots, probes and `utils.reset`"  # blocks that are not before and after
+matplotlib.use("agg")
 
 
 def run(code):
     """The names a block leaves behind; weights and data are those of every other block."""
+    if "spikeplot" in code:
+        pytest.importorskip("pandas", reason="snntorch.spikeplot imports it")
     torch.manual_seed(0)
     space = {
         "torch": torch,
@@ -34,6 +40,7 @@ def run(code):
         "num_steps": STEPS,
         "current": torch.rand(STEPS, 3, 64),
         "image": torch.rand(3, 1, 8, 8) * 2,
+        "target": torch.rand(STEPS, 3, 1),
         "frames": (torch.rand(STEPS, 3, 2, 8, 8) > 0.5).float(),
     }
     torch.manual_seed(1)
@@ -46,7 +53,9 @@ def first(spikes):
     return fired & (fired.cumsum(0) == 1)
 
 
-@pytest.mark.parametrize("title", [title for title, blocks in SECTIONS.items() if len(blocks) > 1])
+@pytest.mark.parametrize(
+    "title", [title for title, blocks in SECTIONS.items() if len(blocks) > 1 and title != ALONE]
+)
 def test_after_does_what_before_did(title):
     before, *afters = (run(code) for code in SECTIONS[title])
     for after in afters:
@@ -99,6 +108,82 @@ def test_the_loop_in_forward_is_refused_as_the_page_says():
         run(code.replace("net = Net()", "net = convert(Net(), num_steps=num_steps)"))
 
 
+def test_a_regression_network_converts_and_swaps_to_the_same():
+    blocks = next(b for title, b in SECTIONS.items() if "regression tutorial, part 1" in title)
+    _, converted, swapped = (run(code)["mem_rec"] for code in blocks)
+    assert torch.equal(converted, swapped)
+
+
+def test_a_readout_that_does_not_reset_keeps_its_membrane_as_the_page_says():
+    torch.manual_seed(0)
+    current = torch.randn(STEPS, 3, 10)
+    readout = snn.Leaky(beta=0.9, reset_mechanism="none", init_hidden=True, output=True)
+    spikes, mem = zip(*(readout(step) for step in current), strict=True)
+    assert torch.stack(spikes).sum(0).max() > 1
+    _, converted = convert(nn.Sequential(nn.Identity(), readout))(current)
+    assert torch.equal(converted, torch.stack(mem))
+
+
+def test_recurrent_neurons_are_refused_as_the_page_says():
+    net = nn.Sequential(nn.Linear(64, 30), snn.RLeaky(beta=0.9, linear_features=30))
+    with pytest.raises(ValueError, match="all_to_all=True"):
+        convert(net)
+    with pytest.raises(ValueError, match="cannot be converted"):
+        convert(nn.Sequential(snn.RSynaptic(alpha=0.8, beta=0.9, all_to_all=False)))
+
+
+def test_feedback_of_a_neuron_to_itself_reaches_no_spike_as_the_page_says():
+    torch.manual_seed(0)
+    current = torch.rand(STEPS, 3, 64)
+    recurrent = snn.RLeaky(beta=0.9, V=3.0, all_to_all=False, init_hidden=True, output=True)
+    plain = snn.Leaky(beta=0.9, init_hidden=True, output=True)
+    (spikes, mem), (expected, other) = (
+        convert(nn.Sequential(nn.Identity(), neuron))(current) for neuron in (recurrent, plain)
+    )
+    assert spikes.any()
+    assert torch.equal(spikes, expected)
+    assert not torch.equal(mem, other)
+
+
+def blocks_of_their_own():
+    plots, probes, reset = SECTIONS[ALONE]
+    return {"plots": plots, "probes": probes, "reset": reset}
+
+
+def test_plots_show_the_spikes():
+    space = run(blocks_of_their_own()["plots"])
+    (points,) = space["ax"].collections
+    assert len(points.get_offsets()) == space["spk_rec"][:, 0].sum() > 0
+    assert len(space["plt"].gcf().axes) == 9
+    space["plt"].close("all")
+
+
+def test_probes_see_what_the_model_returns():
+    space = run(blocks_of_their_own()["probes"])
+    assert torch.equal(space["spk_out"], space["spk_rec"])
+    assert torch.equal(space["mem_out"], space["mem_rec"])
+    assert space["hidden"].shape == (STEPS, 3, 30)
+    assert torch.equal(space["hidden"].sum(0) > 0, space["hidden"].bool().any(0))
+    assert space["monitor"].monitored_layers == ["1", "3"]
+
+
+def test_probes_of_a_static_input_see_the_first_layer_once():
+    net = convert(
+        nn.Sequential(nn.Linear(64, 10), snn.Leaky(beta=0.9, init_hidden=True)), num_steps=STEPS
+    )
+    linear = probe.OutputMonitor(net, instance=nn.Linear)
+    mem = probe.AttributeMonitor("mem", False, net, instance=snn.Leaky)
+    net(torch.rand(3, 64))
+    assert linear["0"][0].shape == (3, 10)
+    assert mem["1"][0].shape == (3, 10)
+
+
+def test_reset_changes_nothing():
+    space = run(blocks_of_their_own()["reset"])
+    assert torch.equal(space["spk_rec"], space["spk_again"])
+    assert torch.equal(space["mem_rec"], space["mem_again"])
+
+
 def test_the_page_has_every_idiom():
     text = " ".join(SECTIONS)
     for word in (
@@ -108,5 +193,8 @@ def test_the_page_has_every_idiom():
         "tutorial 7",
         "Population",
         "Regression",
+        "regression tutorial, part 1",
+        "regression tutorial, part 2",
+        "probes",
     ):
         assert word in text

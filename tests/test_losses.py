@@ -109,16 +109,24 @@ def test_times_give_no_gradient_to_a_learned_height():
 
 
 @pytest.mark.parametrize("inverse", losses.INVERSES)
-@pytest.mark.parametrize("time_scale", [1.0, 2.5])
-def test_ce_temporal_loss_against_a_loop(inverse, time_scale):
+@pytest.mark.parametrize("time_scale", [None, 1.0, 2.5])
+@pytest.mark.parametrize("on_target", [None, 0, 3.5, -2])
+def test_ce_temporal_loss_against_a_loop(inverse, time_scale, on_target):
     spikes, times = trains()
     targets = labels()
-    scaled = times.double() / time_scale
+    on = STEPS / 3 if on_target is None else on_target % STEPS
+    scaled = times.double()
+    for b in range(BATCH):
+        distance = on + abs(times[b, targets[b]].item() - on)
+        scaled[b, targets[b]] = distance
+    scaled /= STEPS / 12 if time_scale is None else time_scale
     logits = -scaled if inverse == "negate" else 1 / (scaled + 1)
     rows = slow_cross_entropy(logits, targets)
     expected = {"mean": rows.mean(), "sum": rows.sum(), "none": rows}
     for reduction, value in expected.items():
-        loss_fn = losses.ce_temporal_loss(inverse, reduction, time_scale=time_scale)
+        loss_fn = losses.ce_temporal_loss(
+            inverse, reduction, time_scale=time_scale, on_target=on_target
+        )
         torch.testing.assert_close(loss_fn(spikes, targets), value)
 
 
@@ -141,11 +149,14 @@ def test_mse_temporal_loss_against_a_loop(on, off, tolerance):
         torch.testing.assert_close(loss_fn(spikes, targets), value)
 
 
+SNNTORCHS = {"time_scale": 1, "on_target": 0}
+
+
 def test_equal_to_snntorch_where_every_neuron_fires():
     spikes, _ = trains(silent=0, dtype=torch.float32)
     targets, weight = labels(), torch.rand(CLASSES)
     pairs = [
-        (losses.ce_temporal_loss(**options), SF.ce_temporal_loss(**options))
+        (losses.ce_temporal_loss(**SNNTORCHS, **options), SF.ce_temporal_loss(**options))
         for options in (
             {},
             {"inverse": "reciprocal"},
@@ -169,6 +180,21 @@ def test_equal_to_snntorch_where_every_neuron_fires():
         theirs = SF.mse_temporal_loss(target_is_time=True)(spikes, wanted.clone().expand(5, 4) + 0)
         torch.testing.assert_close(ours, theirs)
     assert times[2] == -1.0, "snnTorch writes into the caller's targets"
+
+
+@pytest.mark.parametrize("steps", [12, 48])
+def test_ce_temporal_loss_is_the_same_at_any_time_resolution(steps):
+    times = torch.tensor([[2.0, 5.0, 12.0], [9.0, 1.0, 4.0]]) * steps / 12
+    targets = torch.tensor([0, 2])
+    expected = losses.ce_temporal_loss(num_steps=12)(times * 12 / steps, targets)
+    torch.testing.assert_close(losses.ce_temporal_loss(num_steps=steps)(times, targets), expected)
+
+
+def test_ce_temporal_loss_moves_the_right_class_to_its_time_and_the_others_away():
+    times = torch.tensor([[1.0, 2.0, 3.0], [5.0, 7.0, 9.0]], requires_grad=True)
+    losses.ce_temporal_loss(num_steps=12)(times, torch.tensor([1, 1])).backward()
+    later = times.grad < 0  # T / 3 is 4
+    assert later.tolist() == [[True, True, True], [True, False, True]]
 
 
 def test_default_targets_are_not_those_of_snntorch():
@@ -404,6 +430,7 @@ ERRORS = {
         lambda: MSE(target_is_time=True, weight=torch.ones(4)),
     ),
     "on_target": (ValueError, "on_target=13", lambda: MSE(on_target=13)(SPIKES, TARGETS)),
+    "on_target of CE": (ValueError, "on_target=-13", lambda: CE(on_target=-13)(SPIKES, TARGETS)),
     "off_target": (ValueError, "off_target=-13", lambda: MSE(off_target=-13)(SPIKES, TARGETS)),
     "tolerance": (ValueError, "tolerance=-1", lambda: MSE(tolerance=-1)),
     "time shape": (ValueError, "targets has shape", lambda: MSE(True)(SPIKES, TARGETS)),

@@ -66,7 +66,7 @@ class Saved(NamedTuple):
     """The membrane, or the current to integrate it from again."""
     recompute: bool
     syn: Tensor | None
-    """For the gradients of alpha and gain."""
+    """For the gradients of alpha and of gain."""
     inh: Tensor | None
     """For the gradients of gain, and of beta where it is the decay of ``inh``."""
 

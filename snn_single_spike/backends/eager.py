@@ -360,6 +360,11 @@ def _scan(
             if into.alpha is not None:
                 assert syn is not None
                 d_alpha = d_alpha + lam_s * syn[k]
+            if into.gain is not None:
+                # What the gain multiplies at k+1; there the current cancels.
+                assert syn is not None
+                assert inh is not None
+                d_gain = d_gain + after * (part.alpha * syn[k] + part.beta * inh[k])
             lam_s = part.alpha * lam_s
             if grad_syn is not None:
                 lam_s = lam_s + grad_syn[k % grad_syn.shape[0]]
@@ -370,11 +375,6 @@ def _scan(
                 if into.beta is not None:
                     assert inh is not None
                     d_beta = d_beta + lam_i * inh[k]
-                if into.gain is not None:
-                    d_gain = d_gain + entering * mem[k]
-                    if part.reset == "subtract":
-                        assert inh is not None
-                        d_gain = d_gain - (after * inh[k]).masked_fill(~reset_next, 0.0)
                 lam_i = part.beta * lam_i
                 if grad_inh is not None:
                     lam_i = lam_i + grad_inh[k % grad_inh.shape[0]]
@@ -395,10 +395,14 @@ def _scan(
     else:
         assert part.inh is not None
         results |= {"beta": d_beta + lam_i * part.inh, "mem": zeros}
-        results |= {"gain": d_gain / part.gain, "inh": part.beta * lam_i}
+        results |= {"inh": part.beta * lam_i}
     if part.alpha is not None:
         assert part.syn is not None
         results |= {"alpha": d_alpha + lam_s * part.syn, "syn": part.alpha * lam_s}
+        if part.gain is not None:
+            assert part.inh is not None
+            both = part.alpha * part.syn + part.beta * part.inh
+            results |= {"gain": d_gain + after * both}
     for name, value in results.items():
         target = getattr(into, name)
         if target is not None:

@@ -473,10 +473,10 @@ def _backward(
                         for j in range(n):
                             d_beta[j] += lam_i[j] * inh[k, start + j]
                     if want_gain:
+                        # What the gain multiplies at k+1; there the current cancels.
                         for j in range(n):
-                            d_gain[j] += row[j] * source[k, start + j]
-                            if first[j] == subtract:
-                                d_gain[j] -= after[j] * inh[k, start + j]
+                            both = al[j] * syn[k, start + j] + decay[j] * inh[k, start + j]
+                            d_gain[j] += after[j] * both
                 if second:
                     for j in range(n):
                         lam_s[j] *= al[j]
@@ -526,7 +526,9 @@ def _backward(
             for j in range(n):
                 grad_alpha[start + j] = d_alpha[j] + lam_s[j] * s_0[j] if active_alpha[j] else zero
         if want_gain:
-            grad_gain[start:stop] = d_gain[:n] / gn[:n]
+            for j in range(n):
+                both = al[j] * s_0[j] + decay[j] * i_0[j]
+                grad_gain[start + j] = d_gain[j] + after[j] * both
         if grad_feedback.shape[0] > 0:
             for j in range(n):
                 if first[j] == steps:
