@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from pathlib import Path
 
-import snntorch as snn
 import torch
 
 
 def describe() -> dict[str, str]:
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "torch": torch.__version__,
-        "snntorch": snn.__version__,
-    }
+    facts = {"platform": platform.platform(), "processor": _processor()}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    for package in ("torch", "snntorch", "triton", "numba"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts
+
+
+def kind() -> str:
+    """What baselines belong to: the GPU, or the processor and the number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:

@@ -103,7 +103,7 @@ def test_reduction():
     [("inhibition", True), ("state_quant", lambda x: x), ("reset_delay", False)],
 )
 def test_options_that_need_the_time_loop_are_refused_by_name(option, value):
-    with pytest.raises(ValueError, match=f"{option}=.*leave {option}="):
+    with pytest.raises(ValueError, match=f"{option}=.*pass {option}="):
         SingleSpikeLeaky(0.9, **{option: value})
 
 
