@@ -130,6 +130,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
             gradient,
             backend,
             {"inhibition": inhibition, "state_quant": state_quant},
+            reset_mechanism,
             alpha=alpha,
             beta=beta,
             threshold=threshold,

@@ -73,10 +73,12 @@ class _Time:
     def advice(self) -> str:
         return (
             f"The input was read as time={self.steps}, batch={self.batch}, and inside a converted "
-            "model time is folded into the batch. Either the model was called step by step, or "
-            "with a sequence although it was converted with num_steps=; or its forward has a loop "
-            "over time, sums over the batch, or reshapes with a fixed batch size (write "
-            "x.flatten(1), or x.view(x.size(0), -1) with the size of that very tensor)"
+            "model time is folded into the batch. The model may have been called step by step, or "
+            "with an input that is the same at every step but not converted with num_steps=, or "
+            "with a sequence although it was; or its forward has a loop over time, sums over the "
+            "batch, or reshapes with a fixed batch size (write x.flatten(1), or "
+            "x.view(x.size(0), -1) with the size of that very tensor); or the features of the "
+            "input are not those of the first layer"
         )
 
 
@@ -96,10 +98,19 @@ class _Folded(SingleSpikeNeuron):
         self.calls += 1
         if self.calls > 1:
             raise ConversionError(_loop_message(self.path))
+        for state in states:
+            if isinstance(state, Tensor) and state.shape != (0,):
+                raise ConversionError(
+                    f"neuron {self.path!r} is given an initial state of shape "
+                    f"{tuple(state.shape)}: leave it out, or pass None; a sample starts from zeros"
+                )
         out = super().forward(self.time.unfold(input_), *states)  # type: ignore[misc]
         if isinstance(out, tuple):
             return tuple(self.time.fold(tensor) for tensor in out)
         return self.time.fold(out)
+
+    def _get_name(self) -> str:
+        return type(self).__mro__[2].__name__  # what it prints as
 
 
 class _FoldedLeaky(_Folded, SingleSpikeLeaky): ...
@@ -175,6 +186,10 @@ class _Converted:
     def _begin(self, input_: Tensor) -> Callable[[Any], Any]:
         """Set the time axis; returns what to do with each input."""
         time, num_steps = self._single_spike.time, self._single_spike.num_steps
+        if not torch.compiler.is_compiling():
+            _refuse_new_neurons(self)
+        if 0 in input_.shape[:1]:
+            raise ValueError(f"the input has shape {tuple(input_.shape)}: no time steps")
         for neuron in self._single_spike.neurons:
             neuron.calls = 0
         if num_steps is None:
@@ -387,6 +402,16 @@ def _copy(model: nn.Module, share: bool) -> nn.Module:
 def _refuse_what_cannot_fold(model: nn.Module) -> None:
     for path, module in model.named_modules():
         name = type(module).__name__
+        if isinstance(module, snn.LeakyParallel):
+            raise ConversionError(
+                f"neuron {path!r} ({name}) cannot be converted: it has weights between its "
+                "neurons, over time. Replace it by nn.Linear and snntorch.Leaky"
+            )
+        if _is_batch_norm_through_time(module):
+            raise ConversionError(
+                f"layer {path!r} cannot be converted: it is a BatchNorm for every time step "
+                "(BatchNormTT), and all steps run at once. Use one BatchNorm for all of them"
+            )
         if isinstance(module, _RECURRENT):
             raise ConversionError(
                 f"layer {path!r} ({name}) cannot be converted: it is recurrent, so its steps "
@@ -408,6 +433,25 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
             raise ConversionError(
                 f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by "
                 "snntorch.Leaky, or keep the loop"
+            )
+
+
+def _is_batch_norm_through_time(module: nn.Module) -> bool:
+    """snnTorch's BatchNormTT1d and 2d make a list of BatchNorms without bias."""
+    return (
+        isinstance(module, nn.ModuleList)
+        and len(module) > 1
+        and all(isinstance(layer, _BATCH_NORM) and layer.bias is None for layer in module)
+        and len({layer.num_features for layer in module}) == 1
+    )
+
+
+def _refuse_new_neurons(model: Any) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, SpikingNeuron) and not isinstance(module, _Folded):
+            raise ConversionError(
+                f"neuron {path!r} ({type(module).__name__}) was put into the model after it was "
+                "converted: revert() the model, change it, and convert() it again"
             )
 
 
@@ -453,10 +497,11 @@ def _called_in_loops(function: Callable[..., Any]) -> Iterator[str]:
 
 def _loop_message(path: str) -> str:
     return (
-        f"neuron {path!r} is called more than once in a forward, as in a loop over time. A "
-        "converted model runs all steps at once: take the loop out of forward, so that it computes "
-        "one step and returns that step's spikes and membrane (no stacking), then convert; for an "
-        "input that is the same at every step, convert with num_steps="
+        f"neuron {path!r} is called more than once in a forward: in a loop over time, or as the "
+        "one neuron of several layers (make one for each). A converted model runs all steps at "
+        "once: take the loop out of forward, so that it computes one step and returns that step's "
+        "spikes and membrane (no stacking), then convert; for an input that is the same at every "
+        "step, convert with num_steps="
     )
 
 

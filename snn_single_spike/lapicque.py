@@ -142,6 +142,7 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             gradient,
             backend,
             {"inhibition": inhibition, "state_quant": state_quant},
+            reset_mechanism,
             beta=beta,
             R=R,
             C=C,

@@ -157,6 +157,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             gradient,
             backend,
             {"inhibition": inhibition, "state_quant": state_quant, "reset_delay": reset_delay},
+            reset_mechanism,
             beta=beta,
             threshold=threshold,
             graded_spikes_factor=graded_spikes_factor,
@@ -222,6 +223,11 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if state is None:
             mem = torch.zeros_like(input_, dtype=state_dtype(input_.dtype))
             state = LeakyState(mem, torch.full_like(input_, -1, dtype=torch.int64), 0)
+        if not isinstance(state, LeakyState):
+            raise TypeError(
+                f"state must be what the last step returned, or None to start a sample, not "
+                f"{type(state).__name__}"
+            )
         check_state("mem", state.mem, sequence)
         mem, times, now = state
         reset = (times >= 0) & (times == now - 1)

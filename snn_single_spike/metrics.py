@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .validation import check_choice, check_recording, check_targets
+from .validation import REDUCTIONS, check_choice, check_recording, check_targets
 
 __all__ = [
     "ACCUMULATE_PJ",
     "MULTIPLY_ACCUMULATE_PJ",
     "Energy",
+    "accuracy_membrane",
     "accuracy_temporal",
     "energy_estimate",
     "latency_to_decision",
@@ -101,6 +102,48 @@ def accuracy_temporal(spk_out: Tensor, targets: Tensor, mem_out: Tensor | None =
         winners &= best == best.amax(1, keepdim=True)
     share = winners / winners.sum(1, keepdim=True).clamp(min=1)
     return share.gather(1, targets[:, None]).mean().item()
+
+
+@torch.no_grad()
+def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") -> float:
+    """
+    Fraction of samples whose right class has the highest membrane; what
+    :class:`snn_single_spike.losses.ce_membrane_loss` trains.
+
+    :param mem_out: membrane of shape `(T, B, C)`, or scores of shape `(B, C)` as from
+        :class:`snn_single_spike.LeakyReadout`
+    :type mem_out: torch.Tensor
+
+    :param targets: class indices of shape `(B,)`
+    :type targets: torch.Tensor
+
+    :param reduction: of a membrane over time: `"sum"`, `"max"` or `"last"`. Defaults to `"sum"`
+    :type reduction: str, optional
+
+    :return: accuracy between 0 and 1
+    :rtype: float
+
+    :raises ValueError: a wrong shape, `T = 0`, an empty batch, batches that differ, a class
+        index out of range (checked on the CPU), an unknown reduction
+    :raises TypeError: targets that are not integers
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    scores = mem_out
+    if not (isinstance(mem_out, Tensor) and mem_out.dim() == 2):
+        check_recording("mem_out", mem_out)
+        if reduction == "last":
+            scores = mem_out[-1]
+        else:
+            scores = mem_out.sum(0) if reduction == "sum" else mem_out.amax(0)
+    if scores.dim() != 2:
+        raise ValueError(
+            f"mem_out has shape {tuple(mem_out.shape)}, but (time, batch, classes) is expected, or "
+            "scores (batch, classes): use mem_out.flatten(2)"
+        )
+    if scores.shape[0] == 0:
+        raise ValueError(f"mem_out has shape {tuple(mem_out.shape)}: no samples to be right about")
+    targets = check_targets(targets, scores)
+    return (scores.argmax(1) == targets).double().mean().item()
 
 
 def _scores(mem_out: Tensor, spk_out: Tensor, earliest: Tensor) -> Tensor:

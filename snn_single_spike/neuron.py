@@ -12,7 +12,7 @@ from torch import Tensor
 from . import backends
 from .functional import Result, run_single_spike
 from .surrogate import SpikeGrad, Surrogate, bypass, recognise, split
-from .validation import GRADIENT_RULES, check_choice, check_not_nan
+from .validation import GRADIENT_RULES, RESETS, check_choice, check_current, check_not_nan
 
 # Options of snnTorch's neurons, the one value that works without a loop over time, and why.
 NEEDS_THE_LOOP = (
@@ -26,7 +26,12 @@ STATES = ("spk", "mem", "syn", "syn_exc", "syn_inh")
 
 
 def check_options(
-    keep: str, gradient: str, backend: str, given: dict[str, object], **parameters: Tensor | float
+    keep: str,
+    gradient: str,
+    backend: str,
+    given: dict[str, object],
+    reset_mechanism: str = "none",
+    **parameters: Tensor | float,
 ) -> None:
     """Refuse what cannot be computed over a whole sequence, before anything is made.
 
@@ -39,6 +44,7 @@ def check_options(
                 f"the whole sequence at once ({reason}): pass {option}={only}, or keep "
                 f"snntorch.{keep} for this layer"
             )
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
     check_choice("gradient", gradient, GRADIENT_RULES)
     check_choice("backend", backend, ("auto", *backends.BACKENDS))
     for name, value in parameters.items():
@@ -84,6 +90,7 @@ class SingleSpikeNeuron:
 
         ``dtype`` is the type of the user's input, where a neuron widened it.
         """
+        check_current(input_)
         dtype = dtype or input_.dtype
         for state in ("mem", "syn", "inh"):
             if neuron.get(state) is not None and input_.dtype != dtype:

@@ -151,6 +151,7 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
                 "state_quant": state_quant,
                 "reset_delay": reset_delay,
             },
+            reset_mechanism,
             beta=beta,
             V=V,
             threshold=threshold,

@@ -126,6 +126,7 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
             gradient,
             backend,
             {"inhibition": inhibition, "state_quant": state_quant, "reset_delay": reset_delay},
+            reset_mechanism,
             alpha=alpha,
             beta=beta,
             threshold=threshold,

@@ -31,8 +31,8 @@ def check_current(current: object) -> Tensor:
             f"current has shape {tuple(current.shape)}, but the whole sequence is expected at "
             "once, (time, batch, *features). Drop the loop over time and pass all steps "
             "(torch.stack(steps), or the encoded input itself); for a single step use "
-            "current.unsqueeze(0) or SingleSpikeLeaky.step(); for one neuron per sample add a "
-            "feature dimension with current.unsqueeze(-1)"
+            "current.unsqueeze(0), or step() of a SingleSpikeLeaky; for one neuron per sample add "
+            "a feature dimension with current.unsqueeze(-1)"
         )
     if current.dtype not in _DTYPES:
         raise TypeError(
@@ -102,8 +102,8 @@ def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor
     ):
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}, which does not broadcast to the features "
-            f"{tuple(features)} of an input of shape {tuple(current.shape)}: pass a scalar or one "
-            "value per neuron"
+            f"{tuple(features)} of an input of shape {tuple(current.shape)}: pass a scalar, one "
+            "value per neuron, or for the channels of images (C, 1, 1)"
         )
     return value.to(state).reshape(padded).expand(features).flatten().contiguous()
 
@@ -122,8 +122,14 @@ def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | No
             f"{name}.to({current.dtype})"
         )
     if state.shape != current.shape[1:]:
-        same = state.dim() == current.dim()
-        hint = f"; to go on from an earlier call pass {name}[-1]" if same else ""
+        hint = ""
+        if state.shape == current.shape:
+            hint = (
+                ": drop the loop over time and pass the whole sequence once, without "
+                f"{name}; or, to go on after an earlier sequence, pass {name}[-1]"
+            )
+        elif state.dim() == current.dim():
+            hint = f": to go on after an earlier sequence pass {name}[-1]"
         raise ValueError(
             f"{name} has shape {tuple(state.shape)}, but an initial state has the shape of one "
             f"time step, {tuple(current.shape[1:])}{hint}"

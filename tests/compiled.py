@@ -1,7 +1,8 @@
 """Compiles the kernels for GPUs that are not here, and reads what the compiler made of them.
 
-`python compiled.py` prints the facts of every variant and target as JSON. It is a process of
-its own because a process that interprets kernels cannot compile them.
+`python tests/compiled.py` prints the facts of every variant and target as JSON, a process of its
+own because one that interprets kernels cannot compile them. With `--store` it writes those that
+must not worsen to benchmarks/baselines/kernels.json.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import triton
@@ -31,6 +33,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+BASELINE = Path(__file__).parent.parent / "benchmarks" / "baselines" / "kernels.json"
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 ALWAYS = {"beta": "*fp32", "threshold": "*fp32", "graded_spikes_factor": "*fp32", "times": "*i64"}
@@ -176,6 +179,17 @@ class Facts:
         """Instructions whose name matches."""
         return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
 
+    def summary(self) -> dict[str, int]:
+        """What must not grow from one version of the kernels to the next."""
+        narrow = self.count(r"LDG\.E(?!\S*\.(64|128)).*")
+        barriers = sum(n for body in self.loops for name, n in body.items() if "BAR." in name)
+        return {
+            "registers": self.registers,
+            "spilled": self.spilled,
+            "narrow loads": narrow,
+            "barriers in loops": barriers,
+        }
+
 
 def ahead(variant: Variant, warp: int = 32) -> int:
     """Time steps that the variant loads ahead."""
@@ -299,12 +313,22 @@ def compile_all() -> dict[str, Facts]:
     return {key: Facts(**facts) for key, facts in json.loads(output.stdout).items()}
 
 
+def store(facts: dict[str, Facts]) -> None:
+    summaries = {key: value.summary() for key, value in facts.items()}
+    contents = {"triton": triton.__version__, "facts": summaries}
+    BASELINE.parent.mkdir(exist_ok=True)
+    BASELINE.write_text(json.dumps(contents, indent=1) + "\n")
+
+
 if __name__ == "__main__":
     pairs = [(name, target) for name in VARIANTS for target in TARGETS]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(compile_variant, *zip(*pairs, strict=True))
         facts = {
-            f"{name} {target}": asdict(result)
+            f"{name} {target}": result
             for (name, target), result in zip(pairs, results, strict=True)
         }
-    print(json.dumps(facts))
+    if "--store" in sys.argv:
+        store(facts)
+    else:
+        print(json.dumps({key: asdict(value) for key, value in facts.items()}))

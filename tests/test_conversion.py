@@ -464,6 +464,15 @@ def test_loops_over_layers_convert():
     assert convert(ListLoop())(torch.rand(5, 2, 4)).shape == (5, 2, 4)
 
 
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.lif = nn.Linear(3, 3), nn.Linear(3, 3), leaky()
+
+    def forward(self, x):
+        return self.lif(self.fc2(self.lif(self.fc1(x))))
+
+
 class OwnForward(snn.Leaky):
     def forward(self, input_, mem=None):
         return super().forward(2 * input_, mem)
@@ -488,6 +497,18 @@ REFUSED = {
     "a neuron with a forward of its own": (
         lambda: nn.Sequential(OwnForward(0.9)),
         r"'0' \(OwnForward\) cannot be converted: its class has a forward of its own",
+    ),
+    "BatchNorm through time": (
+        lambda: nn.Sequential(snn.BatchNormTT1d(4, 5), leaky()),
+        "'0' cannot be converted.*BatchNorm for every time step.*Use one BatchNorm",
+    ),
+    "LeakyParallel": (
+        lambda: nn.Sequential(snn.LeakyParallel(4, 5)),
+        r"'0' \(LeakyParallel\).*weights between its neurons",
+    ),
+    "one neuron for two layers": (
+        Shared,
+        "'lif' is called more than once.*make one for each",
     ),
     "no single-spike form": (
         lambda: nn.Sequential(snn.StateLeaky(0.9, channels=3)),
@@ -518,7 +539,7 @@ REFUSED = {
 def test_what_cannot_be_converted_is_refused_with_a_reason(case):
     make, message = REFUSED[case]
     with pytest.raises(ConversionError, match=message):
-        convert(make())
+        convert(make())(torch.rand(4, 2, 3))
 
 
 def test_a_loop_that_the_source_hides_is_caught_when_it_runs():
@@ -569,7 +590,27 @@ def test_calls_step_by_step_or_of_the_wrong_kind_say_how_the_input_was_read():
         convert(net, num_steps=5)(torch.rand(5, 2, 1, 28, 28))
 
 
+def test_a_neuron_put_in_later_and_states_from_outside_are_refused():
+    fast = convert(nn.Sequential(nn.Linear(3, 4), leaky(), nn.Linear(4, 2), leaky()))
+    fast[3] = leaky()
+    with pytest.raises(ConversionError, match=r"neuron '3' \(Leaky\) was put into.*revert\(\)"):
+        fast(torch.rand(5, 2, 3))
+
+    class Zeros(StateGiven):
+        def forward(self, x):
+            return self.lif(x, torch.zeros(x.size(0), 3))
+
+    with pytest.raises(ConversionError, match="neuron 'lif' is given an initial state.*leave it"):
+        convert(Zeros())(torch.rand(5, 2, 3))
+
+
+def test_converted_neurons_print_as_what_they_are():
+    assert "SingleSpikeLeaky(reset_mechanism='subtract'" in repr(convert(readme()))
+
+
 def test_bad_calls():
+    with pytest.raises(ValueError, match="no time steps"):
+        convert(readme())(torch.rand(0, 2, 1, 28, 28))
     with pytest.raises(TypeError, match="torch.nn.Module, not list"):
         convert([])
     with pytest.raises(ValueError, match="num_steps=0"):

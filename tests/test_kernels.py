@@ -1,5 +1,7 @@
 """The Triton kernels: interpreted results, and what compilers make of them for each GPU."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from test_single_spike_leaky import problem
 pytest.importorskip("triton", reason="triton is not installed: the kernels cannot be compiled")
 
 
-from compiled import TARGETS, VARIANTS, ahead, compile_all
+from compiled import BASELINE, TARGETS, VARIANTS, ahead, compile_all
 
 NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 
@@ -25,6 +27,21 @@ def facts():
     # Older ones lack tools for some targets, and fuse multiply-adds on sm_100 unasked.
     pytest.importorskip("triton", minversion="3.7")
     return compile_all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_compiled_facts_do_not_worsen(name, target, facts):
+    """Against those that `python tests/compiled.py --store` wrote, by the same compiler."""
+    import triton
+
+    baseline = json.loads(BASELINE.read_text())
+    if baseline["triton"].split(".")[:2] != triton.__version__.split(".")[:2]:
+        pytest.skip(f"the facts stored are those of triton {baseline['triton']}")
+    known = baseline["facts"][f"{name} {target}"]
+    for fact, now in facts[f"{name} {target}"].summary().items():
+        allowed = known[fact] * (1.1 if fact == "registers" else 1)
+        assert now <= allowed, f"{fact}: {now}, and {known[fact]} before"
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -163,3 +163,18 @@ def test_errors_name_the_argument_and_the_fix(name):
     kind, message, call = ERRORS[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_accuracy_by_the_membrane():
+    mem = torch.tensor([[[0.0, 1.0], [0.0, 5.0]], [[3.0, 1.0], [6.0, 0.0]]])  # (2, 2, 2)
+    targets = torch.tensor([0, 0])
+    assert metrics.accuracy_membrane(mem, targets) == 1.0
+    assert metrics.accuracy_membrane(mem, 1 - targets, "max") == 0.0
+    assert metrics.accuracy_membrane(mem[:1], targets, "last") == 0.0
+    assert metrics.accuracy_membrane(mem.sum(0), torch.tensor([0, 1])) == 0.5
+    with pytest.raises(ValueError, match="reduction='mean' is not known"):
+        metrics.accuracy_membrane(mem, targets, "mean")
+    with pytest.raises(ValueError, match="flatten"):
+        metrics.accuracy_membrane(mem[..., None], targets)
+    with pytest.raises(ValueError, match="no samples"):
+        metrics.accuracy_membrane(mem[:, :0], targets[:0])

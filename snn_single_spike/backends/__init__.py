@@ -82,11 +82,12 @@ def missing(backend: str, device_type: str) -> str | None:
     """What keeps ``backend`` from running on ``device_type``, or None."""
     if backend == "torch":
         return None
-    if not _INSTALLED[backend]:
+    on_a_gpu = device_type == "cuda" or interpreted()
+    if not _INSTALLED[backend] and (backend == "numba" or on_a_gpu):
         return f"{backend} is not installed: {_INSTALL[backend]}"
     if backend == "numba" and device_type != "cpu":
         return f"it runs on CPU tensors, and these are on {device_type!r}; use backend='auto'"
-    if backend == "triton" and device_type != "cuda" and not interpreted():
+    if backend == "triton" and not on_a_gpu:
         gpu = "move them with .to('cuda')" if torch.cuda.is_available() else "this machine has none"
         return (
             f"it needs tensors on a GPU, and these are on {device_type!r} ({gpu}); "
