@@ -275,8 +275,10 @@ def leaky_backward_kernel(
 ):
     """The reverse scan lam[k] = s'(u[k]) dL/dc[k] + h[k] + beta lam[k+1], all rules.
 
-    lam is the gradient to the membrane; behind it follow those to the synaptic currents,
-    lam_s[k] = lam[k] + alpha lam_s[k+1], and the gradient to the current (T, M).
+    lam is the gradient to the membrane, and to the current (T, M) where nothing lies between.
+    Behind it follow those to synaptic currents: lam_s[k] = lam[k] + alpha lam_s[k+1] of
+    Synaptic; lam_s[k] = gain lam[k] + alpha lam_s[k+1] and lam_i[k] = gain lam[k] + beta
+    lam_i[k+1] of Alpha, whose membrane carries nothing over (and has no gradient to mem_0).
 
     mem (T, M) is the saved membrane. Where it is None and current (T, M) is given, the
     membrane is integrated again into grad_current, which the reverse scan then overwrites
@@ -503,10 +505,7 @@ def leaky_backward_kernel(
     if grad_threshold is not None:
         tl.store(grad_threshold + start + lane, d_threshold, mask=inside)
     if grad_mem_0 is not None:
-        d_mem_0 = tl.zeros((BLOCK,), STATE)
-        if gain is None:
-            d_mem_0 = decay * lam
-        tl.store(grad_mem_0 + start + lane, d_mem_0.to(grad_mem_0.dtype.element_ty), mask=inside)
+        tl.store(grad_mem_0 + start + lane, decay * lam, mask=inside)
     if grad_alpha is not None:
         tl.store(grad_alpha + start + lane, _passes(raw_alpha, d_alpha + lam_s * s_0), mask=inside)
     if grad_gain is not None:

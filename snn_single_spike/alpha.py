@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
+from .validation import check_current, check_state
 
 __all__ = ["SingleSpikeAlpha"]
 
@@ -164,13 +165,14 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         mem: Tensor | None = None,
     ) -> Any:
         states = self._initial(input_, syn_exc=syn_exc, syn_inh=syn_inh, mem=mem)
+        check_current(input_)
+        check_state("mem", states["mem"], input_)  # the currents tell the membrane
         result = self._run(
             input_,
             alpha=self.alpha,
             gain=self._gain(),
             syn=states["syn_exc"],
             inh=states["syn_inh"],
-            mem=states["mem"],
         )
         if result.mem is None:
             return result.spikes
@@ -179,7 +181,13 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
     def _gain(self) -> Tensor:
         """Membrane per difference of the currents, as snnTorch computes it."""
         alpha, beta = torch.log(self.alpha.clamp(0, 1)), torch.log(self.beta.clamp(0, 1))
-        return alpha / (beta - alpha) + 1
+        gain = alpha / (beta - alpha) + 1
+        if gain.device.type == "cpu" and not torch.compiler.is_compiling() and gain.isnan().any():
+            raise ValueError(
+                "alpha and beta are equal, both at or above 1, or NaN, where the membrane of Alpha "
+                "is not defined: keep alpha above beta in training"
+            )
+        return gain
 
     def _integrated(self) -> tuple[str, ...]:
         return "mem", "syn_exc", "syn_inh"

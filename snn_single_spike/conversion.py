@@ -88,8 +88,9 @@ class _Folded(SingleSpikeNeuron):
     time: _Time
     path: str
     calls: int
+    original: type
 
-    def forward(self, input_: Tensor, *states: Tensor | None) -> Any:
+    def forward(self, input_: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
         if not self.time.steps:
             raise RuntimeError(
                 f"neuron {self.path!r} of a converted model was called on its own: call the model, "
@@ -98,13 +99,17 @@ class _Folded(SingleSpikeNeuron):
         self.calls += 1
         if self.calls > 1:
             raise ConversionError(_loop_message(self.path))
-        for state in states:
+        for state in (*states, *named.values()):
             if isinstance(state, Tensor) and state.shape != (0,):
                 raise ConversionError(
                     f"neuron {self.path!r} is given an initial state of shape "
                     f"{tuple(state.shape)}: leave it out, or pass None; a sample starts from zeros"
                 )
-        out = super().forward(self.time.unfold(input_), *states)  # type: ignore[misc]
+        sequence = self.time.unfold(input_)
+        try:
+            out = super().forward(sequence, *states, **named)  # type: ignore[misc]
+        except (TypeError, ValueError) as error:
+            raise ConversionError(f"neuron {self.path!r}: {error}") from error
         if isinstance(out, tuple):
             return tuple(self.time.fold(tensor) for tensor in out)
         return self.time.fold(out)
@@ -140,7 +145,18 @@ _KINDS: dict[type, type] = {
 def _kind(neuron: nn.Module) -> type | None:
     """The snnTorch class whose dynamics a neuron has; None if it has its own, or none here."""
     kind = next((kind for kind in _KINDS if isinstance(neuron, kind)), None)
-    return kind if kind and type(neuron).forward is kind.forward else None  # type: ignore[attr-defined]
+    return None if kind is None or _own_parts(neuron, kind) else kind
+
+
+def _own_parts(neuron: nn.Module, kind: type) -> list[str]:
+    """What a subclass, or a parametrization, has in the place of parts of a snnTorch neuron."""
+    classes = type(neuron).__mro__
+    return sorted(
+        name
+        for cls in classes[: classes.index(kind)]
+        for name, value in vars(cls).items()
+        if not name.startswith("__") and (hasattr(kind, name) or isinstance(value, property))
+    )
 
 
 @dataclass
@@ -321,8 +337,8 @@ def convert(
         raise ConversionError("the model is converted already: revert() it first")
     if isinstance(model, SpikingNeuron):
         raise ConversionError(
-            f"the model is a single neuron ({type(model).__name__}): make a "
-            f"SingleSpike{type(model).__name__} with the same arguments"
+            f"the model is a single neuron ({type(model).__name__}); of those that have one, make "
+            "the single-spike form (SingleSpikeLeaky of snntorch.Leaky, ...) with its arguments"
         )
     check_options("Leaky", gradient, backend, {})
     _refuse_what_cannot_fold(model)
@@ -334,9 +350,10 @@ def convert(
     for path, neuron in new.named_modules():
         kind = _kind(neuron)
         if kind:
+            made_as = type(neuron)
             neuron.__class__ = _KINDS[kind]
             neuron.take_whole_sequences(gradient, backend)
-            neuron.time, neuron.path, neuron.calls = time, path, 0
+            neuron.time, neuron.path, neuron.calls, neuron.original = time, path, 0, made_as
             _forget_states(neuron)
             neurons.append(neuron)
     if not neurons:
@@ -355,7 +372,7 @@ def convert(
 def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     """
     The sequential snnTorch model that :func:`convert` was given, with the weights as they are
-    now. The converted model is not touched.
+    now. The converted model is not touched. (snnTorch's own Lapicque does not train a beta.)
 
     :param model: what :func:`convert` returned
     :type model: torch.nn.Module
@@ -371,8 +388,12 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     new.__class__ = _original_class(new)
     del new._single_spike
     for neuron in [module for module in new.modules() if isinstance(module, _Folded)]:
-        neuron.__class__ = next(kind for kind in _KINDS if isinstance(neuron, kind))
-        for name in ("gradient", "backend", "time", "path", "calls"):
+        if isinstance(neuron, SingleSpikeLapicque):
+            neuron.follow_beta()
+        if isinstance(neuron, SingleSpikeRLeaky):
+            neuron.tie_feedback()
+        neuron.__class__ = neuron.original
+        for name in ("gradient", "backend", "time", "path", "calls", "original"):
             delattr(neuron, name)
         _forget_states(neuron)
     return new
@@ -390,18 +411,24 @@ def _copy(model: nn.Module, share: bool) -> nn.Module:
     for module in model.modules():
         for name, value in (*vars(module).items(), *module._buffers.items()):
             if isinstance(value, Tensor) and not value.is_leaf:
-                # State of an earlier forward with its graph, or what snnTorch derives of a
-                # learned beta when it makes a Lapicque
-                kept = value.detach().clone() if name in ("R", "C") else None
+                # State of an earlier forward with its graph, or a buffer that was computed
+                kept = value.detach().clone() if name in module._buffers else None
                 memo[id(value)] = value.new_zeros(0) if name in STATES else kept
     if share:
         memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:  # tensors in lists and the like
+        raise ConversionError(
+            f"the model cannot be copied: {error}. Delete the tensors that it keeps of an earlier "
+            "forward, or keep them detached"
+        ) from error
 
 
 def _refuse_what_cannot_fold(model: nn.Module) -> None:
     for path, module in model.named_modules():
         name = type(module).__name__
+        _refuse_hidden_neurons(path, module)
         if isinstance(module, snn.LeakyParallel):
             raise ConversionError(
                 f"neuron {path!r} ({name}) cannot be converted: it has weights between its "
@@ -428,11 +455,25 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
             _refuse_options(path, module)
         else:
             reason = _NOT_CONVERTIBLE.get(name, "it has no single-spike form here")
-            if isinstance(module, tuple(_KINDS)):
-                reason = "its class has a forward of its own"
+            kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
+            if kind:
+                own = ", ".join(_own_parts(module, kind))
+                reason = f"it has its own {own} in the place of snnTorch's"
             raise ConversionError(
                 f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by "
                 "snntorch.Leaky, or keep the loop"
+            )
+
+
+def _refuse_hidden_neurons(path: str, module: nn.Module) -> None:
+    for name, value in vars(module).items():
+        held = value.values() if isinstance(value, dict) else value
+        if name.startswith("_") or not isinstance(held, (list, tuple, type({}.values()))):
+            continue
+        if any(isinstance(x, SpikingNeuron) for x in held):
+            raise ConversionError(
+                f"{f'{path}.{name}' if path else name!r} is a plain {type(value).__name__} of "
+                "neurons, which torch does not see: make it an nn.ModuleList or nn.ModuleDict"
             )
 
 
@@ -520,4 +561,5 @@ def _warn_of_what_differs(model: nn.Module) -> None:
                 "so a pooled unit can spike more than once",
                 stacklevel=3,
             )
-        previous = module
+        if not path.endswith(".recurrent"):  # inside an RLeaky
+            previous = module

@@ -126,7 +126,8 @@ def run_single_spike(
     track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     # A surrogate of the user's own: the operator gives the membrane, autograd the rest.
     composed = track and want_spikes and own is not None and not exact
-    if composed and feedback is not None:
+    learns = any(isinstance(x, Tensor) and x.requires_grad for x in (current, beta, feedback))
+    if composed and feedback is not None and learns:
         raise ValueError(
             "spike_grad is not one of snntorch.surrogate, and the gradient of a neuron whose spike "
             "is fed back needs one of those: use e.g. snntorch.surrogate.atan(), or "

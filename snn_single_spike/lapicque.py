@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from .backends.buffers import state_dtype
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .validation import check_current
+from .validation import check_current, check_parameter
 
 __all__ = ["SingleSpikeLapicque"]
+
+
+# Which of beta, R and C are given
+_ENOUGH = {(True, False, False), (False, True, True), (True, True, False), (True, False, True)}
 
 
 class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
@@ -157,10 +161,11 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             )
         if learn_beta and not given[0]:
             raise ValueError("learn_beta=True needs beta: pass beta in the place of R or C")
-        if given[0] and (torch.as_tensor(beta) <= 0).any():
-            raise ValueError(
-                f"beta={beta!r} must be greater than 0: a membrane that forgets at once has RC = 0"
-            )
+        if beta is not False and (torch.as_tensor(beta) <= 0).any():
+            raise ValueError(f"beta={beta!r} must be greater than 0: RC would be 0")
+        for name, value in (("R", R), ("C", C)):
+            if value is not False and (torch.as_tensor(value) == 0).any():
+                raise ValueError(f"{name}={value!r} must not be 0: the membrane divides by RC")
         super().__init__(
             beta,
             R,
@@ -189,14 +194,19 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             rate = -self.time_step / (self.R * self.C)
             self.register_buffer("beta", torch.exp(torch.ones(1) * rate))
         elif C is False:
-            self._follow_beta("C")
+            self.C = self._from_beta().detach()
         else:
-            self._follow_beta("R")
+            self._derived = "R"
+            self.R = self._from_beta().detach()
 
-    def _follow_beta(self, name: str) -> None:
-        """Derive C or R from beta, now and, where beta is learned, at every call."""
-        self._derived = name
-        setattr(self, name, self._from_beta().detach())
+    def follow_beta(self) -> None:
+        """Bring C or R, which every call derives from a learned beta, up to date."""
+        if isinstance(self.beta, nn.Parameter):
+            setattr(self, self._derived, self._from_beta().detach())
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        self.follow_beta()
+        super()._save_to_state_dict(*arguments)
 
     def _from_beta(self) -> Tensor:
         other = self.R if self._derived == "C" else self.C
@@ -205,10 +215,11 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         check_current(input_)
         circuit = {"R": self.R, "C": self.C}
+        for name, value in circuit.items():
+            check_parameter(name, value, input_)
         if isinstance(self.beta, nn.Parameter):
+            check_parameter("beta", self.beta, input_)
             circuit[self._derived] = self._from_beta()
-            if not torch.compiler.is_compiling():
-                self._follow_beta(self._derived)
         R, C = circuit["R"], circuit["C"]
         # The factors are rounded where snnTorch rounds them; what is left is one product.
         state = state_dtype(input_.dtype)
@@ -222,7 +233,3 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             **self._initial(input_, mem=mem),
         )
         return result.spikes if result.mem is None else (result.spikes, result.mem)
-
-
-# Which of beta, R and C are given
-_ENOUGH = {(True, False, False), (False, True, True), (True, True, False), (True, False, True)}

@@ -92,9 +92,10 @@ class SingleSpikeNeuron:
         """
         check_current(input_)
         dtype = dtype or input_.dtype
-        for state in ("mem", "syn", "inh"):
-            if neuron.get(state) is not None and input_.dtype != dtype:
-                neuron[state] = neuron[state].to(input_.dtype)
+        for name in ("mem", "syn", "inh"):
+            state = neuron.get(name)
+            if isinstance(state, Tensor) and state.dtype == dtype:
+                neuron[name] = state.to(input_.dtype)
         # In a compiled graph an attribute of varying shape would compile it again each time.
         keep_states = not torch.compiler.is_compiling()
         surrogate, own = self._surrogate()
@@ -135,15 +136,13 @@ class SingleSpikeNeuron:
             named = " or ".join(f"`{name}`" for name in given)
             raise TypeError(f"{named} should not be passed as an argument while `init_hidden=True`")
         here = (input_.shape[1:], input_.dtype) if isinstance(input_, Tensor) else None
-        return {
-            # reset_mem() returns the attribute itself
-            name: None
-            if isinstance(state, Tensor)
-            and (state is getattr(self, name) or state.shape == (0,))
-            and (state.shape, state.dtype) != here
-            else state
-            for name, state in given.items()
-        }
+
+        def left_over(name: str, state: Tensor | None) -> bool:
+            if not isinstance(state, Tensor) or (state.shape, state.dtype) == here:
+                return False
+            return state.shape == (0,) or state is getattr(self, name)  # from reset_mem()
+
+        return {n: None if left_over(n, state) else state for n, state in given.items()}
 
     def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
         known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is bypass

@@ -371,7 +371,7 @@ def _plain_neuron(path: str, neuron: Any, features: torch.Size) -> nn.Module:
             f"its features are {tuple(features)}, and its recurrence is written as a matrix",
             "Put nn.Flatten() before it",
         )
-    v = neuron.recurrent.V.detach().expand(features).clone()
+    v = neuron.V.detach().expand(features).clone()
     return snn.RLeaky(**values, V=v, all_to_all=False, init_hidden=True)
 
 

@@ -7,7 +7,7 @@ for, and hand it to one implementation (:mod:`snn_single_spike.backends`). An ou
 was not asked for is an empty tensor at this boundary, where None cannot be returned.
 
 The autograd functions on top decide what to ask for and what to save: one (T, M) tensor at
-most, and where the decay of a synaptic current is learned that current as well.
+most, and where the decay of a synaptic current is learned the currents as well.
 """
 
 from __future__ import annotations
@@ -62,31 +62,12 @@ def _wanted(tensor: Tensor) -> Tensor | None:
     return tensor if tensor.numel() else None
 
 
-def _leaky_forward(
-    current: Tensor,
-    beta: Tensor,
-    threshold: Tensor,
-    graded_spikes_factor: Tensor,
-    mem_0: Tensor | None,
-    alpha: Tensor | None,
-    gain: Tensor | None,
-    feedback: Tensor | None,
-    syn_0: Tensor | None,
-    inh_0: Tensor | None,
-    clamp: bool,
-    reset: str,
-    spikes: bool,
-    mem: bool,
-    syn: bool,
-    crossing: bool,
-    final: bool,
-    backend: str,
-    *,
-    fake: bool = False,
-) -> tuple[Tensor, ...]:
+def _leaky_forward(current: Tensor, *given: Any, fake: bool = False) -> tuple[Tensor, ...]:
+    neuron = Neuron(*given[: len(Neuron._fields)])
+    spikes, mem, syn, crossing, final, backend = given[len(Neuron._fields) :]
     steps, lanes = current.shape
     dtype, device = current.dtype, current.device
-    states = 1 + (alpha is not None) + (gain is not None)
+    states = 1 + (neuron.alpha is not None) + (neuron.gain is not None)
     new = torch.empty if fake else empty
     out = (
         new((steps, lanes) if spikes else (0,), dtype=dtype, device=device),
@@ -100,19 +81,7 @@ def _leaky_forward(
     if not fake and lanes:
         backends.load(backend).leaky_forward(
             current,
-            Neuron(
-                beta,
-                threshold,
-                graded_spikes_factor,
-                mem_0,
-                alpha,
-                gain,
-                feedback,
-                syn_0,
-                inh_0,
-                clamp,
-                reset,
-            ),
+            neuron,
             ForwardOutputs(
                 spikes=_wanted(out[0]),
                 mem=_wanted(out[1]),
@@ -131,62 +100,29 @@ def _leaky_backward(
     recompute: bool,
     syn: Tensor | None,
     inh: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    graded_spikes_factor: Tensor,
-    mem_0: Tensor | None,
-    alpha: Tensor | None,
-    gain: Tensor | None,
-    feedback: Tensor | None,
-    syn_0: Tensor | None,
-    inh_0: Tensor | None,
-    clamp: bool,
-    reset: str,
-    times: Tensor,
-    grad_spikes: Tensor | None,
-    grad_mem: Tensor | None,
-    grad_syn: Tensor | None,
-    grad_inh: Tensor | None,
-    grad_at: Tensor | None,
-    grad_before: Tensor | None,
-    steps: int,
-    dtype: torch.dtype,
-    rule: str,
-    surrogate: str,
-    a: float,
-    b: float,
-    needs: list[bool],
-    backend: str,
-    *,
+    *given: Any,
     fake: bool = False,
 ) -> tuple[Tensor, ...]:
+    neuron = Neuron(*given[: len(Neuron._fields)])
+    times, *rest = given[len(Neuron._fields) :]
+    grads = OutputGradients(*rest[: len(OutputGradients._fields)])
+    steps, dtype, rule, surrogate, a, b, needs, backend = rest[len(OutputGradients._fields) :]
     lanes, device = times.shape[0], times.device
     need_current, *need_lanes = needs
+    state = neuron.beta.dtype
     new = torch.empty if fake else empty
     out = (
         new((steps, lanes) if need_current or recompute else (0,), dtype=dtype, device=device),
-        *(new((lanes,) if need else (0,), dtype=beta.dtype, device=device) for need in need_lanes),
+        *(new((lanes,) if need else (0,), dtype=state, device=device) for need in need_lanes),
     )
     if not fake and lanes:
         backends.load(backend).leaky_backward(
             steps,
             dtype,
             Saved(saved, recompute, syn, inh),
-            Neuron(
-                beta,
-                threshold,
-                graded_spikes_factor,
-                mem_0,
-                alpha,
-                gain,
-                feedback,
-                syn_0,
-                inh_0,
-                clamp,
-                reset,
-            ),
+            neuron,
             times,
-            OutputGradients(grad_spikes, grad_mem, grad_syn, grad_inh, grad_at, grad_before),
+            grads,
             rule,
             Surrogate(surrogate, a, b),
             InputGradients(*(_wanted(tensor) for tensor in out)),
@@ -302,7 +238,8 @@ class SingleSpike(torch.autograd.Function):
         # needs_input_grad does not know of torch.no_grad()
         needs = ctx.needs_input_grad[:10] if track else (False,) * 10
         _, need_beta, _, need_factor, _, need_alpha, need_gain, *_ = needs
-        upstream = any(needs[:3]) or any(needs[4:])  # all but the factor
+        # All but the factor, unless the spike of that height is fed back
+        upstream = any(needs[:3]) or any(needs[4:]) or (need_factor and feedback is not None)
         through_spikes = surrogate is not None and not exact
         through_spikes = through_spikes and (want_spikes or feedback is not None)
         # The membrane is read by the surrogate and by the gradient of its decay, the synaptic
@@ -508,21 +445,30 @@ class LeakyReadout(torch.autograd.Function):
         if need_current or need_mem:
             at = grad.to(beta.dtype).contiguous()
             every_step = ctx.reduction == "sum"
+            # A membrane without threshold, spikes and reset
+            absent = (
+                "saved syn inh mem_0 alpha gain feedback syn_0 inh_0 grad_spikes grad_syn grad_inh"
+            )
             grad_current, _, _, grad_mem, *_ = torch.ops.snn_single_spike.leaky_backward(
-                *(None, False, None, None),
-                # No threshold: nothing here fires or resets.
-                *(beta, beta, beta, *(None,) * 6, True, "none"),
-                at.new_zeros(at.shape, dtype=torch.int64) if every_step else step,
-                None,
-                at[None] if every_step else None,
-                *(None, None),
-                None if every_step else at,
-                None if every_step else torch.zeros_like(at),
-                ctx.steps,
-                ctx.dtype,
-                *("none", "straight_through_estimator", 0.0, 0.0),
-                [need_current, False, False, need_mem, *(False,) * 5],
-                ctx.backend,
+                **dict.fromkeys(absent.split()),
+                recompute=False,
+                beta=beta,
+                threshold=beta,
+                graded_spikes_factor=beta,
+                clamp=True,
+                reset="none",
+                times=at.new_zeros(at.shape, dtype=torch.int64) if every_step else step,
+                grad_mem=at[None] if every_step else None,
+                grad_at=None if every_step else at,
+                grad_before=None if every_step else torch.zeros_like(at),
+                steps=ctx.steps,
+                dtype=ctx.dtype,
+                rule="none",
+                surrogate="straight_through_estimator",
+                a=0.0,
+                b=0.0,
+                needs=[need_current, False, False, need_mem, *(False,) * 5],
+                backend=ctx.backend,
             )
         return (
             grad_current if need_current else None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .validation import check_current, check_parameter
+from .validation import check_current, check_parameter, check_state
 
 __all__ = ["SingleSpikeRLeaky"]
 
@@ -181,13 +181,20 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
         check_current(input_)
         states = self._initial(input_, spk=spk, mem=mem)
-        before, dtype = states.pop("spk"), input_.dtype
+        before, dtype = check_state("spk", states.pop("spk"), input_), input_.dtype
         if before is not None:
             weight = check_parameter("V", self.V, input_)
             weight = weight.expand(input_.shape[2:].numel()).view(input_.shape[2:])
             input_ = input_.to(weight.dtype)
-            input_ = torch.cat((input_[:1] + weight * before, input_[1:]))
+            fed_back = weight * before.view(input_.shape[1:])
+            input_ = torch.cat((input_[:1] + fed_back, input_[1:]))
         result = self._run(input_, dtype, feedback=self.V, **states)
         if result.spikes is not None and not torch.compiler.is_compiling():
-            self.spk = result.spikes[-1].detach()
+            self.spk = result.spikes[-1].detach().clone()  # not the whole recording
+            self.tie_feedback()
         return result.spikes if result.mem is None else (result.spikes, result.mem)
+
+    def tie_feedback(self) -> None:
+        """Loading and casting can part V from its second name, which snnTorch's module reads."""
+        if self.recurrent.V is not self.V:
+            self.recurrent.V = self.V

@@ -473,6 +473,20 @@ class Shared(nn.Module):
         return self.lif(self.fc2(self.lif(self.fc1(x))))
 
 
+class PlainList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lifs, self.lif = [leaky()], leaky()
+
+    def forward(self, x):
+        return self.lif(self.lifs[0](x))
+
+
+class OwnFire(snn.Leaky):
+    def fire(self, mem):
+        return 0 * super().fire(mem)
+
+
 class OwnForward(snn.Leaky):
     def forward(self, input_, mem=None):
         return super().forward(2 * input_, mem)
@@ -496,7 +510,15 @@ REFUSED = {
     ),
     "a neuron with a forward of its own": (
         lambda: nn.Sequential(OwnForward(0.9)),
-        r"'0' \(OwnForward\) cannot be converted: its class has a forward of its own",
+        r"'0' \(OwnForward\) cannot be converted: it has its own forward in the place of",
+    ),
+    "a neuron with a fire of its own": (
+        lambda: nn.Sequential(OwnFire(0.9)),
+        r"'0' \(OwnFire\) cannot be converted: it has its own fire in the place of",
+    ),
+    "neurons in a list": (
+        PlainList,
+        "'lifs' is a plain list of neurons.*make it an nn.ModuleList",
     ),
     "BatchNorm through time": (
         lambda: nn.Sequential(snn.BatchNormTT1d(4, 5), leaky()),
@@ -602,6 +624,26 @@ def test_a_neuron_put_in_later_and_states_from_outside_are_refused():
 
     with pytest.raises(ConversionError, match="neuron 'lif' is given an initial state.*leave it"):
         convert(Zeros())(torch.rand(5, 2, 3))
+
+
+class OwnInit(snn.Leaky):
+    def __init__(self):
+        super().__init__(0.9, init_hidden=True)
+
+
+def test_a_subclass_comes_back_as_itself():
+    model = nn.Sequential(nn.Linear(3, 4), OwnInit())
+    fast = convert(model)
+    fast(torch.rand(5, 2, 3))
+    assert type(revert(fast)[1]) is OwnInit
+
+
+def test_states_by_name():
+    class Named(StateGiven):
+        def forward(self, x):
+            return self.lif(x, mem=None)[0]
+
+    assert convert(Named())(torch.rand(5, 2, 3)).shape == (5, 2, 3)
 
 
 def test_converted_neurons_print_as_what_they_are():

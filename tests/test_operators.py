@@ -57,14 +57,15 @@ def test_opcheck_backward(neuron, recompute, cpu_backend):
     current, beta, threshold, factor = arguments()
     alpha, gain, feedback = NEURONS[neuron]
     syn, inh = (None if x is None else torch.randn_like(current) for x in (alpha, gain))
-    states = [x is not None for x in (alpha, gain, feedback, alpha, gain)]
+    present = [x is not None for x in (alpha, gain, feedback, alpha, gain)]
+    needs = [True, True, True, gain is None, *present]
     times = torch.tensor([0, 1, -1, 3, 8, -1])
     torch.library.opcheck(
         operators.leaky_backward.default,
         (
             *(current, recompute, syn, inh, beta, threshold, factor, None, alpha, gain, feedback),
             *(None, None, True, "subtract", times, current, current, syn, inh, None, None),
-            *(9, torch.float32, "masked", "atan", 2.0, 0.0, [True] * 4 + states, cpu_backend),
+            *(9, torch.float32, "masked", "atan", 2.0, 0.0, needs, cpu_backend),
         ),
     )
 

@@ -723,3 +723,54 @@ def test_options_that_cannot_be_honoured_are_named(name, option):
     arguments = make(KINDS[name]).parameters | ({"all_to_all": False} if name == "RLeaky" else {})
     with pytest.raises(ValueError, match=next(iter(option))):
         KINDS[name].ours(**arguments | option)
+
+
+def test_the_factor_alone_gets_its_gradient_through_feedback():
+    x, g = torch.randn(9, 2, 4).double(), torch.randn(9, 2, 4).double()
+    grads = []
+    for learn in (False, True):
+        torch.manual_seed(0)
+        neuron = SingleSpikeRLeaky(
+            torch.tensor(0.8).double(),
+            V=torch.tensor(0.5).double(),
+            all_to_all=False,
+            learn_recurrent=learn,
+            gradient="straight_through",
+            init_hidden=True,
+        ).double()
+        neuron.graded_spikes_factor.requires_grad_()
+        (neuron(x) * g).sum().backward()
+        grads.append(neuron.graded_spikes_factor.grad)
+    assert torch.equal(*grads)
+
+
+def test_feedback_before_the_first_step_is_checked():
+    neuron, x = SingleSpikeRLeaky(0.8, all_to_all=False), torch.rand(6, 2, 5)
+    for wrong in (torch.zeros(6, 2, 5), torch.zeros(5)):
+        with pytest.raises(ValueError, match="spk has shape"):
+            neuron(x, wrong)
+    with pytest.raises(TypeError, match="spk must be a torch.Tensor"):
+        neuron(x, [1.0])
+    neuron(x)
+    assert neuron.spk.untyped_storage().nbytes() == 4 * 10
+
+
+def test_one_feedback_weight_has_two_names():
+    neuron = SingleSpikeRLeaky(0.8, V=torch.tensor(0.3), all_to_all=False)
+    state = {key: value.clone() for key, value in neuron.state_dict().items()}
+    neuron.load_state_dict(state, assign=True)
+    neuron(torch.rand(4, 2, 3))
+    assert neuron.recurrent.V is neuron.V
+
+
+@pytest.mark.parametrize(("name", "value"), [("R", 0.0), ("C", 0.0), ("beta", 0.0)])
+def test_a_circuit_without_time_constant_is_refused(name, value):
+    given = {"beta": 0.5} if name == "R" else {"R": 1.0} if name == "C" else {}
+    with pytest.raises(ValueError, match=f"{name}=0.0 must"):
+        SingleSpikeLapicque(**given, **{name: value})
+
+
+def test_what_follows_a_learned_beta_is_saved_as_it_is_now():
+    neuron = SingleSpikeLapicque(0.5, learn_beta=True)
+    neuron.beta.data.fill_(0.7)
+    assert torch.allclose(neuron.state_dict()["C"], 1 / torch.log(1 / torch.tensor(0.7)))

@@ -394,7 +394,7 @@ def _scan(
         results |= {"beta": d_beta + after * part.mem, "mem": part.beta * after}
     else:
         assert part.inh is not None
-        results |= {"beta": d_beta + lam_i * part.inh, "mem": zeros}
+        results |= {"beta": d_beta + lam_i * part.inh}
         results |= {"inh": part.beta * lam_i}
     if part.alpha is not None:
         assert part.syn is not None
@@ -439,7 +439,7 @@ def _slope(u: Tensor, surrogate: Surrogate) -> Tensor:
     if name == "straight_through_estimator":
         return torch.ones_like(u)
     if name == "triangular":
-        return torch.where(u < 0, a, -a)
+        return torch.where(u < 0, a, -a).to(u.dtype)
     if name == "heaviside":
         return (u > 0).to(u.dtype)
     if name == "spike_rate_escape":
@@ -447,7 +447,7 @@ def _slope(u: Tensor, surrogate: Surrogate) -> Tensor:
     if name == "SFS":
         return (u > b) / (a * u.abs() + 1.0).square_()
     if name == "LSO":
-        return torch.where(u > 0, 1.0, a)
+        return torch.where(u > 0, 1.0, a).to(u.dtype)
     raise AssertionError(f"no derivative for surrogate {name!r}")
 
 

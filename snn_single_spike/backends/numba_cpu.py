@@ -521,7 +521,7 @@ def _backward(
             grad_theta[start:stop] = d_theta[:n]
         if grad_mem_0.shape[0] > 0:
             for j in range(n):
-                grad_mem_0[start + j] = zero if third else decay[j] * after[j]
+                grad_mem_0[start + j] = decay[j] * after[j]
         if want_alpha:
             for j in range(n):
                 grad_alpha[start + j] = d_alpha[j] + lam_s[j] * s_0[j] if active_alpha[j] else zero
