@@ -33,7 +33,7 @@ from .buffers import (
     state_dtype,
 )
 
-BLOCK = 1024
+BLOCK = 512
 _MIN_WORK = 1 << 17  # elements (T * M) worth a thread of their own
 
 RESETS = {"none": 0, "subtract": 1, "zero": 2, "clear": 3}

@@ -1,0 +1,63 @@
+"""Inference of 784-1000-10, and of its hidden layer's first spike times alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from snn_single_spike.functional import first_spike_time
+
+from networks import check_first_spikes, latency_codes, networks
+from race import Contestant
+
+SHAPES = [
+    pytest.param(100, 128, id="T100-B128"),
+    *(pytest.param(t, 128, id=f"T{t}-B128", marks=pytest.mark.full) for t in (25, 300)),
+    *(pytest.param(t, 1, id=f"T{t}-B1", marks=pytest.mark.full) for t in (25, 100, 1000)),
+]
+
+
+def no_grad(function) -> Contestant:
+    def run(_: object) -> None:
+        with torch.no_grad():
+            function()
+
+    return Contestant(run)
+
+
+@pytest.mark.parametrize(("steps", "batch"), SHAPES)
+def bench_inference(steps: int, batch: int, compare, device: str) -> None:
+    models = networks(device)
+    x = latency_codes(steps, batch, device)
+    check_first_spikes(models, x)
+
+    def infer(model: nn.Module) -> Contestant:
+        return no_grad(lambda: model(x))
+
+    ours, *others = (infer(model) for model in models.values())
+    _, *names = models
+    compare(ours, dict(zip(names, others, strict=True)), cell={"steps": steps, "batch": batch})
+
+
+@pytest.mark.parametrize(("steps", "batch"), SHAPES)
+def bench_first_spike_time(steps: int, batch: int, compare, device: str) -> None:
+    models = networks(device)
+    with torch.no_grad():
+        current = models["single spike"].fc1(latency_codes(steps, batch, device))
+    lif = models["snn.Leaky loop"].lif1
+    beta = lif.beta.detach()
+
+    def loop() -> torch.Tensor:
+        mem, spikes = lif.reset_mem(), []
+        for step in current.unbind(0):
+            spk, mem = lif(step, mem)
+            spikes.append(spk)
+        rec = torch.stack(spikes)
+        return torch.where(rec.any(0), rec.argmax(0), -1)
+
+    with torch.no_grad():
+        assert torch.equal(first_spike_time(current, beta), loop())
+    compare(
+        no_grad(lambda: first_spike_time(current, beta)),
+        {"snn.Leaky loop, argmax": no_grad(loop)},
+        cell={"steps": steps, "batch": batch},
+    )

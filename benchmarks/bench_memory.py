@@ -1,0 +1,109 @@
+"""Peak memory of one training step above what its process held before it.
+
+Each is measured in a process that does one thing only: on Linux the growth of the resident set,
+on a GPU what torch allocated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+OURS = "single spike"
+STATUS = Path("/proc/self/status")
+
+
+def resident(field: str) -> int:
+    """A field of /proc/self/status, in kB."""
+    return next(
+        int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field)
+    )
+
+
+def step(name: str, what: str, steps: int, batch: int):
+    """One training step of the whole network, or of its neurons alone."""
+    from networks import CLASSES, HIDDEN, latency_codes, networks
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = networks(device)[name]
+    if what == "network":
+        x = latency_codes(steps, batch, device)
+        targets = torch.arange(batch, device=device) % CLASSES
+        return lambda: torch.nn.functional.cross_entropy(model(x), targets).backward()
+    x = torch.randn(steps, batch, HIDDEN, device=device).mul_(0.3).requires_grad_()
+    grad = torch.randn_like(x)
+    if name == OURS:
+        return lambda: model.lif1(x).backward(grad)
+
+    def loop() -> None:
+        mem, spikes = model.lif1.reset_mem(), []
+        for current in x.unbind(0):
+            spk, mem = model.lif1(current, mem)
+            spikes.append(spk)
+        torch.stack(spikes).backward(grad)
+
+    return loop
+
+
+def own_peak(name: str, what: str, steps: int, batch: int) -> float:
+    """MB, of this process."""
+    step(name, what, 2, 2)()  # compile first
+    run = step(name, what, steps, batch)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # free memory that is still resident would hide growth
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
+    before = resident("VmRSS")
+    run()
+    return (resident("VmHWM") - before) / 1024
+
+
+def peak(name: str, what: str, steps: int, batch: int) -> float:
+    """MB, of a process of its own; the lowest of three, as what the C library keeps varies."""
+    command = [sys.executable, __file__, name, what, str(steps), str(batch)]
+    command.append(str(torch.get_num_threads()))
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+    return min(float(run.stdout) for run in runs)
+
+
+@pytest.mark.skipif(
+    not (STATUS.exists() or torch.cuda.is_available()), reason="memory is read from /proc"
+)
+@pytest.mark.parametrize("what", ["neurons", "network"])
+@pytest.mark.parametrize(
+    ("steps", "batch"),
+    [(100, 128), *(pytest.param(t, 128, marks=pytest.mark.full) for t in (25, 300))],
+)
+def bench_memory(what: str, steps: int, batch: int, benchmark, baselines, request) -> None:
+    from networks import HIDDEN
+    from race import Ratio
+
+    loops = ["snn.Leaky loop"]
+    if what == "network":
+        loops.append("snn.Leaky loop, linear layers outside")
+    ours = peak(OURS, what, steps, batch)
+    theirs = {name: peak(name, what, steps, batch) for name in loops}
+    benchmark.extra_info |= {
+        "cell": {"steps": steps, "batch": batch, "what": what},
+        "peak_mb": {OURS: ours} | theirs,
+    }
+    benchmark.pedantic(lambda: None)
+    # What the loop takes varies with what its C library keeps; the size of the data does not.
+    ratio = steps * batch * HIDDEN * 4 / 2**20 / ours
+    one = Ratio(ratio, ratio, ratio, 0.0)
+    fallen = baselines.fallen(request.node.name, {"one tensor (T, B, 1000)": one})
+    assert not fallen, f"more memory than it took, against {fallen}"
+
+
+if __name__ == "__main__":
+    _, name, what, steps, batch, threads = sys.argv
+    torch.set_num_threads(int(threads))
+    print(own_peak(name, what, int(steps), int(batch)))

@@ -1,0 +1,36 @@
+"""One whole training step of 784-1000-10: forward, loss, backward, Adam."""
+
+import pytest
+import torch
+from torch import nn
+
+from networks import CLASSES, check_first_spikes, latency_codes, networks
+from race import Contestant
+
+SHAPES = [
+    pytest.param(100, 128, id="T100-B128"),
+    *(pytest.param(t, 128, id=f"T{t}-B128", marks=pytest.mark.full) for t in (25, 300)),
+    *(pytest.param(t, 32, id=f"T{t}-B32", marks=pytest.mark.full) for t in (25, 100, 300, 1000)),
+]
+
+
+@pytest.mark.parametrize(("steps", "batch"), SHAPES)
+def bench_training_step(steps: int, batch: int, compare, device: str) -> None:
+    models = networks(device)
+    x = latency_codes(steps, batch, device)
+    targets = torch.arange(batch, device=device) % CLASSES
+    check_first_spikes(models, x)
+
+    def step(model: nn.Module) -> Contestant:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.0)  # the work stays the same
+
+        def run(_: object) -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), targets).backward()
+            optimizer.step()
+
+        return Contestant(run)
+
+    ours, *others = (step(model) for model in models.values())
+    _, *names = models
+    compare(ours, dict(zip(names, others, strict=True)), cell={"steps": steps, "batch": batch})

@@ -1,0 +1,142 @@
+"""Options, the machine, and the baselines that ratios are held against.
+
+    python -m pytest benchmarks                      quick subset; fails where a ratio fell
+    python -m pytest benchmarks --full --benchmark-json=FILE
+    python -m pytest benchmarks --update-baselines
+
+A baseline is a ratio to a peer in the same run, never a time, and belongs to one kind of
+machine (``baselines/*.json``): the lowest that runs of the same code came down to, so update it
+in several runs, and delete it first where the code became faster. Where there is none for
+this machine, that is said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+import machine
+from race import CLOCK, Contestant, Ratio, race, report
+
+BASELINES = Path(__file__).parent / "baselines"
+FALL = 0.8  # of its baseline that a ratio may come down to
+ATTEMPTS = 3  # a busy machine slows one run; a regression slows every one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("snn-single-spike")
+    group.addoption("--full", action="store_true", help="the whole grid, not the quick subset")
+    group.addoption("--rounds", type=int, default=9, help="turns that each contestant takes")
+    group.addoption("--threads", type=int, help="CPU threads (default: as torch chooses)")
+    group.addoption("--update-baselines", action="store_true", help="store this run's ratios")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--threads"):
+        torch.set_num_threads(config.getoption("--threads"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in list(items):
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+        if item.get_closest_marker("full") and not config.getoption("--full"):
+            items.remove(item)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    machine_info.clear()  # not the name of the host
+    machine_info |= machine.describe()
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def copy_speed(device: str) -> float:
+    """Bytes per second of a copy into memory that is already there, read and written."""
+    from race import Stopwatch
+
+    source = torch.empty(1 << (28 if device == "cuda" else 24), device=device)
+    target = torch.empty_like(source)
+    watch = Stopwatch(device)
+    copy = Contestant(lambda _: target.copy_(source))
+    return 2 * source.nbytes / min(watch.time(copy) for _ in range(7))
+
+
+class Baselines:
+    """Ratios of this kind of machine, by test and peer."""
+
+    def __init__(self, update: bool) -> None:
+        self.update = update
+        self.kind = machine.kind()
+        self.path = BASELINES / (re.sub(r"[^a-z0-9]+", "-", self.kind.lower()).strip("-") + ".json")
+        self.known = json.loads(self.path.read_text())["ratios"] if self.path.exists() else {}
+        self.seen: dict[str, dict[str, float]] = {}
+
+    def fallen(self, test: str, ratios: Mapping[str, Ratio]) -> dict[str, str]:
+        """Peers against which this run is more than a fifth slower than the baseline."""
+        # The lower end of the spread: what a busy run of the same code still reaches
+        self.seen[test] = {name: round(ratio.low, 3) for name, ratio in ratios.items()}
+        if self.update:
+            return {}
+        known = self.known.get(test, {})
+        return {
+            name: f"{ratio.median:.2f}x, baseline {known[name]:.2f}x"
+            for name, ratio in ratios.items()
+            if name in known and ratio.median < FALL * known[name]
+        }
+
+    def store(self) -> None:
+        ratios = dict(sorted((self.known | self.seen).items()))
+        for test, peers in self.known.items():
+            for name in ratios[test].keys() & peers.keys():
+                ratios[test][name] = min(ratios[test][name], peers[name])
+        contents = {"machine": self.kind, "ratios": ratios}
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text(json.dumps(contents, indent=1) + "\n")
+
+
+@pytest.fixture(scope="session")
+def baselines(request: pytest.FixtureRequest) -> Iterator[Baselines]:
+    baselines = Baselines(request.config.getoption("--update-baselines"))
+    yield baselines
+    if baselines.update and baselines.seen:
+        baselines.store()
+    elif not baselines.known:
+        print(f"\nno baselines for {baselines.kind!r}: nothing was compared (--update-baselines)")
+
+
+@pytest.fixture
+def compare(benchmark, request: pytest.FixtureRequest, device: str, baselines: Baselines):
+    """Race ours against its peers, report the ratios, and fail where one fell."""
+
+    def run(
+        ours: Contestant,
+        peers: Mapping[str, Contestant],
+        computes: Mapping[str, str] | None = None,
+        **facts: object,
+    ) -> dict[str, Ratio]:
+        rounds = request.config.getoption("--rounds")
+        for _attempt in range(ATTEMPTS):
+            seconds, ratios = race(ours, peers, rounds, device)
+            fallen = baselines.fallen(request.node.name, ratios)
+            if not fallen:
+                break
+        report(benchmark, seconds)
+        benchmark.extra_info |= facts | {"threads": torch.get_num_threads()}
+        benchmark.extra_info["peers"] = {
+            name: ratio._asdict() | {"computes": (computes or {}).get(name, "")}
+            for name, ratio in ratios.items()
+        }
+        if fallen:
+            pytest.fail(f"slower than it was, {ATTEMPTS} times in a row, against {fallen}")
+        return ratios
+
+    return run

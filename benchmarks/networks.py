@@ -1,0 +1,103 @@
+"""The network of the papers' Fashion-MNIST experiment, in our form and in snnTorch's loop.
+
+784-1000-10, learned per-neuron decay, one input spike per pixel, a readout that never fires and
+whose membrane is summed over time (arXiv:2205.15286). Both compute the same until a
+neuron's second spike, which only the loop has.
+"""
+
+from __future__ import annotations
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky
+
+INPUTS, HIDDEN, CLASSES = 784, 1000, 10
+BETA, READOUT_BETA = 0.905, 0.951
+
+
+def latency_codes(steps: int, batch: int, device: str = "cpu") -> Tensor:
+    """(T, B, 784): every pixel spikes once."""
+    make = torch.Generator().manual_seed(0)
+    times = torch.randint(steps, (1, batch, INPUTS), generator=make)
+    return torch.zeros(steps, batch, INPUTS).scatter_(0, times, 1.0).to(device)
+
+
+class SingleSpikeNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(INPUTS, HIDDEN)
+        self.lif1 = SingleSpikeLeaky(torch.full((HIDDEN,), BETA), learn_beta=True, init_hidden=True)
+        self.fc2 = nn.Linear(HIDDEN, CLASSES)
+        self.readout = LeakyReadout(torch.full((CLASSES,), READOUT_BETA), learn_beta=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.fc2(self.lif1(self.fc1(x))))
+
+
+class LoopNet(nn.Module):
+    """As in the snnTorch tutorials; ``outside`` takes the linear layers out of the loop."""
+
+    def __init__(self, outside: bool = False) -> None:
+        super().__init__()
+        self.outside = outside
+        self.fc1 = nn.Linear(INPUTS, HIDDEN)
+        self.lif1 = snn.Leaky(torch.full((HIDDEN,), BETA), learn_beta=True)
+        self.fc2 = nn.Linear(HIDDEN, CLASSES)
+        self.readout = snn.Leaky(
+            torch.full((CLASSES,), READOUT_BETA),
+            threshold=1e9,
+            learn_beta=True,
+            reset_mechanism="none",
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.lif1.reset_mem(), self.readout.reset_mem()
+        spikes, total = [], torch.zeros((), device=x.device)
+        if self.outside:
+            for step in self.fc1(x).unbind(0):
+                spk1, mem1 = self.lif1(step, mem1)
+                spikes.append(spk1)
+            for step in self.fc2(torch.stack(spikes)).unbind(0):
+                _, mem2 = self.readout(step, mem2)
+                total = total + mem2
+            return total
+        for step in x.unbind(0):
+            spk1, mem1 = self.lif1(self.fc1(step), mem1)
+            _, mem2 = self.readout(self.fc2(spk1), mem2)
+            total = total + mem2
+        return total
+
+
+def networks(device: str = "cpu") -> dict[str, nn.Module]:
+    """Ours first; all with the same weights, large enough for some neurons to fire."""
+    made = {
+        "single spike": SingleSpikeNet(),
+        "snn.Leaky loop": LoopNet(),
+        "snn.Leaky loop, linear layers outside": LoopNet(outside=True),
+    }
+    with torch.no_grad():
+        for name, model in made.items():
+            torch.manual_seed(0)
+            for layer in (model.fc1, model.fc2):
+                layer.reset_parameters()
+            model.fc1.weight *= 3
+            made[name] = model.to(device)
+    return made
+
+
+def check_first_spikes(models: dict[str, nn.Module], x: Tensor) -> None:
+    """The hidden layers' first spikes are equal, but for rounding of the matrix products."""
+    ours = models["single spike"]
+    with torch.no_grad():
+        current = ours.fc1(x)
+        fired = ours.lif1(current) > 0
+        mem, spikes = None, []
+        lif = models["snn.Leaky loop"].lif1
+        lif.reset_mem()
+        for step in current.unbind(0):
+            spk, mem = lif(step, mem)
+            spikes.append(spk > 0)
+        theirs = torch.stack(spikes)
+        assert torch.equal(fired, theirs & (theirs.cumsum(0) == 1))

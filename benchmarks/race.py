@@ -1,0 +1,121 @@
+"""Times that can be compared: contestants take turns in one process, round by round.
+
+The machine drifts, and a ratio of two runs that follow each other does not. What is reported
+is the median over rounds of their time over ours, and its spread. pytest-benchmark is shown the
+rounds of ours afterwards. Before anything is timed the outputs are checked.
+
+On a GPU events time a run, after the cache was flushed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+# Peers that take longer than this in all are left out of later rounds.
+PEER_SECONDS = 8.0
+LEAST_ROUNDS = 3
+
+
+class Contestant(NamedTuple):
+    """What takes part: ``run(prepare())`` is one run, of which only ``run`` is timed."""
+
+    run: Callable[[Any], Any]
+    prepare: Callable[[], Any] = lambda: None
+
+
+class Clock:
+    """A timer for pytest-benchmark that shows what a stopwatch measured before."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+class Stopwatch:
+    """Seconds of one run on a device."""
+
+    def __init__(self, device: str) -> None:
+        self.cache = None
+        if device == "cuda":
+            # More than the second-level cache of any GPU
+            self.cache = torch.empty(1 << 28, dtype=torch.int8, device=device)
+
+    def time(self, contestant: Contestant) -> float:
+        state = contestant.prepare()
+        if self.cache is None:
+            start = time.perf_counter()
+            contestant.run(state)
+            return time.perf_counter() - start
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.cache.zero_()
+        begin.record()
+        contestant.run(state)
+        end.record()
+        end.synchronize()
+        return 1e-3 * begin.elapsed_time(end)
+
+
+class Ratio(NamedTuple):
+    """How many times longer a peer takes."""
+
+    median: float
+    low: float
+    """10th percentile over the rounds."""
+    high: float
+    """90th percentile."""
+    peer_ms: float
+
+    @staticmethod
+    def of(theirs: list[float], ours: list[float]) -> Ratio:
+        # A peer that was too slow for every round is compared with the rounds it was in.
+        ratios = sorted(peer / mine for peer, mine in zip(theirs, ours, strict=False))
+        tenth = len(ratios) // 10
+        return Ratio(
+            statistics.median(ratios),
+            ratios[tenth],
+            ratios[-1 - tenth],
+            1e3 * statistics.median(theirs),
+        )
+
+
+class Race(NamedTuple):
+    ours: list[float]
+    """Seconds, one for each round."""
+    ratios: dict[str, Ratio]
+
+
+def race(
+    ours: Contestant, peers: Mapping[str, Contestant], rounds: int, device: str = "cpu"
+) -> Race:
+    """Time ``ours`` and every peer, in turns."""
+    watch = Stopwatch(device)
+    for contestant in (ours, *peers.values()):
+        watch.time(contestant)  # compile, fill caches
+    theirs: dict[str, list[float]] = {name: [] for name in peers}
+    mine: list[float] = []
+    for _ in range(rounds):
+        for name, peer in peers.items():
+            if len(theirs[name]) < LEAST_ROUNDS or sum(theirs[name]) < PEER_SECONDS:
+                theirs[name].append(watch.time(peer))
+        mine.append(watch.time(ours))
+    return Race(mine, {name: Ratio.of(seconds, mine) for name, seconds in theirs.items()})
+
+
+def report(benchmark: Any, seconds: list[float]) -> None:
+    """Hand what was measured to pytest-benchmark, whose timer is :data:`CLOCK`."""
+    samples = iter(seconds)
+
+    def replay() -> None:
+        CLOCK.now += next(samples)
+
+    benchmark.pedantic(replay, rounds=len(seconds))
