@@ -58,7 +58,7 @@ def draw_speedup(results: list[dict[str, Any]], title: str) -> None:
                 if (peer := result["extra_info"]["peers"].get(name))
             ]
             steps, medians, lows, highs = zip(*points, strict=True)
-            colour = colours.setdefault(name, f"C{len(colours) % 10}")
+            colour = colours.setdefault(name, plt.get_cmap("tab20").colors[2 * len(colours) % 19])
             axis.plot(steps, medians, marker="o", ms=3, color=colour, label=name)
             axis.fill_between(steps, lows, highs, color=colour, alpha=0.2, lw=0)
         axis.axhline(1, color="black", lw=0.8, ls=":")

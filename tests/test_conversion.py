@@ -646,6 +646,13 @@ def test_states_by_name():
     assert convert(Named())(torch.rand(5, 2, 3)).shape == (5, 2, 3)
 
 
+def test_a_model_that_keeps_a_graph_says_what_to_delete():
+    model = nn.Sequential(nn.Linear(3, 4), leaky())
+    model.kept = [model[0](torch.rand(2, 3))]
+    with pytest.raises(ConversionError, match="cannot be copied.*Delete the tensors"):
+        convert(model)
+
+
 def test_converted_neurons_print_as_what_they_are():
     assert "SingleSpikeLeaky(reset_mechanism='subtract'" in repr(convert(readme()))
 
