@@ -6,7 +6,7 @@ from torch import nn
 
 from snn_single_spike.functional import first_spike_time
 
-from networks import check_first_spikes, latency_codes, networks
+from networks import check_first_spikes, latency_codes, leaky_loop, networks
 from race import Contestant
 
 SHAPES = [
@@ -47,11 +47,7 @@ def bench_first_spike_time(steps: int, batch: int, compare, device: str) -> None
     beta = lif.beta.detach()
 
     def loop() -> torch.Tensor:
-        mem, spikes = lif.reset_mem(), []
-        for step in current.unbind(0):
-            spk, mem = lif(step, mem)
-            spikes.append(spk)
-        rec = torch.stack(spikes)
+        rec = leaky_loop(lif, current)
         return torch.where(rec.any(0), rec.argmax(0), -1)
 
     with torch.no_grad():

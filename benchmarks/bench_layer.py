@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from snn_single_spike import SingleSpikeLeaky
 
+from networks import leaky_loop
+from peers import first_spikes
 from race import Contestant
 
 SHAPES = [
@@ -32,14 +34,9 @@ def bench_layer(steps: int, batch: int, inputs: int, neurons: int, compare, devi
         return lif(fc(x))
 
     def loop(outside: bool) -> Tensor:
-        mem, spikes = leaky.reset_mem(), []
-        for step in (fc(x) if outside else x).unbind(0):
-            spk, mem = leaky(step if outside else fc(step), mem)
-            spikes.append(spk)
-        return torch.stack(spikes)
+        return leaky_loop(leaky, fc(x)) if outside else leaky_loop(leaky, x, before=fc)
 
-    theirs = loop(outside=True) > 0
-    assert torch.equal(ours() > 0, theirs & (theirs.cumsum(0) == 1))
+    assert torch.equal(ours() > 0, first_spikes(loop(outside=True)))
 
     def both(forward) -> Contestant:
         return Contestant(lambda _: torch.autograd.grad(forward(), [x, *fc.parameters()], grad))

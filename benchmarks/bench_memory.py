@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from networks import CLASSES, HIDDEN, latency_codes, leaky_loop, networks
+from race import Ratio
+
 OURS = "single spike"
 STATUS = Path("/proc/self/status")
 
@@ -27,8 +30,6 @@ def resident(field: str) -> int:
 
 def step(name: str, what: str, steps: int, batch: int):
     """One training step of the whole network, or of its neurons alone."""
-    from networks import CLASSES, HIDDEN, latency_codes, networks
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = networks(device)[name]
     if what == "network":
@@ -40,14 +41,7 @@ def step(name: str, what: str, steps: int, batch: int):
     if name == OURS:
         return lambda: model.lif1(x).backward(grad)
 
-    def loop() -> None:
-        mem, spikes = model.lif1.reset_mem(), []
-        for current in x.unbind(0):
-            spk, mem = model.lif1(current, mem)
-            spikes.append(spk)
-        torch.stack(spikes).backward(grad)
-
-    return loop
+    return lambda: leaky_loop(model.lif1, x).backward(grad)
 
 
 def own_peak(name: str, what: str, steps: int, batch: int) -> float:
@@ -83,9 +77,6 @@ def peak(name: str, what: str, steps: int, batch: int) -> float:
     [(100, 128), *(pytest.param(t, 128, marks=pytest.mark.full) for t in (25, 300))],
 )
 def bench_memory(what: str, steps: int, batch: int, benchmark, baselines, request) -> None:
-    from networks import HIDDEN
-    from race import Ratio
-
     loops = ["snn.Leaky loop"]
     if what == "network":
         loops.append("snn.Leaky loop, linear layers outside")

@@ -18,7 +18,7 @@ from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.functional import single_spike_leaky
 from snn_single_spike.validation import GRADIENT_RULES
 
-from peers import Peer, peers, same_first_spikes
+from peers import Peer, first_spikes, peers, same_first_spikes
 from race import Contestant
 
 
@@ -73,11 +73,6 @@ def contestant(
         torch.autograd.grad(spikes, inputs, grad.to(spikes.dtype))
 
     return Contestant(both)
-
-
-def first(spikes: Tensor) -> Tensor:
-    fired = spikes > 0
-    return fired & (fired.cumsum(0) == 1)
 
 
 def entrants(cell: Cell, device: str, full: bool) -> list[Peer]:
@@ -167,9 +162,9 @@ def bench_variants(membrane: bool, compare, device: str) -> None:
     variants = {LOOP: loop}
     variants |= {f"{rule} rule": ours(gradient=rule) for rule in GRADIENT_RULES[1:]}
     variants["plain torch"] = ours(backend="torch")
-    expected = first(loop(current))
+    expected = first_spikes(loop(current))
     for name, layer in variants.items():
-        assert torch.equal(first(layer(current)), expected), name
+        assert torch.equal(first_spikes(layer(current)), expected), name
     assert torch.equal(ours()(current) > 0, expected)
     peers = {
         name: contestant(layer, current, grad, [current], "both")

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import machine
-from race import CLOCK, Contestant, Ratio, race, report
+from race import CLOCK, Contestant, Ratio, Stopwatch, race, report
 
 BASELINES = Path(__file__).parent / "baselines"
 FALL = 0.8  # of its baseline that a ratio may come down to
@@ -61,8 +61,6 @@ def device() -> str:
 @pytest.fixture(scope="session")
 def copy_speed(device: str) -> float:
     """Bytes per second of a copy into memory that is already there, read and written."""
-    from race import Stopwatch
-
     source = torch.empty(1 << (28 if device == "cuda" else 24), device=device)
     target = torch.empty_like(source)
     watch = Stopwatch(device)

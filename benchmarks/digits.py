@@ -142,8 +142,7 @@ def by_count(out: Output, targets: Tensor) -> float:
 
 
 def by_membrane(out: Output, targets: Tensor) -> float:
-    scores = out[2].sum(0) if out[2].dim() == 3 else out[2]
-    return (scores.argmax(1) == targets).float().mean().item()
+    return metrics.accuracy_membrane(out[2], targets)
 
 
 def by_first_spike(out: Output, targets: Tensor) -> float:

@@ -171,7 +171,7 @@ def train(loss_fn: Loss, task: Task, epochs: int, seed: int) -> dict[str, float]
     return {
         "rate": 100 * float(SF.accuracy_rate(spk2, task.y_test)),
         "earliest spike": 100 * metrics.accuracy_temporal(spk2, task.y_test),
-        "membrane": 100 * (mem2.sum(0).argmax(1) == task.y_test).float().mean().item(),
+        "membrane": 100 * metrics.accuracy_membrane(mem2, task.y_test),
         "undecided": 100 * latency.isnan().float().mean().item(),
         "decided at": latency.nanmean().item(),
         "hidden": spk1.sum().item() / samples,

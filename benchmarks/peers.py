@@ -69,6 +69,12 @@ class Peer(NamedTuple):
     """Whether beta gets a gradient."""
 
 
+def first_spikes(spikes: Tensor) -> Tensor:
+    """Where a neuron spikes for the first time, of the shape of ``spikes``."""
+    fired = spikes > 0
+    return fired & (fired.cumsum(0) == 1)
+
+
 def same_first_spikes(spikes: Tensor, current: Tensor, beta: Tensor, rounding=1e-5) -> bool:
     """Whether the first spikes are ours, but for membranes that rounding took over the threshold.
 

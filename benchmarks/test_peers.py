@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snn_single_spike.functional import single_spike_leaky
 
-from peers import SLOPE, Peer, peers, same_first_spikes
+from peers import SLOPE, Peer, first_spikes, peers, same_first_spikes
 
 CPU_PEERS = [p for p in peers() if "cpu" in p.devices]
 
@@ -38,11 +38,6 @@ def steps_of(peer: Peer) -> int:
 
 def decay(peer: Peer, neurons: int, dtype: torch.dtype) -> Tensor:
     return torch.linspace(0.6, 0.95, neurons if peer.per_neuron else 1, dtype=dtype)
-
-
-def first(spikes: Tensor) -> Tensor:
-    fired = spikes > 0
-    return fired & (fired.cumsum(0) == 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -71,7 +66,7 @@ def test_first_spikes_and_finite_gradients(peer: Peer, dtype: torch.dtype) -> No
     if peer.first_spikes:
         assert same_first_spikes(spikes, current, beta)
     if peer.name == "snn.Leaky loop" or (peer.first_spikes and dtype == torch.float64):
-        assert torch.equal(first(spikes), ours > 0)
+        assert torch.equal(first_spikes(spikes), ours > 0)
 
 
 @pytest.mark.parametrize("peer", CPU_PEERS, ids=ids)

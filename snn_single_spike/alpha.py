@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .validation import check_current, check_state
+from .validation import check_state
 
 __all__ = ["SingleSpikeAlpha"]
 
@@ -165,7 +165,6 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         mem: Tensor | None = None,
     ) -> Any:
         states = self._initial(input_, syn_exc=syn_exc, syn_inh=syn_inh, mem=mem)
-        check_current(input_)
         check_state("mem", states["mem"], input_)  # the currents tell the membrane
         result = self._run(
             input_,

@@ -144,8 +144,12 @@ _KINDS: dict[type, type] = {
 
 def _kind(neuron: nn.Module) -> type | None:
     """The snnTorch class whose dynamics a neuron has; None if it has its own, or none here."""
-    kind = next((kind for kind in _KINDS if isinstance(neuron, kind)), None)
+    kind = _base(neuron)
     return None if kind is None or _own_parts(neuron, kind) else kind
+
+
+def _base(neuron: nn.Module) -> type | None:
+    return next((kind for kind in _KINDS if isinstance(neuron, kind)), None)
 
 
 def _own_parts(neuron: nn.Module, kind: type) -> list[str]:
@@ -388,10 +392,7 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     new.__class__ = _original_class(new)
     del new._single_spike
     for neuron in [module for module in new.modules() if isinstance(module, _Folded)]:
-        if isinstance(neuron, SingleSpikeLapicque):
-            neuron.follow_beta()
-        if isinstance(neuron, SingleSpikeRLeaky):
-            neuron.tie_feedback()
+        neuron.settle()
         neuron.__class__ = neuron.original
         for name in ("gradient", "backend", "time", "path", "calls", "original"):
             delattr(neuron, name)
@@ -455,9 +456,9 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
             _refuse_options(path, module)
         else:
             reason = _NOT_CONVERTIBLE.get(name, "it has no single-spike form here")
-            kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
-            if kind:
-                own = ", ".join(_own_parts(module, kind))
+            base = _base(module)
+            if base:
+                own = ", ".join(_own_parts(module, base))
                 reason = f"it has its own {own} in the place of snnTorch's"
             raise ConversionError(
                 f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by "
@@ -467,8 +468,8 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
 
 def _refuse_hidden_neurons(path: str, module: nn.Module) -> None:
     for name, value in vars(module).items():
-        held = value.values() if isinstance(value, dict) else value
-        if name.startswith("_") or not isinstance(held, (list, tuple, type({}.values()))):
+        held = list(value.values()) if isinstance(value, dict) else value
+        if name.startswith("_") or not isinstance(held, (list, tuple)):
             continue
         if any(isinstance(x, SpikingNeuron) for x in held):
             raise ConversionError(

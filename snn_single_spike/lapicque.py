@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .backends.buffers import state_dtype
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .validation import check_current, check_parameter
+from .validation import check_parameter
 
 __all__ = ["SingleSpikeLapicque"]
 
@@ -199,21 +199,17 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             self._derived = "R"
             self.R = self._from_beta().detach()
 
-    def follow_beta(self) -> None:
-        """Bring C or R, which every call derives from a learned beta, up to date."""
+    def settle(self) -> None:
+        """C or R, which every call derives from a learned beta."""
         if isinstance(self.beta, nn.Parameter):
             setattr(self, self._derived, self._from_beta().detach())
-
-    def _save_to_state_dict(self, *arguments: Any) -> None:
-        self.follow_beta()
-        super()._save_to_state_dict(*arguments)
 
     def _from_beta(self) -> Tensor:
         other = self.R if self._derived == "C" else self.C
         return self.time_step / (other * torch.log(1 / self.beta))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        check_current(input_)
+        states = self._initial(input_, mem=mem)
         circuit = {"R": self.R, "C": self.C}
         for name, value in circuit.items():
             check_parameter(name, value, input_)
@@ -230,6 +226,6 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             input_.dtype,
             beta=1 - self.time_step / (R * C),
             clamp=False,
-            **self._initial(input_, mem=mem),
+            **states,
         )
         return result.spikes if result.mem is None else (result.spikes, result.mem)

@@ -78,6 +78,9 @@ class SingleSpikeNeuron:
         self.backend = backend
         self._track()
 
+    def settle(self) -> None:
+        """Bring up to date what snnTorch's own module would read, and this one does not."""
+
     def extra_repr(self) -> str:
         """The options that decide what the layer computes."""
         return (
@@ -90,7 +93,6 @@ class SingleSpikeNeuron:
 
         ``dtype`` is the type of the user's input, where a neuron widened it.
         """
-        check_current(input_)
         dtype = dtype or input_.dtype
         for name in ("mem", "syn", "inh"):
             state = neuron.get(name)
@@ -131,11 +133,15 @@ class SingleSpikeNeuron:
         return ("mem",)
 
     def _initial(self, input_: Tensor, **given: Tensor | None) -> dict[str, Tensor | None]:
-        """Initial states by name; an empty one, or one left over from another batch, is None."""
+        """Initial states by name; an empty one, or one left over from another batch, is None.
+
+        Called first by every ``forward``, so that the input is checked before it is used.
+        """
+        check_current(input_)
         if self.init_hidden and any(state is not None for state in given.values()):
             named = " or ".join(f"`{name}`" for name in given)
             raise TypeError(f"{named} should not be passed as an argument while `init_hidden=True`")
-        here = (input_.shape[1:], input_.dtype) if isinstance(input_, Tensor) else None
+        here = (input_.shape[1:], input_.dtype)
 
         def left_over(name: str, state: Tensor | None) -> bool:
             if not isinstance(state, Tensor) or (state.shape, state.dtype) == here:
@@ -155,6 +161,10 @@ class SingleSpikeNeuron:
         listed = SpikingNeuron.instances
         listed[:] = [neuron for neuron in listed if neuron is not self and neuron is not None]
         listed.append(weakref.proxy(self, _forget))
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*arguments)  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]

@@ -28,7 +28,7 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from .conversion import _Converted, convert, revert
+from .conversion import _BATCH_NORM, _DROPOUT, _MAX_POOL, _Converted, convert, revert
 from .neuron import SingleSpikeNeuron
 
 try:
@@ -50,9 +50,7 @@ _NEURONS = (snn.Leaky, snn.Synaptic, snn.RLeaky)
 _NEURON_NODES = (nir.LIF, nir.CubaLIF)
 _LAYERS = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.Flatten)
 _LAYER_NODES = (nir.Linear, nir.Affine, nir.Conv2d, nir.AvgPool2d, nir.Flatten)
-_IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_IDENTITIES = (nn.Identity, _DROPOUT)
 
 
 def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:

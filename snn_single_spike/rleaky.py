@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .validation import check_current, check_parameter, check_state
+from .validation import check_parameter, check_state
 
 __all__ = ["SingleSpikeRLeaky"]
 
@@ -179,7 +179,6 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
         self.take_whole_sequences(gradient, backend)
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        check_current(input_)
         states = self._initial(input_, spk=spk, mem=mem)
         before, dtype = check_state("spk", states.pop("spk"), input_), input_.dtype
         if before is not None:
@@ -191,10 +190,10 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
         result = self._run(input_, dtype, feedback=self.V, **states)
         if result.spikes is not None and not torch.compiler.is_compiling():
             self.spk = result.spikes[-1].detach().clone()  # not the whole recording
-            self.tie_feedback()
+            self.settle()
         return result.spikes if result.mem is None else (result.spikes, result.mem)
 
-    def tie_feedback(self) -> None:
+    def settle(self) -> None:
         """Loading and casting can part V from its second name, which snnTorch's module reads."""
         if self.recurrent.V is not self.V:
             self.recurrent.V = self.V

@@ -233,7 +233,7 @@ def leaky_backward(
         d_theta = torch.zeros_like(first, dtype=state)
         if through:
             torch.sub(mem, part.threshold, out=slope)
-            slope.copy_(_slope(slope, surrogate)).mul_(part.graded_spikes_factor)
+            slope = _slope(slope, surrogate).mul_(part.graded_spikes_factor)
         if through and part.feedback is None:
             assert grads.spikes is not None
             _gate(grads.spikes[:, block], first_, step, rule, lam)
@@ -394,8 +394,7 @@ def _scan(
         results |= {"beta": d_beta + after * part.mem, "mem": part.beta * after}
     else:
         assert part.inh is not None
-        results |= {"beta": d_beta + lam_i * part.inh}
-        results |= {"inh": part.beta * lam_i}
+        results |= {"beta": d_beta + lam_i * part.inh, "inh": part.beta * lam_i}
     if part.alpha is not None:
         assert part.syn is not None
         results |= {"alpha": d_alpha + lam_s * part.syn, "syn": part.alpha * lam_s}

@@ -103,9 +103,9 @@ def _resets(reset, t):
 def _integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, third, fed_back):
     """One step of any neuron, in place, from the current ``x``; see ``kernels/leaky.py``."""
     zero = v.dtype.type(0)
-    subtract, clear = _resets(reset, t)
+    subtract, zeroed = _resets(reset, t)
     last = np.int32(t - 1)
-    erase = last if reset == _CLEAR else np.int32(-2)
+    cleared = last if reset == _CLEAR else np.int32(-2)
     if third:
         for j in range(n):
             held = i[j]
@@ -116,9 +116,9 @@ def _integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, t
             s[j] = exc - th[j] if first[j] == subtract else exc
             i[j] = zero if first[j] == subtract else inh
         for j in range(n):
-            v[j] = zero if first[j] == erase else v[j]
-            s[j] = zero if first[j] == erase else s[j]
-            i[j] = zero if first[j] == erase else i[j]
+            v[j] = zero if first[j] == cleared else v[j]
+            s[j] = zero if first[j] == cleared else s[j]
+            i[j] = zero if first[j] == cleared else i[j]
         return
     if second:
         for j in range(n):
@@ -126,13 +126,13 @@ def _integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, t
             v[j] = decay[j] * v[j] + s[j]
     else:
         for j in range(n):
-            v[j] = decay[j] * (zero if first[j] == clear else v[j]) + x[j]
+            v[j] = decay[j] * (zero if first[j] == zeroed else v[j]) + x[j]
     if fed_back:
         for j in range(n):
             v[j] = v[j] + fed[j] if first[j] == last else v[j]
     for j in range(n):
         u = v[j] - th[j] if first[j] == subtract else v[j]
-        v[j] = zero if first[j] == erase else u
+        v[j] = zero if first[j] == cleared else u
 
 
 @_compile
@@ -199,7 +199,7 @@ def _forward(
         first[:] = never
         for t in range(steps):
             now = np.int32(t)
-            subtract, clear = _resets(reset, t)
+            subtract, zeroed = _resets(reset, t)
             x = current[t, start:stop]
             # Two loops over the block: more take longer, and one has too many arrays for the
             # compiler to prove them apart, so it would not be vectorised.
@@ -209,7 +209,7 @@ def _forward(
                 before[:n] = v[:n]
             if plain:
                 for j in range(n):
-                    u = b[j] * (zero if first[j] == clear else v[j]) + x[j]
+                    u = b[j] * (zero if first[j] == zeroed else v[j]) + x[j]
                     u = u - th[j] if first[j] == subtract else u
                     v[j] = u
                     mem_row[j] = u
@@ -386,10 +386,10 @@ def _backward(
             # The membrane goes where its gradient will overwrite it, row by row.
             before = v_0[:n]
             for t in range(steps):
-                subtract, clear = _resets(reset, t)
+                subtract, zeroed = _resets(reset, t)
                 x, row = current[t, start:stop], grad_current[t, start:stop]
                 for j in range(n):
-                    u = decay[j] * (zero if first[j] == clear else before[j]) + x[j]
+                    u = decay[j] * (zero if first[j] == zeroed else before[j]) + x[j]
                     row[j] = u - th[j] if first[j] == subtract else u
                 before = row
         elif recompute:
@@ -408,7 +408,7 @@ def _backward(
         after = zeros[:n]
         for k in range(steps - 1, -1, -1):
             now = np.int32(k)
-            subtract, clear = _resets(reset, k + 1)
+            subtract, zeroed = _resets(reset, k + 1)
             row = lam[k % lam.shape[0], offset : offset + n]
             if want_theta and reset == _SUBTRACT and not third:
                 for j in range(n):
@@ -416,7 +416,7 @@ def _backward(
             if want_beta and not third:
                 held = source[k, start:stop]
                 for j in range(n):
-                    d_beta[j] += (zero if first[j] == clear else after[j]) * held[j]
+                    d_beta[j] += (zero if first[j] == zeroed else after[j]) * held[j]
             if through:
                 g = zeros[:n]
                 if has_g:
@@ -438,7 +438,7 @@ def _backward(
                 _slope(source[k, start:stop], th, surrogate, a, b, slope, n)
                 for j in range(n):
                     slope[j] *= g[j] * peak[j] if now <= limit[j] else zero
-                    row[j] = decay[j] * (zero if first[j] == clear else after[j]) + slope[j]
+                    row[j] = decay[j] * (zero if first[j] == zeroed else after[j]) + slope[j]
                 if want_theta:
                     for j in range(n):
                         d_theta[j] -= slope[j]
@@ -448,7 +448,7 @@ def _backward(
                 row[:] = zero
             else:
                 for j in range(n):
-                    row[j] = decay[j] * (zero if first[j] == clear else after[j])
+                    row[j] = decay[j] * (zero if first[j] == zeroed else after[j])
             if has_h:
                 h = grad_mem[k if grad_mem.shape[0] > 1 else 0, start:stop]
                 for j in range(n):

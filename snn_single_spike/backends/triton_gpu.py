@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 import triton
@@ -46,6 +47,7 @@ def forward_steps(synaptic: bool, warp: int) -> int:
     return FORWARD_STEPS // 2 if warp == 32 else FORWARD_STEPS // 4
 
 
+@functools.cache
 def _warp() -> int | None:
     """Threads of a warp of this GPU; None in the interpreter."""
     if isinstance(leaky_forward_kernel, triton.runtime.JITFunction):
