@@ -15,6 +15,7 @@ from .lapicque import SingleSpikeLapicque  # noqa: E402
 from .leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .readout import LeakyReadout  # noqa: E402
 from .rleaky import SingleSpikeRLeaky  # noqa: E402
+from .spikes import SpikeEvents, SpikeTimes  # noqa: E402
 from .synaptic import SingleSpikeSynaptic  # noqa: E402
 
 try:
@@ -31,6 +32,8 @@ __all__ = [
     "SingleSpikeLeaky",
     "SingleSpikeRLeaky",
     "SingleSpikeSynaptic",
+    "SpikeEvents",
+    "SpikeTimes",
     "convert",
     "functional",
     "losses",

@@ -1,0 +1,778 @@
+"""Spikes as the times they happen at, instead of dense (T, B, N) tensors of zeros.
+
+:class:`SpikeTimes` holds one time for each neuron, :class:`SpikeEvents` any number of spikes for
+each input unit. Both stand for a dense tensor of shape (T, B, *features): any torch function or
+tensor method that does not know better is given that dense tensor, and the logger
+``snn_single_spike`` says so. What does know better: ``torch.nn.Linear``, whose product is put off
+(:class:`LinearCurrent`) until a neuron asks for it and then never is a (T, B, out) tensor,
+flattening, moving between devices, and average pooling of maps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from .validation import check_device
+
+__all__ = ["LinearCurrent", "SpikeEvents", "SpikeTimes"]
+
+logger = logging.getLogger("snn_single_spike")
+
+
+def time_dtype(steps: int) -> torch.dtype:
+    """The smallest signed integer type that holds the steps 0 to T-1, and -1."""
+    for dtype in (torch.int8, torch.int16, torch.int32):
+        if steps - 1 <= torch.iinfo(dtype).max:
+            return dtype
+    raise ValueError(f"steps={steps} is more than the 2**31 that a spike time can hold")
+
+
+def check_steps(steps: object) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r} must be a positive number of time steps")
+    return steps
+
+
+class Events(NamedTuple):
+    """Spikes of a batch, ordered by sample and within a sample by time."""
+
+    offsets: Tensor
+    """(B + 1,) int64: the spikes of sample b are those from offsets[b] to offsets[b + 1]."""
+    times: Tensor
+    """(E,) int32."""
+    units: Tensor
+    """(E,) int32: index into the flattened features."""
+    values: Tensor | None
+    """(E,) height of each spike in the type of the spikes; None if all are 1."""
+
+
+class Deferred:
+    """Stands for a tensor of a known shape that is computed only if it is asked for."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def dense(self) -> Tensor:
+        """The tensor itself, differentiable as this is."""
+        raise NotImplementedError
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient can flow into it."""
+        return False
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is not defined here comes this way.
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r}: .dense() makes it a tensor"
+            )
+        return getattr(self._made_dense(f"Tensor.{name}"), name)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(function, "__name__", str(function))
+
+        def dense(x: Any) -> Any:
+            return x._made_dense(name) if isinstance(x, Deferred) else x
+
+        return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
+
+    def _made_dense(self, by: str) -> Tensor:
+        logger.info("%s takes dense tensors: %s made one", by, self)
+        return self.dense()
+
+
+def _on_dense(name: str) -> Callable[..., Any]:
+    def method(self: Deferred, *args: Any) -> Any:
+        return getattr(self._made_dense(name), name)(*args)
+
+    return method
+
+
+# Python looks operators up on the class, past __getattr__.
+for _name in (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "matmul"),
+    *("neg", "gt", "ge", "lt", "le", "eq", "ne", "getitem", "iter"),
+):
+    setattr(Deferred, f"__{_name}__", _on_dense(f"__{_name}__"))
+Deferred.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+class _Dense(torch.autograd.Function):
+    """Dense unit spikes; their gradient is that of the carrier."""
+
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, spikes: Tensor) -> Tensor:
+        return spikes.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Carrier(torch.autograd.Function):
+    """A carrier whose gradient is that of dense spikes."""
+
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor) -> Tensor:
+        steps, batch = spikes.shape[:2]
+        return carrier(steps, batch, spikes.shape[2:].numel(), spikes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+def carrier(steps: int, batch: int, units: int, like: Tensor) -> Tensor:
+    """A (T, B, N) tensor of no size: what autograd knows of spikes that are never dense."""
+    return like.new_zeros(1).expand(steps, batch, units)
+
+
+class _Sequence(Deferred):
+    """A deferred (T, B, *features), or (T * B, *features) inside a converted model."""
+
+    steps: int
+    batch: int
+    features: torch.Size
+    folded: bool
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        leading = (self.steps * self.batch,) if self.folded else (self.steps, self.batch)
+        return torch.Size((*leading, *self.features))
+
+    def _is_like(self, **changes: Any) -> Any:
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__ | changes)
+        return new
+
+    def fold(self) -> Any:
+        """The same with time folded into the batch, as ``dense().flatten(0, 1)``."""
+        return self._is_like(folded=True)
+
+    def unfold(self) -> Any:
+        """The same with time as the first dimension."""
+        return self._is_like(folded=False)
+
+    def _leading(self, dense: Tensor) -> Tensor:
+        return dense.flatten(0, 1) if self.folded else dense
+
+    def contiguous(self) -> Any:
+        return self
+
+
+class _Spikes(_Sequence):
+    """What :class:`SpikeTimes` and :class:`SpikeEvents` share: the units and their layers."""
+
+    def _with_features(self, features: Sequence[int]) -> Any:
+        raise NotImplementedError
+
+    def events(self) -> Events:
+        """All spikes in the order of their samples and times."""
+        raise NotImplementedError
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
+        """As :meth:`torch.Tensor.flatten`; stays what it is where only features are flattened."""
+        first = self.dim() - len(self.features)
+        start, end = (d + self.dim() if d < 0 else d for d in (start_dim, end_dim))
+        if start < first or not start <= end < self.dim():
+            return self._made_dense("flatten").flatten(start_dim, end_dim)
+        inner = self.shape[start : end + 1].numel()
+        return self._with_features((*self.shape[first:start], inner, *self.shape[end + 1 :]))
+
+    def reshape(self, *shape: Any) -> Any:
+        """As :meth:`torch.Tensor.reshape`; stays what it is where time and batch keep theirs."""
+        wanted = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        first = self.dim() - len(self.features)
+        if wanted.count(-1) == 1:
+            known = math.prod(size for size in wanted if size != -1)
+            if known and self.numel() % known == 0:
+                wanted[wanted.index(-1)] = self.numel() // known
+        kept = tuple(wanted[:first]) == tuple(self.shape[:first])
+        if len(wanted) > first and kept and math.prod(wanted) == self.numel():
+            return self._with_features(wanted[first:])
+        return self._made_dense("reshape").reshape(*shape)
+
+    view = reshape
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        known = _KNOWN.get(function)
+        if known and isinstance(args[0], _Spikes):
+            return known(*args, **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+class SpikeTimes(_Spikes):
+    """
+    One spike time for every neuron of a batch: what a dense (T, B, *features) tensor of single
+    spikes says, in one number a neuron.
+
+    Example::
+
+        from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeTimes
+
+        # Latency codes: the brighter the pixel, the earlier its spike
+        times = ((1 - images.flatten(1)) * 99).int()          # (B, 784)
+        spikes = SpikeTimes(times, steps=100)
+        hidden = SingleSpikeLinear(784, 1000, beta=0.9)(spikes)     # SpikeTimes too
+        scores = LeakyReadout(0.95)(nn.Linear(1000, 10)(hidden))    # (B, 10)
+        hidden.dense()                                        # (100, B, 1000)
+
+    :param times: step of each spike, `(B, *features)`, any integer type; -1 for a silent neuron.
+        Kept in the smallest type that holds `steps`: int8, int16 or int32
+    :type times: torch.Tensor
+
+    :param steps: number of time steps T of the dense tensor
+    :type steps: int
+
+    :param height: height of a spike, a tensor that broadcasts to the features. Defaults to
+        None: 1
+    :type height: torch.Tensor, optional
+
+    :param dtype: type of the dense tensor. Defaults to that of `height`, or float32
+    :type dtype: torch.dtype, optional
+
+    Attributes: `times`, `steps`, `height`; `tau`, the times interpolated between steps and
+    differentiable, -1 for a silent neuron, where a neuron with `gradient="spike_time"` made
+    them, else None.
+
+    :raises TypeError: `times` is not an integer tensor
+    :raises ValueError: no batch dimension, `steps` not positive, a time outside -1 ... T-1 (on
+        the CPU), or a height that does not fit the features
+    """
+
+    def __init__(
+        self,
+        times: Tensor,
+        steps: int,
+        *,
+        height: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.steps = check_steps(steps)
+        if not isinstance(times, Tensor) or times.is_floating_point() or times.is_complex():
+            found = times.dtype if isinstance(times, Tensor) else type(times).__name__
+            raise TypeError(
+                f"times must be an integer tensor, not {found}: round them, e.g. times.int()"
+            )
+        if times.dim() < 2:
+            raise ValueError(
+                f"times has shape {tuple(times.shape)}, but one time for every neuron of every "
+                "sample is expected, (batch, *features): use times.unsqueeze(0) for one sample"
+            )
+        if times.device.type == "cpu" and times.numel():
+            low, high = (int(x) for x in times.aminmax())
+            if low < -1 or high >= steps:
+                raise ValueError(
+                    f"times runs from {low} to {high}, but steps={steps} allows 0 to {steps - 1}, "
+                    "and -1 for a silent neuron: clamp them, or raise steps"
+                )
+        self._set(times.to(time_dtype(steps)).contiguous(), height, dtype)
+
+    def _set(self, times: Tensor, height: Tensor | None, dtype: torch.dtype | None) -> None:
+        self.times, self.height = times, height
+        self.batch, self.features, self.device = times.shape[0], times.shape[1:], times.device
+        self.dtype = dtype or (torch.float32 if height is None else height.dtype)
+        self.tau: Tensor | None = None
+        self.carrier: Tensor | None = None
+        self.folded = False
+        self._events: Events | None = None
+        if height is not None:
+            check_device("height", height, times.device, "times")
+            try:
+                self.height = height.to(self.dtype).expand(self.features)
+            except RuntimeError:
+                raise ValueError(
+                    f"height has shape {tuple(height.shape)}, which does not broadcast to the "
+                    f"features {tuple(self.features)}"
+                ) from None
+
+    @classmethod
+    def of_neuron(
+        cls,
+        times: Tensor,
+        steps: int,
+        height: Tensor | None,
+        dtype: torch.dtype,
+        carrier: Tensor,
+        tau: Tensor | None,
+    ) -> SpikeTimes:
+        """What a neuron returns: (B, *features) times, and the carrier of their gradient."""
+        new = cls.__new__(cls)
+        new.steps = steps
+        new._set(times, height, dtype)
+        new.carrier, new.tau = carrier if carrier.requires_grad else None, tau
+        return new
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor) -> SpikeTimes:
+        """
+        The spike times of dense spikes `(T, B, *features)`, 0 or 1 and at most one a neuron;
+        differentiable as they are.
+
+        :raises ValueError: a neuron spikes more than once, or a spike is not 1 (use
+            :meth:`SpikeEvents.from_dense`); wrong rank
+        :raises TypeError: not a floating-point tensor
+        """
+        _check_dense(spikes)
+        fired = spikes.detach() != 0
+        if not torch.equal(fired.to(spikes.dtype), spikes.detach()):
+            raise ValueError(
+                "spikes has values other than 0 and 1: pass (spikes != 0).to(spikes.dtype) and "
+                "their height to SpikeTimes, or use SpikeEvents.from_dense, which keeps values"
+            )
+        if bool((fired.sum(0) > 1).any()):
+            raise ValueError(
+                "spikes has neurons that spike more than once: use SpikeEvents.from_dense"
+            )
+        times = fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
+        new = cls(times, spikes.shape[0], dtype=spikes.dtype)
+        if spikes.requires_grad:
+            new.carrier = _Carrier.apply(spikes)
+        return new
+
+    def dense(self) -> Tensor:
+        """
+        The spikes as a tensor `(T, B, *features)`, differentiable.
+
+        :rtype: torch.Tensor
+        """
+        index = self.times.to(torch.int64)[None]
+        fired = (index >= 0).to(self.dtype)
+        spikes = torch.zeros((self.steps, *self.times.shape), dtype=self.dtype, device=self.device)
+        spikes.scatter_(0, index.clamp_(min=0), fired)
+        if self.carrier is not None:
+            spikes = _Dense.apply(self.carrier.view(spikes.shape), spikes)
+        if self.height is not None:
+            spikes = spikes * self.height
+        return self._leading(spikes)
+
+    @property
+    def requires_grad(self) -> bool:
+        height = self.height is not None and self.height.requires_grad
+        return self.carrier is not None or height
+
+    def detach(self) -> SpikeTimes:
+        """The same without a gradient."""
+        height = None if self.height is None else self.height.detach()
+        tau = None if self.tau is None else self.tau.detach()
+        return self._is_like(carrier=None, height=height, tau=tau)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeTimes:
+        """The same on another device, without a gradient."""
+        height = None if self.height is None else self.height.detach().to(device)
+        times = self.times.to(device, non_blocking=non_blocking)
+        new = SpikeTimes.__new__(SpikeTimes)
+        new.steps = self.steps
+        new._set(times, height, self.dtype)
+        return new.fold() if self.folded else new
+
+    def samples(self, index: Tensor | slice) -> SpikeTimes:
+        """Those samples of the batch, without a gradient."""
+        return self._is_like(
+            times=(times := self.times[index]),
+            batch=times.shape[0],
+            carrier=None,
+            tau=None,
+            _events=None,
+        )
+
+    def count(self) -> Tensor:
+        """Number of spikes of each sample, `(B,)` int64."""
+        return (self.times >= 0).flatten(1).sum(1)
+
+    def events(self) -> Events:
+        if self._events is None:
+            times = self.times.flatten(1)
+            # Stable: spikes at the same time keep the order of their units.
+            order = torch.where(times < 0, self.steps, times.to(torch.int32)).sort(
+                dim=1, stable=True
+            )
+            fired = (times >= 0).sum(1)
+            keep = torch.arange(times.shape[1], device=self.device) < fired[:, None]
+            offsets = torch.zeros(self.batch + 1, dtype=torch.int64, device=self.device)
+            torch.cumsum(fired, 0, out=offsets[1:])
+            units = order.indices[keep].to(torch.int32)
+            self._events = Events(offsets, order.values[keep], units, None)
+        return self._events
+
+    def _with_features(self, features: Sequence[int]) -> SpikeTimes:
+        shape = (self.batch, *features)
+        return self._is_like(
+            times=self.times.reshape(shape),
+            features=torch.Size(features),
+            tau=None if self.tau is None else self.tau.reshape(shape),
+            height=None if self.height is None else self.height.reshape(*features),
+        )
+
+    def __repr__(self) -> str:
+        gradient = ", requires_grad=True" if self.requires_grad else ""
+        return (
+            f"SpikeTimes(shape={tuple(self.shape)}, times={self.times.dtype}, "
+            f"device={str(self.device)!r}{gradient})"
+        )
+
+
+class SpikeEvents(_Spikes):
+    """
+    Spikes of input units that may fire any number of times, in the order of their times.
+
+    Example::
+
+        recordings = [events for events, label in dataset]     # tonic: structured arrays
+        spikes = SpikeEvents.from_structured(recordings, sensor_size=(34, 34, 2), steps=300,
+                                             time_window=1000)  # microseconds per step
+        hidden = SingleSpikeLinear(2 * 34 * 34, 300, beta=0.9)(spikes.flatten(2))
+
+    :param events: all spikes; within a sample in the order of their times
+    :type events: Events
+
+    :param steps: number of time steps T of the dense tensor
+    :type steps: int
+
+    :param features: shape of the units of one sample
+    :type features: sequence of int
+
+    :param dtype: type of the dense tensor. Defaults to that of the values, or float32
+    :type dtype: torch.dtype, optional
+
+    :raises ValueError: lengths that do not fit each other, spikes out of order, times or units
+        out of range (on the CPU)
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        steps: int,
+        features: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.steps, self.features = check_steps(steps), torch.Size(features)
+        offsets, times, units, values = events
+        if not len(times) == len(units) == (len(times) if values is None else len(values)):
+            raise ValueError(
+                f"events has {len(times)} times and {len(units)} units"
+                + ("" if values is None else f" and {len(values)} values")
+                + ": one of each for every spike is expected"
+            )
+        self.device, self.batch, self.folded = times.device, len(offsets) - 1, False
+        self.dtype = dtype or (torch.float32 if values is None else values.dtype)
+        if self.device.type == "cpu":
+            _check_events(events, steps, self.features.numel())
+        self._events = Events(
+            offsets.to(torch.int64).contiguous(),
+            times.to(torch.int32).contiguous(),
+            units.to(torch.int32).contiguous(),
+            None if values is None else values.detach().to(self.dtype).contiguous(),
+        )
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor) -> SpikeEvents:
+        """
+        The spikes of a dense tensor `(T, B, *features)`, with their heights; no gradient.
+
+        :raises TypeError, ValueError: not a floating-point (T, B, *features) tensor
+        """
+        _check_dense(spikes)
+        rows = spikes.detach().flatten(2).transpose(0, 1)  # (B, T, N)
+        sample, times, units = rows.nonzero(as_tuple=True)
+        values = rows[sample, times, units]
+        offsets = torch.zeros(rows.shape[0] + 1, dtype=torch.int64, device=spikes.device)
+        torch.cumsum(torch.bincount(sample, minlength=rows.shape[0]), 0, out=offsets[1:])
+        events = Events(offsets, times, units, None if bool((values == 1).all()) else values)
+        return cls(events, spikes.shape[0], spikes.shape[2:], dtype=spikes.dtype)
+
+    @classmethod
+    def from_structured(
+        cls,
+        recordings: Sequence[np.ndarray],
+        sensor_size: Sequence[int],
+        steps: int,
+        *,
+        time_window: float,
+        count: bool = True,
+        late: str = "raise",
+        dtype: torch.dtype = torch.float32,
+    ) -> SpikeEvents:
+        """
+        Recordings as tonic's datasets give them, without dense frames in between.
+
+        :param recordings: one structured array a sample, with fields `t`, `x`, `y`, `p` (those
+            that the sensor has)
+        :type recordings: sequence of numpy.ndarray
+        :param sensor_size: extent of `x`, `y` and `p`, as tonic gives it: `(34, 34, 2)` of
+            N-MNIST, `(700, 1, 1)` of SHD. Features are `(p, y, x)`, as in tonic's frames, without
+            those of extent 1
+        :type sensor_size: sequence of int
+        :param steps: number of time steps
+        :type steps: int
+        :param time_window: duration of a step in the unit of `t` (microseconds in tonic)
+        :type time_window: float
+        :param count: several events of a unit in one step make a spike of that height, as in
+            tonic's frames. If False, one of height 1. Defaults to True
+        :type count: bool, optional
+        :param late: `"raise"` if events lie beyond the last step, or `"drop"` them
+        :type late: str, optional
+        :param dtype: type of the dense tensor
+        :type dtype: torch.dtype, optional
+        :raises ValueError: a field is missing, an event outside the sensor, before time 0 or
+            (with `late="raise"`) beyond the last step; an unknown option
+        """
+        if late not in ("raise", "drop"):
+            raise ValueError(f"late={late!r} is not known: use 'raise' or 'drop'")
+        if not time_window > 0:
+            raise ValueError(f"time_window={time_window!r} must be positive")
+        check_steps(steps)
+        extent = {name: int(n) for name, n in zip("xyp", sensor_size, strict=False)}
+        axes = [name for name in "pyx" if extent.get(name, 1) > 1] or ["x"]
+        features = [extent[name] for name in axes]
+        parts, offsets = [], [0]
+        for number, recording in enumerate(recordings):
+            keys = _event_keys(number, recording, axes, extent, steps, time_window, late)
+            keys, heights = np.unique(keys, return_counts=True) if len(keys) else (keys, keys)
+            parts.append((keys, heights))
+            offsets.append(offsets[-1] + len(keys))
+        keys = np.concatenate([keys for keys, _ in parts]) if parts else np.zeros(0, np.int64)
+        heights = np.concatenate([n for _, n in parts]) if parts else keys
+        units = math.prod(features)
+        values = torch.from_numpy(heights).to(dtype) if count and (heights != 1).any() else None
+        events = Events(
+            torch.tensor(offsets),
+            torch.from_numpy((keys // units).astype(np.int32)),
+            torch.from_numpy((keys % units).astype(np.int32)),
+            values,
+        )
+        return cls(events, steps, features, dtype=dtype)
+
+    def dense(self) -> Tensor:
+        """
+        The spikes as a tensor `(T, B, *features)`; spikes of a unit in the same step add up.
+
+        :rtype: torch.Tensor
+        """
+        offsets, times, units, values = self._events
+        spikes = torch.zeros(
+            (self.steps, self.batch, self.features.numel()), dtype=self.dtype, device=self.device
+        )
+        samples = torch.arange(self.batch, device=self.device)
+        sample = samples.repeat_interleave(offsets.diff(), output_size=len(times))
+        ones = torch.ones(len(times), dtype=self.dtype, device=self.device)
+        where = (times.long(), sample, units.long())
+        spikes.index_put_(where, ones if values is None else values, accumulate=True)
+        return self._leading(spikes.unflatten(2, self.features))
+
+    def events(self) -> Events:
+        return self._events
+
+    def detach(self) -> SpikeEvents:
+        return self
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeEvents:
+        """The same on another device."""
+        moved = (x if x is None else x.to(device, non_blocking=non_blocking) for x in self._events)
+        events = Events(*moved)  # type: ignore[arg-type]
+        return self._is_like(_events=events, device=events.times.device)
+
+    def samples(self, index: Tensor | slice) -> SpikeEvents:
+        """Those samples of the batch."""
+        offsets, times, units, values = self._events
+        wanted = torch.arange(self.batch, device=self.device)[index]
+        lengths = offsets.diff()[wanted]
+        new = torch.zeros(len(wanted) + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(lengths, 0, out=new[1:])
+        total = int(new[-1])
+        shift = (offsets[wanted] - new[:-1]).repeat_interleave(lengths, output_size=total)
+        source = torch.arange(total, device=self.device) + shift
+        events = Events(
+            new, times[source], units[source], None if values is None else values[source]
+        )
+        return self._is_like(_events=events, batch=len(wanted))
+
+    def count(self) -> Tensor:
+        """Number of spikes of each sample, `(B,)` int64."""
+        return self._events.offsets.diff()
+
+    def _with_features(self, features: Sequence[int]) -> SpikeEvents:
+        return self._is_like(features=torch.Size(features))
+
+    def __repr__(self) -> str:
+        return (
+            f"SpikeEvents(shape={tuple(self.shape)}, events={len(self._events.times)}, "
+            f"device={str(self.device)!r})"
+        )
+
+
+def _check_dense(spikes: Tensor) -> None:
+    if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
+        found = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
+        raise TypeError(f"spikes must be a floating-point tensor, not {found}: use spikes.float()")
+    if spikes.dim() < 3 or spikes.shape[0] == 0:
+        raise ValueError(
+            f"spikes has shape {tuple(spikes.shape)}, but the whole sequence is expected, (time, "
+            "batch, *features) with at least one time step"
+        )
+
+
+def _check_events(events: Events, steps: int, units: int) -> None:
+    offsets, times, indices, _ = events
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(times) or bool((offsets.diff() < 0).any()):
+        raise ValueError(
+            f"offsets must rise from 0 to the number of events, {len(times)}; it is "
+            f"{offsets.tolist() if len(offsets) < 9 else str(offsets)}"
+        )
+    for name, value, end in (("times", times, steps), ("units", indices, units)):
+        if len(value) and (int(value.min()) < 0 or int(value.max()) >= end):
+            raise ValueError(
+                f"{name} of the events run from {int(value.min())} to {int(value.max())}, but "
+                f"must lie between 0 and {end - 1}"
+            )
+    if len(times) > 1:
+        back = times.diff() < 0
+        starts = offsets[1:-1]
+        back[starts[(starts > 0) & (starts < len(times))] - 1] = False  # a new sample
+        if bool(back.any()):
+            where = int(back.nonzero()[0]) + 1
+            raise ValueError(
+                f"event {where} is earlier than the one before it in the same sample: sort the "
+                "events of each sample by time"
+            )
+
+
+def _event_keys(
+    number: int,
+    recording: np.ndarray,
+    axes: Sequence[str],
+    extent: Mapping[str, int],
+    steps: int,
+    time_window: float,
+    late: str,
+) -> np.ndarray:
+    """step * units + unit of every event of one recording."""
+    missing = {"t", *axes} - set(recording.dtype.names or ())
+    if missing:
+        raise ValueError(
+            f"recording {number} has fields {recording.dtype.names}, but {sorted(missing)} is "
+            f"missing: sensor_size names the extent of x, y and p, 1 for what it does not have"
+        )
+    step = np.floor_divide(recording["t"].astype(np.float64), time_window).astype(np.int64)
+    if len(step) and step.min() < 0:
+        raise ValueError(f"recording {number} has an event before time 0")
+    inside = step < steps
+    if late == "raise" and not inside.all():
+        raise ValueError(
+            f"recording {number} has {int((~inside).sum())} events beyond step {steps - 1}, the "
+            f"last at step {int(step.max())}: raise steps or time_window, or pass late='drop'"
+        )
+    unit = np.zeros(len(step), np.int64)
+    for name in axes:
+        place = recording[name].astype(np.int64)
+        if len(place) and (place.min() < 0 or place.max() >= extent[name]):
+            raise ValueError(
+                f"recording {number} has {name} from {place.min()} to {place.max()}, but "
+                f"sensor_size gives {name} an extent of {extent[name]}"
+            )
+        unit = unit * extent[name] + place
+    return (step * math.prod(extent[name] for name in axes) + unit)[inside]
+
+
+class LinearCurrent(_Sequence):
+    """
+    The current `(T, B, out)` of a linear layer from spike times or events, not computed.
+
+    Neurons and readouts of this package take it as it is, and then it never is stored. Made by
+    `torch.nn.Linear` (or `torch.nn.functional.linear`) from :class:`SpikeTimes` or
+    :class:`SpikeEvents` with one feature dimension.
+    """
+
+    def __init__(self, spikes: SpikeTimes | SpikeEvents, weight: Tensor, bias: Tensor | None):
+        self.spikes, self.weight, self.bias = spikes.unfold(), weight, bias
+        self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
+        self.features = torch.Size((weight.shape[0],))
+        self.dtype, self.device = spikes.dtype, spikes.device
+
+    @property
+    def requires_grad(self) -> bool:
+        bias = self.bias is not None and self.bias.requires_grad
+        return self.spikes.requires_grad or self.weight.requires_grad or bias
+
+    def dense(self) -> Tensor:
+        """The current as a tensor, differentiable."""
+        return self._leading(F.linear(self.spikes.dense(), self.weight, self.bias))
+
+    def detach(self) -> LinearCurrent:
+        bias = None if self.bias is None else self.bias.detach()
+        return self._is_like(spikes=self.spikes.detach(), weight=self.weight.detach(), bias=bias)
+
+    def __repr__(self) -> str:
+        return f"LinearCurrent(shape={tuple(self.shape)}, of={self.spikes})"
+
+
+def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if len(spikes.features) != 1 or torch.compiler.is_compiling():
+        return F.linear(spikes._made_dense("linear"), weight, bias)
+    if spikes.features[0] != weight.shape[1]:
+        raise ValueError(
+            f"the spikes have {spikes.features[0]} features, but the linear layer takes "
+            f"{weight.shape[1]}"
+        )
+    check_device("weight", weight, spikes.device, "spikes")
+    return LinearCurrent(spikes, weight, bias)
+
+
+def _flatten(spikes: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    return spikes.flatten(start_dim, end_dim)
+
+
+def _reshape(spikes: Any, shape: Sequence[int]) -> Any:
+    return spikes.reshape(*shape)
+
+
+_KNOWN: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.flatten: _flatten,
+    torch.reshape: _reshape,
+}
