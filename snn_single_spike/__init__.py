@@ -13,6 +13,7 @@ from .alpha import SingleSpikeAlpha  # noqa: E402
 from .conversion import ConversionError, convert, revert  # noqa: E402
 from .lapicque import SingleSpikeLapicque  # noqa: E402
 from .leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
+from .linear import SingleSpikeLinear  # noqa: E402
 from .readout import LeakyReadout  # noqa: E402
 from .rleaky import SingleSpikeRLeaky  # noqa: E402
 from .spikes import SpikeEvents, SpikeTimes  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "SingleSpikeAlpha",
     "SingleSpikeLapicque",
     "SingleSpikeLeaky",
+    "SingleSpikeLinear",
     "SingleSpikeRLeaky",
     "SingleSpikeSynaptic",
     "SpikeEvents",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
+from .spikes import as_dense
 from .validation import check_state
 
 __all__ = ["SingleSpikeAlpha"]
@@ -164,6 +165,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         syn_inh: Tensor | None = None,
         mem: Tensor | None = None,
     ) -> Any:
+        input_ = as_dense(input_)
         states = self._initial(input_, syn_exc=syn_exc, syn_inh=syn_inh, mem=mem)
         check_state("mem", states["mem"], input_)  # the currents tell the membrane
         result = self._run(

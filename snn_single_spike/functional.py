@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from . import backends, operators
+from .backends.buffers import state_dtype
+from .linear_operators import LinearReadout, LinearSpikes, Source
+from .spikes import LinearCurrent, SpikeEvents, SpikeTimes, as_dense, spikes_carrier
 from .surrogate import SpikeGrad, Surrogate, split
 from .validation import (
     GRADIENT_RULES,
@@ -29,6 +32,7 @@ __all__ = [
     "first_spike_time",
     "leaky_readout",
     "single_spike_leaky",
+    "single_spike_linear",
 ]
 
 DEFAULT_GRADIENT = "masked"
@@ -354,8 +358,188 @@ def first_spike_time(
     ).times
 
 
+def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
+    """What a linear layer takes, its weights with the heights of the spikes, and its bias."""
+    spikes = current.spikes
+    state = state_dtype(current.dtype)
+    weight = current.weight.to(state)
+    if isinstance(spikes, SpikeTimes) and spikes.height is not None:
+        weight = weight * spikes.height.to(state)
+    bias = current.bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.to(state)
+    at_spikes = isinstance(spikes, SpikeTimes) and spikes.tau is not None
+    return Source(spikes.events(), spikes.steps, at_spikes), weight.contiguous(), bias
+
+
+def _decay(beta: Tensor | float, current: LinearCurrent) -> Tensor:
+    """One decay for every neuron, clipped."""
+    return check_parameter("beta", beta, current).clamp(0.0, 1.0).expand(current.features)
+
+
+def spikes_of_current(
+    current: LinearCurrent,
+    beta: Tensor | float,
+    threshold: Tensor | float,
+    graded_spikes_factor: Tensor | float,
+    surrogate: Surrogate | None,
+    own: SpikeGrad | None,
+    gradient: str,
+    reset: str,
+    backend: str,
+) -> SpikeTimes:
+    """Run the neurons of a linear layer; the arguments are those of :func:`run_single_spike`."""
+    check_choice("gradient", gradient, GRADIENT_RULES)
+    chosen = backends.select(backend, current.device.type)
+    track = torch.is_grad_enabled()
+    exact = gradient == "spike_time"
+    if own is not None and not exact and track and current.requires_grad:
+        # Autograd differentiates it on the dense membrane.
+        result = run_single_spike(
+            current.dense(),
+            beta,
+            threshold,
+            graded_spikes_factor,
+            surrogate,
+            own,
+            gradient,
+            reset,
+            want_mem=False,
+            backend=backend,
+        )
+        return spikes_of_result(result, current.steps, graded_spikes_factor)
+    source, weight, bias = _of_spikes(current)
+    given = current.spikes.carrier if isinstance(current.spikes, SpikeTimes) else None
+    theta = check_parameter("threshold", threshold, current).expand(current.features)
+    carrier, times, tau = LinearSpikes.apply(
+        given,
+        weight,
+        bias,
+        _decay(beta, current).contiguous(),
+        theta.contiguous(),
+        source,
+        gradient,
+        reset,
+        None if exact else surrogate,
+        track,
+        chosen,
+    )
+    return SpikeTimes.of_neuron(
+        times,
+        current.steps,
+        _height(graded_spikes_factor, current),
+        current.dtype,
+        carrier,
+        tau if exact else None,
+    )
+
+
+def spikes_of_result(
+    result: Result, steps: int, graded_spikes_factor: Tensor | float
+) -> SpikeTimes:
+    """Spike times of neurons that were run on a dense current."""
+    spikes = result.spikes
+    assert spikes is not None
+    height = _height(graded_spikes_factor, spikes)
+    times = result.times
+    tau = times if times.is_floating_point() else None
+    unit = spikes if height is None else spikes / height
+    return SpikeTimes.of_neuron(
+        times if tau is None else _steps_of(spikes),
+        steps,
+        height,
+        spikes.dtype,
+        spikes_carrier(unit),
+        tau,
+    )
+
+
+def _steps_of(spikes: Tensor) -> Tensor:
+    fired = spikes.detach() != 0
+    return fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
+
+
+def _height(factor: Tensor | float, like: Tensor | LinearCurrent) -> Tensor | None:
+    """None for spikes of height 1 that do not learn another."""
+    height = check_parameter("graded_spikes_factor", factor, like)
+    if not height.requires_grad and height.numel() == 1 and bool(height == 1):
+        return None
+    features = like.shape[2:]
+    return (height if height.numel() == 1 else height.view(features)).to(like.dtype)
+
+
+def single_spike_linear(
+    spikes: SpikeTimes | SpikeEvents,
+    weight: Tensor,
+    bias: Tensor | None,
+    beta: Tensor | float,
+    threshold: Tensor | float = 1.0,
+    *,
+    spike_grad: SpikeGrad | None = None,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+    reset_mechanism: str = "none",
+    graded_spikes_factor: Tensor | float = 1.0,
+) -> SpikeTimes:
+    """
+    A linear layer and its single-spike neurons, from spike times to spike times.
+
+    What :func:`single_spike_leaky` computes from `torch.nn.functional.linear(spikes.dense(),
+    weight, bias)`, with its gradients by every rule, and without a current `(T, B, out)`: every
+    spike adds its column of weights once. Under the surrogate rules time grows with T when going
+    back, under `gradient="spike_time"` it does not, and nothing of size T is kept by either.
+
+    Example::
+
+        spikes = SpikeTimes(times, steps=100)                  # (B, 784)
+        hidden = single_spike_linear(spikes, weight, bias, beta=0.9)
+        hidden.times                                           # (B, out)
+
+    :param spikes: spikes of the layer before, with one feature dimension
+    :type spikes: SpikeTimes or SpikeEvents
+
+    :param weight: weights of shape `(out, in)`; float32 or float64, half types are computed in
+        float32
+    :type weight: torch.Tensor
+
+    :param bias: constant current of shape `(out,)`, or None
+    :type bias: torch.Tensor, optional
+
+    Other arguments as in :func:`single_spike_leaky`. A surrogate of the user's own runs on dense
+    tensors.
+
+    :return: spike times of shape `(B, out)`, with interpolated ones in `tau` if
+        `gradient="spike_time"`
+    :rtype: SpikeTimes
+
+    :raises TypeError: `spikes` is a dense tensor
+    :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
+    """
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    if not isinstance(spikes, (SpikeTimes, SpikeEvents)):
+        raise TypeError(
+            f"spikes must be SpikeTimes or SpikeEvents, not {type(spikes).__name__}: make them "
+            "with SpikeTimes.from_dense(spikes) or SpikeEvents.from_dense(spikes)"
+        )
+    current = torch.nn.functional.linear(spikes, weight, bias)  # type: ignore[arg-type]
+    if not isinstance(current, LinearCurrent):
+        raise ValueError(
+            f"spikes has shape {tuple(spikes.shape)}, but one feature dimension is expected, "
+            "(time, batch, in): use spikes.flatten(2)"
+        )
+    return spikes_of_current(
+        current,
+        beta,
+        threshold,
+        graded_spikes_factor,
+        *split(spike_grad),
+        gradient,
+        reset_mechanism,
+        backend,
+    )
+
+
 def leaky_readout(
-    current: Tensor,
+    current: Tensor | LinearCurrent,
     beta: Tensor | float,
     *,
     mem: Tensor | None = None,
@@ -373,8 +557,9 @@ def leaky_readout(
     The membrane over time is not written, and nothing of its size is saved for the backward
     pass. The readout of arXiv:2205.15286.
 
-    :param current: input current of shape `(T, B, *features)`
-    :type current: torch.Tensor
+    :param current: input current of shape `(T, B, *features)`; that of a linear layer from
+        :class:`snn_single_spike.SpikeTimes` is never written
+    :type current: torch.Tensor or LinearCurrent
 
     :param beta: decay rate per step, clipped between 0 and 1, a number or one value per neuron
     :type beta: float or torch.Tensor
@@ -394,9 +579,11 @@ def leaky_readout(
 
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
-    check_current(current)
     check_choice("reduction", reduction, REDUCTIONS)
     chosen = backends.select(backend, current.device.type)
+    if isinstance(current, LinearCurrent) and mem is None:
+        return _readout_of_spikes(current, beta, reduction, chosen)
+    current = check_current(as_dense(current))
     value = operators.LeakyReadout.apply(
         current.flatten(1).contiguous(),
         check_parameter("beta", beta, current),
@@ -406,3 +593,21 @@ def leaky_readout(
         chosen,
     )
     return value.view(current.shape[1:])
+
+
+def _readout_of_spikes(
+    current: LinearCurrent, beta: Tensor | float, reduction: str, chosen: str
+) -> Tensor:
+    source, weight, bias = _of_spikes(current)
+    given = current.spikes.carrier if isinstance(current.spikes, SpikeTimes) else None
+    value = LinearReadout.apply(
+        given,
+        weight,
+        bias,
+        _decay(beta, current).contiguous(),
+        source,
+        reduction,
+        torch.is_grad_enabled(),
+        chosen,
+    )
+    return value.to(current.dtype)

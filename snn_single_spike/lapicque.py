@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .backends.buffers import state_dtype
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
+from .spikes import as_dense
 from .validation import check_parameter
 
 __all__ = ["SingleSpikeLapicque"]
@@ -209,6 +210,7 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
         return self.time_step / (other * torch.log(1 / self.beta))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        input_ = as_dense(input_)
         states = self._initial(input_, mem=mem)
         circuit = {"R": self.R, "C": self.C}
         for name, value in circuit.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import snntorch as snn
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor
 
 from .backends.buffers import state_dtype
-from .functional import DEFAULT_GRADIENT
+from .functional import DEFAULT_GRADIENT, run_single_spike, spikes_of_current, spikes_of_result
 from .neuron import SingleSpikeNeuron, check_options
-from .validation import check_parameter, check_state
+from .spikes import Deferred, LinearCurrent, as_dense
+from .validation import check_choice, check_parameter, check_state
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
+
+CURRENCIES = ("dense", "times")
 
 
 class LeakyState(NamedTuple):
@@ -25,6 +29,21 @@ class LeakyState(NamedTuple):
     """Step of the first spike so far, `(B, *features)` int64, -1 while silent."""
     steps: int
     """Time steps taken."""
+
+
+class Membrane(Deferred):
+    """The membrane (T, B, *features) of neurons that were run from spike times."""
+
+    def __init__(self, current: LinearCurrent, make: Callable[[], Tensor]) -> None:
+        self.shape, self.dtype, self.device = current.shape, current.dtype, current.device
+        self._make = make
+        self._made: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """The membrane as a tensor, differentiable; computed once."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -110,9 +129,15 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
     :type backend: str, optional, keyword only
 
+    :param currency: what spikes are returned as: a "dense" tensor, or
+        :class:`snn_single_spike.SpikeTimes` ("times"). A linear layer before the neuron that is
+        given spike times is then computed from them, see :mod:`snn_single_spike.spikes`.
+        Defaults to "dense"
+    :type currency: str, optional, keyword only
+
     Inputs: \\input_, mem_0
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
-          float64, float16 or bfloat16
+          float64, float16 or bfloat16; or what `nn.Linear` makes of spike times
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default. The empty tensor of `reset_mem()` means zeros too
 
@@ -120,10 +145,11 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         - **spk** of shape `(time, batch, *features)`: the spikes, in the type of the input
           (snnTorch's are float32 whatever the input)
         - **mem** of the same shape: the membrane at every step, type of the input. Not
-          returned with `init_hidden=True`, unless `output=True`
+          returned with `init_hidden=True`, unless `output=True`. With `currency="times"` it is
+          computed when it is first used
 
     After a call `self.mem` is the membrane of the last step, detached. Compiled and exported
-    modules leave it as it was.
+    modules, and those that compute spike times only, leave it as it was.
 
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_leaky`; for an option that cannot be
@@ -151,7 +177,9 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         *,
         gradient: str = DEFAULT_GRADIENT,
         backend: str = "auto",
+        currency: str = "dense",
     ) -> None:
+        check_choice("currency", currency, CURRENCIES)
         check_options(
             "Leaky",
             gradient,
@@ -179,10 +207,40 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             reset_delay,
         )
         self.take_whole_sequences(gradient, backend)
+        self.currency = currency
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+    def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
+        times = self.currency == "times" and not torch.compiler.is_compiling()
+        if times and isinstance(input_, LinearCurrent) and (mem is None or mem.shape == (0,)):
+            return self._from_spikes(input_)
+        input_ = as_dense(input_)
         result = self._run(input_, **self._initial(input_, mem=mem))
-        return result.spikes if result.mem is None else (result.spikes, result.mem)
+        spikes: Any = result.spikes
+        if times:
+            spikes = spikes_of_result(result, input_.shape[0], self.graded_spikes_factor)
+        return spikes if result.mem is None else (spikes, result.mem)
+
+    def _from_spikes(self, current: LinearCurrent) -> Any:
+        surrogate, own = self._surrogate()
+        neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, own)
+        rules = (self.gradient, self._reset())
+        current = current.unfold()
+        spikes = spikes_of_current(current, *neuron, *rules, self.backend)
+        if self.init_hidden and not self.output:
+            return spikes
+
+        def membrane() -> Tensor:
+            dense = current.dense()
+            result = run_single_spike(
+                dense, *neuron, *rules, want_spikes=False, backend=self.backend
+            )
+            assert result.mem is not None
+            return result.mem
+
+        return spikes, Membrane(current, membrane)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, currency={self.currency!r}"
 
     def _reset(self) -> str:
         return self.reset_mechanism

@@ -261,7 +261,7 @@ class SingleSpike(torch.autograd.Function):
         )
         steps = times
         if exact:
-            times = _interpolate(steps, crossing, threshold)
+            times = interpolate(steps, crossing, threshold)
         elif upstream or need_factor:
             times = times.clone()  # the caller may write -1 over with what suits a loss
         ctx.set_materialize_grads(False)
@@ -305,11 +305,15 @@ class SingleSpike(torch.autograd.Function):
 
         at_spike = None  # gradient to the height of a spike
         if need_factor and grad_spikes is not None:
-            at_spike = _at_steps(grad_spikes, times).to(factor.dtype)
+            at_spike = at_steps(grad_spikes, times).to(factor.dtype)
         grad_at = grad_before = direct_threshold = None
         if ctx.exact:
-            grad_at, grad_before, direct_threshold = _through_crossing(
-                grad_spikes, grad_times, times, crossing, threshold, factor
+            rise = None
+            if grad_spikes is not None:
+                rise = at_steps(grad_spikes, times) - at_steps(grad_spikes, times, back=1)
+                rise = rise.to(crossing.dtype) * _per_lane(factor, len(times))
+            grad_at, grad_before, direct_threshold = through_crossing(
+                rise, grad_times, times, crossing, threshold
             )
             grad_spikes = None
         needs[6] = feedback is not None and (needs[6] or need_factor)
@@ -367,7 +371,7 @@ def _per_lane(parameter: Tensor, lanes: int) -> Tensor:
     return parameter.repeat(lanes // parameter.shape[0])
 
 
-def _interpolate(times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
+def interpolate(times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
     """Time at which the straight line between V[t*-1] and V[t*] meets the threshold."""
     below, above = crossing.unbind(0)
     theta = _per_lane(threshold, times.shape[0])
@@ -375,35 +379,33 @@ def _interpolate(times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(times > 0, between, times.to(between.dtype))
 
 
-def _at_steps(rows: Tensor, times: Tensor, back: int = 0) -> Tensor:
+def at_steps(rows: Tensor, times: Tensor, back: int = 0) -> Tensor:
     """rows[t* - back] of every lane that fired at t* >= back, else 0."""
     index = (times - back).clamp(min=0)
     return torch.where(times >= back, rows.gather(0, index[None])[0], 0.0)
 
 
-def _through_crossing(
-    grad_spikes: Tensor | None,
+def through_crossing(
+    rise: Tensor | None,
     grad_times: Tensor | None,
     times: Tensor,
     crossing: Tensor,
     threshold: Tensor,
-    factor: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
     """Gradients to V[t*], V[t*-1] and the threshold from the interpolated spike time tau.
 
     A loss on the spikes reaches tau as the slope of a spike that is shared linearly between
-    the two steps around it: dL/dtau = factor * (g[t*] - g[t*-1]).
+    the two steps around it: dL/dtau = ``rise`` = factor * (g[t*] - g[t*-1]).
     """
-    if grad_spikes is None and grad_times is None:
+    if rise is None and grad_times is None:
         return None, None, None
     below, above = crossing.unbind(0)
     lanes = times.shape[0]
     grad = torch.zeros_like(below)
     if grad_times is not None:
         grad = grad + grad_times
-    if grad_spikes is not None:
-        rise = _at_steps(grad_spikes, times) - _at_steps(grad_spikes, times, back=1)
-        grad = grad + rise.to(grad.dtype) * _per_lane(factor, lanes)
+    if rise is not None:
+        grad = grad + rise
     # A spike at step 0 has no crossing to interpolate, a silent neuron no spike.
     per_volt = torch.where(times > 0, grad / (above - below), 0.0)
     position = (_per_lane(threshold, lanes) - below) / (above - below)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from . import backends
 from .functional import leaky_readout, run_single_spike
+from .spikes import as_dense
 from .validation import REDUCTIONS, check_choice, check_not_nan
 
 __all__ = ["LeakyReadout"]
@@ -79,11 +82,12 @@ class LeakyReadout(nn.Module):
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, backend={self.backend!r}"
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | None:
+    def forward(self, input_: Any, mem: Tensor | None = None) -> Tensor | None:
         if self.reduction is not None:
             return leaky_readout(
                 input_, self.beta, mem=mem, reduction=self.reduction, backend=self.backend
             )
+        input_ = as_dense(input_)
         return run_single_spike(
             input_,
             self.beta,

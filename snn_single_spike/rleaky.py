@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
+from .spikes import as_dense
 from .validation import check_parameter, check_state
 
 __all__ = ["SingleSpikeRLeaky"]
@@ -179,6 +180,7 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
         self.take_whole_sequences(gradient, backend)
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        input_ = as_dense(input_)
         states = self._initial(input_, spk=spk, mem=mem)
         before, dtype = check_state("spk", states.pop("spk"), input_), input_.dtype
         if before is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from . import backends
+from .backends.buffers import Events
 from .validation import check_device
 
 __all__ = ["LinearCurrent", "SpikeEvents", "SpikeTimes"]
@@ -40,19 +42,6 @@ def check_steps(steps: object) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r} must be a positive number of time steps")
     return steps
-
-
-class Events(NamedTuple):
-    """Spikes of a batch, ordered by sample and within a sample by time."""
-
-    offsets: Tensor
-    """(B + 1,) int64: the spikes of sample b are those from offsets[b] to offsets[b + 1]."""
-    times: Tensor
-    """(E,) int32."""
-    units: Tensor
-    """(E,) int32: index into the flattened features."""
-    values: Tensor | None
-    """(E,) height of each spike in the type of the spikes; None if all are 1."""
 
 
 class Deferred:
@@ -118,6 +107,11 @@ class Deferred:
         return self.dense()
 
 
+def as_dense(x: Any) -> Any:
+    """The tensor that ``x`` stands for, or ``x`` itself if it is none of these."""
+    return x.dense() if isinstance(x, Deferred) else x
+
+
 def _on_dense(name: str) -> Callable[..., Any]:
     def method(self: Deferred, *args: Any) -> Any:
         return getattr(self._made_dense(name), name)(*args)
@@ -151,12 +145,19 @@ class _Carrier(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spikes: Tensor) -> Tensor:
+        ctx.shape = spikes.shape
         steps, batch = spikes.shape[:2]
         return carrier(steps, batch, spikes.shape[2:].numel(), spikes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
+        # A product that was left undone (SpikeGradient) is taken by any operation on it.
+        return (grad if type(grad) is Tensor else grad.clone()).reshape(ctx.shape)
+
+
+def spikes_carrier(spikes: Tensor) -> Tensor:
+    """A carrier (T, B, N) whose gradient becomes that of dense unit spikes."""
+    return _Carrier.apply(spikes)
 
 
 def carrier(steps: int, batch: int, units: int, like: Tensor) -> Tensor:
@@ -343,7 +344,7 @@ class SpikeTimes(_Spikes):
         """What a neuron returns: (B, *features) times, and the carrier of their gradient."""
         new = cls.__new__(cls)
         new.steps = steps
-        new._set(times, height, dtype)
+        new._set(times.to(time_dtype(steps)), height, dtype)
         new.carrier, new.tau = carrier if carrier.requires_grad else None, tau
         return new
 
@@ -371,7 +372,7 @@ class SpikeTimes(_Spikes):
         times = fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
         new = cls(times, spikes.shape[0], dtype=spikes.dtype)
         if spikes.requires_grad:
-            new.carrier = _Carrier.apply(spikes)
+            new.carrier = spikes_carrier(spikes)
         return new
 
     def dense(self) -> Tensor:
@@ -426,17 +427,9 @@ class SpikeTimes(_Spikes):
 
     def events(self) -> Events:
         if self._events is None:
-            times = self.times.flatten(1)
-            # Stable: spikes at the same time keep the order of their units.
-            order = torch.where(times < 0, self.steps, times.to(torch.int32)).sort(
-                dim=1, stable=True
-            )
-            fired = (times >= 0).sum(1)
-            keep = torch.arange(times.shape[1], device=self.device) < fired[:, None]
-            offsets = torch.zeros(self.batch + 1, dtype=torch.int64, device=self.device)
-            torch.cumsum(fired, 0, out=offsets[1:])
-            units = order.indices[keep].to(torch.int32)
-            self._events = Events(offsets, order.values[keep], units, None)
+            backend, _ = backends.explain(self.device.type)
+            rows = self.times.flatten(1).to(torch.int32)
+            self._events = backends.load_linear(backend).sort_spikes(rows, self.steps)
         return self._events
 
     def _with_features(self, features: Sequence[int]) -> SpikeTimes:
@@ -732,7 +725,7 @@ class LinearCurrent(_Sequence):
         self.spikes, self.weight, self.bias = spikes.unfold(), weight, bias
         self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
         self.features = torch.Size((weight.shape[0],))
-        self.dtype, self.device = spikes.dtype, spikes.device
+        self.dtype, self.device = weight.dtype, weight.device
 
     @property
     def requires_grad(self) -> bool:
@@ -741,7 +734,8 @@ class LinearCurrent(_Sequence):
 
     def dense(self) -> Tensor:
         """The current as a tensor, differentiable."""
-        return self._leading(F.linear(self.spikes.dense(), self.weight, self.bias))
+        spikes = self.spikes.dense().to(self.dtype)
+        return self._leading(F.linear(spikes, self.weight, self.bias))
 
     def detach(self) -> LinearCurrent:
         bias = None if self.bias is None else self.bias.detach()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
+from .spikes import as_dense
 
 __all__ = ["SingleSpikeSynaptic"]
 
@@ -150,6 +151,7 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
         self.take_whole_sequences(gradient, backend)
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        input_ = as_dense(input_)
         states = self._initial(input_, syn=syn, mem=mem)
         result = self._run(input_, alpha=self.alpha, **states)
         return result.spikes if result.mem is None else (result.spikes, result.syn, result.mem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def check_not_nan(name: str, value: Tensor | float) -> None:
         )
 
 
-def check_parameter(name: str, value: Tensor | float, current: Tensor) -> Tensor:
+def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
     """A parameter as a flat (P,) tensor in state precision, P = 1 or the number of features."""
     state = state_dtype(current.dtype)
     if not isinstance(value, Tensor):

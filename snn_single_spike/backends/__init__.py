@@ -29,6 +29,8 @@ from ..compiling import constant_when_compiled
 BACKENDS = ("triton", "numba", "torch")
 
 _MODULES = {"triton": "triton_gpu", "numba": "numba_cpu", "torch": "eager"}
+# From spike times instead of dense currents
+_LINEAR = {"triton": "triton_linear", "numba": "numba_linear", "torch": "eager_linear"}
 _INSTALL = {"triton": "pip install triton", "numba": "pip install numba"}
 
 logger = logging.getLogger("snn_single_spike")
@@ -102,3 +104,9 @@ def load(backend: str) -> ModuleType:
     """Import an implementation, once, on its first use."""
     logger.info("using backend %s", backend)
     return importlib.import_module(f"{__name__}.{_MODULES[backend]}")
+
+
+@functools.cache
+def load_linear(backend: str) -> ModuleType:
+    """The implementation of linear layers from spike times, likewise."""
+    return importlib.import_module(f"{__name__}.{_LINEAR[backend]}")

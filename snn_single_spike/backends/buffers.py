@@ -103,6 +103,55 @@ class InputGradients(NamedTuple):
     inh: Tensor | None
 
 
+class Events(NamedTuple):
+    """Spikes of a batch, ordered by sample and within a sample by time."""
+
+    offsets: Tensor
+    """(B + 1,) int64: the spikes of sample b are those from offsets[b] to offsets[b + 1]."""
+    times: Tensor
+    """(E,) int32."""
+    units: Tensor
+    """(E,) int32: index into the flattened features."""
+    values: Tensor | None
+    """(E,) height of each spike, floating-point; None if all are 1."""
+
+
+class LinearNeurons(NamedTuple):
+    """A linear layer (O, N) and what its neurons are, (O,) each, all of one floating type."""
+
+    weight: Tensor
+    bias: Tensor
+    beta: Tensor
+    """Between 0 and 1."""
+    threshold: Tensor
+    reset: str
+    """One step after the spike: "none", "subtract" or "zero"."""
+
+
+class Impulses(NamedTuple):
+    """An adjoint in closed form: lam[k] = h[k] + beta lam[k+1], (B, O) each."""
+
+    every: Tensor | None
+    """h[k] at every step: the gradient to a sum over time."""
+    at: Tensor | None
+    """h[k] at the step ``when``."""
+    before: Tensor | None
+    """h[k] at the step before it; given together with ``at``."""
+    when: Tensor | None
+    """int64, -1 for none."""
+
+
+class LinearGradients(NamedTuple):
+    """Gradients of a layer, to be added up in."""
+
+    weight: Tensor
+    bias: Tensor
+    beta: Tensor
+    threshold: Tensor
+    current: Tensor | None
+    """(T, B, O) if the adjoint itself is wanted; overwritten."""
+
+
 class ReadoutOutputs(NamedTuple):
     value: Tensor
     """(M,), type of the input."""

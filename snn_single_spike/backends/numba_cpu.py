@@ -60,8 +60,8 @@ _MASKED, _PRE_SPIKE, _STRAIGHT_THROUGH, _BLOCKED = (
 _SUM, _MAX = REDUCTIONS["sum"], REDUCTIONS["max"]
 
 
-def _compile(function: Any) -> Any:
-    options = {"nogil": True, "error_model": "numpy"}
+def _compile(function: Any, **options: Any) -> Any:
+    options |= {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to write a cache: compile again in every process
@@ -251,7 +251,7 @@ def _forward(
                     crossing[1, start + j] = zero
 
 
-@_compile
+@functools.partial(_compile, _nrt=False)
 def _slope(v, theta, surrogate, a, b, out, n):
     """s'(v - theta) of one block."""
     kind = out.dtype.type
@@ -601,15 +601,20 @@ def _run(kernel: Callable[..., None], steps: int, lanes: int, *arguments: object
         return
     share = -(-lanes // (threads * BLOCK)) * BLOCK
     ranges = [(low, min(low + share, lanes)) for low in range(0, lanes, share)]
+    in_threads(kernel, [(low, high, *arguments) for low, high in ranges])
+
+
+def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> None:
+    """Call ``kernel`` with each of the arguments, all at the same time."""
     waiting = []
     try:
-        while len(ranges) > 1:
-            waiting.append(_pool(os.getpid()).submit(kernel, *ranges[-1], *arguments))
-            ranges.pop()
+        while len(calls) > 1:
+            waiting.append(_pool(os.getpid()).submit(kernel, *calls[-1]))
+            calls.pop()
     except RuntimeError:
         pass  # the interpreter is shutting down and takes no new work: the rest runs here
-    for low, high in ranges:
-        kernel(low, high, *arguments)
+    for arguments in calls:
+        kernel(*arguments)
     for future in waiting:
         future.result()
 

@@ -1,0 +1,46 @@
+"""An adjoint in closed form, written out over time."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..surrogate import Surrogate
+from .buffers import Impulses, InputGradients, Neuron, OutputGradients, Saved
+
+
+def adjoint_rows(
+    implementation: ModuleType, steps: int, beta: Tensor, adjoint: Impulses, samples: slice
+) -> Tensor:
+    """lam[k] = h[k] + beta lam[k+1] of some samples, (T, n, O), by a dense implementation."""
+    every, at, before, when = (None if x is None else x[samples].contiguous() for x in adjoint)
+    given = at if every is None else every
+    assert given is not None
+    out = torch.empty(steps, given.numel(), dtype=beta.dtype, device=beta.device)
+    if when is None:
+        when = torch.full_like(given, -1, dtype=torch.int64)
+    if at is not None and before is None:
+        before = torch.zeros_like(at)
+    grads = OutputGradients(
+        None,
+        None if every is None else every.view(1, -1),
+        None,
+        None,
+        None if at is None else at.flatten(),
+        None if before is None else before.flatten(),
+    )
+    if given.numel():
+        implementation.leaky_backward(
+            steps,
+            beta.dtype,
+            Saved(None, False, None, None),
+            Neuron(beta, beta, beta, *(None,) * 6, clamp=False, reset="none"),
+            when.flatten(),
+            grads,
+            "none",
+            Surrogate("straight_through_estimator"),
+            InputGradients(out, *(None,) * 8),
+        )
+    return out.view(steps, *given.shape)

@@ -1,0 +1,105 @@
+"""A linear layer and its single-spike neurons in one module, from spike times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .leaky import SingleSpikeLeaky
+from .spikes import SpikeEvents, SpikeTimes
+
+__all__ = ["SingleSpikeLinear"]
+
+
+class SingleSpikeLinear(SingleSpikeLeaky):
+    """
+    A linear layer of single-spike neurons: :class:`torch.nn.Linear` and
+    :class:`snn_single_spike.SingleSpikeLeaky` in one, from spike times to spike times.
+
+    .. math::
+
+            U[t] = βU[t-1] + W S_{\\rm in}[t] + b - R[t]
+
+    Every input spike adds its column of W once. No tensor of shape `(time, batch, features)` is
+    made, forwards or backwards; with `gradient="spike_time"` a training step costs the same
+    whatever the number of time steps.
+
+    Example::
+
+        from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeTimes
+
+        hidden = SingleSpikeLinear(784, 1000, beta=0.9)
+        output = nn.Sequential(nn.Linear(1000, 10), LeakyReadout(0.95))
+
+        spikes = SpikeTimes(times, steps=100)         # times: (batch, 784)
+        loss = F.cross_entropy(output(hidden(spikes)), targets)
+
+    Its `state_dict` has the keys `weight` and `bias` of the linear layer, initialised as torch
+    does, and those of :class:`snntorch.Leaky`.
+
+    :param in_features: number of inputs
+    :type in_features: int
+
+    :param out_features: number of neurons
+    :type out_features: int
+
+    :param beta: membrane potential decay rate, as in
+        :class:`snn_single_spike.SingleSpikeLeaky`, of which all further arguments are taken but
+        `init_hidden`, `output` and `currency`
+    :type beta: float or torch.tensor
+
+    :param bias: learn a constant current. Defaults to True
+    :type bias: bool, optional
+
+    :param device: of the weights and the bias
+    :type device: torch.device, optional, keyword only
+
+    :param dtype: of the weights and the bias
+    :type dtype: torch.dtype, optional, keyword only
+
+    Inputs: spikes
+        - **spikes** :class:`snn_single_spike.SpikeTimes` or :class:`snn_single_spike.SpikeEvents`
+          with `in_features` units; a dense tensor `(time, batch, in_features)` is multiplied as
+          by `nn.Linear`
+
+    Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`
+
+    :raises ValueError, TypeError, RuntimeError: as
+        :func:`snn_single_spike.functional.single_spike_linear`
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        beta: Tensor | float,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Any,
+    ) -> None:
+        fixed = {"init_hidden", "output", "currency"} & neuron.keys()
+        if fixed:
+            raise TypeError(
+                f"SingleSpikeLinear has no {', '.join(sorted(fixed))}: it returns spike times. "
+                "Use nn.Linear and SingleSpikeLeaky for the membrane"
+            )
+        super().__init__(beta, init_hidden=True, currency="times", **neuron)
+        linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+
+    def forward(  # type: ignore[override]
+        self, spikes: SpikeTimes | SpikeEvents | Tensor
+    ) -> SpikeTimes:
+        return super().forward(F.linear(spikes, self.weight, self.bias))  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """The options that decide what the layer computes."""
+        sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {super().extra_repr()}"

@@ -1,0 +1,297 @@
+"""Linear layers and what their currents drive, from spike times: gradients.
+
+The dense (T, B, N) spikes of a layer exist for autograd only, as a carrier of no size. What
+comes back to it is a :class:`SpikeGradient`, the product of the next layer's adjoint and weights
+that is left undone: the layer that made the spikes takes it a few samples at a time, or only at
+its spike times. Whatever else touches it is given the dense product.
+
+These functions call an implementation directly: a compiler cannot trace a gradient that is no
+tensor, and :class:`snn_single_spike.spikes` gives it dense tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_map
+
+from . import backends
+from .backends.adjoint import adjoint_rows
+from .backends.buffers import Events, Impulses, LinearGradients, LinearNeurons
+from .backends.memory import empty
+from .operators import at_steps, interpolate, through_crossing
+from .spikes import carrier
+from .surrogate import Surrogate
+
+
+class SpikeGradient(Tensor):
+    """Gradient (T, B, N) to the spikes that a linear layer took: its adjoint times its weights."""
+
+    lam: Impulses | Tensor
+    """Adjoint of the layer's current: in closed form, or (T, B, O)."""
+    weight: Tensor
+    """(O, N)."""
+    beta: Tensor
+    """(O,), the decay of a closed form."""
+    at_spikes: Tensor | None
+    """(2, B, N): the gradient at the step of each spike and at the step before it, if known."""
+    backend: str
+
+    @staticmethod
+    def __new__(
+        cls,
+        steps: int,
+        lam: Impulses | Tensor,
+        weight: Tensor,
+        beta: Tensor,
+        at_spikes: Tensor | None,
+        backend: str,
+    ) -> SpikeGradient:
+        batch = _batch(lam)
+        new: SpikeGradient = Tensor._make_wrapper_subclass(
+            cls, (steps, batch, weight.shape[1]), dtype=weight.dtype, device=weight.device
+        )
+        new.lam, new.weight, new.beta = lam, weight, beta
+        new.at_spikes, new.backend = at_spikes, backend
+        return new
+
+    def factors(self, samples: slice) -> tuple[Tensor, Tensor]:
+        """(T, n, O) and (O, N), of which the gradient is the product."""
+        if isinstance(self.lam, Tensor):
+            return self.lam[:, samples], self.weight
+        dense = backends.load(self.backend)
+        lam = adjoint_rows(dense, self.shape[0], self.beta, self.lam, samples)
+        return lam, self.weight
+
+    def dense(self) -> Tensor:
+        lam, weight = self.factors(slice(0, self.shape[1]))
+        return lam @ weight
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        def dense(x: Any) -> Any:
+            return x.dense() if isinstance(x, SpikeGradient) else x
+
+        return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
+
+
+def _batch(lam: Impulses | Tensor) -> int:
+    if isinstance(lam, Tensor):
+        return lam.shape[1]
+    some = lam.at if lam.every is None else lam.every
+    assert some is not None
+    return some.shape[0]
+
+
+class Source(NamedTuple):
+    """The spikes that a linear layer takes."""
+
+    events: Events
+    steps: int
+    at_spikes: bool
+    """Whether the layer that made them asks for its gradient at their times only."""
+
+
+class LinearSpikes(torch.autograd.Function):
+    """First spikes of a layer of leaky neurons, from those of the layer before.
+
+    weight (O, N); bias, beta (between 0 and 1) and threshold (O,). Returns the carrier
+    (T, B, O) of the new spikes, their times (B, O) int32, and under the ``spike_time`` rule
+    interpolated times, else an empty tensor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        given: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        beta: Tensor,
+        threshold: Tensor,
+        source: Source,
+        rule: str,
+        reset: str,
+        surrogate: Surrogate | None,
+        track: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        events, steps, _ = source
+        batch, lanes = len(events.offsets) - 1, len(weight)
+        exact = rule == "spike_time"
+        need_beta = exact and track and ctx.needs_input_grad[3]
+        layer = LinearNeurons(weight, bias, beta, threshold, reset)
+        times = torch.empty(batch, lanes, dtype=torch.int32, device=weight.device)
+        crossing = weight.new_empty(2, batch, lanes) if exact else None
+        sensitivity = weight.new_empty(2, batch, lanes) if need_beta else None
+        if batch:
+            backends.load_linear(backend).linear_first_spikes(
+                events, steps, layer, times, crossing, sensitivity
+            )
+        ctx.save_for_backward(weight, bias, beta, threshold, times, crossing, sensitivity)
+        ctx.source, ctx.rule, ctx.reset, ctx.surrogate = source, rule, reset, surrogate
+        ctx.backend = backend
+        ctx.set_materialize_grads(False)
+        tau = weight.new_empty(0)
+        if crossing is not None:
+            around = crossing.flatten(1)
+            tau = interpolate(times.flatten().long(), around, threshold).view(batch, lanes)
+            ctx.mark_non_differentiable(times)
+        else:
+            ctx.mark_non_differentiable(times, tau)
+        new = carrier(steps, batch, lanes, weight)
+        if surrogate is None and not exact:
+            ctx.mark_non_differentiable(new)
+        return new, times, tau
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, _, grad_tau = grads
+        weight, bias, beta, threshold, times, crossing, sensitivity = ctx.saved_tensors
+        events, steps, _ = ctx.source
+        implementation = backends.load_linear(ctx.backend)
+        need_input = ctx.needs_input_grad[0]
+        into = LinearGradients(*map(torch.zeros_like, (weight, bias, beta, threshold)), None)
+        nothing = grad is None and grad_tau is None
+        if nothing or not times.numel():
+            return None, *into[:4], *(None,) * 6
+        if crossing is not None:
+            rise = _rise(grad, times)
+            at, before, direct = through_crossing(
+                rise, None if grad_tau is None else grad_tau.flatten(), times.flatten().long(),
+                crossing.flatten(1), threshold,
+            )  # fmt: skip
+            assert at is not None
+            assert before is not None
+            assert direct is not None
+            at, before = at.view(times.shape), before.view(times.shape)
+            impulses = Impulses(None, at, before, times.long())
+            inputs = _impulses(ctx.source, impulses, weight, beta, into, need_input, ctx.backend)
+            lam: Impulses | Tensor = impulses
+            if sensitivity is not None:
+                torch.sum(before * sensitivity[0] + at * sensitivity[1], 0, out=into.beta)
+            torch.sum(direct.view(times.shape), 0, out=into.threshold)
+        else:
+            assert grad is not None
+            inputs = None
+            batch = times.shape[0]
+            if need_input:
+                lam = empty((steps, batch, len(weight)), dtype=weight.dtype, device=weight.device)
+                into = into._replace(current=lam)
+
+            def rows(samples: slice) -> tuple[Tensor, Tensor | None]:
+                if isinstance(grad, SpikeGradient):
+                    return grad.factors(samples)
+                some = grad[:1] if steps > 1 and grad.stride(0) == 0 else grad
+                return some[:, samples].contiguous(), None
+
+            implementation.linear_backward_rows(
+                events,
+                steps,
+                LinearNeurons(weight, bias, beta, threshold, ctx.reset),
+                times,
+                rows,
+                ctx.rule,
+                ctx.surrogate,
+                into,
+            )
+        to_input = None
+        if need_input:
+            to_input = SpikeGradient(steps, lam, weight, beta, inputs, ctx.backend)
+        return to_input, *into[:4], *(None,) * 6
+
+
+def _rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
+    """dL/dS[t*] - dL/dS[t*-1] of every neuron, (B * O,)."""
+    if grad is None:
+        return None
+    if isinstance(grad, SpikeGradient) and grad.at_spikes is not None:
+        at, before = grad.at_spikes
+        return torch.where(times >= 0, at - before, 0.0).flatten()
+    dense = grad.dense() if isinstance(grad, SpikeGradient) else grad
+    flat, steps = dense.reshape(dense.shape[0], -1), times.flatten().long()
+    return at_steps(flat, steps) - at_steps(flat, steps, back=1)
+
+
+def _impulses(
+    source: Source,
+    adjoint: Impulses,
+    weight: Tensor,
+    beta: Tensor,
+    into: LinearGradients,
+    need_input: bool,
+    backend: str,
+) -> Tensor | None:
+    """Fill the gradients of weight and bias; the one to the inputs at their spikes, if asked."""
+    events, steps, at_spikes = source
+    inputs = None
+    if need_input and at_spikes:
+        inputs = weight.new_zeros(2, len(events.offsets) - 1, weight.shape[1])
+    backends.load_linear(backend).linear_backward_impulses(
+        events, steps, weight, beta, adjoint, into.weight, into.bias, inputs
+    )
+    return inputs
+
+
+class LinearReadout(torch.autograd.Function):
+    """Sum, maximum or last value over time of a membrane that never fires, (B, O)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        given: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        beta: Tensor,
+        source: Source,
+        reduction: str,
+        track: bool,
+        backend: str,
+    ) -> Tensor:
+        events, steps, _ = source
+        batch, lanes = len(events.offsets) - 1, len(weight)
+        need_beta = track and ctx.needs_input_grad[3]
+        placed = track and reduction != "sum"
+        value = weight.new_empty(batch, lanes)
+        sensitivity = torch.empty_like(value) if need_beta else None
+        step = torch.empty_like(value, dtype=torch.int64) if placed else None
+        if batch:
+            backends.load_linear(backend).linear_readout(
+                events, steps, weight, bias, beta, reduction, value, sensitivity, step
+            )
+        ctx.save_for_backward(weight, beta, sensitivity, step)
+        ctx.source, ctx.backend = source, backend
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, beta, sensitivity, step = ctx.saved_tensors
+        grad = grad.contiguous()
+        adjoint = Impulses(grad, None, None, None)
+        if step is not None:
+            adjoint = Impulses(None, grad, None, step)
+        into = LinearGradients(
+            torch.zeros_like(weight), torch.zeros_like(beta), torch.zeros_like(beta), beta, None
+        )
+        inputs = to_input = None
+        need_input = ctx.needs_input_grad[0]
+        if grad.numel():
+            inputs = _impulses(ctx.source, adjoint, weight, beta, into, need_input, ctx.backend)
+            if need_input:
+                steps = ctx.source.steps
+                to_input = SpikeGradient(steps, adjoint, weight, beta, inputs, ctx.backend)
+        d_beta = None if sensitivity is None else (sensitivity * grad).sum(0)
+        return to_input, into.weight, into.bias, d_beta, *(None,) * 4
