@@ -163,7 +163,13 @@ class LinearSpikes(torch.autograd.Function):
         events, steps, _ = ctx.source
         implementation = backends.load_linear(ctx.backend)
         need_input = ctx.needs_input_grad[0]
-        into = LinearGradients(*map(torch.zeros_like, (weight, bias, beta, threshold)), None)
+        into = LinearGradients(
+            weight=torch.zeros_like(weight),
+            bias=torch.zeros_like(bias),
+            beta=torch.zeros_like(beta),
+            threshold=torch.zeros_like(threshold),
+            current=None,
+        )
         nothing = grad is None and grad_tau is None
         if nothing or not times.numel():
             return None, *into[:4], *(None,) * 6
