@@ -11,6 +11,7 @@ tensor, and :class:`snn_single_spike.spikes` gives it dense tensors.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from . import backends
 from .backends.adjoint import adjoint_rows
-from .backends.buffers import Events, Impulses, LinearGradients, LinearNeurons
+from .backends.buffers import Events, Impulses, LinearGradients, LinearNeurons, SpikeRows
 from .backends.memory import empty
 from .operators import at_steps, interpolate, through_crossing
 from .spikes import carrier
@@ -59,17 +60,18 @@ class SpikeGradient(Tensor):
         new.at_spikes, new.backend = at_spikes, backend
         return new
 
-    def factors(self, samples: slice) -> tuple[Tensor, Tensor]:
-        """(T, n, O) and (O, N), of which the gradient is the product."""
-        if isinstance(self.lam, Tensor):
-            return self.lam[:, samples], self.weight
-        dense = backends.load(self.backend)
-        lam = adjoint_rows(dense, self.shape[0], self.beta, self.lam, samples)
-        return lam, self.weight
+    def factors(self) -> SpikeRows:
+        """The adjoint of some samples, and the weights."""
+        lam = self.lam
+        if isinstance(lam, Tensor):
+            return SpikeRows(lambda samples: lam[:, samples].contiguous(), self.weight)
+        rows = functools.partial(
+            adjoint_rows, backends.load(self.backend), self.shape[0], self.beta, lam
+        )
+        return SpikeRows(rows, self.weight)
 
     def dense(self) -> Tensor:
-        lam, weight = self.factors(slice(0, self.shape[1]))
-        return lam @ weight
+        return self.factors().dense(slice(0, self.shape[1]))
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -197,18 +199,12 @@ class LinearSpikes(torch.autograd.Function):
                 lam = empty((steps, batch, len(weight)), dtype=weight.dtype, device=weight.device)
                 into = into._replace(current=lam)
 
-            def rows(samples: slice) -> tuple[Tensor, Tensor | None]:
-                if isinstance(grad, SpikeGradient):
-                    return grad.factors(samples)
-                some = grad[:1] if steps > 1 and grad.stride(0) == 0 else grad
-                return some[:, samples].contiguous(), None
-
             implementation.linear_backward_rows(
                 events,
                 steps,
                 LinearNeurons(weight, bias, beta, threshold, ctx.reset),
                 times,
-                rows,
+                _rows(grad),
                 ctx.rule,
                 ctx.surrogate,
                 into,
@@ -217,6 +213,14 @@ class LinearSpikes(torch.autograd.Function):
         if need_input:
             to_input = SpikeGradient(steps, lam, weight, beta, inputs, ctx.backend)
         return to_input, *into[:4], *(None,) * 6
+
+
+def _rows(grad: Tensor) -> SpikeRows:
+    if isinstance(grad, SpikeGradient):
+        return grad.factors()
+    # The gradient of a sum over time is one row that is read again and again.
+    some = grad[:1] if grad.shape[0] > 1 and grad.stride(0) == 0 else grad
+    return SpikeRows(lambda samples: some[:, samples].contiguous(), None)
 
 
 def _rise(grad: Tensor | None, times: Tensor) -> Tensor | None:

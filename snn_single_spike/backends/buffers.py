@@ -7,6 +7,7 @@ State precision is float32, or float64 for float64 input.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -139,6 +140,20 @@ class Impulses(NamedTuple):
     """h[k] at the step before it; given together with ``at``."""
     when: Tensor | None
     """int64, -1 for none."""
+
+
+class SpikeRows(NamedTuple):
+    """The gradient to dense spikes (T, B, O), made a few samples at a time."""
+
+    rows: Callable[[slice], Tensor]
+    """(T or 1, n, O) of some samples; one row where it is the same at every step. Or its first
+    factor, (T, n, P)."""
+    weight: Tensor | None
+    """The second factor, (P, O)."""
+
+    def dense(self, samples: slice) -> Tensor:
+        rows = self.rows(samples)
+        return rows if self.weight is None else rows @ self.weight
 
 
 class LinearGradients(NamedTuple):

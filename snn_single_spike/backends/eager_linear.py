@@ -6,7 +6,7 @@ not grow with the batch, time is that of dense tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from .buffers import (
     OutputGradients,
     ReadoutOutputs,
     Saved,
+    SpikeRows,
 )
 
 _ELEMENTS = 1 << 22  # of a dense tensor of some samples
@@ -150,7 +151,7 @@ def linear_backward_rows(
     steps: int,
     layer: LinearNeurons,
     times: Tensor,
-    rows: Callable[[slice], tuple[Tensor, Tensor | None]],
+    grad_spikes: SpikeRows,
     rule: str,
     surrogate: Surrogate,
     out: LinearGradients,
@@ -165,16 +166,13 @@ def linear_backward_rows(
         lam = torch.empty_like(current)
         beta, threshold = (current.new_empty(n * lanes) for _ in range(2))
         absent = (None,) * 6
-        grad_spikes, through = rows(part)
-        if through is not None:
-            grad_spikes = grad_spikes @ through
         eager.leaky_backward(
             steps,
             current.dtype,
             Saved(current, True, None, None),
             _neuron(layer),
             times[part].flatten().long(),
-            OutputGradients(grad_spikes.flatten(1), None, None, None, None, None),
+            OutputGradients(grad_spikes.dense(part).flatten(1), None, None, None, None, None),
             rule,
             surrogate,
             InputGradients(lam, beta, threshold, *absent),

@@ -13,14 +13,13 @@ a range of samples as well, with gradients of its own: no result depends on timi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..surrogate import Surrogate
-from .buffers import Events, Impulses, LinearGradients, LinearNeurons
+from .buffers import Events, Impulses, LinearGradients, LinearNeurons, SpikeRows
 from .memory import empty
 from .numba_cpu import (
     RESETS,
@@ -34,6 +33,7 @@ from .numba_cpu import (
 
 TILE = 128
 JUMP = 64  # steps that the tables of powers reach
+_FEW = 64  # rows of weights that the product is taken with inside the loop
 _ROWS_BYTES = 4 << 20  # of a piece of the gradient to dense spikes, made and read in turns
 
 _ZERO, _SUBTRACT = RESETS["zero"], RESETS["subtract"]
@@ -45,6 +45,7 @@ REDUCTIONS = {"sum": _SUM, "max": _MAX, "last": _LAST}
 # Numba counts references to the arrays that a function is given, with atomic instructions that
 # take longer than a row; functions that make no arrays of their own can do without.
 _helper = functools.partial(_compile, _nrt=False)
+_inlined = functools.partial(_compile, _nrt=False, forceinline=True)
 
 
 @_compile
@@ -79,10 +80,13 @@ def _pack(low, high, weight, packed):
     """(O, N) to (tiles, N, TILE), zeros past the last lane."""
     lanes, units = weight.shape
     for tile in range(low, high):
-        for j in range(TILE):
-            lane = tile * TILE + j
-            for i in range(units):
-                packed[tile, i, j] = weight[lane, i] if lane < lanes else 0
+        lane = tile * TILE
+        n = min(TILE, lanes - lane)
+        for i in range(units):  # a column of weights fits in the first-level cache
+            for j in range(n):
+                packed[tile, i, j] = weight[lane + j, i]
+            for j in range(n, TILE):
+                packed[tile, i, j] = 0
 
 
 @_compile
@@ -90,12 +94,13 @@ def _unpack(low, high, packed, weight):
     """The sum over splits of (splits, tiles, N, TILE), as (O, N)."""
     lanes, units = weight.shape
     for tile in range(low, high):
-        for j in range(min(TILE, lanes - tile * TILE)):
-            for i in range(units):
+        lane = tile * TILE
+        for i in range(units):
+            for j in range(min(TILE, lanes - lane)):
                 total = packed[0, tile, i, j]
                 for split in range(1, packed.shape[0]):
                     total += packed[split, tile, i, j]
-                weight[tile * TILE + j, i] = total
+                weight[lane + j, i] = total
 
 
 @_helper
@@ -132,7 +137,7 @@ def _slopes(power, d_power, d_geometric):
             d_geometric[n, j] = d_geometric[n - 1, j] + d_power[n - 1, j]
 
 
-@_helper
+@_inlined
 def _gather(e, end, now, times, units, values, weights, x):
     """Add the weights of all spikes of one step to the current; returns the next spike."""
     if values.shape[0] > 0:
@@ -158,7 +163,7 @@ def _gather(e, end, now, times, units, values, weights, x):
     return e
 
 
-@_helper
+@_inlined
 def _scatter(e, begin, now, times, units, values, lam, gradient):
     """Add the adjoint to the gradient of the weights of all spikes of one step, going back."""
     while e >= begin and times[e] == now:
@@ -174,21 +179,66 @@ def _scatter(e, begin, now, times, units, values, lam, gradient):
     return e
 
 
-@_helper
+@_inlined
 def _jump(gap, v, drive, power, geometric):
     """The membrane ``gap`` steps of constant current later."""
     for j in range(TILE):
         v[j] = power[gap, j] * v[j] + geometric[gap, j] * drive[j]
 
 
-@_helper
+@_inlined
+def _jump_marked(gap, v, drive, power, geometric, th, first, never, later, marks):
+    """The same, kept apart in ``later``; marks neurons that are over threshold by then."""
+    hit = np.int32(0)
+    for j in range(TILE):
+        u = power[gap, j] * v[j] + geometric[gap, j] * drive[j]
+        later[j] = u
+        mark = np.int32((u > th[j]) & (first[j] == never))
+        marks[j] = mark
+        hit |= mark
+    return hit
+
+
+@_inlined
 def _jump_slope(gap, p, v, drive, power, d_power, d_geometric):
     """Its derivative by beta; before :func:`_jump`, whose ``v`` it reads."""
     for j in range(TILE):
         p[j] = power[gap, j] * p[j] + d_power[gap, j] * v[j] + d_geometric[gap, j] * drive[j]
 
 
-@_helper
+@_inlined
+def _step(step, v, b, x, th, first, never):
+    """One step of current ``x``."""
+    for j in range(TILE):
+        u = b[j] * v[j] + x[j]
+        v[j] = u
+        first[j] = step if (u > th[j]) & (first[j] == never) else first[j]
+
+
+@_inlined
+def _step_marked(step, v, b, x, th, first, never, before):
+    """The same; keeps the membrane before it, and tells whether a neuron fires."""
+    hit = np.int32(0)
+    for j in range(TILE):
+        held = v[j]
+        u = b[j] * held + x[j]
+        before[j] = held
+        v[j] = u
+        fire = (u > th[j]) & (first[j] == never)
+        first[j] = step if fire else first[j]
+        hit |= np.int32(fire)
+    return hit
+
+
+@_inlined
+def _step_slope(p, b, before, p_before):
+    for j in range(TILE):
+        held = p[j]
+        p_before[j] = held
+        p[j] = before[j] + b[j] * held
+
+
+@_inlined
 def _copy(source, target):
     for j in range(TILE):
         target[j] = source[j]
@@ -275,20 +325,19 @@ def _first_spikes(
                 now = times[e] if e < end else steps
                 while t < now:
                     gap = min(now - t, JUMP)
-                    if may_cross:
-                        hit = np.int32(0)
-                        for j in range(TILE):
-                            u = power[gap, j] * v[j] + geometric[gap, j] * drive[j]
-                            marks[j] = np.int32((u > th[j]) & (first[j] == never))
-                            hit |= marks[j]
-                        if hit:
-                            _search(
-                                v, p, t, t + gap, b, drive, th, first, below, above,
-                                slope_below, slope_above, marks,
-                            )  # fmt: skip
+                    if may_cross and _jump_marked(
+                        gap, v, drive, power, geometric, th, first, never, x, marks
+                    ):
+                        _search(
+                            v, p, t, t + gap, b, drive, th, first, below, above,
+                            slope_below, slope_above, marks,
+                        )  # fmt: skip
                     if want_slope:
                         _jump_slope(gap, p, v, drive, power, d_power, d_geometric)
-                    _jump(gap, v, drive, power, geometric)
+                    if may_cross:
+                        _copy(x, v)
+                    else:
+                        _jump(gap, v, drive, power, geometric)
                     t += gap
                 if t == steps:
                     break
@@ -296,23 +345,16 @@ def _first_spikes(
                 e = _gather(e, end, now, times, units, values, weights, x)
                 step = np.int32(t)
                 if want_crossing:
-                    _copy(v, before)
-                if want_slope:
-                    for j in range(TILE):
-                        p_before[j] = p[j]
-                        p[j] = v[j] + b[j] * p[j]
-                for j in range(TILE):
-                    u = b[j] * v[j] + x[j]
-                    v[j] = u
-                    first[j] = step if (u > th[j]) & (first[j] == never) else first[j]
-                if want_crossing:
-                    for j in range(TILE):
-                        below[j] = before[j] if first[j] == step else below[j]
-                        above[j] = v[j] if first[j] == step else above[j]
-                if want_slope:
-                    for j in range(TILE):
-                        slope_below[j] = p_before[j] if first[j] == step else slope_below[j]
-                        slope_above[j] = p[j] if first[j] == step else slope_above[j]
+                    hit = _step_marked(step, v, b, x, th, first, never, before)
+                    if want_slope:
+                        _step_slope(p, b, before, p_before)
+                    if hit:
+                        for j in range(TILE):
+                            if first[j] == step:
+                                below[j], above[j] = before[j], v[j]
+                                slope_below[j], slope_above[j] = p_before[j], p[j]
+                else:
+                    _step(step, v, b, x, th, first, never)
                 t += 1
                 stops += 1
                 if stops % 8 == 0:
@@ -532,9 +574,15 @@ def _backward_impulses(
                     stop = previous - 1
                 stop = max(stop, t - JUMP)
                 gap = t - stop
-                for j in range(TILE):
-                    total[j] += b[j] * geometric[gap, j] * lam[j] + rising[gap, j] * h[j]
-                _jump(gap, lam, h, power, geometric)
+                if has_every:
+                    for j in range(TILE):
+                        total[j] += b[j] * geometric[gap, j] * lam[j] + rising[gap, j] * h[j]
+                    _jump(gap, lam, h, power, geometric)
+                else:
+                    for j in range(TILE):
+                        held = lam[j]
+                        total[j] += b[j] * geometric[gap, j] * held
+                        lam[j] = power[gap, j] * held
                 if has_at:
                     for m in range(stop, t):
                         j = heads[m]
@@ -575,7 +623,28 @@ def _backward_impulses(
             grad_bias[lane + j] += total[j]
 
 
-@_helper
+@_inlined
+def _product(adjoint, weights, g):
+    """One row of a matrix product, four factors at a time."""
+    for j in range(TILE):
+        g[j] = 0
+    p = 0
+    while p + 3 < adjoint.shape[0]:
+        one, two, three, four = adjoint[p], adjoint[p + 1], adjoint[p + 2], adjoint[p + 3]
+        for j in range(TILE):
+            u = g[j] + one * weights[p, j]
+            u = u + two * weights[p + 1, j]
+            u = u + three * weights[p + 2, j]
+            g[j] = u + four * weights[p + 3, j]
+        p += 4
+    while p < adjoint.shape[0]:
+        one = adjoint[p]
+        for j in range(TILE):
+            g[j] += one * weights[p, j]
+        p += 1
+
+
+@_inlined
 def _clear(v, first, step):
     spike = np.int32(step)
     for j in range(TILE):
@@ -583,7 +652,7 @@ def _clear(v, first, step):
         v[j] = v.dtype.type(0) if first[j] == spike else u
 
 
-@_helper
+@_inlined
 def _subtract(v, amount, first, step):
     spike = np.int32(step)
     for j in range(TILE):
@@ -591,7 +660,7 @@ def _subtract(v, amount, first, step):
         v[j] -= down if first[j] == spike else v.dtype.type(0)
 
 
-@_helper
+@_inlined
 def _accumulate(g, limit, now, tail, ramp):
     """The doubly cumulated gradient takes the place of ``g``."""
     for j in range(TILE):
@@ -603,7 +672,7 @@ def _accumulate(g, limit, now, tail, ramp):
         g[j] = r
 
 
-@_helper
+@_inlined
 def _integrate(t, v, b, x, mem):
     for j in range(TILE):
         u = b[j] * v[j] + x[j]
@@ -611,7 +680,7 @@ def _integrate(t, v, b, x, mem):
         mem[t, j] = u
 
 
-@_helper
+@_inlined
 def _adjoint(k, now, mem, slope, g, limit, b, lam, d_beta, d_theta, d_bias):
     """lam[k] from lam[k+1], and what it adds to the gradients of the parameters."""
     for j in range(TILE):
@@ -646,6 +715,7 @@ def _backward_rows(
     steps,
     spiked,
     grad_spikes,
+    through,
     rule,
     surrogate,
     a,
@@ -660,7 +730,8 @@ def _backward_rows(
     """Gradients of the weights and parameters by a surrogate rule.
 
     grad_spikes (T or 1, samples from ``offset`` on, O) is the gradient to dense spikes of this
-    layer. The membrane is integrated again and the adjoint takes its place, row by row.
+    layer; or, where the packed ``through`` (tiles, P, TILE) is given, its first factor, with P in
+    the place of O. The membrane is integrated again and the adjoint takes its place, row by row.
     grad_current (T, B, O) is filled where it is wanted.
     """
     dtype = packed.dtype
@@ -714,9 +785,12 @@ def _backward_rows(
             for k in range(last, -1, -1):
                 now = np.int32(k)
                 row = k if grad_spikes.shape[0] > 1 else 0
-                given = grad_spikes[row, sample - offset, lane : lane + n]
-                for j in range(n):
-                    g[j] = given[j]
+                if through.shape[0] > 0:
+                    _product(grad_spikes[row, sample - offset], through[tile], g)
+                else:
+                    given = grad_spikes[row, sample - offset, lane : lane + n]
+                    for j in range(n):
+                        g[j] = given[j]
                 if rule != _MASKED:
                     _accumulate(g, limit, now, tail, ramp)
                 _slope(mem[k], th, surrogate, a, slope_b, slope, TILE)
@@ -901,7 +975,7 @@ def linear_backward_rows(
     steps: int,
     layer: LinearNeurons,
     times: Tensor,
-    rows: Callable[[slice], tuple[Tensor, Tensor | None]],
+    grad_spikes: SpikeRows,
     rule: str,
     surrogate: Surrogate,
     out: LinearGradients,
@@ -911,15 +985,21 @@ def linear_backward_rows(
     packed = _packed(layer.weight)
     tiles, units, _ = packed.shape
     batch, lanes = times.shape
-    piece = max(_ROWS_BYTES // (steps * lanes * dtype.itemsize), 1)
+    factor = grad_spikes.weight
+    few = factor is not None and len(factor) <= _FEW
+    through = np.empty((0, 0, 0), packed.dtype)
+    width = lanes
+    if few:
+        assert factor is not None
+        through, width = _packed(factor.T), len(factor)
+    piece = max(_ROWS_BYTES // (steps * width * dtype.itemsize), 1)
     samples = len({split[2] for split in _splits(tiles, min(piece, batch))})
     ours = np.zeros((samples, tiles, units, TILE), packed.dtype)
     parameters = np.zeros((3, samples, lanes), packed.dtype)
     for low in range(0, batch, piece):
         high = min(low + piece, batch)
-        grad_spikes, through = rows(slice(low, high))
-        if through is not None:
-            grad_spikes = grad_spikes @ through
+        part = slice(low, high)
+        rows = grad_spikes.rows(part) if few else grad_spikes.dense(part)
         calls = []
         splits = _splits(tiles, high - low)
         for number, (first, last, start, stop) in enumerate(splits):
@@ -940,7 +1020,8 @@ def linear_backward_rows(
                     RESETS[layer.reset],
                     steps,
                     times.numpy(),
-                    _array(grad_spikes, 3, dtype),
+                    _array(rows, 3, dtype),
+                    through,
                     RULES[rule],
                     SURROGATES[surrogate.name],
                     scalar(surrogate.a),
