@@ -850,8 +850,8 @@ def _packed(weight: Tensor) -> np.ndarray:
 
 
 def _events(events: Events, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
-    offsets, times, units, values = events
-    return offsets.numpy(), times.numpy(), units.numpy(), _array(values, 1, dtype)
+    arrays = (events.offsets, events.times, events.units)
+    return *(x.numpy() for x in arrays), _array(events.values, 1, dtype)
 
 
 def sort_spikes(times: Tensor, steps: int) -> Events:
@@ -864,9 +864,8 @@ def sort_spikes(times: Tensor, steps: int) -> Events:
     offsets = torch.zeros(batch + 1, dtype=torch.int64)
     torch.cumsum(fired, 0, out=offsets[1:])
     total = int(offsets[-1])
-    out = Events(
-        offsets, torch.empty(total, dtype=torch.int32), torch.empty(total, dtype=torch.int32), None
-    )
+    ordered, units = (torch.empty(total, dtype=torch.int32) for _ in range(2))
+    out = Events(offsets, ordered, units, None, once=True)
     filled = (fired.numpy(), offsets.numpy(), out.times.numpy(), out.units.numpy())
     in_threads(_sort, [(*r, rows, steps, *filled) for r in ranges])
     return out
