@@ -111,10 +111,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .experiments import ExperimentError, report
+    from .experiments import ExperimentError
+    from .experiments.report import write
 
     try:
-        print(report.write(options.runs, options.out))
+        print(write(options.runs, options.out))
     except ExperimentError as error:
         return _fail(str(error))
     return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -34,8 +36,12 @@ class Processes:
         """The network with gradients averaged over the processes."""
         if self.count == 1:
             return network
-        # Buffers are constants here, and need not be sent in every step.
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        # Buffers are constants and last membranes, which are each process's own. Later versions
+        # of torch have another name for the option.
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {name: False}
+        return DistributedDataParallel(network, **options)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes."""

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +156,8 @@ def load_events(
     if arrays is None:
         logger.info("decoding %s into %s", root, path)
         arrays = _bin(decode(), steps, step_us)
-        write_atomically(path, lambda file: np.savez(file, source=np.array(source), **arrays))
+        content: dict[str, Any] = {"source": np.array(source), **arrays}
+        write_atomically(path, lambda file: np.savez(file, **content))
     offsets, times, units, labels = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
     events = SpikeEvents(Events(offsets, times, units, None), steps, features, dtype=dtype)
     return events, labels

@@ -32,6 +32,7 @@ def curves(groups: list[Group]) -> bytes:
             color=line.get_color(),
             s=20,
         )
+    over_epochs.xaxis.get_major_locator().set_params(integer=True)
     over_epochs.set(xlabel="epoch", ylabel="test accuracy (%)")
     against_spikes.set(xlabel="hidden spikes per sample", ylabel="test accuracy (%)")
     fig.legend(*over_epochs.get_legend_handles_labels(), loc="outside lower center", ncols=2)

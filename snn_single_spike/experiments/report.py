@@ -214,10 +214,17 @@ def _table(groups: list[Group]) -> list[str]:
             fewer = f"{100 * (1 - group.spikes / reference.spikes):.0f} %"
             same = group.places == reference.places and len(group.places) == 1
             faster = f"{reference.seconds / group.seconds:.1f}x" if same else "elsewhere"
-        lines.append(
-            f"| {group.label} | {len(accuracies)} | {_epochs(group)} "
-            f"| {group.accuracy:.2f}{spread} | {group.spikes:.1f} | {fewer} | {group.seconds:.3g} | {faster} |"
+        cells = (
+            group.label,
+            f"{len(accuracies)}",
+            _epochs(group),
+            f"{group.accuracy:.2f}{spread}",
+            f"{group.spikes:.1f}",
+            fewer,
+            f"{group.seconds:.3g}",
+            faster,
         )
+        lines.append(f"| {' | '.join(cells)} |")
     if len(many) > 1 and reference:
         lines += ["", f"Compared with {reference.label}."]
     return lines
