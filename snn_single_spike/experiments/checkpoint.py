@@ -85,9 +85,10 @@ def restore(
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ExperimentError(
-            f"{path} is corrupt or of another network ({str(error).splitlines()[0]}): bring the "
-            "file back, or train anew with another --out"
+            f"{path} is corrupt or of another network ({reason}): bring the file back, or train "
+            "anew with another --out"
         ) from None
     return position
 

@@ -83,5 +83,6 @@ def processes(device: str) -> Iterator[Processes]:
     distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield Processes(place, distributed.get_rank(), distributed.get_world_size())
+        distributed.barrier()  # none takes its connections down while another needs them
     finally:
         distributed.destroy_process_group()

@@ -32,7 +32,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             "another folder"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -39,7 +39,7 @@ class LeakyLoop(snn.Leaky):
                 spk = spk * silent
                 silent = silent - spk.detach()
             spikes.append(spk)
-        return torch.stack(spikes)
+        return torch.stack(spikes).to(current.dtype)  # snnTorch's are always float32
 
 
 class LeakyReadoutLoop(snn.Leaky):
@@ -57,7 +57,7 @@ class LeakyReadoutLoop(snn.Leaky):
         if self.reduction == "last":
             return mem
         stacked = torch.stack(mems)
-        return stacked.sum(0) if self.reduction == "sum" else stacked.amax(0)
+        return stacked.sum(0) if self.reduction == "sum" else stacked.max(0).values
 
 
 class EachStep(nn.Module):

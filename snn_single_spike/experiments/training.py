@@ -206,7 +206,11 @@ class _Run:
             len(self.training), generator=_generator(self.config.seed, epoch)
         ).split(self.config.batch)
         for batch in range(position["batch"], self.batches):
-            self._step(order[batch], _generator(self.config.seed, epoch, batch + 1), figures)
+            # From 1 on, since a trailing 0 would give the numbers of the order of the samples
+            generator = _generator(self.config.seed, epoch, batch + 1)
+            loss = self._step(order[batch], generator, figures)
+            if self.among.device.type == "cpu":  # reading it would stall a GPU
+                self._check_finite(loss.item(), epoch)
             now = time.perf_counter()
             if now - shown > SHOWN_EVERY:
                 shown = now
@@ -219,11 +223,7 @@ class _Run:
                 self._interrupt(epoch, batch + 1, figures, now - start, position)
         trained = figures.read(self.among)
         seconds = time.perf_counter() - start
-        if not math.isfinite(trained["loss"]):
-            raise ExperimentError(
-                f"the loss of epoch {epoch} is {trained['loss']}: lower --lr {self.config.lr} "
-                "(the checkpoint is that of the epoch before)"
-            )
+        self._check_finite(trained["loss"], epoch)
         tested = self._test()
         return {
             "epoch": epoch,
@@ -238,7 +238,14 @@ class _Run:
             "lr": rate,
         }
 
-    def _step(self, index: Tensor, generator: torch.Generator, figures: Figures) -> None:
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise ExperimentError(
+                f"the loss of epoch {epoch} is {loss}: lower --lr {self.config.lr} (the checkpoint "
+                "is an earlier one)"
+            )
+
+    def _step(self, index: Tensor, generator: torch.Generator, figures: Figures) -> Tensor:
         """One step of the optimizer, on this process's share of the batch."""
         share = index[self.among.share].to(self.among.device)
         transform = None
@@ -254,6 +261,7 @@ class _Run:
         (loss * (self.among.count / len(index))).backward()
         self.optimizer.step()
         figures.add(loss, scores, labels, hidden)
+        return loss.detach()
 
     def _forward(
         self, network: nn.Module, spikes: SpikeTimes | SpikeEvents
