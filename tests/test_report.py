@@ -18,6 +18,7 @@ SMALL = {
     "layers": "20",
     "steps": "10",
     "epochs": "2",
+    "lr": "5e-3",
     "weight_scale": "3",
     "train_samples": "200",
     "test_samples": "50",

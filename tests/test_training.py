@@ -27,6 +27,7 @@ SMALL = {
     "steps": "10",
     "batch": "64",
     "epochs": "3",
+    "lr": "5e-3",
     "weight_scale": "3",
     "train_samples": "200",
     "test_samples": "50",
@@ -76,7 +77,7 @@ def _every_batch_is_shown(monkeypatch):
 
 
 def test_digits_are_learned(tmp_path):
-    made = make({"dataset": "digits", "steps": "20", "epochs": "10"})
+    made = make({"dataset": "digits", "steps": "20", "epochs": "10", "lr": "5e-3"})
     history = training.train(made, tmp_path)
     assert history[-1]["test_accuracy"] > 0.85
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 3

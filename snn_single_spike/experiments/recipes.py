@@ -13,7 +13,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         # Four inputs drive a neuron to its threshold only through large weights
         "weight_scale": (4.0, 1.0),
     },
-    "digits": {"layers": "128", "steps": 50, "lr": 5e-3, "epochs": 25},
+    "digits": {"layers": "128", "steps": 50, "lr": 2e-3, "epochs": 30},
     "mnist": {
         "layers": "800",
         "epochs": 150,
