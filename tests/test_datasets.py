@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -362,6 +363,20 @@ def test_first_samples_only(name):
     assert "partial" not in whole.describe()
     index = torch.arange(7)
     assert torch.equal(found.test.batch(index).times, whole.test.batch(index).times)
+
+
+def test_the_example_of_the_page_runs():
+    pytest.importorskip("sklearn", reason="scikit-learn has the digits")
+    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text()
+    space: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S).group(1), space)
+    assert space["spikes"].shape == (50, 128, 1, 8, 8)
+
+
+def test_the_table_of_the_page_is_that_of_the_datasets():
+    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text()
+    for name, spec in datasets.DATASETS.items():
+        assert f"| `{name}` | {spec.sizes[0]:,} + {spec.sizes[1]:,} |" in page
 
 
 def test_first_recordings_only(tmp_path):
