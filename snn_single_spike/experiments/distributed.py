@@ -56,14 +56,19 @@ class Processes:
             return here
         return bool(self.sum(torch.tensor(float(here), device=self.device)) > 0)
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.count > 1:
+            distributed.barrier()
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The main process runs the block before the others, which find what it has written."""
-        if self.count > 1 and not self.main:
-            distributed.barrier()
+        if not self.main:
+            self.wait()
         yield
-        if self.count > 1 and self.main:
-            distributed.barrier()
+        if self.main:
+            self.wait()
 
 
 @contextmanager
@@ -82,7 +87,8 @@ def processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(place)
     distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Processes(place, distributed.get_rank(), distributed.get_world_size())
-        distributed.barrier()  # none takes its connections down while another needs them
+        among = Processes(place, distributed.get_rank(), distributed.get_world_size())
+        yield among
+        among.wait()  # none takes its connections down while another needs them
     finally:
         distributed.destroy_process_group()

@@ -322,6 +322,7 @@ class _Run:
                     "history": position["history"],
                 }
             )
+        self.among.wait()  # torchrun ends all processes when the first one ends
         raise Interrupted(f"saved in epoch {epoch}, after {batch} of {self.batches} batches")
 
     def _save(self, position: Position) -> None:
