@@ -2,8 +2,10 @@
 
 A block of neighbouring neurons is carried through all time steps with its state in the
 first-level cache, so that every (T, M) tensor is read or written once. The loops over a
-block are free of branches, and vectorised. No fast-math, so that spikes are decided as
-eager torch decides them.
+block are free of branches, and vectorised. Leaky has loops of its own in explicit vectors
+(:mod:`.simd`), which keep the state in registers for a few steps; the others also take the
+lanes that are left of a whole vector. No fast-math, so that spikes are decided as eager torch
+decides them.
 
 Threads are Python threads over ranges of neurons (the loops hold no GIL), as many as
 ``torch.get_num_threads()``: numba's own threading layers clash with forked data loaders.
@@ -98,7 +100,7 @@ def _lanes(parameter, start, n, out):
         out[:n] = parameter[0]
         return
     at = start % size
-    for j in range(n):  # a division for each lane would take longer than all time steps
+    for j in range(n):  # a division for each takes as long as some ten time steps
         out[j] = parameter[at]
         at = at + 1 if at + 1 < size else 0
 
@@ -171,10 +173,11 @@ def _write(array, index, vector, streams):
 
 
 @_compile
-def _streams(array):
-    """Whether to write rows past the cache: there is more than fits, and lines are whole."""
-    aligned = array.ctypes.data % LINE == 0 and array.strides[0] % LINE == 0
-    return array.size * array.itemsize >= _STREAM and aligned
+def _streams(array, low):
+    """Whether to write rows past the cache from ``low`` on: they are more than fit, and aligned."""
+    first = array.ctypes.data + low * array.itemsize
+    aligned = first % LINE == 0 and array.strides[0] % LINE == 0
+    return aligned and array.size * array.itemsize >= _STREAM
 
 
 @_inlined
@@ -269,7 +272,7 @@ def _leaky_forward(
     want_spikes, want_mem = spikes.shape[0] > 0, mem.shape[0] > 0
     want_crossing, want_final = crossing.shape[0] > 0, final.shape[0] > 0
     read_all = want_mem or want_final
-    stream_spikes, stream_mem = _streams(spikes), _streams(mem)
+    stream_spikes, stream_mem = _streams(spikes, low), _streams(mem, low)
     v, b, th, peak = np.empty((4, BLOCK), dtype)
     first = np.empty(BLOCK, np.int32)
     active = np.empty(BLOCK, np.bool_)
@@ -602,7 +605,7 @@ def _leaky_backward(
     closes = not has_h and rule != _STRAIGHT_THROUGH
     default = surrogate == _ATAN and rule == _MASKED and want_current
     default = default and not (has_h or has_at or want_beta or want_theta)
-    streams = _streams(grad_current)
+    streams = _streams(grad_current, low)
     # A reset comes this many steps after the spike, or never.
     lags = 1 if reset == _ZERO else steps + 1, 1 if reset == _SUBTRACT else steps + 1
     tiles = steps // TILE + steps % TILE
