@@ -35,6 +35,7 @@ from .buffers import (
     Saved,
     state_dtype,
 )
+from .memory import empty
 from .simd import (
     LANES,
     LINE,
@@ -1025,9 +1026,10 @@ def _array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.nda
     """A numpy view, widened to ``dtype`` where needed; an empty array for None."""
     if tensor is None:
         return _nothing(dimensions, dtype)
-    if tensor.dtype != dtype:  # `to` takes its time even to find that out
-        tensor = tensor.to(dtype)
-    return tensor.detach().numpy()
+    tensor = tensor.detach()
+    if tensor.dtype != dtype:
+        tensor = empty(tuple(tensor.shape), dtype=dtype, device=tensor.device).copy_(tensor)
+    return tensor.numpy()
 
 
 class _Narrowed:
@@ -1040,7 +1042,7 @@ class _Narrowed:
     def array(self, tensor: Tensor | None, dimensions: int) -> np.ndarray:
         if tensor is None or tensor.dtype == self.dtype:
             return _array(tensor, dimensions, self.dtype)
-        wide = torch.empty(tensor.shape, dtype=self.dtype)
+        wide = empty(tuple(tensor.shape), dtype=self.dtype, device=tensor.device)
         self._pairs.append((tensor, wide))
         return wide.numpy()
 
