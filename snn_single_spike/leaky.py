@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import snntorch as snn
@@ -12,7 +13,7 @@ from torch import Tensor
 from .backends.buffers import state_dtype
 from .functional import DEFAULT_GRADIENT, run_single_spike, spikes_of_current, spikes_of_result
 from .neuron import SingleSpikeNeuron, check_options
-from .spikes import Deferred, LinearCurrent, as_dense
+from .spikes import LinearCurrent, TimeSequence, as_dense
 from .validation import check_choice, check_parameter, check_state
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
@@ -31,19 +32,40 @@ class LeakyState(NamedTuple):
     """Time steps taken."""
 
 
-class Membrane(Deferred):
+class Membrane(TimeSequence):
     """The membrane (T, B, *features) of neurons that were run from spike times."""
 
-    def __init__(self, current: LinearCurrent, make: Callable[[], Tensor]) -> None:
-        self.shape, self.dtype, self.device = current.shape, current.dtype, current.device
-        self._make = make
-        self._made: Tensor | None = None
+    def __init__(
+        self, current: LinearCurrent, parameters: Sequence[Tensor], make: Callable[[], Tensor]
+    ) -> None:
+        self.steps, self.batch, self.folded = current.steps, current.batch, False
+        self.features, self.dtype, self.device = current.features, current.dtype, current.device
+        self._make = functools.cache(make)  # also for what is folded or unfolded of this
+        self._track = torch.is_grad_enabled()
+        learns = current.requires_grad or any(x.requires_grad for x in parameters)
+        self._learns = self._track and learns
+        given = (current.weight, current.bias, *parameters)
+        self._read = [(x, x._version) for x in given if x is not None and not x.is_inference()]
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._learns
 
     def dense(self) -> Tensor:
-        """The membrane as a tensor, differentiable; computed once."""
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+        """
+        The membrane as a tensor, differentiable; computed once.
+
+        :raises RuntimeError: a parameter was changed since the forward pass, before the first use
+        """
+        if not self._make.cache_info().currsize and any(x._version != v for x, v in self._read):
+            raise RuntimeError(
+                "the membrane is computed when it is first used, and a weight or a parameter of "
+                "the neuron was changed since the forward pass: use it, or call its dense(), "
+                "before the optimizer's step"
+            )
+        with torch.set_grad_enabled(self._track):  # a metric may be the first to use it
+            membrane = self._make()
+        return self._leading(membrane)
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -157,6 +179,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     """
 
     mem: Tensor
+    currency: str = "dense"  # of neurons that were saved before there was another
 
     def __init__(
         self,
@@ -237,7 +260,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             assert result.mem is not None
             return result.mem
 
-        return spikes, Membrane(current, membrane)
+        return spikes, Membrane(current, (self.beta, self.threshold), membrane)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, currency={self.currency!r}"

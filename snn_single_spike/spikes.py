@@ -95,6 +95,8 @@ class Deferred:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if function in _DROPOUT and kwargs and not (kwargs["training"] and kwargs["p"]):
+            return args[0]
         name = getattr(function, "__name__", str(function))
 
         def dense(x: Any) -> Any:
@@ -103,13 +105,16 @@ class Deferred:
         return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
 
     def _made_dense(self, by: str) -> Tensor:
-        logger.info("%s takes dense tensors: %s made one", by, self)
+        logger.info("%s takes dense tensors: made one of %s", by, self)
         return self.dense()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
 
 
 def as_dense(x: Any) -> Any:
     """The tensor that ``x`` stands for, or ``x`` itself if it is none of these."""
-    return x.dense() if isinstance(x, Deferred) else x
+    return x._made_dense("a neuron") if isinstance(x, Deferred) else x
 
 
 def _on_dense(name: str) -> Callable[..., Any]:
@@ -126,6 +131,13 @@ for _name in (
 ):
     setattr(Deferred, f"__{_name}__", _on_dense(f"__{_name}__"))
 Deferred.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+# They hand on their options by name.
+_DROPOUT = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+    *(F.alpha_dropout, F.feature_alpha_dropout),
+}
 
 
 class _Dense(torch.autograd.Function):
@@ -165,7 +177,7 @@ def carrier(steps: int, batch: int, units: int, like: Tensor) -> Tensor:
     return like.new_zeros(1).expand(steps, batch, units)
 
 
-class _Sequence(Deferred):
+class TimeSequence(Deferred):
     """A deferred (T, B, *features), or (T * B, *features) inside a converted model."""
 
     steps: int
@@ -198,7 +210,7 @@ class _Sequence(Deferred):
         return self
 
 
-class _Spikes(_Sequence):
+class _Spikes(TimeSequence):
     """What :class:`SpikeTimes` and :class:`SpikeEvents` share: the units and their layers."""
 
     def _with_features(self, features: Sequence[int]) -> Any:
@@ -241,7 +253,7 @@ class _Spikes(_Sequence):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         known = _KNOWN.get(function)
-        if known and isinstance(args[0], _Spikes):
+        if known and args and isinstance(args[0], _Spikes):
             return known(*args, **(kwargs or {}))
         return super().__torch_function__(function, types, args, kwargs)
 
@@ -712,7 +724,7 @@ def _event_keys(
     return (step * math.prod(extent[name] for name in axes) + unit)[inside]
 
 
-class LinearCurrent(_Sequence):
+class LinearCurrent(TimeSequence):
     """
     The current `(T, B, out)` of a linear layer from spike times or events, not computed.
 
