@@ -10,8 +10,10 @@ flattening, moving between devices, and average pooling of maps.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -212,6 +214,10 @@ class TimeSequence(Deferred):
 
 class _Spikes(TimeSequence):
     """What :class:`SpikeTimes` and :class:`SpikeEvents` share: the units and their layers."""
+
+    height: Tensor | None = None
+    tau: Tensor | None = None
+    carrier: Tensor | None = None
 
     def _with_features(self, features: Sequence[int]) -> Any:
         raise NotImplementedError
@@ -724,6 +730,93 @@ def _event_keys(
     return (step * math.prod(extent[name] for name in axes) + unit)[inside]
 
 
+class AveragedSpikes(_Spikes):
+    """
+    Spike times averaged over windows, as average pooling does: of a window's units every spike
+    has the height 1 / size of the window. Made by `torch.nn.functional.avg_pool1d` and
+    `avg_pool2d`, and the modules of these names, from :class:`SpikeTimes`.
+
+    A linear layer takes these spikes as events of the pooled units, several of which may come at
+    once, where that pays; everything else is given the dense maps.
+    """
+
+    def __init__(self, spikes: SpikeTimes, windows: tuple[int, ...], pool: Callable[..., Any]):
+        self.spikes, self.pool, self.window = spikes.unfold(), pool, math.prod(windows)
+        self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
+        self.dtype, self.device = spikes.dtype, spikes.device
+        kept, maps = spikes.features[: -len(windows)], spikes.features[-len(windows) :]
+        pooled = [size // window for size, window in zip(maps, windows, strict=True)]
+        self.features = torch.Size((*kept, *pooled))
+        self.index = _index_of_windows(math.prod(kept), maps, windows, self.device)
+
+    @property
+    def height(self) -> Tensor:  # type: ignore[override]
+        one = torch.ones((), dtype=self.dtype, device=self.device)
+        return (one / self.window).expand(self.features)
+
+    @property
+    def carrier(self) -> Tensor | None:  # type: ignore[override]
+        given = self.spikes.carrier
+        return None if given is None else _Pooled.apply(given, self.index, self.features.numel())
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.spikes.requires_grad
+
+    def dense(self) -> Tensor:
+        """The pooled maps as a tensor `(T, B, *features)`, differentiable."""
+        maps = self.pool(self.spikes.fold().dense())
+        maps = maps.view(self.steps, self.batch, *self.features)
+        return self._leading(maps)
+
+    def events(self) -> Events:
+        offsets, times, units, _ = self.spikes.events()
+        pooled = self.index[units]
+        inside = pooled >= 0
+        before = torch.zeros(len(inside) + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(inside, 0, out=before[1:])
+        return Events(before[offsets], times[inside], pooled[inside], None)
+
+    def detach(self) -> AveragedSpikes:
+        return self._is_like(spikes=self.spikes.detach())
+
+    def _with_features(self, features: Sequence[int]) -> AveragedSpikes:
+        return self._is_like(features=torch.Size(features))
+
+    def __repr__(self) -> str:
+        return f"AveragedSpikes(shape={tuple(self.shape)}, of={self.spikes})"
+
+
+class _Pooled(torch.autograd.Function):
+    """The carrier of sums over windows, from that of their units."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, index: Tensor, units: int) -> Tensor:
+        ctx.save_for_backward(index)
+        steps, batch, _ = given.shape
+        return carrier(steps, batch, units, given)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        spread = grad.index_select(2, index.clamp(min=0))
+        outside = index < 0
+        return (spread.masked_fill_(outside, 0) if bool(outside.any()) else spread), None, None
+
+
+def _index_of_windows(
+    kept: int, maps: Sequence[int], windows: Sequence[int], device: torch.device
+) -> Tensor:
+    """The pooled unit of every unit, (N,) int32; -1 past the last whole window."""
+    index = torch.arange(kept, dtype=torch.int32, device=device)
+    for size, window in zip(maps, windows, strict=True):
+        place = torch.arange(size, dtype=torch.int32, device=device) // window
+        whole = size // window
+        beyond = (place >= whole) | (index[:, None] < 0)
+        index = (index[:, None] * whole + place).masked_fill_(beyond, -1).flatten()
+    return index
+
+
 class LinearCurrent(TimeSequence):
     """
     The current `(T, B, out)` of a linear layer from spike times or events, not computed.
@@ -733,7 +826,12 @@ class LinearCurrent(TimeSequence):
     :class:`SpikeEvents` with one feature dimension.
     """
 
-    def __init__(self, spikes: SpikeTimes | SpikeEvents, weight: Tensor, bias: Tensor | None):
+    def __init__(
+        self,
+        spikes: SpikeTimes | SpikeEvents | AveragedSpikes,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
         self.spikes, self.weight, self.bias = spikes.unfold(), weight, bias
         self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
         self.features = torch.Size((weight.shape[0],))
@@ -766,6 +864,8 @@ def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
             f"{weight.shape[1]}"
         )
     check_device("weight", weight, spikes.device, "spikes")
+    if isinstance(spikes, AveragedSpikes) and not _pays(spikes, len(weight)):
+        return F.linear(spikes._made_dense(f"linear of {len(weight)} outputs"), weight, bias)
     return LinearCurrent(spikes, weight, bias)
 
 
@@ -777,8 +877,52 @@ def _reshape(spikes: Any, shape: Sequence[int]) -> Any:
     return spikes.reshape(*shape)
 
 
+def _pays(spikes: AveragedSpikes, outputs: int) -> bool:
+    return True
+
+
+def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
+    def averaged(
+        spikes: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any:
+        windows = _each(kernel_size, dimensions)
+        steps = windows if stride is None or stride == [] else _each(stride, dimensions)
+        given = functools.partial(
+            pool,
+            kernel_size=windows,
+            stride=steps,
+            padding=padding,
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+            **({} if divisor_override is None else {"divisor_override": divisor_override}),
+        )
+        apart = windows == steps and not any(_each(padding, dimensions)) and not ceil_mode
+        maps = spikes.features[-dimensions:]
+        fits = len(maps) == dimensions and spikes.dim() <= dimensions + 2
+        whole = fits and all(map(operator.ge, maps, windows))
+        units = isinstance(spikes, SpikeTimes) and spikes.height is None
+        if not (apart and whole and units and divisor_override is None):
+            return given(spikes._made_dense(f"avg_pool{dimensions}d with these options"))
+        return AveragedSpikes(spikes, windows, given)
+
+    return averaged
+
+
+def _each(size: Any, dimensions: int) -> tuple[int, ...]:
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    return sizes * dimensions if len(sizes) == 1 else sizes
+
+
 _KNOWN: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: _linear,
     torch.flatten: _flatten,
     torch.reshape: _reshape,
+    F.avg_pool1d: _average(F.avg_pool1d, 1),
+    F.avg_pool2d: _average(F.avg_pool2d, 2),
 }
