@@ -864,8 +864,9 @@ def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
             f"{weight.shape[1]}"
         )
     check_device("weight", weight, spikes.device, "spikes")
-    if isinstance(spikes, AveragedSpikes) and not _pays(spikes, len(weight)):
-        return F.linear(spikes._made_dense(f"linear of {len(weight)} outputs"), weight, bias)
+    if isinstance(spikes, AveragedSpikes) and not pooling_pays(spikes, len(weight)):
+        logger.info("linear is faster from dense tensors: made one of %s", spikes)
+        return F.linear(spikes.dense(), weight, bias)
     return LinearCurrent(spikes, weight, bias)
 
 
@@ -877,7 +878,7 @@ def _reshape(spikes: Any, shape: Sequence[int]) -> Any:
     return spikes.reshape(*shape)
 
 
-def _pays(spikes: AveragedSpikes, outputs: int) -> bool:
+def pooling_pays(spikes: AveragedSpikes, outputs: int) -> bool:
     return True
 
 
@@ -908,7 +909,8 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
         whole = fits and all(map(operator.ge, maps, windows))
         units = isinstance(spikes, SpikeTimes) and spikes.height is None
         if not (apart and whole and units and divisor_override is None):
-            return given(spikes._made_dense(f"avg_pool{dimensions}d with these options"))
+            what = "such windows" if units else "other than spike times of height 1"
+            return given(spikes._made_dense(f"avg_pool{dimensions}d of {what}"))
         return AveragedSpikes(spikes, windows, given)
 
     return averaged
