@@ -27,9 +27,13 @@ from . import backends
 from .backends.buffers import Events
 from .validation import check_device
 
-__all__ = ["LinearCurrent", "SpikeEvents", "SpikeTimes"]
+__all__ = ["AveragedSpikes", "LinearCurrent", "SpikeEvents", "SpikeTimes"]
 
 logger = logging.getLogger("snn_single_spike")
+
+# Fewer than one in so many entries of the dense spikes is one, where events are the faster way
+# through an average pooling; measured on two cores, forward and backward.
+SPARSE = 40
 
 
 def time_dtype(steps: int) -> torch.dtype:
@@ -114,9 +118,9 @@ class Deferred:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
 
 
-def as_dense(x: Any) -> Any:
+def as_dense(x: Any, by: str = "a neuron") -> Any:
     """The tensor that ``x`` stands for, or ``x`` itself if it is none of these."""
-    return x._made_dense("a neuron") if isinstance(x, Deferred) else x
+    return x._made_dense(by) if isinstance(x, Deferred) else x
 
 
 def _on_dense(name: str) -> Callable[..., Any]:
@@ -732,7 +736,7 @@ def _event_keys(
 
 class AveragedSpikes(_Spikes):
     """
-    Spike times averaged over windows, as average pooling does: of a window's units every spike
+    Spike times averaged over windows, as average pooling does: every spike of a window's units
     has the height 1 / size of the window. Made by `torch.nn.functional.avg_pool1d` and
     `avg_pool2d`, and the modules of these names, from :class:`SpikeTimes`.
 
@@ -740,24 +744,24 @@ class AveragedSpikes(_Spikes):
     once, where that pays; everything else is given the dense maps.
     """
 
-    def __init__(self, spikes: SpikeTimes, windows: tuple[int, ...], pool: Callable[..., Any]):
-        self.spikes, self.pool, self.window = spikes.unfold(), pool, math.prod(windows)
+    def __init__(
+        self, spikes: SpikeTimes, windows: tuple[int, ...], pool: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.spikes, self.pool = spikes.unfold(), pool
         self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
         self.dtype, self.device = spikes.dtype, spikes.device
-        kept, maps = spikes.features[: -len(windows)], spikes.features[-len(windows) :]
-        pooled = [size // window for size, window in zip(maps, windows, strict=True)]
-        self.features = torch.Size((*kept, *pooled))
-        self.index = _index_of_windows(math.prod(kept), maps, windows, self.device)
+        self.windows = _Windows(spikes.features, windows)
+        self.features = torch.Size((*spikes.features[: -len(windows)], *self.windows.pooled))
 
     @property
     def height(self) -> Tensor:  # type: ignore[override]
-        one = torch.ones((), dtype=self.dtype, device=self.device)
-        return (one / self.window).expand(self.features)
+        height = torch.full((), 1 / self.windows.area, dtype=self.dtype, device=self.device)
+        return height.expand(self.features)
 
     @property
     def carrier(self) -> Tensor | None:  # type: ignore[override]
         given = self.spikes.carrier
-        return None if given is None else _Pooled.apply(given, self.index, self.features.numel())
+        return None if given is None else _Pooled.apply(given, self.windows)
 
     @property
     def requires_grad(self) -> bool:
@@ -766,12 +770,13 @@ class AveragedSpikes(_Spikes):
     def dense(self) -> Tensor:
         """The pooled maps as a tensor `(T, B, *features)`, differentiable."""
         maps = self.pool(self.spikes.fold().dense())
-        maps = maps.view(self.steps, self.batch, *self.features)
-        return self._leading(maps)
+        return self._leading(maps.view(self.steps, self.batch, *self.features))
 
     def events(self) -> Events:
         offsets, times, units, _ = self.spikes.events()
-        pooled = self.index[units]
+        pooled = self.windows.index(self.device)[units]
+        if self.windows.cover_all:
+            return Events(offsets, times, pooled, None)
         inside = pooled >= 0
         before = torch.zeros(len(inside) + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(inside, 0, out=before[1:])
@@ -787,34 +792,52 @@ class AveragedSpikes(_Spikes):
         return f"AveragedSpikes(shape={tuple(self.shape)}, of={self.spikes})"
 
 
+class _Windows:
+    """Windows side by side over the last dimensions of (..., *maps)."""
+
+    def __init__(self, features: Sequence[int], windows: tuple[int, ...]) -> None:
+        self.windows, self.maps = windows, tuple(features[-len(windows) :])
+        self.kept = math.prod(features[: -len(windows)])
+        self.pooled = tuple(map(operator.floordiv, self.maps, windows))
+        self.area = math.prod(windows)
+        self.cover_all = math.prod(self.pooled) * self.area == math.prod(self.maps)
+
+    def index(self, device: torch.device) -> Tensor:
+        """The pooled unit of every unit, int32; -1 past the last whole window."""
+        units = torch.arange(self.kept * math.prod(self.pooled), dtype=torch.int32, device=device)
+        return self.spread(units.view(self.kept, *self.pooled), -1).flatten()
+
+    def spread(self, pooled: Tensor, beyond: int) -> Tensor:
+        """(..., *pooled) to (..., *maps): every unit's value is that of its window."""
+        dimensions, shape = len(self.windows), pooled.shape[: -len(self.windows)]
+        for dim in range(dimensions):
+            pooled = pooled.unsqueeze(len(shape) + 2 * dim + 1)
+        pairs = [size for pair in zip(self.pooled, self.windows, strict=True) for size in pair]
+        whole = map(operator.mul, self.pooled, self.windows)
+        maps = pooled.expand(*shape, *pairs).reshape(*shape, *whole)
+        if self.cover_all:
+            return maps
+        rest = [
+            (0, size - covered)
+            for size, covered in zip(self.maps, maps.shape[len(shape) :], strict=True)
+        ]
+        return F.pad(maps, [size for pair in reversed(rest) for size in pair], value=beyond)
+
+
 class _Pooled(torch.autograd.Function):
-    """The carrier of sums over windows, from that of their units."""
+    """The carrier of the sums over windows, from that of their units."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, index: Tensor, units: int) -> Tensor:
-        ctx.save_for_backward(index)
+    def forward(ctx: Any, given: Tensor, windows: _Windows) -> Tensor:
+        ctx.windows = windows
         steps, batch, _ = given.shape
-        return carrier(steps, batch, units, given)
+        return carrier(steps, batch, windows.kept * math.prod(windows.pooled), given)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors
-        spread = grad.index_select(2, index.clamp(min=0))
-        outside = index < 0
-        return (spread.masked_fill_(outside, 0) if bool(outside.any()) else spread), None, None
-
-
-def _index_of_windows(
-    kept: int, maps: Sequence[int], windows: Sequence[int], device: torch.device
-) -> Tensor:
-    """The pooled unit of every unit, (N,) int32; -1 past the last whole window."""
-    index = torch.arange(kept, dtype=torch.int32, device=device)
-    for size, window in zip(maps, windows, strict=True):
-        place = torch.arange(size, dtype=torch.int32, device=device) // window
-        whole = size // window
-        beyond = (place >= whole) | (index[:, None] < 0)
-        index = (index[:, None] * whole + place).masked_fill_(beyond, -1).flatten()
-    return index
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # A product that was left undone (SpikeGradient) is taken by the reshape.
+        sums = grad.reshape(*grad.shape[:2], ctx.windows.kept, *ctx.windows.pooled)
+        return ctx.windows.spread(sums, 0).flatten(2), None
 
 
 class LinearCurrent(TimeSequence):
@@ -864,7 +887,7 @@ def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
             f"{weight.shape[1]}"
         )
     check_device("weight", weight, spikes.device, "spikes")
-    if isinstance(spikes, AveragedSpikes) and not pooling_pays(spikes, len(weight)):
+    if isinstance(spikes, AveragedSpikes) and not pooling_pays(spikes):
         logger.info("linear is faster from dense tensors: made one of %s", spikes)
         return F.linear(spikes.dense(), weight, bias)
     return LinearCurrent(spikes, weight, bias)
@@ -878,8 +901,14 @@ def _reshape(spikes: Any, shape: Sequence[int]) -> Any:
     return spikes.reshape(*shape)
 
 
-def pooling_pays(spikes: AveragedSpikes, outputs: int) -> bool:
-    return True
+def pooling_pays(spikes: AveragedSpikes) -> bool:
+    """
+    Whether a linear layer is faster from events of the pooled units than from dense maps: the
+    first takes time for every spike before the pooling, the second for every unit and step.
+    """
+    if spikes.device.type != "cpu":
+        return True  # not measured, and to count would be to wait for the device
+    return int(spikes.spikes.count().sum()) * SPARSE < spikes.spikes.numel()
 
 
 def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import snntorch as snn
 import test_conversion
 import torch
 import torch.nn.functional as F
+from snntorch import functional as SF
 from snntorch import utils
 from test_conversion import Residual, Tutorial6, awake, leaky, population, readme, siblings
 from torch import nn
@@ -20,6 +21,8 @@ from snn_single_spike import (
     SpikeEvents,
     SpikeTimes,
     convert,
+    losses,
+    metrics,
     revert,
 )
 from snn_single_spike import spikes as spikes_module
@@ -123,7 +126,8 @@ def assert_same(models, inputs):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 @pytest.mark.parametrize("name", MODELS)
-def test_both_currencies_are_the_same_model(name, rule, training):
+def test_both_currencies_are_the_same_model(name, rule, training, monkeypatch):
+    monkeypatch.setattr(spikes_module, "SPARSE", 0)  # pooled events, however many
     make, shape = MODELS[name]
     model = awake(make()).double().train(training)
     x = torch.rand(7, 3, *shape, dtype=torch.float64) * 3
@@ -358,7 +362,7 @@ def pooled(pool, maps, weight):
 @pytest.mark.parametrize("fits", [True, False], ids=["from times", "dense"])
 @pytest.mark.parametrize("name", [*POOLS, *DENSE_POOLS])
 def test_average_pooling(name, fits, monkeypatch):
-    monkeypatch.setattr(spikes_module, "pooling_pays", lambda *sizes: fits)
+    monkeypatch.setattr(spikes_module, "pooling_pays", lambda spikes: fits)
     pool, shape = (POOLS | DENSE_POOLS)[name]
     spikes = SpikeTimes(torch.randint(-1, 6, (4, *shape)), 6, dtype=torch.float64)
     units = pool(spikes.dense().flatten(0, 1)).flatten(1).shape[1]
@@ -401,9 +405,52 @@ def test_averaged_spikes_are_tensors_to_everything_else():
     assert "AveragedSpikes(shape=(24, 2, 2, 2), of=SpikeTimes(" in repr(maps)
 
 
-def test_where_pooling_does_not_pay_the_log_says_so(caplog, monkeypatch):
-    monkeypatch.setattr(spikes_module, "pooling_pays", lambda *sizes: False)
-    maps = F.avg_pool2d(SpikeTimes(torch.randint(-1, 6, (4, 2, 4, 4)), 6).fold(), 2)
-    with caplog.at_level(logging.INFO, logger="snn_single_spike"):
-        F.linear(maps.flatten(1), torch.randn(3, 8))
-    assert "faster from dense tensors: made one of AveragedSpikes" in caplog.messages[-1]
+def test_where_pooling_does_not_pay_the_log_says_so(caplog):
+    times = torch.zeros(4, 2, 4, 4, dtype=torch.int8)
+    for steps, pays in ((30, False), (100, True)):
+        maps = F.avg_pool2d(SpikeTimes(times, steps).fold(), 2)
+        with caplog.at_level(logging.INFO, logger="snn_single_spike"):
+            current = F.linear(maps.flatten(1), torch.randn(3, 8))
+        assert isinstance(current, LinearCurrent) == pays
+        assert len(caplog.messages) == 1
+    assert "faster from dense tensors: made one of AveragedSpikes" in caplog.messages[0]
+
+
+def test_losses_and_metrics_take_what_a_model_returns():
+    model, x = awake(population(5)), torch.rand(7, 3, 8, 8) * 3
+    targets = torch.tensor([1, 0, 3])
+    outs = [convert(model, currency=c)(x) for c in ("times", "dense")]
+    for on_spikes in (
+        lambda spikes: losses.ce_temporal_loss()(spikes, targets),
+        lambda spikes: losses.mse_temporal_loss()(spikes, targets),
+        losses.spike_count_regulariser(upper=0.5),
+        losses.firing_regulariser(),
+        lambda spikes: metrics.accuracy_temporal(spikes, targets),
+        metrics.spike_counts,
+        metrics.latency_to_decision,
+        lambda spikes: metrics.energy_estimate(spikes, 10)[0],
+        lambda spikes: SF.ce_rate_loss()(spikes, targets),
+    ):
+        torch.testing.assert_close(*(on_spikes(spikes) for spikes, _ in outs), equal_nan=True)
+    for on_membrane in (
+        lambda mem: losses.ce_membrane_loss()(mem, targets),
+        lambda mem: metrics.accuracy_membrane(mem, targets),
+        lambda mem: SF.ce_max_membrane_loss()(mem, targets),
+    ):
+        torch.testing.assert_close(*(on_membrane(mem) for _, mem in outs))
+    both = [metrics.accuracy_temporal(spikes, targets, mem) for spikes, mem in outs]
+    assert both[0] == both[1]
+
+
+def test_weights_that_are_computed():
+    model = population().double()
+    nn.utils.parametrizations.weight_norm(model[1])
+    x = torch.rand(7, 3, 8, 8).double() * 6
+    assert_same((convert(model, currency="times"), convert(model)), (x, x))
+
+
+def test_inference_mode():
+    fast, x = convert(population(), currency="times"), torch.rand(7, 3, 8, 8) * 3
+    with torch.inference_mode():
+        _, mem = fast(x)
+        assert mem.dense().shape == (7, 3, 50)
