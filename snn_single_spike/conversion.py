@@ -4,7 +4,8 @@ A converted model runs its own one-step ``forward`` once, with time folded into 
 tensors inside it are (T * B, ...). Layers without state cannot tell the difference, so they
 stay as they are, with their ``state_dict`` keys; so does a custom ``forward`` with its
 reshapes, residuals and functional calls. Only neurons see time: they unfold it, run over the
-sequence, and fold it again.
+sequence, and fold it again. What is folded may be spike times, which stand for a tensor of that
+shape (:mod:`snn_single_spike.spikes`): layers that know better than to ask for it get them.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from snntorch import functional as SF
 from snntorch import utils
+from snntorch.functional import probe
 from test_conversion import Residual, Tutorial6, awake, leaky, population, readme, siblings
 from torch import nn
 
@@ -291,6 +292,16 @@ def test_compiled_and_exported_models_return_tensors():
     assert torch.equal(compiled(x)[0], fast(x)[0].dense())
     program = torch.export.export(fast, (x,))
     assert torch.equal(program.module()(x)[0], fast(x)[0].dense())
+
+
+def test_probes_record_spike_times():
+    fast = convert(population(), currency="times")
+    monitor = probe.OutputMonitor(fast, instance=snn.Leaky)
+    spikes, mem = fast(torch.rand(5, 3, 8, 8) * 3)
+    assert monitor["2"][0].shape == (15, 40)
+    assert monitor["2"][0].unfold().shape == (5, 3, 40)
+    assert torch.equal(monitor["4"][0][0].times, spikes.times)
+    assert monitor["4"][0][1].unfold().dense() is mem.dense()
 
 
 def test_autocast():
