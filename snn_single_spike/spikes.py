@@ -31,9 +31,10 @@ __all__ = ["AveragedSpikes", "LinearCurrent", "SpikeEvents", "SpikeTimes"]
 
 logger = logging.getLogger("snn_single_spike")
 
-# Events are the faster way through an average pooling where at most one in so many entries of the
-# dense spikes is a spike: always from 20 steps on. Measured with the compiled CPU loops, forward and
-# backward: 1.3 to 2.2 times at one in 28 or fewer, level at one in 20, 0.7 to 1.5 at one in 11.
+# Events are the faster way through an average pooling where at most one in so many entries of
+# the dense spikes is a spike: always from 20 steps on. Measured with the compiled CPU loops,
+# forward and backward: 1.3 to 2.2 times at one in 28 or fewer, level at one in 20, 0.7 to 1.5 at
+# one in 11.
 SPARSE = 20
 
 
