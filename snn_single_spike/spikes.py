@@ -113,7 +113,7 @@ class Deferred:
         return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
 
     def _made_dense(self, by: str) -> Tensor:
-        logger.info("%s takes dense tensors: made one of %s", by, self)
+        logger.info("%s takes dense tensors: %s made one", by, self)
         return self.dense()
 
     def __repr__(self) -> str:
@@ -890,7 +890,7 @@ def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
         )
     check_device("weight", weight, spikes.device, "spikes")
     if isinstance(spikes, AveragedSpikes) and not pooling_pays(spikes):
-        logger.info("linear is faster from dense tensors: made one of %s", spikes)
+        logger.info("linear is faster from dense tensors here: %s made one", spikes)
         return F.linear(spikes.dense(), weight, bias)
     return LinearCurrent(spikes, weight, bias)
 

@@ -182,7 +182,7 @@ def test_the_log_of_the_page_is_what_is_logged(caplog):
             run(code)
     finally:
         logging.getLogger("snn_single_spike").setLevel(level)
-    said = re.search(r"# INFO:snn_single_spike:(.*) \.\.\.\)", code)[1]
+    said = re.search(r"# INFO:snn_single_spike:(.*) \.\.\.\) made one", code)[1]
     assert said in caplog.text
 
 
