@@ -394,7 +394,7 @@ def spikes_of_current(
     if own is not None and not exact and track and current.requires_grad:
         # Autograd differentiates it on the dense membrane.
         result = run_single_spike(
-            current._made_dense("a spike_grad that is not one of snntorch.surrogate"),
+            as_dense(current),
             beta,
             threshold,
             graded_spikes_factor,

@@ -36,36 +36,38 @@ class Membrane(TimeSequence):
     """The membrane (T, B, *features) of neurons that were run from spike times."""
 
     def __init__(
-        self, current: LinearCurrent, parameters: Sequence[Tensor], make: Callable[[], Tensor]
+        self, current: LinearCurrent, parameters: Sequence[Any], make: Callable[[], Tensor]
     ) -> None:
         self.steps, self.batch, self.folded = current.steps, current.batch, False
         self.features, self.dtype, self.device = current.features, current.dtype, current.device
-        self._make = functools.cache(make)  # also for what is folded or unfolded of this
+        self._make = functools.cache(make)  # once also for what is folded or unfolded of this
         self._track = torch.is_grad_enabled()
-        learns = current.requires_grad or any(x.requires_grad for x in parameters)
-        self._learns = self._track and learns
-        given = (current.weight, current.bias, *parameters)
-        self._read = [(x, x._version) for x in given if x is not None and not x.is_inference()]
+        read = (current.weight, current.bias, *parameters)
+        self._read = [x for x in read if isinstance(x, Tensor)]
+        self._versions = list(map(_version, self._read))
+        learns = current.requires_grad or any(x.requires_grad for x in self._read)
+        self._requires_grad = self._track and learns
 
     @property
     def requires_grad(self) -> bool:
-        return self._learns
+        return self._requires_grad
 
     def dense(self) -> Tensor:
-        """
-        The membrane as a tensor, differentiable; computed once.
-
-        :raises RuntimeError: a parameter was changed since the forward pass, before the first use
-        """
-        if not self._make.cache_info().currsize and any(x._version != v for x, v in self._read):
+        """The membrane as a tensor, differentiable if the neurons were run so; computed once."""
+        made = self._make.cache_info().currsize
+        if not made and list(map(_version, self._read)) != self._versions:
             raise RuntimeError(
-                "the membrane is computed when it is first used, and a weight or a parameter of "
-                "the neuron was changed since the forward pass: use it, or call its dense(), "
-                "before the optimizer's step"
+                "the membrane is computed when it is first used, and a weight or parameter it "
+                "is computed from has been changed in place since the neurons ran: use it "
+                "before, e.g. mem.dense() ahead of optimizer.step()"
             )
-        with torch.set_grad_enabled(self._track):  # a metric may be the first to use it
+        with torch.set_grad_enabled(self._track):
             membrane = self._make()
         return self._leading(membrane)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -260,7 +262,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             assert result.mem is not None
             return result.mem
 
-        return spikes, Membrane(current, (self.beta, self.threshold), membrane)
+        return spikes, Membrane(current, neuron[:2], membrane)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, currency={self.currency!r}"

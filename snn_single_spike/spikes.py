@@ -777,7 +777,7 @@ class AveragedSpikes(_Spikes):
         return self._leading(maps.view(self.steps, self.batch, *self.features))
 
     def events(self) -> Events:
-        offsets, times, units, _ = self.spikes.events()
+        offsets, times, units = self.spikes.events()[:3]
         pooled = self.windows.index(self.device)[units]
         if self.windows.cover_all:
             return Events(offsets, times, pooled, None)
