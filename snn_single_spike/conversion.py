@@ -4,7 +4,8 @@ A converted model runs its own one-step ``forward`` once, with time folded into 
 tensors inside it are (T * B, ...). Layers without state cannot tell the difference, so they
 stay as they are, with their ``state_dict`` keys; so does a custom ``forward`` with its
 reshapes, residuals and functional calls. Only neurons see time: they unfold it, run over the
-sequence, and fold it again.
+sequence, and fold it again. What is folded may be spike times, which stand for a tensor of that
+shape (:mod:`snn_single_spike.spikes`): layers that know better than to ask for it get them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import functools
 import inspect
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,12 @@ from torch import Tensor, nn
 from .alpha import SingleSpikeAlpha
 from .functional import DEFAULT_GRADIENT
 from .lapicque import SingleSpikeLapicque
-from .leaky import SingleSpikeLeaky
+from .leaky import CURRENCIES, SingleSpikeLeaky
 from .neuron import NEEDS_THE_LOOP, STATES, SingleSpikeNeuron, check_options
 from .rleaky import SingleSpikeRLeaky
+from .spikes import Deferred
 from .synaptic import SingleSpikeSynaptic
+from .validation import check_choice
 
 __all__ = ["ConversionError", "convert", "revert"]
 
@@ -43,6 +46,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DROPOUT = nn.modules.dropout._DropoutNd
+_TENSORS = (Tensor, Deferred)
 
 
 class ConversionError(ValueError):
@@ -56,12 +60,14 @@ class _Time:
         self.steps = 0  # 0 outside a forward
         self.batch = 0
 
-    def fold(self, sequence: Tensor) -> Tensor:
-        return sequence.flatten(0, 1)
+    def fold(self, sequence: Any) -> Any:
+        return sequence.fold() if isinstance(sequence, Deferred) else sequence.flatten(0, 1)
 
-    def unfold(self, folded: Tensor) -> Tensor:
+    def unfold(self, folded: Any) -> Any:
         """(T * B, ...) to (T, B, ...); what was computed once, (B, ...), is the same every step."""
         if folded.dim() and folded.shape[0] == self.steps * self.batch:
+            if isinstance(folded, Deferred):
+                return folded.unfold()
             return folded.unflatten(0, (self.steps, self.batch))
         if folded.dim() and folded.shape[0] == self.batch:
             return folded.expand(self.steps, *folded.shape)
@@ -100,7 +106,7 @@ class _Folded(SingleSpikeNeuron):
         if self.calls > 1:
             raise ConversionError(_loop_message(self.path))
         for state in (*states, *named.values()):
-            if isinstance(state, Tensor) and state.shape != (0,):
+            if isinstance(state, _TENSORS) and state.shape != (0,):
                 raise ConversionError(
                     f"neuron {self.path!r} is given an initial state of shape "
                     f"{tuple(state.shape)}: leave it out, or pass None; a sample starts from zeros"
@@ -111,7 +117,7 @@ class _Folded(SingleSpikeNeuron):
         except (TypeError, ValueError) as error:
             raise ConversionError(f"neuron {self.path!r}: {error}") from error
         if isinstance(out, tuple):
-            return tuple(self.time.fold(tensor) for tensor in out)
+            return tuple(map(self.time.fold, out))
         return self.time.fold(out)
 
     def _get_name(self) -> str:
@@ -182,10 +188,12 @@ class _Converted:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         time = self._single_spike.time
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        if not tensors:
-            raise TypeError("a converted model needs a tensor as its input")
-        enter = self._begin(tensors[0])
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, _TENSORS)]
+        if not inputs:
+            raise TypeError(
+                "a converted model needs a tensor as its input, or SpikeTimes or SpikeEvents"
+            )
+        enter = self._begin(inputs)
         for batch_norm, momentum in self._single_spike.momenta:
             # One update of the running statistics stands for T of them.
             batch_norm.momentum = 1 - (1 - momentum) ** time.steps
@@ -203,8 +211,9 @@ class _Converted:
             for batch_norm, momentum in self._single_spike.momenta:
                 batch_norm.momentum = momentum
 
-    def _begin(self, input_: Tensor) -> Callable[[Any], Any]:
+    def _begin(self, inputs: Sequence[Tensor | Deferred]) -> Callable[[Any], Any]:
         """Set the time axis; returns what to do with each input."""
+        input_ = inputs[0]
         time, num_steps = self._single_spike.time, self._single_spike.num_steps
         if not torch.compiler.is_compiling():
             _refuse_new_neurons(self)
@@ -221,6 +230,13 @@ class _Converted:
                 )
             time.steps, time.batch = input_.shape[0], input_.shape[1]
             return self._enter
+        for x in inputs:
+            if isinstance(x, Deferred):
+                raise ValueError(
+                    f"the input is {x}, a sequence, but the model was converted with num_steps="
+                    f"{num_steps} for inputs that are the same at every step: convert it without "
+                    "num_steps"
+                )
         time.steps, time.batch = num_steps, input_.shape[0]
         if self.training and self._has_dropout():  # it draws anew at every step
             return lambda x: (
@@ -230,7 +246,7 @@ class _Converted:
 
     def _enter(self, x: Any) -> Any:
         time = self._single_spike.time
-        if not isinstance(x, Tensor):
+        if not isinstance(x, _TENSORS):
             return x
         if x.shape == (0,):  # reset_mem() before the first call
             return None
@@ -247,7 +263,7 @@ class _Converted:
         return any(isinstance(module, _DROPOUT) and module.p > 0 for module in modules)
 
     def _leave(self, out: Any) -> Any:
-        if isinstance(out, Tensor):
+        if isinstance(out, _TENSORS):
             return self._single_spike.time.unfold(out)
         if isinstance(out, dict):
             return {name: self._leave(value) for name, value in out.items()}
@@ -282,6 +298,7 @@ def convert(
     share_parameters: bool = False,
     gradient: str = DEFAULT_GRADIENT,
     backend: str = "auto",
+    currency: str = "dense",
 ) -> nn.Module:
     """
     A snnTorch model that takes one time step a call, as one that takes the whole sequence.
@@ -304,6 +321,25 @@ def convert(
         spk_rec, mem_rec = fast(images)          # (batch, ...): the same image at every step;
                                                  # conv and pool before the first neuron run once
 
+        fast = convert(net, currency="times")
+        spikes, mem = fast(data)                 # SpikeTimes, and a membrane made when it is used
+
+    With ``currency="times"`` every :class:`snntorch.Leaky` passes on
+    :class:`snn_single_spike.SpikeTimes`, and the linear layers behind it are computed from them;
+    ``nn.Flatten``, reshapes that leave the first dimension alone, ``nn.Identity``, Dropout in
+    eval mode and average pooling before a linear layer keep them. Everything else (convolutions,
+    normalisation, max pooling, additions, neurons other than Leaky) is given the dense tensor that
+    they stand for, with the same result; the logger ``snn_single_spike`` tells which. The model
+    then returns, where it returned tensors:
+
+    - spikes of a Leaky: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, ...)`;
+    - the membrane of a Leaky behind a linear layer from spike times: an object of that shape, made
+      dense when it is first used in a torch function, or by its ``dense()``; of one behind
+      anything else: a tensor;
+    - the current of a last ``nn.Linear``: what :class:`snn_single_spike.LeakyReadout` and
+      :class:`snn_single_spike.SingleSpikeLeaky` take as it is, ``dense()`` makes it a tensor;
+    - everything else: tensors. Compiled and exported models return tensors only.
+
     BatchNorm takes its statistics over time and batch when training, and MaxPool after a
     neuron can pass more than one spike: both are warned of.
 
@@ -325,6 +361,11 @@ def convert(
     :param backend: see :mod:`snn_single_spike.backends`. Defaults to `"auto"`
     :type backend: str, optional
 
+    :param currency: what spikes are inside the model and on leaving it: `"dense"` tensors, or
+        `"times"`. Either takes dense tensors, :class:`snn_single_spike.SpikeTimes` and
+        :class:`snn_single_spike.SpikeEvents`. Defaults to `"dense"`
+    :type currency: str, optional
+
     :return: model whose tensors in and out are `(time, batch, ...)`
     :rtype: torch.nn.Module
 
@@ -345,6 +386,7 @@ def convert(
             "the single-spike form (SingleSpikeLeaky of snntorch.Leaky, ...) with its arguments"
         )
     check_options("Leaky", gradient, backend, {})
+    check_choice("currency", currency, CURRENCIES)
     _refuse_what_cannot_fold(model)
     _warn_of_what_differs(model)
     new: Any = _copy(model, share_parameters)
@@ -357,11 +399,19 @@ def convert(
             made_as = type(neuron)
             neuron.__class__ = _KINDS[kind]
             neuron.take_whole_sequences(gradient, backend)
+            if isinstance(neuron, _FoldedLeaky):
+                neuron.currency = currency
             neuron.time, neuron.path, neuron.calls, neuron.original = time, path, 0, made_as
             _forget_states(neuron)
             neurons.append(neuron)
     if not neurons:
         raise ConversionError("the model has no snntorch neuron: there is nothing to convert")
+    if currency == "times" and not any(isinstance(neuron, _FoldedLeaky) for neuron in neurons):
+        found = ", ".join(sorted({neuron.original.__name__ for neuron in neurons}))
+        raise ConversionError(
+            f"currency='times' needs a snntorch.Leaky in the model, which has {found} only: these "
+            "make dense spikes, so convert with currency='dense'"
+        )
     original: Any = type(new)
     new.__class__ = _converted_class(original)
     momenta = [
@@ -394,8 +444,8 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     for neuron in [module for module in new.modules() if isinstance(module, _Folded)]:
         neuron.settle()
         neuron.__class__ = neuron.original
-        for name in ("gradient", "backend", "time", "path", "calls", "original"):
-            delattr(neuron, name)
+        for name in ("gradient", "backend", "currency", "time", "path", "calls", "original"):
+            vars(neuron).pop(name, None)
         _forget_states(neuron)
     return new
 

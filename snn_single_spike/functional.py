@@ -363,12 +363,11 @@ def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
     spikes = current.spikes
     state = state_dtype(current.dtype)
     weight = current.weight.to(state)
-    if isinstance(spikes, SpikeTimes) and spikes.height is not None:
+    if spikes.height is not None:
         weight = weight * spikes.height.to(state)
     bias = current.bias
     bias = weight.new_zeros(len(weight)) if bias is None else bias.to(state)
-    at_spikes = isinstance(spikes, SpikeTimes) and spikes.tau is not None
-    return Source(spikes.events(), spikes.steps, at_spikes), weight.contiguous(), bias
+    return Source(spikes.events(), spikes.steps, spikes.tau is not None), weight.contiguous(), bias
 
 
 def _decay(beta: Tensor | float, current: LinearCurrent) -> Tensor:
@@ -395,7 +394,7 @@ def spikes_of_current(
     if own is not None and not exact and track and current.requires_grad:
         # Autograd differentiates it on the dense membrane.
         result = run_single_spike(
-            current.dense(),
+            as_dense(current),
             beta,
             threshold,
             graded_spikes_factor,
@@ -408,7 +407,7 @@ def spikes_of_current(
         )
         return spikes_of_result(result, current.steps, graded_spikes_factor)
     source, weight, bias = _of_spikes(current)
-    given = current.spikes.carrier if isinstance(current.spikes, SpikeTimes) else None
+    given = current.spikes.carrier
     theta = check_parameter("threshold", threshold, current).expand(current.features)
     carrier, times, tau = LinearSpikes.apply(
         given,
@@ -599,7 +598,7 @@ def _readout_of_spikes(
     current: LinearCurrent, beta: Tensor | float, reduction: str, chosen: str
 ) -> Tensor:
     source, weight, bias = _of_spikes(current)
-    given = current.spikes.carrier if isinstance(current.spikes, SpikeTimes) else None
+    given = current.spikes.carrier
     value = LinearReadout.apply(
         given,
         weight,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import snntorch as snn
@@ -12,7 +13,7 @@ from torch import Tensor
 from .backends.buffers import state_dtype
 from .functional import DEFAULT_GRADIENT, run_single_spike, spikes_of_current, spikes_of_result
 from .neuron import SingleSpikeNeuron, check_options
-from .spikes import Deferred, LinearCurrent, as_dense
+from .spikes import LinearCurrent, TimeSequence, as_dense
 from .validation import check_choice, check_parameter, check_state
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
@@ -31,19 +32,42 @@ class LeakyState(NamedTuple):
     """Time steps taken."""
 
 
-class Membrane(Deferred):
+class Membrane(TimeSequence):
     """The membrane (T, B, *features) of neurons that were run from spike times."""
 
-    def __init__(self, current: LinearCurrent, make: Callable[[], Tensor]) -> None:
-        self.shape, self.dtype, self.device = current.shape, current.dtype, current.device
-        self._make = make
-        self._made: Tensor | None = None
+    def __init__(
+        self, current: LinearCurrent, parameters: Sequence[Any], make: Callable[[], Tensor]
+    ) -> None:
+        self.steps, self.batch, self.folded = current.steps, current.batch, False
+        self.features, self.dtype, self.device = current.features, current.dtype, current.device
+        self._make = functools.cache(make)  # once also for what is folded or unfolded of this
+        self._track = torch.is_grad_enabled()
+        read = (current.weight, current.bias, *parameters)
+        self._read = [x for x in read if isinstance(x, Tensor)]
+        self._versions = list(map(_version, self._read))
+        learns = current.requires_grad or any(x.requires_grad for x in self._read)
+        self._requires_grad = self._track and learns
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
 
     def dense(self) -> Tensor:
-        """The membrane as a tensor, differentiable; computed once."""
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+        """The membrane as a tensor, differentiable if the neurons were run so; computed once."""
+        made = self._make.cache_info().currsize
+        if not made and list(map(_version, self._read)) != self._versions:
+            raise RuntimeError(
+                "the membrane is computed when it is first used, and a weight or parameter it "
+                "is computed from has been changed in place since the neurons ran: use it "
+                "before, e.g. mem.dense() ahead of optimizer.step()"
+            )
+        with torch.set_grad_enabled(self._track):
+            membrane = self._make()
+        return self._leading(membrane)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -157,6 +181,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     """
 
     mem: Tensor
+    currency: str = "dense"  # of neurons that were saved before there was another
 
     def __init__(
         self,
@@ -237,7 +262,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             assert result.mem is not None
             return result.mem
 
-        return spikes, Membrane(current, membrane)
+        return spikes, Membrane(current, neuron[:2], membrane)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, currency={self.currency!r}"

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .backends.buffers import state_dtype
+from .spikes import as_dense
 from .validation import (
     REDUCTIONS,
     check_choice,
@@ -117,6 +118,7 @@ def first_spike_times(spk_out: Tensor, *, graded_spikes_factor: Tensor | float =
         spike in a train, or spikes of another height (checked on the CPU)
     :raises TypeError: not a floating-point tensor
     """
+    spk_out = as_dense(spk_out, "a loss")
     check_recording("spk_out", spk_out)
     state = state_dtype(spk_out.dtype)
     height = check_parameter("graded_spikes_factor", graded_spikes_factor, spk_out)
@@ -190,6 +192,7 @@ class _Temporal:
 
     def _times(self, spk_out: Tensor) -> tuple[Tensor, int]:
         """Spike times (B, C), T for a silent neuron; and T."""
+        spk_out = as_dense(spk_out, "a loss")
         if isinstance(spk_out, Tensor) and spk_out.dim() == 2:
             return self._given_times(spk_out)
         check_recording("spk_out", spk_out)
@@ -546,6 +549,7 @@ class ce_membrane_loss:
         return cross_entropy(scores, targets, weight, reduction=self.batch_reduction)
 
     def _scores(self, mem_out: Tensor) -> Tensor:
+        mem_out = as_dense(mem_out, "a loss")
         if isinstance(mem_out, Tensor) and mem_out.dim() == 2:
             check_recording("mem_out", mem_out[None])
             return mem_out.to(state_dtype(mem_out.dtype))
@@ -628,6 +632,7 @@ class spike_count_regulariser:
         self.__name__ = type(self).__name__
 
     def __call__(self, spk_out: Tensor) -> Tensor:
+        spk_out = as_dense(spk_out, "a loss")
         check_recording("spk_out", spk_out)
         flat = spk_out.flatten(2)
         averaged = 1 if self.per == "neuron" else 2

@@ -1,9 +1,11 @@
 """Every block of docs/guide.md, before and after, on the same weights."""
 
+import logging
 import re
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import snntorch as snn
 import torch
@@ -19,8 +21,19 @@ SECTIONS = {
     for title, body in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S)
 }
 STEPS = 8
-ALONE = "Plots, probes and `utils.reset`"  # blocks that are not before and after
+PLOTS, TIMES = "Plots, probes and `utils.reset`", "Spike times instead of dense spikes"
+ALONE = (PLOTS, TIMES)  # blocks that are not before and after, or several of these
 matplotlib.use("agg")
+
+
+def recording(events):
+    """A recording as tonic's datasets give it, with microseconds in ``t``."""
+    random = np.random.default_rng(events)
+    made = np.zeros(events, dtype=[("x", int), ("y", int), ("t", int), ("p", int)])
+    made["t"] = np.sort(random.integers(0, 1000 * STEPS, events))
+    made["x"], made["y"] = random.integers(0, 8, (2, events))
+    made["p"] = random.integers(0, 2, events)
+    return made
 
 
 def run(code):
@@ -42,6 +55,7 @@ def run(code):
         "image": torch.rand(3, 1, 8, 8) * 2,
         "target": torch.rand(STEPS, 3, 1),
         "frames": (torch.rand(STEPS, 3, 2, 8, 8) > 0.5).float(),
+        "recordings": [recording(number) for number in (40, 0, 25)],
     }
     torch.manual_seed(1)
     exec(code, space)
@@ -54,7 +68,7 @@ def first(spikes):
 
 
 @pytest.mark.parametrize(
-    "title", [title for title, blocks in SECTIONS.items() if len(blocks) > 1 and title != ALONE]
+    "title", [title for title, blocks in SECTIONS.items() if len(blocks) > 1 and title not in ALONE]
 )
 def test_after_does_what_before_did(title):
     before, *afters = (run(code) for code in SECTIONS[title])
@@ -145,8 +159,41 @@ def test_feedback_of_a_neuron_to_itself_reaches_no_spike_as_the_page_says():
     assert not torch.equal(mem, other)
 
 
+def test_spike_times_of_the_page_are_its_dense_spikes():
+    low = [code.replace("beta=0.9", "beta=0.9, threshold=0.2") for code in SECTIONS[TIMES]]
+    dense, times, loop, converted = (run(code) for code in low[:4])  # low, so that all fire
+    assert dense["spk_rec"].any()
+    assert torch.equal(times["spikes"].dense(), dense["spikes"])
+    assert torch.equal(times["spk_rec"].dense(), dense["spk_rec"])
+    assert torch.allclose(times["mem_rec"].dense(), dense["mem_rec"], atol=1e-5)
+    for name in ("spk_rec", "mem_rec"):
+        assert converted[name].shape == loop[name].shape
+    hidden = converted["net"][1]
+    assert hidden.currency == "times"
+    assert list(converted["net"].state_dict()) == list(loop["net"].state_dict())
+    assert converted["mem_rec"].max(0).values.shape == (3, 10)
+
+
+def test_the_log_of_the_page_is_what_is_logged(caplog):
+    code = SECTIONS[TIMES][4]
+    level = logging.getLogger("snn_single_spike").level
+    try:
+        with caplog.at_level(logging.INFO):
+            run(code)
+    finally:
+        logging.getLogger("snn_single_spike").setLevel(level)
+    said = re.search(r"# INFO:snn_single_spike:(.*) \.\.\.\) made one", code)[1]
+    assert said in caplog.text
+
+
+def test_recordings_of_the_page_are_their_events():
+    space = run(SECTIONS[TIMES][5])
+    assert space["spikes"].dense().sum((0, 2, 3, 4)).tolist() == [40, 0, 25]
+    assert space["spk_rec"].shape == space["mem_rec"].shape == (STEPS, 3, 10)
+
+
 def blocks_of_their_own():
-    plots, probes, reset = SECTIONS[ALONE]
+    plots, probes, reset = SECTIONS[PLOTS]
     return {"plots": plots, "probes": probes, "reset": reset}
 
 
@@ -196,5 +243,6 @@ def test_the_page_has_every_idiom():
         "regression tutorial, part 1",
         "regression tutorial, part 2",
         "probes",
+        "Spike times",
     ):
         assert word in text

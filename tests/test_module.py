@@ -33,14 +33,14 @@ def network(neuron, **options):
     return torch.nn.Sequential(torch.nn.Linear(5, 6), neuron(0.9, **options))
 
 
-def test_constructor_is_that_of_snntorch_and_two_keywords():
+def test_constructor_is_that_of_snntorch_and_three_keywords():
     ours = inspect.signature(SingleSpikeLeaky).parameters
     theirs = inspect.signature(snn.Leaky).parameters
     shared = list(ours)[: len(theirs)]
     assert shared == list(theirs)
     assert [ours[name].default for name in shared] == [p.default for p in theirs.values()]
     extra = [ours[name] for name in list(ours)[len(theirs) :]]
-    assert [p.name for p in extra] == ["gradient", "backend"]
+    assert [p.name for p in extra] == ["gradient", "backend", "currency"]
     assert all(p.kind is p.KEYWORD_ONLY for p in extra)
 
 
