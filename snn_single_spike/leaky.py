@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import snntorch as snn
@@ -34,16 +34,39 @@ class LeakyState(NamedTuple):
 class Membrane(Deferred):
     """The membrane (T, B, *features) of neurons that were run from spike times."""
 
-    def __init__(self, current: LinearCurrent, make: Callable[[], Tensor]) -> None:
+    def __init__(
+        self, current: LinearCurrent, parameters: Sequence[Any], make: Callable[[], Tensor]
+    ) -> None:
         self.shape, self.dtype, self.device = current.shape, current.dtype, current.device
         self._make = make
         self._made: Tensor | None = None
+        self._track = torch.is_grad_enabled()
+        read = (current.weight, current.bias, *parameters)
+        self._read = [x for x in read if isinstance(x, Tensor)]
+        self._versions = list(map(_version, self._read))
+        learns = current.requires_grad or any(x.requires_grad for x in self._read)
+        self._requires_grad = self._track and learns
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
 
     def dense(self) -> Tensor:
-        """The membrane as a tensor, differentiable; computed once."""
+        """The membrane as a tensor, differentiable if the neurons were run so; computed once."""
         if self._made is None:
-            self._made = self._make()
+            if list(map(_version, self._read)) != self._versions:
+                raise RuntimeError(
+                    "the membrane is computed when it is first used, and a weight or parameter it "
+                    "is computed from has been changed in place since the neurons ran: use it "
+                    "before, e.g. mem.dense() ahead of optimizer.step()"
+                )
+            with torch.set_grad_enabled(self._track):
+                self._made = self._make()
         return self._made
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -211,7 +234,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
         times = self.currency == "times" and not torch.compiler.is_compiling()
-        if times and isinstance(input_, LinearCurrent) and (mem is None or mem.shape == (0,)):
+        zeros = mem is None or getattr(mem, "shape", None) == (0,)
+        if times and isinstance(input_, LinearCurrent) and zeros:
             return self._from_spikes(input_)
         input_ = as_dense(input_)
         result = self._run(input_, **self._initial(input_, mem=mem))
@@ -237,7 +261,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             assert result.mem is not None
             return result.mem
 
-        return spikes, Membrane(current, membrane)
+        return spikes, Membrane(current, neuron[:2], membrane)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, currency={self.currency!r}"
