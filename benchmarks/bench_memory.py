@@ -14,10 +14,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from networks import CLASSES, HIDDEN, latency_codes, leaky_loop, networks
+from snn_single_spike import SpikeTimes
+
+from networks import (
+    CLASSES,
+    HIDDEN,
+    INPUTS,
+    SingleSpikeNet,
+    latency_codes,
+    leaky_loop,
+    networks,
+    same_weights,
+)
 from race import Ratio
 
 OURS = "single spike"
+TIMES = {"masked": "from spike times", "spike_time": "from spike times, spike_time rule"}
 STATUS = Path("/proc/self/status")
 
 
@@ -31,10 +43,17 @@ def resident(field: str) -> int:
 def step(name: str, what: str, steps: int, batch: int):
     """One training step of the whole network, or of its neurons alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    targets = torch.arange(batch, device=device) % CLASSES
+    for rule, times in TIMES.items():
+        if name == times:
+            net = same_weights(SingleSpikeNet("times", rule)).to(device)
+            spikes = SpikeTimes(torch.randint(steps, (batch, INPUTS)), steps).to(device)
+            if what == "inference":
+                return lambda: infer(net, spikes)
+            return lambda: torch.nn.functional.cross_entropy(net(spikes), targets).backward()
     model = networks(device)[name]
     if what == "network":
         x = latency_codes(steps, batch, device)
-        targets = torch.arange(batch, device=device) % CLASSES
         return lambda: torch.nn.functional.cross_entropy(model(x), targets).backward()
     x = torch.randn(steps, batch, HIDDEN, device=device).mul_(0.3).requires_grad_()
     grad = torch.randn_like(x)
@@ -42,6 +61,11 @@ def step(name: str, what: str, steps: int, batch: int):
         return lambda: model.lif1(x).backward(grad)
 
     return lambda: leaky_loop(model.lif1, x).backward(grad)
+
+
+@torch.no_grad()
+def infer(net: torch.nn.Module, spikes: SpikeTimes) -> None:
+    net(spikes)
 
 
 def own_peak(name: str, what: str, steps: int, batch: int) -> float:
@@ -92,6 +116,22 @@ def bench_memory(what: str, steps: int, batch: int, benchmark, baselines, reques
     one = Ratio(ratio, ratio, ratio, 0.0)
     fallen = baselines.fallen(request.node.name, {"one tensor (T, B, 1000)": one})
     assert not fallen, f"more memory than it took, against {fallen}"
+
+
+@pytest.mark.skipif(
+    not (STATUS.exists() or torch.cuda.is_available()), reason="memory is read from /proc"
+)
+@pytest.mark.parametrize("what", ["network", "inference"])
+@pytest.mark.parametrize("rule", TIMES)
+def bench_memory_from_times(rule: str, what: str, benchmark, request) -> None:
+    """Peak memory from spike times over T: of a training step, and of inference."""
+    full = request.config.getoption("--full")
+    sizes = (100, 300, 1000, 3000) if full else (100, 1000)
+    peaks = {steps: peak(TIMES[rule], what, steps, 128) for steps in sizes}
+    benchmark.extra_info |= {"cell": {"what": what, "rule": rule}, "peak_mb": peaks}
+    benchmark.pedantic(lambda: None)
+    if rule == "spike_time" or what == "inference":
+        assert max(peaks.values()) < 1.25 * min(peaks.values()) + 4, peaks
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m pytest benchmarks                      quick subset; fails where a ratio fell
     python -m pytest benchmarks --full --benchmark-json=FILE
     python -m pytest benchmarks --update-baselines
+    python -m pytest benchmarks/bench_times.py --data DIR      with the spikes of real images
 
 A baseline is a ratio to a peer in the same run, never a time, and belongs to one kind of
 machine (``baselines/*.json``): the lowest that runs of the same code came down to, so update it
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="the whole grid, not the quick subset")
     group.addoption("--rounds", type=int, default=9, help="turns that each contestant takes")
     group.addoption("--threads", type=int, help="CPU threads (default: as torch chooses)")
+    group.addoption("--data", type=Path, help="folder with Fashion-MNIST (default: random codes)")
     group.addoption("--update-baselines", action="store_true", help="store this run's ratios")
 
 
@@ -56,6 +58,11 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.fixture(scope="session")
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def data(request: pytest.FixtureRequest) -> Path | None:
+    return request.config.getoption("--data")
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,14 @@ neuron's second spike, which only the loop has.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_single_spike import LeakyReadout, SingleSpikeLeaky
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes
+from snn_single_spike.experiments.datasets import load
 
 from peers import first_spikes
 
@@ -39,11 +41,25 @@ def latency_codes(steps: int, batch: int, device: str = "cpu") -> Tensor:
     return torch.zeros(steps, batch, INPUTS).scatter_(0, times, 1.0).to(device)
 
 
+def fashion_codes(steps: int, batch: int, data: Path | None, device: str = "cpu") -> SpikeTimes:
+    """Latency codes of Fashion-MNIST images, or where there are none as many random ones."""
+    if data is None:
+        return SpikeTimes.from_dense(latency_codes(steps, batch)).to(device)
+    images = load("fashion-mnist", steps, data=data).train
+    return images.batch(torch.arange(batch)).flatten(2).to(device)
+
+
 class SingleSpikeNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, currency: str = "dense", gradient: str = "masked") -> None:
         super().__init__()
         self.fc1 = nn.Linear(INPUTS, HIDDEN)
-        self.lif1 = SingleSpikeLeaky(torch.full((HIDDEN,), BETA), learn_beta=True, init_hidden=True)
+        self.lif1 = SingleSpikeLeaky(
+            torch.full((HIDDEN,), BETA),
+            learn_beta=True,
+            init_hidden=True,
+            currency=currency,
+            gradient=gradient,
+        )
         self.fc2 = nn.Linear(HIDDEN, CLASSES)
         self.readout = LeakyReadout(torch.full((CLASSES,), READOUT_BETA), learn_beta=True)
 
@@ -86,20 +102,23 @@ class LoopNet(nn.Module):
 
 
 def networks(device: str = "cpu") -> dict[str, nn.Module]:
-    """Ours first; all with the same weights, large enough for some neurons to fire."""
+    """Ours first; all with the same weights."""
     made = {
         "single spike": SingleSpikeNet(),
         "snn.Leaky loop": LoopNet(),
         "snn.Leaky loop, linear layers outside": LoopNet(outside=True),
     }
+    return {name: same_weights(model).to(device) for name, model in made.items()}
+
+
+def same_weights(model: nn.Module) -> nn.Module:
+    """Those of every network here, large enough for some neurons to fire."""
+    torch.manual_seed(0)
     with torch.no_grad():
-        for name, model in made.items():
-            torch.manual_seed(0)
-            for layer in (model.fc1, model.fc2):
-                layer.reset_parameters()
-            model.fc1.weight *= 3
-            made[name] = model.to(device)
-    return made
+        for layer in (model.fc1, model.fc2):
+            layer.reset_parameters()
+        model.fc1.weight *= 3
+    return model
 
 
 def check_first_spikes(models: dict[str, nn.Module], x: Tensor) -> None:

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .experiments.config import add_flags
+
 _DEMO_PACKAGES = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
+_INTERRUPTED = 130  # as shells say it
 
 
 def _positive(text: str) -> int:
@@ -35,6 +38,24 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", type=Path, default=Path("single_spike_demo.png"), help="where the figure goes"
     )
+    train = commands.add_parser(
+        "train",
+        help="train a network on one of the papers' datasets",
+        description="Settings come from flags, from a saved file, and from the dataset's recipe, "
+        "in this order. On several GPUs: torchrun --nproc-per-node 2 --no-python "
+        "snn-single-spike train ...",
+    )
+    train.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML or JSON")
+    train.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run (default: in runs/)"
+    )
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with an earlier run")
+    add_flags(train)
+    page = commands.add_parser("report", help="one page with tables and figures from runs")
+    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    page.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="folder of the page"
+    )
     return out
 
 
@@ -45,13 +66,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(report())
         return 0
-    absent = [
-        package
-        for module, package in _DEMO_PACKAGES.items()
-        if not importlib.util.find_spec(module)
-    ]
-    if absent:
-        return _fail(f"the demo needs {', '.join(absent)}: pip install {' '.join(absent)}")
+    if options.command == "train":
+        return _missing("train", {"rich": "rich"}) or _train(options)
+    if options.command == "report":
+        return _missing("report", {"matplotlib": "matplotlib"}) or _report(options)
+    return _missing("the demo", _DEMO_PACKAGES) or _demo(options)
+
+
+def _missing(what: str, packages: dict[str, str]) -> int:
+    absent = [p for module, p in packages.items() if not importlib.util.find_spec(module)]
+    if not absent:
+        return 0
+    return _fail(f"{what} needs {', '.join(absent)}: pip install {' '.join(absent)}")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .experiments import ExperimentError, config, training
+    from .experiments.progress import Terminal
+
+    flags = {name: value for name, value in vars(options).items() if name in config.FIELDS}
+    out: Path = options.resume
+    try:
+        if options.resume is None:
+            settings = config.make(flags, options.config)
+            name = f"{settings.dataset}-{settings.neuron}-{settings.gradient}-{settings.seed}"
+            out = options.out or Path("runs") / name
+        elif options.config or options.out:
+            return _fail("--resume RUN has its own --config and --out: leave them out")
+        else:
+            settings = config.resumed(out / training.CONFIG, flags)
+        training.train(
+            settings,
+            out,
+            resume=options.resume is not None,
+            show=lambda batches: Terminal(settings, batches),
+        )
+    except ExperimentError as error:
+        return _fail(str(error))
+    except training.Interrupted as error:
+        return _fail(f"{error}; go on by: snn-single-spike train --resume {out}", _INTERRUPTED)
+    except KeyboardInterrupt:
+        return _fail("interrupted, without saving", _INTERRUPTED)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .experiments import ExperimentError
+    from .experiments.report import write
+
+    try:
+        print(write(options.runs, options.out))
+    except ExperimentError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
     # Before the training, not after it
     if options.out.is_dir() or not options.out.parent.is_dir():
         return _fail(f"--out {options.out}: not a file in an existing folder")
@@ -66,9 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 1) -> int:
     print(f"snn-single-spike: {message}", file=sys.stderr)
-    return 1
+    return code
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def single_spike_leaky(
     NaN in the current: from that step on the membrane is NaN and the neuron does not fire;
     an earlier spike stands. ``+inf`` fires a neuron that has not fired, ``-inf`` silences
     it. Other neurons are not affected. Gradients are then what IEEE arithmetic makes of
-    the membrane, as in snnTorch.
+    the membrane, as in snnTorch; a NaN after the spike reaches them only where it is read.
 
     :param current: input current of shape `(T, B, *features)` with at least one feature
         dimension and `T >= 1`; float32, float64, float16 or bfloat16

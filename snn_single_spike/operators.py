@@ -29,7 +29,7 @@ from .backends.buffers import (
     Saved,
     state_dtype,
 )
-from .backends.memory import empty
+from .backends.memory import copy, empty
 from .surrogate import Surrogate
 
 _library = torch.library.Library("snn_single_spike", "DEF")
@@ -263,7 +263,7 @@ class SingleSpike(torch.autograd.Function):
         if exact:
             times = interpolate(steps, crossing, threshold)
         elif upstream or need_factor:
-            times = times.clone()  # the caller may write -1 over with what suits a loss
+            times = copy(times)  # the caller may write -1 over with what suits a loss
         ctx.set_materialize_grads(False)
         carries = spikes_move_times if exact else surrogate is not None
         constant = [final] if exact else [final, times]

@@ -505,7 +505,7 @@ class SpikeEvents(_Spikes):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.steps, self.features = check_steps(steps), torch.Size(features)
-        offsets, times, units, values = events
+        offsets, times, units, values, _ = events
         for name, value in (("offsets", offsets), ("times", times), ("units", units)):
             if not _is_integer(value):
                 raise TypeError(f"{name} of the events must be integers, not {value.dtype}")
@@ -615,7 +615,7 @@ class SpikeEvents(_Spikes):
 
         :rtype: torch.Tensor
         """
-        offsets, times, units, values = self._events
+        offsets, times, units, values, _ = self._events
         spikes = torch.zeros(
             (self.steps, self.batch, self.features.numel()), dtype=self.dtype, device=self.device
         )
@@ -635,13 +635,15 @@ class SpikeEvents(_Spikes):
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeEvents:
         """The same on another device."""
         self._check_target(device)
-        moved = (x if x is None else x.to(device, non_blocking=non_blocking) for x in self._events)
+        moved = (
+            x if x is None else x.to(device, non_blocking=non_blocking) for x in self._events[:4]
+        )
         events = Events(*moved)  # type: ignore[arg-type]
         return self._is_like(_events=events, device=events.times.device)
 
     def samples(self, index: Tensor | slice) -> SpikeEvents:
         """Those samples of the batch."""
-        offsets, times, units, values = self._events
+        offsets, times, units, values, _ = self._events
         wanted = torch.arange(self.batch, device=self.device)[index]
         lengths = offsets.diff()[wanted]
         new = torch.zeros(len(wanted) + 1, dtype=torch.int64, device=self.device)
@@ -685,7 +687,7 @@ def _check_dense(spikes: Tensor) -> None:
 
 
 def _check_events(events: Events, steps: int, units: int) -> None:
-    offsets, times, indices, _ = events
+    offsets, times, indices, *_ = events
     empty = len(offsets) == 0
     if (
         empty

@@ -24,8 +24,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from snn_single_spike.backends import triton_gpu
-from snn_single_spike.kernels import leaky
+from snn_single_spike.backends import triton_gpu, triton_linear
+from snn_single_spike.kernels import leaky, linear
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -164,6 +164,62 @@ VARIANTS = {
 }
 
 
+POINTERS = {"offsets": "*i64", "times": "*i32", "units": "*i32", "samples": "*i32"}
+POINTERS |= {"spiked": "*i32", "first_spikes": "*i32", "when": "*i64", "taken": "*i64"}
+EVENTS = ("offsets", "times", "units", "weight", "bias", "beta", "threshold")
+READOUT = ("offsets", "times", "units", "weight", "bias", "beta", "value")
+BY_UNIT = ("offsets", "times", "samples", "grad_weight")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One specialisation of a kernel of linear layers from spike times."""
+
+    kernel: str
+    tensors: tuple[str, ...]
+    options: tuple[tuple[str, str], ...] = ()
+
+
+LINEAR = {
+    "linear first spikes": Linear(
+        "linear_first_spikes_kernel", (*EVENTS, "first_spikes"), (("RESET", "none"),)
+    ),
+    "linear crossing": Linear(
+        "linear_first_spikes_kernel",
+        (*EVENTS, "values", "first_spikes", "crossing", "sensitivity"),
+        (("RESET", "none"),),
+    ),
+    "linear membrane": Linear(
+        "linear_first_spikes_kernel", (*EVENTS, "spiked", "mem"), (("RESET", "subtract"),)
+    ),
+    "linear dot": Linear(
+        "linear_first_spikes_dot_kernel",
+        ("times", "weight", "bias", "beta", "threshold", "first_spikes"),
+    ),
+    "linear readout sum": Linear(
+        "linear_readout_kernel", (*READOUT, "sensitivity"), (("REDUCTION", "sum"),)
+    ),
+    "linear readout max": Linear(
+        "linear_readout_kernel", (*READOUT, "sensitivity", "taken"), (("REDUCTION", "max"),)
+    ),
+    "linear weight rows": Linear("linear_backward_weight_kernel", (*BY_UNIT, "lam")),
+    "linear weight impulses": Linear(
+        "linear_backward_weight_kernel",
+        (*BY_UNIT, "values", "at", "before", "when", "log_decay"),
+    ),
+    "linear weight sum": Linear(
+        "linear_backward_weight_kernel", (*BY_UNIT, "every", "log_decay", "geometric")
+    ),
+    "linear input impulses": Linear(
+        "linear_backward_input_kernel",
+        (
+            *("times", "units", "samples", "weight", "at", "before", "when", "log_decay"),
+            "grad_inputs",
+        ),
+    ),
+}
+
+
 @dataclass
 class Facts:
     """What a compiler made of one variant."""
@@ -199,6 +255,39 @@ def ahead(variant: Variant, warp: int = 32) -> int:
         return triton_gpu.forward_steps("alpha" in variant.tensors, warp)
     recompute = "current" in variant.tensors
     return triton_gpu.RECOMPUTE_STEPS if recompute else triton_gpu.BACKWARD_STEPS
+
+
+def compile_linear(name: str, target_name: str) -> Facts:
+    variant, target = LINEAR[name], TARGETS[target_name]
+    kernel = getattr(linear, variant.kernel)
+    constants = dict(variant.options) | {"STATE": tl.float32, "BLOCK": 128}
+    constants["U"] = triton_linear.EVENTS
+    options = dict(triton_gpu.LAUNCH)
+    if name == "linear dot":
+        constants |= triton_linear.dot_tile(target.warp_size)
+        options = {"num_warps": 4}
+    signature, values, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in variant.tensors:
+            signature[name] = POINTERS.get(name, "*fp32")
+        elif name in constants:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif name in ("T", "B", "N", "O", "n", "start"):
+            signature[name] = "i32"
+        else:
+            signature[name], values[name] = "constexpr", None
+        if signature[name][0] == "*" or name in ("N", "O"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    return _facts(triton.compile(source, target=target, options=options), target)
+
+
+def _facts(binary: object, target: GPUTarget) -> Facts:
+    return _amd(binary) if target.backend == "hip" else _nvidia(binary)
+
+
+def compile_any(name: str, target_name: str) -> Facts:
+    return (compile_linear if name in LINEAR else compile_variant)(name, target_name)
 
 
 def compile_variant(name: str, target_name: str) -> Facts:
@@ -239,8 +328,7 @@ def compile_variant(name: str, target_name: str) -> Facts:
         ):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    binary = triton.compile(source, target=target, options=dict(triton_gpu.LAUNCH))
-    return _amd(binary) if target.backend == "hip" else _nvidia(binary)
+    return _facts(triton.compile(source, target=target, options=dict(triton_gpu.LAUNCH)), target)
 
 
 def _nvidia(binary: object) -> Facts:
@@ -321,9 +409,9 @@ def store(facts: dict[str, Facts]) -> None:
 
 
 if __name__ == "__main__":
-    pairs = [(name, target) for name in VARIANTS for target in TARGETS]
+    pairs = [(name, target) for name in (*VARIANTS, *LINEAR) for target in TARGETS]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(compile_variant, *zip(*pairs, strict=True))
+        results = pool.map(compile_any, *zip(*pairs, strict=True))
         facts = {
             f"{name} {target}": result
             for (name, target), result in zip(pairs, results, strict=True)

@@ -61,11 +61,69 @@ def test_demo_names_what_is_not_installed(monkeypatch, capsys):
     assert "pip install scikit-learn rich matplotlib" in error
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--epochs", "0"], ["train"], []])
+@pytest.mark.parametrize("arguments", [["demo", "--epochs", "0"], ["learn"], ["report"], []])
 def test_bad_usage(arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
+
+
+TRAIN = ["train", "--dataset", "digits", "--steps", "10", "--layers", "20", "--epochs", "1"]
+
+
+@pytest.mark.usefixtures("_demo_installed")
+def test_train_resume_and_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["--train-samples", "100", "--test-samples", "20"]
+    assert cli.main([*TRAIN, *few]) == 0
+    run = tmp_path / "runs" / "digits-single-spike-masked-0"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+    assert cli.main(["train", "--resume", str(run), "--epochs", "2"]) == 0
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert "epoch   2/2" in capsys.readouterr().out
+    assert cli.main(["report", str(run), "--out", "page"]) == 0
+    assert capsys.readouterr().out.strip() == "page/report.md"
+    assert "digits, 64-20-10, T=10" in (tmp_path / "page" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("_demo_installed")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--dataset is missing"),
+        ([*TRAIN, "--gradient", "none"], "--gradient none: use one of masked"),
+        ([*TRAIN, "--layers", "x"], "--layers x"),
+        (["train", "--resume", "nowhere"], "config.json: No such file"),
+        (["train", "--resume", "a", "--out", "b"], "leave them out"),
+        (["report", "nowhere"], "config.json: No such file"),
+    ],
+)
+def test_train_and_report_say_what_is_wrong(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_demo_installed")
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    from snn_single_spike.experiments import training
+
+    def interrupted(*args, **kwargs):
+        raise training.Interrupted("saved in epoch 3, after 4 of 9 batches")
+
+    monkeypatch.setattr(training, "train", interrupted)
+    assert cli.main([*TRAIN, "--out", str(tmp_path)]) == 130
+    error = capsys.readouterr().err
+    assert "saved in epoch 3, after 4 of 9 batches; go on by: " in error
+    assert f"snn-single-spike train --resume {tmp_path}" in error
+
+
+@pytest.mark.parametrize(("command", "package"), [("train", "rich"), ("report", "matplotlib")])
+def test_train_and_report_name_what_is_not_installed(command, package, monkeypatch, capsys):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert cli.main([command, "x"] if command == "report" else TRAIN) == 1
+    assert f"{command} needs {package}: pip install {package}" in capsys.readouterr().err
 
 
 def test_latency_code():

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snntorch import surrogate
 
-from snn_single_spike.validation import GRADIENT_RULES, RESETS
+from snn_single_spike import SpikeEvents, SpikeTimes
+from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
+from snn_single_spike.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
 from conftest import device_of, runnable
 from oracle import operator_run, relative_error
@@ -17,7 +19,9 @@ from test_single_spike_leaky import problem
 pytest.importorskip("triton", reason="triton is not installed: the kernels cannot be compiled")
 
 
-from compiled import BASELINE, TARGETS, VARIANTS, ahead, compile_all
+from snn_single_spike.backends.triton_linear import DOT_MOST_STEPS, EVENTS
+
+from compiled import BASELINE, LINEAR, TARGETS, VARIANTS, ahead, compile_all
 
 NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 
@@ -30,7 +34,7 @@ def facts():
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
 def test_compiled_facts_do_not_worsen(name, target, facts):
     """Against those that `python tests/compiled.py --store` wrote, by the same compiler."""
     import triton
@@ -45,13 +49,16 @@ def test_compiled_facts_do_not_worsen(name, target, facts):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
 def test_compiles_without_spills(name, target, facts):
     assert facts[f"{name} {target}"].spilled == 0
 
 
+EVENT_FORM = [name for name in LINEAR if name != "linear dot"]
+
+
 @pytest.mark.parametrize("target", NVIDIA)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *EVENT_FORM])
 def test_no_barrier_or_shared_memory_in_the_loop_over_time(name, target, facts):
     loops = facts[f"{name} {target}"].loops
     assert loops
@@ -80,6 +87,30 @@ def test_spikes_are_decided_without_fused_multiply_add(name, facts):
     for target in NVIDIA:
         assert facts[f"{name} {target}"].count(r"FFMA.*") == 0
     assert facts[f"{name} gfx942"].count(r"v_(pk_)?(fma|fmac|mac|mad)_(f32|legacy).*") == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["linear first spikes", "linear crossing", "linear membrane", "linear readout sum"]
+)
+def test_events_are_integrated_without_fused_multiply_add(name, facts):
+    for target in NVIDIA:
+        assert facts[f"{name} {target}"].count(r"FFMA.*") == 0
+    assert facts[f"{name} gfx942"].count(r"v_(pk_)?(fma|fmac|mac|mad)_(f32|legacy).*") == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_tensor_core_form_uses_tensor_cores(target, facts):
+    found = facts[f"linear dot {target}"].count(r"HMMA.*|HGMMA.*|UTC\w*MMA.*|v_mfma_.*")
+    assert found >= 8
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize(
+    "name", ["linear first spikes", "linear readout sum", "linear weight rows"]
+)
+def test_rows_of_weights_are_loaded_wide_and_ahead(name, target, facts):
+    wide = facts[f"{name} {target}"].count(r"LDG\.E(\.\w+)*\.128(\.\w+)*")
+    assert wide >= EVENTS
 
 
 @pytest.mark.parametrize("backend", runnable("triton"))
@@ -122,3 +153,78 @@ def test_kernels_equal_the_cpu(backend, steps, features, rule, reset, recompute,
     for name in ("times", "current", "beta", "threshold", "factor", "mem_0"):
         error = relative_error(getattr(gpu, name), getattr(cpu, name))
         assert error < (1e-5 if dtype == torch.float32 else 1e-12), name
+
+
+def _linear_run(backend, spikes, dtype, rule, reset, reduction, surrogate_, device):
+    """Scores and all gradients of two layers and a readout, from spike times."""
+    make = torch.Generator().manual_seed(3)
+
+    def draw(*shape, low=-1.0, high=1.0):
+        values = torch.rand(*shape, generator=make, dtype=torch.float64) * (high - low) + low
+        return values.to(device, dtype).requires_grad_()
+
+    n, hidden, out = spikes.features[0], 11, 3
+    first = (draw(hidden, n), draw(hidden, high=0.2), draw(hidden, low=0.5))
+    second = (draw(hidden, hidden), draw(hidden, low=0.2), draw(hidden, low=0.5))
+    last = (draw(out, hidden), draw(out), draw(out, low=0.5))
+    options = {"gradient": rule, "reset_mechanism": reset, "backend": backend}
+    options |= {"spike_grad": surrogate_}
+    x, theta = spikes.to(device), draw(hidden, low=0.1, high=0.6)
+    x = single_spike_linear(x, *first, theta, **options)
+    y = single_spike_linear(x, *second, theta, **options)
+    current = torch.nn.functional.linear(y, *last[:2])
+    scores = leaky_readout(current, last[2], reduction=reduction, backend=backend)
+    weights = torch.linspace(-1, 1, scores.numel(), dtype=dtype, device=device).view_as(scores)
+    grads = torch.autograd.grad((scores * weights).sum(), (*first, *second, *last, theta))
+    return (x.times, y.times), (scores, *grads)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@settings(max_examples=12)
+@given(
+    steps=st.integers(1, 12),
+    units=st.integers(1, 9),
+    rule=st.sampled_from(GRADIENT_RULES),
+    reset=st.sampled_from(RESETS),
+    reduction=st.sampled_from(REDUCTIONS),
+    weighted=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_linear_kernels_equal_plain_torch(
+    backend, steps, units, rule, reset, reduction, weighted, dtype, seed
+):
+    make = torch.Generator().manual_seed(seed)
+    spikes = SpikeTimes(torch.randint(-1, steps, (2, units), generator=make), steps)
+    if weighted:
+        dense = torch.rand(steps, 2, units, generator=make, dtype=dtype).round(decimals=1)
+        spikes = SpikeEvents.from_dense(dense * (dense > 0.6))
+    options = (spikes, dtype, rule, reset, reduction, surrogate.fast_sigmoid(slope=10))
+    times, values = _linear_run("torch", *options, "cpu")
+    their_times, theirs = _linear_run(backend, *options, device_of(backend))
+    for mine, other in zip(times, their_times, strict=True):
+        assert torch.equal(other.cpu(), mine)
+    for mine, other in zip(values, theirs, strict=True):
+        assert relative_error(other, mine) < (1e-4 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@pytest.mark.parametrize("steps", [16, 20, DOT_MOST_STEPS])
+def test_tensor_core_form_against_float64(backend, steps):
+    """Spikes equal those in float64 but where the membrane is within 1e-5 of the threshold."""
+    device = device_of(backend)
+    times = torch.randint(-1, steps, (3, 50))
+    weight, bias = torch.randn(70, 50) / 5, torch.randn(70) / 20
+    beta = torch.rand(70)
+    layer = (weight.to(device), bias.to(device), beta.to(device))
+    spikes = SpikeTimes(times.to(device), steps)
+    found = single_spike_linear(spikes, *layer, backend=backend).times.cpu()
+    current = torch.nn.functional.linear(
+        SpikeTimes(times, steps, dtype=torch.float64).dense(), weight.double(), bias.double()
+    )
+    exact = single_spike_leaky(current, beta.double(), backend="torch")
+    assert exact.mem is not None
+    close = ((exact.mem - 1).abs() < 1e-5).any(0)
+    assert torch.equal(found[~close].long(), exact.times[~close])
+    assert close.float().mean() < 0.01
+    assert (found >= 0).any()

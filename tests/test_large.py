@@ -72,17 +72,21 @@ def test_kernel_offsets(backend, rows):
 def test_numba_offsets(backend):
     import numpy as np
 
+    from snn_single_spike.backends.simd import LANES as VECTOR
+
+    used = VECTOR + 3  # by both loops
+
     kernels = backends.load(backend)
     current = torch.empty(STEPS, LANES).numpy()
-    current[:, :USED] = np.array([[0.5], [0.75], [0.25]], np.float32)
+    current[:, :used] = np.array([[0.5], [0.75], [0.25]], np.float32)
     spikes, mem = torch.empty(STEPS, LANES).numpy(), torch.empty(STEPS, LANES).numpy()
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     none2 = np.empty((0, 0), np.float32)
-    times = np.zeros(USED, np.int64)
+    times = np.zeros(used, np.int64)
     kernels._forward(
-        *(0, USED, current, one, one, one, *(none1,) * 6, True, kernels.RESETS["none"]),
+        *(0, used, current, one, one, one, *(none1,) * 6, True, kernels.RESETS["none"]),
         *(spikes, mem, none2, none2, times, none2, none2),
     )
-    assert times.tolist() == [1] * USED
-    assert spikes[:, :USED].sum(1).tolist() == [0, USED, 0]
+    assert times.tolist() == [1] * used
+    assert spikes[:, :used].sum(1).tolist() == [0, used, 0]
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]

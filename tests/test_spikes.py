@@ -176,7 +176,7 @@ def test_heights_scale_the_features():
 
 def test_events_are_ordered_by_sample_and_time():
     for spikes in (SpikeTimes(times_of(), STEPS), SpikeEvents.from_dense(graded())):
-        offsets, times, units, values = spikes.events()
+        offsets, times, units, values, *_ = spikes.events()
         assert offsets.dtype == torch.int64
         assert times.dtype == units.dtype == torch.int32
         assert offsets.tolist() == [0, *spikes.count().cumsum(0).tolist()]

@@ -115,6 +115,8 @@ class Events(NamedTuple):
     """(E,) int32: index into the flattened features."""
     values: Tensor | None
     """(E,) height of each spike, floating-point; None if all are 1."""
+    once: bool = False
+    """Whether it is known that no unit of a sample spikes twice, and that heights are 1."""
 
 
 class LinearNeurons(NamedTuple):

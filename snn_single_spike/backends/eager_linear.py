@@ -38,7 +38,8 @@ def sort_spikes(times: Tensor, steps: int) -> Events:
     keep = torch.arange(times.shape[1], device=times.device) < fired[:, None]
     offsets = torch.zeros(times.shape[0] + 1, dtype=torch.int64, device=times.device)
     torch.cumsum(fired, 0, out=offsets[1:])
-    return Events(offsets, order.values[keep], order.indices[keep].to(torch.int32), None)
+    units = order.indices[keep].to(torch.int32)
+    return Events(offsets, order.values[keep], units, None, once=True)
 
 
 def _pieces(steps: int, batch: int, width: int) -> Iterator[slice]:

@@ -22,7 +22,7 @@ from collections import deque
 
 import torch
 
-_MIN_BYTES = 4 << 20  # below that the C library keeps what is freed by itself
+_MIN_BYTES = 1 << 19  # below that the C library keeps what is freed by itself
 _HUGE_PAGE = 2 << 20
 
 
@@ -39,14 +39,15 @@ class _Blocks:
 
     def lend(self, size: int) -> ctypes.Array[ctypes.c_char]:
         """A buffer of ``size`` bytes; its block comes back when nothing refers to it any more."""
+        pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
         with self._lock:
             self._collect()
-            fitting = [block for block in self._free if size <= len(block) <= 2 * size]
+            fitting = [block for block in self._free if pages <= len(block) <= 2 * pages]
             if fitting:
                 block = min(fitting, key=len)
                 self._free.remove(block)
             else:
-                block = _map(-(-size // _HUGE_PAGE) * _HUGE_PAGE)
+                block = _map(pages)
             self._lent += len(block)
             self._most_lent = max(self._most_lent, self._lent)
         buffer = (ctypes.c_char * size).from_buffer(block)
@@ -90,11 +91,23 @@ if hasattr(os, "register_at_fork"):  # another thread may hold the lock at that 
 def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """``torch.empty``, from kept memory if it is a large CPU tensor."""
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < _MIN_BYTES:
+    if size < _MIN_BYTES or device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     storage = torch.frombuffer(_blocks.lend(size), dtype=torch.uint8).untyped_storage()
     # Not a view of the bytes: autograd treats views that it did not make as suspect.
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+
+def copy(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor.clone()``, into kept memory, and without torch's threads where ours follow.
+
+    After their work they wait on their cores for milliseconds, which ours then share.
+    """
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return tensor.clone()
+    out = empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
+    out.numpy()[...] = tensor.numpy()
+    return out
 
 
 def release() -> None:

@@ -22,6 +22,7 @@ from ..surrogate import Surrogate
 from .buffers import Events, Impulses, LinearGradients, LinearNeurons, SpikeRows
 from .memory import empty
 from .numba_cpu import (
+    REDUCTIONS,
     RESETS,
     RULES,
     SURROGATES,
@@ -30,6 +31,7 @@ from .numba_cpu import (
     _slope,
     in_threads,
 )
+from .simd import LANES, load, store
 
 TILE = 128
 JUMP = 64  # steps that the tables of powers reach
@@ -38,8 +40,7 @@ _ROWS_BYTES = 4 << 20  # of a piece of the gradient to dense spikes, made and re
 
 _ZERO, _SUBTRACT = RESETS["zero"], RESETS["subtract"]
 _MASKED, _PRE_SPIKE = RULES["masked"], RULES["pre_spike"]
-_SUM, _MAX, _LAST = 0, 1, 2
-REDUCTIONS = {"sum": _SUM, "max": _MAX, "last": _LAST}
+_SUM, _MAX, _LAST = REDUCTIONS["sum"], REDUCTIONS["max"], REDUCTIONS["last"]
 
 
 # Numba counts references to the arrays that a function is given, with atomic instructions that
@@ -689,6 +690,13 @@ def _integrate(t, v, b, x, mem):
 
 
 @_inlined
+def _slopes_at(k, mem, th, surrogate, a, b, out):
+    """s'(V[k] - theta)."""
+    for j in range(0, TILE, LANES):
+        store(out, j, _slope(load(mem, (k, j)) - load(th, j), surrogate, a, b))
+
+
+@_inlined
 def _adjoint(k, now, mem, slope, g, limit, b, lam, d_beta, d_theta, d_bias):
     """lam[k] from lam[k+1], and what it adds to the gradients of the parameters."""
     for j in range(TILE):
@@ -801,7 +809,7 @@ def _backward_rows(
                         g[j] = given[j]
                 if rule != _MASKED:
                     _accumulate(g, limit, now, tail, ramp)
-                _slope(mem[k], th, surrogate, a, slope_b, slope, TILE)
+                _slopes_at(k, mem, th, surrogate, a, slope_b, slope)
                 if zeroes:
                     _clear(lam, first, now)
                 elif subtracts:
@@ -819,9 +827,9 @@ def _backward_rows(
 
 
 def _splits(tiles: int, samples: int) -> list[tuple[int, int, int, int]]:
-    """Ranges of tiles and samples, one for each thread; tiles are split first."""
+    """Ranges of tiles and samples, some for each thread; tiles are split first."""
     threads = torch.get_num_threads()
-    by_tile = max(min(threads, tiles), 1)
+    by_tile = max(min(4 * threads, tiles), 1)
     by_sample = max(min(threads // by_tile, samples), 1)
     return [
         (
@@ -858,8 +866,8 @@ def _packed(weight: Tensor) -> np.ndarray:
 
 
 def _events(events: Events, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
-    offsets, times, units, values = events
-    return offsets.numpy(), times.numpy(), units.numpy(), _array(values, 1, dtype)
+    arrays = (events.offsets, events.times, events.units)
+    return *(x.numpy() for x in arrays), _array(events.values, 1, dtype)
 
 
 def sort_spikes(times: Tensor, steps: int) -> Events:
@@ -872,9 +880,8 @@ def sort_spikes(times: Tensor, steps: int) -> Events:
     offsets = torch.zeros(batch + 1, dtype=torch.int64)
     torch.cumsum(fired, 0, out=offsets[1:])
     total = int(offsets[-1])
-    out = Events(
-        offsets, torch.empty(total, dtype=torch.int32), torch.empty(total, dtype=torch.int32), None
-    )
+    ordered, units = (torch.empty(total, dtype=torch.int32) for _ in range(2))
+    out = Events(offsets, ordered, units, None, once=True)
     filled = (fired.numpy(), offsets.numpy(), out.times.numpy(), out.units.numpy())
     in_threads(_sort, [(*r, rows, steps, *filled) for r in ranges])
     return out

@@ -48,7 +48,7 @@ def forward_steps(synaptic: bool, warp: int) -> int:
 
 
 @functools.cache
-def _warp() -> int | None:
+def warp_size() -> int | None:
     """Threads of a warp of this GPU; None in the interpreter."""
     if isinstance(leaky_forward_kernel, triton.runtime.JITFunction):
         return triton.runtime.driver.active.get_current_target().warp_size
@@ -56,7 +56,7 @@ def _warp() -> int | None:
 
 
 def _block(lanes: int) -> int:
-    warp = _warp()
+    warp = warp_size()
     if warp is None:
         return min(_INTERPRETED_BLOCK, triton.next_power_of_2(lanes))
     return block_size(lanes, warp)
@@ -66,7 +66,7 @@ def state_type(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def _device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
@@ -100,7 +100,7 @@ def _sizes(neuron: Neuron) -> tuple[int, ...]:
 def leaky_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     steps, lanes = current.shape
     block = _block(lanes)
-    with _device(current):
+    with on_device_of(current):
         leaky_forward_kernel[(triton.cdiv(lanes, block),)](
             current,
             *_parameters(neuron),
@@ -112,7 +112,7 @@ def leaky_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) ->
             RESET=neuron.reset,
             STATE=state_type(current.dtype),
             BLOCK=block,
-            U=forward_steps(neuron.alpha is not None, _warp() or 32),
+            U=forward_steps(neuron.alpha is not None, warp_size() or 32),
             **LAUNCH,
         )
 
@@ -130,7 +130,7 @@ def leaky_backward(
 ) -> None:
     lanes = times.numel()
     block = _block(lanes)
-    with _device(times):
+    with on_device_of(times):
         leaky_backward_kernel[(triton.cdiv(lanes, block),)](
             None if saved.recompute else saved.tensor,
             saved.tensor if saved.recompute else None,
@@ -166,7 +166,7 @@ def leaky_readout(
 ) -> None:
     steps, lanes = current.shape
     block = _block(lanes)
-    with _device(current):
+    with on_device_of(current):
         leaky_readout_kernel[(triton.cdiv(lanes, block),)](
             current,
             beta,

@@ -1,0 +1,134 @@
+"""Linear layers from spike times on a GPU: checks the kernels, then times them.
+
+    python benchmarks/linear_gpu.py [--out results.json]
+
+For every T: spike times, scores and gradients of 784-1000-10 by every rule are compared with
+those of plain torch on the CPU. Then one forward pass of the first layer is timed in the event
+form, the tensor-core form, and as a dense product (cuBLAS) with the scan of `first_spike_time`;
+and a training step from spike times against one from dense tensors. `--smoke` runs a tiny
+network in Triton's interpreter, to see that the script itself works; its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from neuron_gpu import DEVICE, SMOKE, error, median_ms  # chooses the interpreter: first
+
+import torch
+import triton
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes
+from snn_single_spike.backends import triton_linear
+from snn_single_spike.functional import first_spike_time, single_spike_linear
+from snn_single_spike.validation import GRADIENT_RULES
+
+STEPS, SIZES, BATCH = ((5,), (9, 12, 3), 2) if SMOKE else ((64, 256, 1024), (784, 1000, 10), 128)
+BACKEND = "triton"
+
+
+def network(rule: str, currency: str, device: str, backend: str) -> nn.Module:
+    torch.manual_seed(0)
+    inputs, hidden, classes = SIZES
+    options = {"init_hidden": True, "learn_beta": True, "backend": backend}
+    net = nn.Sequential(
+        nn.Linear(inputs, hidden),
+        SingleSpikeLeaky(torch.full((hidden,), 0.9), gradient=rule, currency=currency, **options),
+        nn.Linear(hidden, classes),
+        LeakyReadout(torch.full((classes,), 0.95), learn_beta=True, backend=backend),
+    )
+    with torch.no_grad():
+        net[0].weight *= 3
+    return net.to(device)
+
+
+def codes(steps: int, device: str) -> SpikeTimes:
+    make = torch.Generator().manual_seed(steps)
+    return SpikeTimes(torch.randint(steps, (BATCH, SIZES[0]), generator=make), steps).to(device)
+
+
+def check(steps: int) -> dict[str, float]:
+    """Largest relative error of scores and gradients against the CPU, for each rule."""
+    worst = {}
+    for rule in GRADIENT_RULES:
+        runs = []
+        for device, backend in (("cpu", "torch"), (DEVICE, BACKEND)):
+            net = network(rule, "times", device, backend)
+            scores = net(codes(steps, device))
+            scores.square().mean().backward()
+            runs.append([scores, *(p.grad for p in net.parameters())])
+        pairs = zip(runs[1], runs[0], strict=True)
+        worst[rule] = max(error(mine.detach(), theirs.detach()) for mine, theirs in pairs)
+    assert max(worst.values()) < 1e-3, worst
+    return worst
+
+
+def forms(steps: int) -> dict[str, float]:
+    """Milliseconds of the first spikes of one layer."""
+    spikes = codes(steps, DEVICE)
+    linear = network("masked", "times", DEVICE, BACKEND)[0]
+    dense = spikes.dense()
+
+    def times() -> Tensor:
+        with torch.no_grad():
+            layer = (linear.weight, linear.bias, 0.9)
+            return single_spike_linear(spikes, *layer, backend=BACKEND).times
+
+    def product() -> Tensor:
+        with torch.no_grad():
+            return first_spike_time(linear(dense), 0.9, backend=BACKEND)
+
+    found = {"dense product and scan": median_ms(product)}
+    expected, chosen = product(), triton_linear.DOT_MOST_STEPS
+    for name, most in (("event form", 0), ("tensor-core form", steps)):
+        triton_linear.DOT_MOST_STEPS = most
+        differ = (times() != expected).float().mean().item()
+        assert differ < 1e-3, f"{name}: {differ:.1%} of the spike times differ"
+        found[name] = median_ms(times)
+    triton_linear.DOT_MOST_STEPS = chosen
+    return found
+
+
+def training(steps: int, rule: str) -> dict[str, float]:
+    """Milliseconds of forward and backward of the network."""
+    spikes = codes(steps, DEVICE)
+    targets = torch.arange(BATCH, device=DEVICE) % SIZES[2]
+
+    def step(currency: str) -> Callable[[], None]:
+        net = network(rule, currency, DEVICE, BACKEND)
+        given = spikes if currency == "times" else spikes.dense()
+        return lambda: F.cross_entropy(net(given), targets).backward()
+
+    return {f"{currency}, {rule}": median_ms(step(currency)) for currency in ("dense", "times")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    if not SMOKE and not torch.cuda.is_available():
+        parser.error("no GPU found; --smoke runs a tiny network in Triton's interpreter")
+    name = "interpreter" if SMOKE else torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
+    figures = {}
+    for steps in STEPS:
+        errors = check(steps)
+        print(f"T={steps}: largest relative error {max(errors.values()):.1e}", flush=True)
+        figures[steps] = forms(steps)
+        for rule in ("masked", "spike_time"):
+            figures[steps] |= training(steps, rule)
+        for what, milliseconds in figures[steps].items():
+            print(f"  {what:28s}{milliseconds:10.3f} ms", flush=True)
+    if options.out:
+        machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
+        options.out.write_text(json.dumps({"machine": machine, "ms": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

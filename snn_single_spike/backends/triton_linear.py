@@ -1,0 +1,323 @@
+"""Launches the Triton kernels for linear layers from spike times.
+
+The tensor-core form does T * N products for each neuron and sample, the event form reads N
+weights: the first is the faster one where T is small. Where the line lies is an estimate from
+the chip's data sheet, not a measurement.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from snn_single_spike.kernels.linear import (
+    linear_backward_input_kernel,
+    linear_backward_weight_kernel,
+    linear_first_spikes_dot_kernel,
+    linear_first_spikes_kernel,
+    linear_readout_kernel,
+)
+
+from ..surrogate import Surrogate
+from . import eager_linear, triton_gpu
+from .buffers import (
+    Events,
+    Impulses,
+    InputGradients,
+    LinearGradients,
+    LinearNeurons,
+    Neuron,
+    OutputGradients,
+    Saved,
+    SpikeRows,
+)
+
+EVENTS = 8  # spikes loaded ahead
+DOT_MOST_STEPS = 32
+_PIECE_BYTES = 64 << 20  # of the membrane and the adjoint of some samples
+
+sort_spikes = eager_linear.sort_spikes
+
+
+def dot_tile(warp: int) -> dict[str, Any]:
+    """Tile of the tensor-core form, and how it multiplies."""
+    precision = "tf32x3" if warp == 32 else "ieee"
+    return {"STEPS": 16, "UNITS": 16, "BLOCK": 64, "PRECISION": precision}
+
+
+def _block(lanes: int) -> int:
+    """Neurons per program: the interpreter takes its time per program, whatever its size."""
+    largest = 128 if triton_gpu.warp_size() is not None else 4096
+    return min(largest, max(triton.next_power_of_2(lanes), 32))
+
+
+def _events(events: Events, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    values = events.values
+    return events.offsets, events.times, events.units, None if values is None else values.to(dtype)
+
+
+def linear_first_spikes(
+    events: Events,
+    steps: int,
+    layer: LinearNeurons,
+    times: Tensor,
+    crossing: Tensor | None,
+    sensitivity: Tensor | None,
+) -> None:
+    batch, lanes = times.shape
+    weight = layer.weight.T.contiguous()
+    parameters = (layer.bias, layer.beta, layer.threshold)
+    few = steps <= DOT_MOST_STEPS and layer.weight.dtype == torch.float32
+    if few and events.once and crossing is None:
+        _first_spikes_dot(events, steps, weight, parameters, times)
+        return
+    block = _block(lanes)
+    with triton_gpu.on_device_of(times):
+        linear_first_spikes_kernel[(batch, triton.cdiv(lanes, block))](
+            *_events(events, weight.dtype),
+            weight,
+            *parameters,
+            None,
+            times,
+            None,
+            crossing,
+            sensitivity,
+            steps,
+            batch,
+            lanes,
+            0,
+            RESET="none",
+            STATE=triton_gpu.state_type(weight.dtype),
+            BLOCK=block,
+            U=EVENTS,
+            **triton_gpu.LAUNCH,
+        )
+
+
+def _samples(events: Events) -> Tensor:
+    """Sample of each spike, (E,) int32."""
+    batch = len(events.offsets) - 1
+    samples = torch.arange(batch, dtype=torch.int32, device=events.offsets.device)
+    return samples.repeat_interleave(events.offsets.diff(), output_size=len(events.times))
+
+
+def _first_spikes_dot(
+    events: Events,
+    steps: int,
+    weight: Tensor,
+    parameters: tuple[Tensor, ...],
+    times: Tensor,
+) -> None:
+    batch, lanes = times.shape
+    units = len(weight)
+    when = torch.full((batch, units), -1, dtype=torch.int32, device=weight.device)
+    when[_samples(events).long(), events.units.long()] = events.times
+    tile = dot_tile(triton_gpu.warp_size() or 32)
+    with triton_gpu.on_device_of(times):
+        linear_first_spikes_dot_kernel[(batch, triton.cdiv(lanes, tile["BLOCK"]))](
+            when, weight, *parameters, times, steps, units, lanes, **tile, num_warps=4
+        )
+
+
+def linear_readout(
+    events: Events,
+    steps: int,
+    weight: Tensor,
+    bias: Tensor,
+    beta: Tensor,
+    reduction: str,
+    value: Tensor,
+    sensitivity: Tensor | None,
+    step: Tensor | None,
+) -> None:
+    batch, lanes = value.shape
+    block = _block(lanes)
+    with triton_gpu.on_device_of(value):
+        linear_readout_kernel[(batch, triton.cdiv(lanes, block))](
+            *_events(events, weight.dtype),
+            weight.T.contiguous(),
+            bias,
+            beta,
+            value,
+            sensitivity,
+            step,
+            steps,
+            lanes,
+            REDUCTION=reduction,
+            STATE=triton_gpu.state_type(weight.dtype),
+            BLOCK=block,
+            U=EVENTS,
+            **triton_gpu.LAUNCH,
+        )
+
+
+def _by_unit(events: Events, units: int, samples: slice) -> tuple[Tensor, ...]:
+    """Offsets (N + 1,), times, samples and values of the spikes of some samples, by unit."""
+    low, high = (int(events.offsets[i]) for i in (samples.start, samples.stop))
+    order = events.units[low:high].argsort(stable=True)
+    ends = torch.bincount(events.units[low:high], minlength=units).cumsum(0)
+    offsets = torch.cat([ends.new_zeros(1), ends])
+    sample = _samples(events)[low:high] - samples.start
+    values = None if events.values is None else events.values[low:high][order]
+    return offsets, events.times[low:high][order], sample[order], values  # type: ignore
+
+
+def _closed_form(steps: int, beta: Tensor, adjoint: Impulses) -> tuple[Tensor | None, ...]:
+    """every, at, before, when, log2(beta), and the geometric sums (T + 1, O) that every needs."""
+    geometric = None
+    if adjoint.every is not None:
+        powers = beta.double().expand(steps, -1).cumprod(0).roll(1, 0)
+        powers[0] = 1.0
+        sums = torch.cat([torch.zeros_like(powers[:1]), powers.cumsum(0)])
+        geometric = sums.to(beta.dtype)
+    return (*adjoint, beta.double().log2().to(beta.dtype), geometric)
+
+
+def _sum_over_time(steps: int, beta: Tensor, adjoint: Impulses) -> Tensor:
+    """The sum over time and batch of an adjoint in closed form, (O,)."""
+    decay = beta.double()
+
+    def geometric(n: Tensor) -> Tensor:
+        """1 + beta + ... + beta^(n-1), to all digits where beta is close to 1."""
+        partial = -torch.expm1(n * decay.log()) / (1 - decay)
+        return torch.where(n <= 0, 0.0, torch.where(decay == 1, n, partial))
+
+    total = decay.new_zeros(decay.shape)
+    if adjoint.every is not None:
+        ahead = torch.arange(1, steps + 1, device=beta.device, dtype=decay.dtype)[:, None]
+        total += adjoint.every.double().sum(0) * geometric(ahead).sum(0)
+    if adjoint.at is not None and adjoint.when is not None:
+        spike = adjoint.when.to(decay.dtype)
+        total += (adjoint.at.double() * geometric(spike + 1)).sum(0)
+        if adjoint.before is not None:
+            total += (adjoint.before.double() * geometric(spike)).sum(0)
+    return total.to(beta.dtype)
+
+
+def linear_backward_impulses(
+    events: Events,
+    steps: int,
+    weight: Tensor,
+    beta: Tensor,
+    adjoint: Impulses,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_inputs: Tensor | None,
+) -> None:
+    lanes, units = weight.shape
+    batch = len(events.offsets) - 1
+    closed = _closed_form(steps, beta, adjoint)
+    block = _block(lanes)
+    options = {"STATE": triton_gpu.state_type(weight.dtype), "BLOCK": block, **triton_gpu.LAUNCH}
+    transposed = weight.new_zeros(units, lanes)
+    with triton_gpu.on_device_of(weight):
+        linear_backward_weight_kernel[(units, triton.cdiv(lanes, block))](
+            *_by_unit(events, units, slice(0, batch)),
+            None,
+            *closed,
+            transposed,
+            steps,
+            batch,
+            lanes,
+            U=EVENTS,
+            **options,
+        )
+        if grad_inputs is not None and len(events.times):
+            linear_backward_input_kernel[(len(events.times),)](
+                events.times,
+                events.units,
+                _samples(events),
+                weight.T.contiguous(),
+                *closed,
+                grad_inputs,
+                steps,
+                batch,
+                units,
+                lanes,
+                **options,
+            )
+    grad_weight.copy_(transposed.T)
+    grad_bias.copy_(_sum_over_time(steps, beta, adjoint))
+
+
+def linear_backward_rows(
+    events: Events,
+    steps: int,
+    layer: LinearNeurons,
+    times: Tensor,
+    grad_spikes: SpikeRows,
+    rule: str,
+    surrogate: Surrogate,
+    out: LinearGradients,
+) -> None:
+    lanes, units = layer.weight.shape
+    batch, dtype = times.shape[0], layer.weight.dtype
+    weight = layer.weight.T.contiguous()
+    parameters = (layer.bias, layer.beta, layer.threshold)
+    block = _block(lanes)
+    options = {"STATE": triton_gpu.state_type(dtype), "BLOCK": block, "U": EVENTS}
+    options |= triton_gpu.LAUNCH
+    transposed = weight.new_zeros(units, lanes)
+    for gradient in (out.bias, out.beta, out.threshold):
+        gradient.zero_()
+    one = torch.ones_like(layer.threshold[:1])
+    absent = (None,) * 6
+    neuron = Neuron(layer.beta, layer.threshold, one, *absent, clamp=False, reset=layer.reset)
+    size = max(_PIECE_BYTES // (steps * lanes * dtype.itemsize), 1)
+    for low in range(0, batch, size):
+        part = slice(low, min(low + size, batch))
+        n = part.stop - low
+        mem, lam = (weight.new_empty(steps, n, lanes) for _ in range(2))
+        beta, threshold = (weight.new_empty(n * lanes) for _ in range(2))
+        with triton_gpu.on_device_of(weight):
+            linear_first_spikes_kernel[(n, triton.cdiv(lanes, block))](
+                *_events(events, dtype),
+                weight,
+                *parameters,
+                times,
+                None,
+                mem,
+                None,
+                None,
+                steps,
+                batch,
+                lanes,
+                low,
+                RESET=layer.reset,
+                **options,
+            )
+            triton_gpu.leaky_backward(
+                steps,
+                dtype,
+                Saved(mem.flatten(1), False, None, None),
+                neuron,
+                times[part].flatten(),
+                OutputGradients(grad_spikes.dense(part).flatten(1), None, None, None, None, None),
+                rule,
+                surrogate,
+                InputGradients(lam.flatten(1), beta, threshold, *absent),
+            )
+            linear_backward_weight_kernel[(units, triton.cdiv(lanes, block))](
+                *_by_unit(events, units, part),
+                lam,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                transposed,
+                steps,
+                n,
+                lanes,
+                **options,
+            )
+        out.bias.add_(lam.sum((0, 1)))
+        out.beta.add_(beta.view(n, lanes).sum(0))
+        out.threshold.add_(threshold.view(n, lanes).sum(0))
+        if out.current is not None:
+            out.current[:, part] = lam
+    out.weight.copy_(transposed.T)

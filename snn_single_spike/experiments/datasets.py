@@ -1,0 +1,294 @@
+"""Datasets behind one interface: batches of spike times or events, and labels.
+
+Files are looked for where `--data` says, in the layouts of torchvision and tonic. Nothing is
+downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..spikes import SpikeEvents, SpikeTimes
+from . import ExperimentError, events, idx, yinyang
+from .augment import Transform
+
+SPLIT_SEED = 0  # of digits: the same samples are for testing whatever the seed of a run
+# The published generator's seeds for training and test samples
+YINYANG_SEEDS = 42, 40
+
+
+class Spec(NamedTuple):
+    """What is known of a dataset before it is opened."""
+
+    features: tuple[int, ...]
+    classes: int
+    sizes: tuple[int, int]
+    """Samples of the whole training and test set."""
+    coding: str
+    """How it becomes spikes: "latency" of intensities, or recorded "events"."""
+    step_us: int = 0
+    """Duration of a time step of events."""
+
+
+DATASETS = {
+    "yinyang": Spec((4,), 3, (20_000, 10_000), "latency"),
+    "digits": Spec((1, 8, 8), 10, (1437, 360), "latency"),
+    "mnist": Spec((1, 28, 28), 10, (60_000, 10_000), "latency"),
+    "fashion-mnist": Spec((1, 28, 28), 10, (60_000, 10_000), "latency"),
+    "nmnist": Spec(
+        (1, events.NMNIST_SIDE, events.NMNIST_SIDE), 10, (60_000, 10_000), "events", 1000
+    ),
+    "shd": Spec((events.SHD_UNITS,), events.SHD_CLASSES, (8156, 2264), "events", 2000),
+}
+NEEDS_FILES = ("mnist", "fashion-mnist", "nmnist", "shd")
+
+
+class Split:
+    """Samples for training, or for testing."""
+
+    labels: Tensor
+    """(N,) int64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeTimes | SpikeEvents:
+        """The spikes of the samples with these indices."""
+        raise NotImplementedError
+
+    def first(self, samples: int) -> Split:
+        """Only the first samples."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device) -> Split:
+        """The same on another device."""
+        raise NotImplementedError
+
+
+@dataclass
+class Intensities(Split):
+    """
+    Samples of which each unit spikes once, at floor((1 - x)(T - 1)) for an intensity x.
+
+    The intensities are kept, not the times, because augmentation is of intensities.
+    """
+
+    values: Tensor
+    """(N, *features) uint8, 255 being the most, or floating-point in [0, 1]."""
+    labels: Tensor
+    steps: int
+    dtype: torch.dtype = torch.float32
+
+    def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeTimes:
+        x = self.values[index]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        if transform is not None:
+            x = transform(x)
+        times = ((1 - x) * (self.steps - 1)).floor()
+        return SpikeTimes(times.int(), self.steps, dtype=self.dtype)
+
+    def first(self, samples: int) -> Intensities:
+        return Intensities(self.values[:samples], self.labels[:samples], self.steps, self.dtype)
+
+    def to(self, device: torch.device) -> Intensities:
+        return Intensities(self.values.to(device), self.labels.to(device), self.steps, self.dtype)
+
+
+@dataclass
+class Recordings(Split):
+    """Samples of recorded events."""
+
+    events: SpikeEvents
+    labels: Tensor
+
+    def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeEvents:
+        return self.events.samples(index)
+
+    def first(self, samples: int) -> Recordings:
+        return Recordings(self.events.samples(slice(samples)), self.labels[:samples])
+
+    def to(self, device: torch.device) -> Recordings:
+        return Recordings(self.events.to(device), self.labels.to(device))
+
+
+@dataclass
+class Dataset:
+    """A training and a test set."""
+
+    name: str
+    train: Split
+    test: Split
+
+    def describe(self) -> str:
+        """Its name and sizes; says so if it is not the whole set."""
+        parts = []
+        for split, whole, word in zip(
+            (self.train, self.test), DATASETS[self.name].sizes, ("training", "test"), strict=True
+        ):
+            of = f" of {whole:,} (partial)" if len(split) != whole else ""
+            parts.append(f"{len(split):,}{of} {word}")
+        return f"{self.name}: {' and '.join(parts)} samples"
+
+
+def load(
+    name: str,
+    steps: int,
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    train_samples: int | None = None,
+    test_samples: int | None = None,
+) -> Dataset:
+    """
+    Open a dataset.
+
+    Example::
+
+        dataset = load("fashion-mnist", steps=100, data=Path("data"))
+        spikes = dataset.train.batch(torch.arange(128))     # SpikeTimes (100, 128, 1, 28, 28)
+        spikes.dense()                                      # a tensor of that shape
+
+    :param name: one of `DATASETS`
+    :param steps: number of time steps T
+    :param data: folder in which its files are
+    :param cache: folder for decoded events. Defaults to `default_cache()`
+    :param dtype: type of the dense tensors. Defaults to float32
+    :param train_samples, test_samples: use only the first ones. Defaults to None, all
+    :raises ExperimentError: files that are missing, truncated or corrupt, or `data` missing
+    """
+    if name in NEEDS_FILES and data is None:
+        raise ExperimentError(
+            f"--dataset {name} needs --data DIR, the folder in which its files are"
+        )
+    if name in ("mnist", "fashion-mnist"):
+        splits = _images(name, Path(data or ""), steps, dtype)
+    elif name in ("nmnist", "shd"):
+        splits = _recordings(name, Path(data or ""), cache or default_cache(), steps, dtype)
+    elif name == "digits":
+        splits = _digits(steps, dtype)
+    else:
+        splits = _yinyang(steps, dtype)
+    train, test = (
+        split if wanted is None else split.first(wanted)
+        for split, wanted in zip(splits, (train_samples, test_samples), strict=True)
+    )
+    return Dataset(name, train, test)
+
+
+def default_cache() -> Path:
+    """Where decoded events are kept: in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn-single-spike"
+
+
+def _yinyang(steps: int, dtype: torch.dtype) -> list[Split]:
+    made: list[Split] = []
+    for size, seed in zip(DATASETS["yinyang"].sizes, YINYANG_SEEDS, strict=True):
+        values, classes = yinyang.generate(size, seed)
+        made.append(Intensities(torch.from_numpy(values), torch.from_numpy(classes), steps, dtype))
+    return made
+
+
+def _digits(steps: int, dtype: torch.dtype) -> list[Split]:
+    try:
+        from ..demo import load_digits
+
+        x_train, y_train, x_test, y_test = load_digits(SPLIT_SEED)
+    except ImportError:
+        raise ExperimentError(
+            "--dataset digits needs scikit-learn: pip install scikit-learn"
+        ) from None
+    return [
+        Intensities(x.view(-1, 1, 8, 8), y.long(), steps, dtype)
+        for x, y in ((x_train, y_train), (x_test, y_test))
+    ]
+
+
+_IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+
+
+def _images(name: str, data: Path, steps: int, dtype: torch.dtype) -> list[Split]:
+    folders = [data / _IDX_FOLDERS[name] / "raw", data / _IDX_FOLDERS[name], data / "raw", data]
+    made: list[Split] = []
+    for prefix in ("train", "t10k"):
+        images_path = _find_idx(name, folders, f"{prefix}-images-idx3-ubyte")
+        labels_path = _find_idx(name, folders, f"{prefix}-labels-idx1-ubyte")
+        images, labels = idx.read_idx(images_path, 3), idx.read_idx(labels_path, 1)
+        features = DATASETS[name].features
+        if images.shape[1:] != features[1:]:
+            raise ExperimentError(
+                f"{images_path} has images of shape {images.shape[1:]}, but those of {name} have "
+                f"{features[1:]}: it is of another dataset"
+            )
+        if len(images) != len(labels):
+            raise ExperimentError(
+                f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} "
+                "labels: they do not belong together, fetch both again"
+            )
+        if len(labels) and labels.max() >= DATASETS[name].classes:
+            raise ExperimentError(
+                f"{labels_path} has a label {labels.max()}, but {name} has classes 0 to "
+                f"{DATASETS[name].classes - 1}: it is corrupt, fetch it again"
+            )
+        values = torch.from_numpy(images.copy()).unsqueeze(1)
+        made.append(Intensities(values, torch.from_numpy(labels.astype(np.int64)), steps, dtype))
+    return made
+
+
+def _find_idx(name: str, folders: list[Path], file: str) -> Path:
+    for folder in folders:
+        for path in (folder / file, folder / f"{file}.gz"):
+            if path.is_file():
+                return path
+    looked = ", ".join(map(str, folders))
+    raise ExperimentError(
+        f"{name}: {file} or {file}.gz is not in any of {looked}. Point --data at the folder that "
+        f"has it, or get it: torchvision.datasets.{_IDX_FOLDERS[name]}(DIR, download=True)"
+    )
+
+
+def _recordings(name: str, data: Path, cache: Path, steps: int, dtype: torch.dtype) -> list[Split]:
+    spec = DATASETS[name]
+    made: list[Split] = []
+    for part in ("train", "test"):
+        if name == "nmnist":
+            root = _find_folder(name, data, "NMNIST", "Train")
+            files = events.nmnist_files(root, part.capitalize())
+
+            def decode(files: list[Path] = files):
+                return events.nmnist_recordings(files)
+        else:
+            root = _find_folder(name, data, "SHD", f"shd_{part}.h5")
+            files = [root / f"shd_{part}.h5"]
+
+            def decode(files: list[Path] = files):
+                return events.shd_recordings(files[0])
+
+        held, labels = events.load_events(
+            f"{name}-{part}", root, files, decode, cache, steps, spec.step_us, spec.features, dtype
+        )
+        made.append(Recordings(held, labels))
+    return made
+
+
+_GET = {
+    "nmnist": "tonic.datasets.NMNIST(DIR, train=True) and train=False fetch it",
+    "shd": "tonic.datasets.SHD(DIR, train=True) and train=False fetch it",
+}
+
+
+def _find_folder(name: str, data: Path, folder: str, holds: str) -> Path:
+    for root in (data, data / folder):
+        if (root / holds).exists():
+            return root
+    raise ExperimentError(
+        f"{name}: {holds} is in neither {data} nor {data / folder}. Point --data at the folder "
+        f"that has it, or get it: {_GET[name]}"
+    )

@@ -1,0 +1,94 @@
+"""Several processes that train one network, started by torchrun."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run; a run without torchrun has one."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> slice:
+        """Which samples of a batch are this process's."""
+        return slice(self.rank, None, self.count)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network with gradients averaged over the processes."""
+        if self.count == 1:
+            return network
+        # Buffers are constants and last membranes, which are each process's own. Later versions
+        # of torch have another name for the option.
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {name: False}
+        return DistributedDataParallel(network, **options)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.count > 1:
+            value = value.clone()
+            distributed.all_reduce(value)
+        return value
+
+    def any(self, here: bool) -> bool:
+        """Whether it is true in some process."""
+        if self.count == 1:
+            return here
+        return bool(self.sum(torch.tensor(float(here), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process runs the block before the others, which find what it has written."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """
+    Join the other processes of torchrun, if there are any.
+
+    :param device: `"cuda"` is the GPU of this process's place on its machine
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(torch.device(device))
+        return
+    place = torch.device(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        among = Processes(place, distributed.get_rank(), distributed.get_world_size())
+        yield among
+        among.wait()  # none takes its connections down while another needs them
+    finally:
+        distributed.destroy_process_group()

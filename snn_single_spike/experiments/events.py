@@ -1,0 +1,194 @@
+"""Event recordings, N-MNIST and SHD, decoded once into a compact cache of events.
+
+An event is a step and a unit, two int16; a full N-MNIST is 1 GB of them, where dense frames
+would be 80 GB. Several events of a unit in one step stay several, and add up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..spikes import Events, SpikeEvents
+from . import ExperimentError
+from .files import write_atomically
+
+logger = logging.getLogger("snn_single_spike")
+
+_FORMAT = 1
+_ARRAYS = ("offsets", "times", "units", "labels")
+
+Recording = tuple[np.ndarray, np.ndarray, int]
+"""Times, units in the order of the times, and the label."""
+
+NMNIST_SIDE = 34
+_OVERFLOW_ROW, _OVERFLOW = 240, 1 << 13
+SHD_UNITS, SHD_CLASSES = 700, 20
+
+
+def read_nmnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Times in microseconds and units of one N-MNIST recording, both polarities on one unit.
+
+    An event has 40 bits: x (8), y (8), polarity (1), time (23). A y of 240 is no event: the
+    sensor's clock has overflowed by 2^13 us.
+
+    :raises ExperimentError: a length that is not that of whole events, or a place off the sensor
+    """
+    raw = np.fromfile(path, np.uint8)
+    if len(raw) % 5:
+        raise ExperimentError(
+            f"{path} has {len(raw)} bytes, but 5 an event are expected: it is truncated, unpack "
+            "the archive again"
+        )
+    x, y, high, middle, low = raw.reshape(-1, 5).astype(np.int64).T
+    overflow = y == _OVERFLOW_ROW
+    times = (high & 0x7F) << 16 | middle << 8 | low
+    times += _OVERFLOW * overflow.cumsum()
+    x, y, times = (a[~overflow] for a in (x, y, times))
+    if len(x) and max(x.max(), y.max()) >= NMNIST_SIDE:
+        raise ExperimentError(
+            f"{path} has an event at x={x.max()}, y={y.max()} at most, but the sensor has "
+            f"{NMNIST_SIDE} x {NMNIST_SIDE} pixels: it is corrupt, unpack the archive again"
+        )
+    order = times.argsort(kind="stable")
+    return times[order], (y * NMNIST_SIDE + x)[order]
+
+
+def nmnist_files(root: Path, part: str) -> list[Path]:
+    """
+    Recordings of one part, `"Train"` or `"Test"`, as tonic lays them out.
+
+    :raises ExperimentError: no such folder, or no recordings in it
+    """
+    found = sorted((root / part).glob("[0-9]/*.bin"))
+    if not found:
+        raise ExperimentError(
+            f"{root / part} has no recordings: files <digit>/<number>.bin are expected, from "
+            f"{part}.zip of N-MNIST"
+        )
+    return found
+
+
+def nmnist_recordings(files: list[Path]) -> Iterator[Recording]:
+    for path in files:
+        yield *read_nmnist(path), int(path.parent.name)
+
+
+def shd_recordings(path: Path) -> Iterator[Recording]:
+    """
+    Recordings of one HDF5 file of the Spiking Heidelberg Digits, times in microseconds.
+
+    :raises ExperimentError: h5py is not installed; not such a file, or a truncated one
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise ExperimentError("--dataset shd needs h5py: pip install h5py") from None
+    try:
+        with h5py.File(path, "r") as file:
+            times, units = file["spikes/times"], file["spikes/units"]
+            labels = file["labels"][:]
+            if not len(times) == len(units) == len(labels):
+                raise ExperimentError(
+                    f"{path} has {len(times)} spikes/times, {len(units)} spikes/units and "
+                    f"{len(labels)} labels: as many of each are expected, fetch it again"
+                )
+            for i, label in enumerate(labels):
+                unit = units[i].astype(np.int64)
+                if not 0 <= label < SHD_CLASSES or (len(unit) and unit.max() >= SHD_UNITS):
+                    raise ExperimentError(
+                        f"{path}, recording {i}: label {label}, units up to "
+                        f"{unit.max(initial=0)}, but {SHD_CLASSES} classes and {SHD_UNITS} units "
+                        "are expected: it is corrupt, fetch it again"
+                    )
+                # Seconds, as half floats in the published files
+                time = np.rint(times[i].astype(np.float64) * 1e6).astype(np.int64)
+                order = time.argsort(kind="stable")
+                yield time[order], unit[order], int(label)
+    except (OSError, KeyError) as error:
+        raise ExperimentError(
+            f"{path} is not an HDF5 file with spikes/times, spikes/units and labels, or is "
+            f"truncated ({error}): fetch it again"
+        ) from None
+
+
+def fingerprint(files: list[Path], root: Path) -> str:
+    """What changes when a file is added, removed or written again."""
+    digest = hashlib.sha256(str(_FORMAT).encode())
+    for path in files:
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def load_events(
+    name: str,
+    root: Path,
+    files: list[Path],
+    decode: Callable[[], Iterator[Recording]],
+    cache: Path,
+    steps: int,
+    step_us: int,
+    features: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[SpikeEvents, torch.Tensor]:
+    """
+    Events and labels of a set of recordings, from the cache if it is of these files.
+
+    Events beyond the last step are dropped.
+
+    :param name: of the set; with the place of the files and the steps it names the cache file
+    :param decode: gives the recordings, with times in microseconds
+    :param step_us: duration of a time step
+    :raises ExperimentError: from `decode`, or a cache that cannot be written
+    """
+    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
+    path = cache / f"{name}-{place}-{steps}x{step_us}us.npz"
+    source = fingerprint(files, root)
+    arrays = _read_cache(path, source)
+    if arrays is None:
+        logger.info("decoding %s into %s", root, path)
+        arrays = _bin(decode(), steps, step_us)
+        content: dict[str, Any] = {"source": np.array(source), **arrays}
+        write_atomically(path, lambda file: np.savez(file, **content))
+    offsets, times, units, labels = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
+    events = SpikeEvents(Events(offsets, times, units, None), steps, features, dtype=dtype)
+    return events, labels
+
+
+def _bin(recordings: Iterator[Recording], steps: int, step_us: int) -> dict[str, np.ndarray]:
+    times, units, labels, offsets = [], [], [], [0]
+    for time, unit, label in recordings:
+        step = time // step_us
+        inside = step < steps
+        times.append(step[inside].astype(np.int16))
+        units.append(unit[inside].astype(np.int16))
+        labels.append(label)
+        offsets.append(offsets[-1] + len(times[-1]))
+    return {
+        "offsets": np.array(offsets, np.int64),
+        "times": np.concatenate(times),
+        "units": np.concatenate(units),
+        "labels": np.array(labels, np.int64),
+    }
+
+
+def _read_cache(path: Path, source: str) -> dict[str, np.ndarray] | None:
+    """The arrays, or None if there are none of this source."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as held:
+            if str(held["source"]) == source:
+                return {key: held[key] for key in _ARRAYS}
+        logger.info("%s is of files that have changed since", path)
+    except Exception as error:  # numpy and zipfile raise of all kinds on damaged files
+        logger.warning("%s cannot be read (%s), and is made again", path, error)
+    return None

@@ -1,0 +1,69 @@
+"""Figures of a report, as PNG."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from .report import Group
+
+_RASTERS = 4  # at most, side by side
+
+
+def curves(groups: list[Group]) -> bytes:
+    """Test accuracy over epochs, mean and extremes of the seeds; and against spikes."""
+    fig = Figure(figsize=(11, 4), layout="constrained")
+    over_epochs, against_spikes = fig.subplots(1, 2)
+    for group in groups:
+        seeds = [[100 * r["test_accuracy"] for r in run.history] for run in group.runs]
+        epochs = min(map(len, seeds))  # those that all seeds have done
+        by_epoch = [[seed[i] for seed in seeds] for i in range(epochs)]
+        x = range(1, epochs + 1)
+        mean = [sum(values) / len(values) for values in by_epoch]
+        (line,) = over_epochs.plot(x, mean, label=group.label, marker="." if epochs < 3 else "")
+        low, high = [min(v) for v in by_epoch], [max(v) for v in by_epoch]
+        over_epochs.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        against_spikes.scatter(
+            group.values(lambda run: run.last["test_spikes"]),
+            group.values(lambda run: 100 * run.last["test_accuracy"]),
+            color=line.get_color(),
+            s=20,
+        )
+    over_epochs.xaxis.get_major_locator().set_params(integer=True)
+    over_epochs.set(xlabel="epoch", ylabel="test accuracy (%)")
+    against_spikes.set(xlabel="hidden spikes per sample", ylabel="test accuracy (%)")
+    fig.legend(*over_epochs.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return _png(fig)
+
+
+def rasters(groups: list[Group]) -> bytes:
+    """Hidden spikes of the first test sample in one run of each group."""
+    shown = [group for group in groups if group.runs[0].raster][:_RASTERS]
+    fig = Figure(figsize=(3.5 * len(shown), 3.5), layout="constrained")
+    for axes, group in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        raster: Any = group.runs[0].raster
+        below = 0
+        for number, layer in enumerate(raster["layers"]):
+            neurons = [below + neuron for neuron in layer["spiking"]]
+            axes.scatter(layer["times"], neurons, s=3, linewidths=0, color=f"C{number}")
+            below += layer["neurons"]
+        spikes = sum(len(layer["times"]) for layer in raster["layers"])
+        axes.set(
+            title=f"{group.label}\n{spikes} spikes, class {raster['label']}, "
+            f"answer {raster['answer']}",
+            xlabel="time step",
+            ylabel="hidden neuron",
+            xlim=(-1, raster["steps"]),
+            ylim=(-1, below),
+        )
+        axes.title.set_fontsize(8)
+    return _png(fig)
+
+
+def _png(fig: Figure) -> bytes:
+    file = BytesIO()
+    fig.savefig(file, format="png", dpi=90)
+    return file.getvalue()

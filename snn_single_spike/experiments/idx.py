@@ -1,0 +1,43 @@
+"""Reader of the IDX files that MNIST and Fashion-MNIST come in, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from . import ExperimentError
+
+_UNSIGNED_BYTE = 0x08
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """
+    The array of bytes in an IDX file.
+
+    :param dimensions: 3 for images, 1 for labels
+    :raises ExperimentError: not such a file, truncated, corrupt, or longer than it says
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ExperimentError(f"{path} is truncated or corrupt ({error}): fetch it again") from None
+    header = 4 + 4 * dimensions
+    magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
+    if len(data) < header or data[:4] != magic:
+        raise ExperimentError(
+            f"{path} starts with {data[:4].hex() or 'nothing'}, but an IDX file of bytes in "
+            f"{dimensions} dimensions starts with {magic.hex()}: it is not the file it is named "
+            "after, fetch it again"
+        )
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dimensions, 4))
+    if len(data) != header + math.prod(shape):
+        raise ExperimentError(
+            f"{path} has {len(data)} bytes (uncompressed), but its header announces "
+            f"{header + math.prod(shape)}, an array of shape {shape}: it is truncated or corrupt, "
+            "fetch it again"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,199 @@
+"""The papers' networks: hidden layers that spike, a readout that does not."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import snntorch as snn
+import torch
+from snntorch import surrogate
+from torch import Tensor, nn
+
+from ..leaky import SingleSpikeLeaky
+from ..readout import LeakyReadout
+from ..spikes import SpikeTimes
+from . import ExperimentError
+from .config import Config, parse_surrogate
+from .datasets import DATASETS
+
+_LAYER = re.compile(r"(?P<neurons>\d+)|(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)")
+
+
+class LeakyLoop(snn.Leaky):
+    """snn.Leaky over a whole sequence as its users write it, in a loop over time."""
+
+    def __init__(self, *args: Any, once: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.once = once
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Current `(T, B, *features)` to spikes; with `once` only the first of each neuron."""
+        mem, spikes = torch.zeros_like(current[0]), []
+        silent = torch.ones_like(current[0])
+        for step in current.unbind(0):
+            spk, mem = super().forward(step, mem)
+            if self.once:
+                spk = spk * silent
+                silent = silent - spk.detach()
+            spikes.append(spk)
+        return torch.stack(spikes).to(current.dtype)  # snnTorch's are always float32
+
+
+class LeakyReadoutLoop(snn.Leaky):
+    """The readout in a loop over time: a snn.Leaky that is never reset."""
+
+    def __init__(self, beta: Tensor, learn_beta: bool, reduction: str) -> None:
+        super().__init__(beta, learn_beta=learn_beta, reset_mechanism="none")
+        self.reduction = reduction
+
+    def forward(self, current: Tensor) -> Tensor:
+        mem, mems = torch.zeros_like(current[0]), []
+        for step in current.unbind(0):
+            _, mem = super().forward(step, mem)
+            mems.append(mem)
+        if self.reduction == "last":
+            return mem
+        stacked = torch.stack(mems)
+        return stacked.sum(0) if self.reduction == "sum" else stacked.max(0).values
+
+
+class EachStep(nn.Module):
+    """A layer of images applied to every time step: time is folded into the batch."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(0, 1)).unflatten(0, tuple(x.shape[:2]))
+
+
+class Network(nn.Module):
+    """
+    Hidden layers as `config.layers` describes them, and a leaky readout of the classes.
+
+    Weights are uniform in ±sqrt(1 / n_in), biases 0. Networks of one seed start from the same
+    weights whatever their neurons, whose `state_dict` keys are the same, too.
+
+    Inputs: x of shape `(T, B, *features)`, a tensor or spike times or events
+
+    Outputs: scores `(B, classes)`, and the spikes of each hidden layer, `(T, B, *features)`
+    each
+
+    :raises ExperimentError: layers that are not of the known form or do not fit the data
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        spec = DATASETS[config.dataset]
+        self.stages = nn.ModuleList()
+        features = spec.features
+        for name in config.layers.split("-"):
+            features = self._add(name, features, config)
+        self.output = nn.Linear(math.prod(features), spec.classes)
+        beta = torch.full((spec.classes,), config.readout_beta)
+        if config.neuron == "single-spike":
+            self.readout: nn.Module = LeakyReadout(
+                beta, config.learn_beta, reduction=config.readout
+            )
+        else:
+            self.readout = LeakyReadoutLoop(beta, config.learn_beta, config.readout)
+        self._initialise(config)
+
+    def forward(self, x: Any) -> tuple[Tensor, list[Any]]:
+        hidden = []
+        for stage in self.stages:
+            if isinstance(stage, nn.Linear):
+                x = x.flatten(2)
+            x = stage(x)
+            if isinstance(stage, snn.Leaky):
+                hidden.append(x)
+        return self.readout(self.output(x.flatten(2))), hidden
+
+    def _add(self, name: str, features: Sequence[int], config: Config) -> tuple[int, ...]:
+        """Append one layer and its neurons; the features that it hands on."""
+
+        def refuse(reason: str) -> ExperimentError:
+            return ExperimentError(f"--layers {config.layers}, {name!r}: {reason}")
+
+        found = _LAYER.fullmatch(name)
+        if not found:
+            raise refuse(
+                "use numbers of neurons, convolutions such as 12C5 and poolings such as P2, "
+                "joined by -"
+            )
+        size = {key: int(value) for key, value in found.groupdict().items() if value}
+        if 0 in size.values():
+            raise refuse("use numbers from 1 on")
+        if "neurons" in size:
+            self.stages.append(nn.Linear(math.prod(features), size["neurons"]))
+            features = (size["neurons"],)
+            self.stages.append(_neuron((size["neurons"],), config))
+            return features
+        if len(features) != 3:
+            raise refuse(
+                f"images are needed, but what comes in are {features[0]} units; put convolutions "
+                "first, or use numbers of neurons only"
+            )
+        channels, height, width = features
+        smaller = min(height, width)
+        if "pool" in size:
+            if not self.stages:
+                raise refuse("put a layer of neurons before the first pooling")
+            if size["pool"] > smaller:
+                raise refuse(f"the maps that come in are only {height} x {width}")
+            self.stages.append(EachStep(nn.AvgPool2d(size["pool"])))
+            return channels, height // size["pool"], width // size["pool"]
+        if size["kernel"] > smaller:
+            raise refuse(f"the images that come in are only {height} x {width}")
+        self.stages.append(EachStep(nn.Conv2d(channels, size["maps"], size["kernel"])))
+        self.stages.append(_neuron((size["maps"], 1, 1), config))
+        return size["maps"], height - size["kernel"] + 1, width - size["kernel"] + 1
+
+    def _initialise(self, config: Config) -> None:
+        layers = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        scales = config.weight_scale
+        if len(scales) not in (1, len(layers)):
+            raise ExperimentError(
+                f"--weight-scale {','.join(map(str, scales))}: give 1 factor, or {len(layers)}, "
+                "one for each layer of weights"
+            )
+        if len(scales) == 1:
+            scales = scales * len(layers)
+        for layer, scale in zip(layers, scales, strict=True):
+            bound = scale / math.sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.weight, -bound, bound)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
+    """Neurons with a decay of this shape."""
+    beta = torch.full(shape, config.beta)
+    name, parameter = parse_surrogate(config.surrogate)
+    make: Callable = getattr(surrogate, name)
+    spike_grad = make() if parameter is None else make(parameter)
+    if config.neuron == "single-spike":
+        return SingleSpikeLeaky(
+            beta,
+            spike_grad=spike_grad,
+            init_hidden=True,
+            learn_beta=config.learn_beta,
+            gradient=config.gradient,
+        )
+    return LeakyLoop(
+        beta,
+        spike_grad=spike_grad,
+        learn_beta=config.learn_beta,
+        once=config.neuron == "single-spike-loop",
+    )
+
+
+def count_spikes(hidden: list[Any]) -> Tensor:
+    """Number of spikes of all hidden layers together, int64."""
+    return torch.stack(
+        [x.count().sum() if isinstance(x, SpikeTimes) else x.count_nonzero() for x in hidden]
+    ).sum()

@@ -1,0 +1,92 @@
+"""What a run shows on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .config import Config
+
+
+class Silent:
+    """For processes other than the main one, and for calls from Python."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self, description: str, done: int) -> None:
+        """Before the first batch; ``done`` of all batches were done in an earlier run."""
+
+    def batch(self, epoch: int, done: int, figures: dict[str, float]) -> None:
+        """After some batches of an epoch."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After an epoch."""
+
+
+class Terminal(Silent):
+    """
+    Bars with loss, accuracy, spikes and speed, and a line for each epoch.
+
+    :param batches: batches in an epoch
+    """
+
+    def __init__(self, config: Config, batches: int) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self.config, self.batches = config, batches
+        self.console = Console()
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> Terminal:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def begin(self, description: str, done: int) -> None:
+        self.console.print(description, highlight=False, soft_wrap=True)
+        total = self.batches * self.config.epochs
+        self.task = self.bars.add_task("batch", total=total, completed=done, figures="")
+
+    def batch(self, epoch: int, done: int, figures: dict[str, float]) -> None:
+        self.bars.update(
+            self.task, completed=(epoch - 1) * self.batches + done, figures=summary(figures)
+        )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.bars.update(self.task, completed=record["epoch"] * self.batches)
+        self.console.print(
+            f"epoch {record['epoch']:>3}/{self.config.epochs}  "
+            f"train {summary(record, 'train_')}  "
+            f"[bold]test {summary(record, 'test_')}[/bold]  {record['train_seconds']:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def summary(figures: dict[str, Any], prefix: str = "") -> str:
+    text = (
+        f"loss {figures[prefix + 'loss']:.4f}, {figures[prefix + 'accuracy']:.2%}, "
+        f"{figures[prefix + 'spikes']:.1f} spikes"
+    )
+    speed = figures.get(prefix + "samples_per_second")
+    return text + (f", {speed:,.0f} samples/s" if speed else "")

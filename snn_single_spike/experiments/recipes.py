@@ -1,0 +1,31 @@
+"""The papers' settings for each dataset (arXiv:2205.15286 v2, and its public code)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Names are those of the fields of Config. Digits is not in the papers.
+RECIPES: dict[str, dict[str, Any]] = {
+    "yinyang": {
+        "layers": "120",
+        "epochs": 150,
+        "milestones": (50, 100),
+        # Four inputs drive a neuron to its threshold only through large weights
+        "weight_scale": (4.0, 1.0),
+    },
+    "digits": {"layers": "128", "steps": 50, "lr": 2e-3, "epochs": 30},
+    "mnist": {
+        "layers": "800",
+        "epochs": 150,
+        "milestones": (15, 90, 120),
+        "augment": ("perspective:0.4:0.7", "crop:3", "noise:0.05"),
+    },
+    "fashion-mnist": {
+        "layers": "1000",
+        "epochs": 150,
+        "milestones": (15, 90, 120),
+        "augment": ("perspective:0.1:0.3", "flip", "crop:1", "noise:0.05"),
+    },
+    "nmnist": {"layers": "300", "steps": 300, "epochs": 140, "milestones": (30, 60, 90)},
+    "shd": {"layers": "300", "steps": 500, "lr": 2e-4, "epochs": 140, "milestones": (30, 60, 90)},
+}

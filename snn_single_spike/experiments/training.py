@@ -1,0 +1,392 @@
+"""Training a network of single spikes, or its multi-spike peers, on one of the datasets.
+
+Everything random follows from (seed, epoch, batch): a run that goes on after a checkpoint, or on
+several processes, sees the samples that one uninterrupted process would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..spikes import SpikeEvents, SpikeTimes
+from . import ExperimentError, augment, checkpoint, datasets
+from .checkpoint import Position
+from .config import Config, to_json
+from .datasets import Dataset, Intensities
+from .distributed import Processes, processes
+from .files import write_bytes
+from .metrics_log import MetricsLog
+from .network import Network, count_spikes
+from .progress import Silent
+
+CONFIG, FACTS, RASTER = "config.json", "run.json", "raster.json"
+SHOWN_EVERY = 0.5  # seconds between updates of the terminal
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has been saved."""
+
+
+@dataclass
+class Figures:
+    """Sums over samples, which stay on the device until they are read."""
+
+    totals: Tensor
+    """(4,) float64: cross-entropy, right answers, spikes, samples."""
+
+    @classmethod
+    def zero(cls, device: torch.device, totals: list[float] | None = None) -> Figures:
+        return cls(torch.tensor(totals or [0.0] * 4, dtype=torch.float64, device=device))
+
+    def add(self, loss: Tensor, scores: Tensor, labels: Tensor, hidden: list[Any]) -> None:
+        right = (scores.argmax(1) == labels).sum()
+        batch = [loss.detach(), right, count_spikes(hidden)]
+        self.totals[:3] += torch.stack([value.to(torch.float64) for value in batch])
+        self.totals[3] += len(labels)
+
+    def read(self, among: Processes | None = None) -> dict[str, float]:
+        """Means over the samples of this process, or of all."""
+        totals = among.sum(self.totals) if among else self.totals
+        loss, right, spikes, samples = totals.tolist()
+        samples = samples or math.nan
+        return {
+            "loss": loss / samples,
+            "accuracy": right / samples,
+            "spikes": spikes / samples,
+            "samples": samples,
+        }
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    show: Callable[[int], Silent] | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Train, test after every epoch, and leave in the folder `out`: the settings (`config.json`),
+    what ran where (`run.json`), metrics of each epoch (`metrics.jsonl`), the state
+    (`checkpoint.pt`) and the hidden spikes of a test sample (`raster.json`).
+
+    Example::
+
+        from snn_single_spike.experiments import config, training
+
+        settings = config.make({"dataset": "digits", "epochs": 5, "gradient": "pre_spike"})
+        history = training.train(settings, Path("runs/digits"))
+        history[-1]["test_accuracy"]
+
+    :param config: from :func:`snn_single_spike.experiments.config.make`
+    :param out: folder of the run
+    :param resume: go on from the checkpoint in it. Defaults to False
+    :param show: makes what shows the progress, from the number of batches in an epoch.
+        Defaults to None: nothing is shown
+    :return: metrics of each epoch
+    :raises ExperimentError: a setting, file or checkpoint that cannot be used; a loss that is
+        not finite; a folder that holds a run already
+    :raises Interrupted: Ctrl-C or SIGTERM; the run has been saved
+    """
+    if not resume and (out / checkpoint.NAME).exists():
+        raise ExperimentError(
+            f"--out {out} holds a run: go on with it by --resume {out}, or choose another folder"
+        )
+    torch.manual_seed(config.seed)
+    network = Network(config).to(DTYPES[config.precision])
+    with processes(config.device) as among, _stop_signals() as stop:
+        if config.batch < among.count:
+            raise ExperimentError(
+                f"--batch {config.batch}: it is shared by {among.count} processes, use at least "
+                "one sample for each"
+            )
+        with among.main_first():
+            dataset = load_dataset(config)
+        return _Run(config, out, network, dataset, among, stop, show).run(resume)
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The dataset of a run."""
+    return datasets.load(
+        config.dataset,
+        config.steps,
+        data=None if config.data is None else Path(config.data),
+        cache=None if config.cache is None else Path(config.cache),
+        dtype=DTYPES[config.precision],
+        train_samples=config.train_samples,
+        test_samples=config.test_samples,
+    )
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """That of an epoch, counted from 1."""
+    return config.lr * config.lr_decay ** sum(epoch > m for m in config.milestones)
+
+
+class _Run:
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        network: Network,
+        dataset: Dataset,
+        among: Processes,
+        stop: threading.Event,
+        show: Callable[[int], Silent] | None,
+    ) -> None:
+        self.config, self.out, self.among, self.stop = config, out, among, stop
+        self.description = dataset.describe()
+        self.training, self.testing = (s.to(among.device) for s in (dataset.train, dataset.test))
+        self.augmentations = [augment.parse(text) for text in config.augment]
+        self.network = network.to(among.device)
+        self.wrapped = among.wrap(self.network)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), config.lr, weight_decay=config.weight_decay
+        )
+        self.batches = math.ceil(len(self.training) / config.batch)
+        self.display = show(self.batches) if show and among.main else Silent()
+
+    def run(self, resume: bool) -> list[dict[str, Any]]:
+        position: Position = {"epoch": 0, "batch": 0, "totals": [], "seconds": 0.0, "history": []}
+        if resume:
+            position = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
+        history = position["history"]
+        with self._log(history) as log, self.display:
+            self.display.begin(self.description, position["epoch"] * self.batches)
+            for epoch in range(len(history) + 1, self.config.epochs + 1):
+                record = self._epoch(epoch, position)
+                history.append(record)
+                position = {
+                    "epoch": epoch,
+                    "batch": 0,
+                    "totals": [],
+                    "seconds": 0.0,
+                    "history": history,
+                }
+                if log:
+                    log.write(record)
+                    self._save(position)
+                self.display.epoch(record)
+        if self.among.main:
+            self._write_json(RASTER, self._raster())
+        return history
+
+    def _log(self, history: list[dict[str, Any]]) -> contextlib.AbstractContextManager:
+        if not self.among.main:
+            return contextlib.nullcontext()
+        return MetricsLog(self._make_folder(), history, self.config.tensorboard)
+
+    def _epoch(self, epoch: int, position: Position) -> dict[str, Any]:
+        """Train for the rest of an epoch, then test."""
+        rate = learning_rate(self.config, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        # The sums of a checkpoint are those of all processes together
+        figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)
+        start, shown = time.perf_counter() - position["seconds"], 0.0
+        order = torch.randperm(
+            len(self.training), generator=_generator(self.config.seed, epoch)
+        ).split(self.config.batch)
+        for batch in range(position["batch"], self.batches):
+            # From 1 on, since a trailing 0 would give the numbers of the order of the samples
+            generator = _generator(self.config.seed, epoch, batch + 1)
+            loss = self._step(order[batch], generator, figures)
+            if self.among.device.type == "cpu":  # reading it would stall a GPU
+                self._check_finite(loss.item(), epoch)
+            now = time.perf_counter()
+            if now - shown > SHOWN_EVERY:
+                shown = now
+                read = figures.read()
+                read["samples_per_second"] = (
+                    read["samples"] * self.among.count / (time.perf_counter() - start)
+                )
+                self.display.batch(epoch, batch + 1, read)
+            if self.among.any(self.stop.is_set()) and batch + 1 < self.batches:
+                self._interrupt(epoch, batch + 1, figures, now - start, position)
+        trained = figures.read(self.among)
+        seconds = time.perf_counter() - start
+        self._check_finite(trained["loss"], epoch)
+        tested = self._test()
+        return {
+            "epoch": epoch,
+            "train_loss": trained["loss"],
+            "train_accuracy": trained["accuracy"],
+            "train_spikes": trained["spikes"],
+            "train_seconds": seconds,
+            "train_samples_per_second": trained["samples"] / seconds,
+            "test_loss": tested["loss"],
+            "test_accuracy": tested["accuracy"],
+            "test_spikes": tested["spikes"],
+            "lr": rate,
+        }
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise ExperimentError(
+                f"the loss of epoch {epoch} is {loss}: lower --lr {self.config.lr} (the checkpoint "
+                "is an earlier one)"
+            )
+
+    def _step(self, index: Tensor, generator: torch.Generator, figures: Figures) -> Tensor:
+        """One step of the optimizer, on this process's share of the batch."""
+        share = index[self.among.share].to(self.among.device)
+        transform = None
+        if self.augmentations and isinstance(self.training, Intensities):
+            shape = (len(index), *self.training.values.shape[1:])
+            transform = augment.draw(self.augmentations, shape, generator)
+            transform = transform.samples(self.among.share)
+        labels = self.training.labels[share]
+        scores, hidden = self._forward(self.wrapped, self.training.batch(share, transform))
+        loss = F.cross_entropy(scores, labels, reduction="sum")
+        self.optimizer.zero_grad()
+        # The mean over the whole batch: gradients are averaged over the processes.
+        (loss * (self.among.count / len(index))).backward()
+        self.optimizer.step()
+        figures.add(loss, scores, labels, hidden)
+        return loss.detach()
+
+    def _forward(
+        self, network: nn.Module, spikes: SpikeTimes | SpikeEvents
+    ) -> tuple[Tensor, list[Any]]:
+        x = spikes.dense() if self.config.currency == "dense" else spikes
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.among.device.type, torch.bfloat16, enabled=half):
+            scores, hidden = network(x)
+        return scores.to(DTYPES[self.config.precision]), hidden
+
+    @torch.no_grad()
+    def _test(self) -> dict[str, float]:
+        self.network.eval()
+        figures = Figures.zero(self.among.device)
+        samples = torch.arange(len(self.testing), device=self.among.device)[self.among.share]
+        for index in samples.split(self.config.batch):
+            labels = self.testing.labels[index]
+            scores, hidden = self._forward(self.network, self.testing.batch(index))
+            loss = F.cross_entropy(scores, labels, reduction="sum")
+            figures.add(loss, scores, labels, hidden)
+        return figures.read(self.among)
+
+    @torch.no_grad()
+    def _raster(self) -> dict[str, Any]:
+        """Hidden spikes of the first test sample, for the report."""
+        self.network.eval()
+        first = torch.zeros(1, dtype=torch.int64, device=self.among.device)
+        scores, hidden = self._forward(self.network, self.testing.batch(first))
+        layers = []
+        for spikes in hidden:
+            dense = spikes.dense() if isinstance(spikes, SpikeTimes) else spikes
+            times, neurons = dense[:, 0].flatten(1).nonzero(as_tuple=True)
+            layers.append(
+                {
+                    "neurons": dense[0, 0].numel(),
+                    "times": times.tolist(),
+                    "spiking": neurons.tolist(),
+                }
+            )
+        return {
+            "label": int(self.testing.labels[0]),
+            "answer": int(scores.argmax()),
+            "steps": self.config.steps,
+            "layers": layers,
+        }
+
+    def _interrupt(
+        self, epoch: int, batch: int, figures: Figures, seconds: float, position: Position
+    ) -> None:
+        totals = self.among.sum(figures.totals)
+        if self.among.main:
+            self._save(
+                {
+                    "epoch": epoch - 1,
+                    "batch": batch,
+                    "totals": totals.tolist(),
+                    "seconds": seconds,
+                    "history": position["history"],
+                }
+            )
+        self.among.wait()  # torchrun ends all processes when the first one ends
+        raise Interrupted(f"saved in epoch {epoch}, after {batch} of {self.batches} batches")
+
+    def _save(self, position: Position) -> None:
+        checkpoint.save(self.out, self.network, self.optimizer, position)
+
+    def _make_folder(self) -> Path:
+        """The folder of the run, with its settings."""
+        write_bytes(self.out / CONFIG, to_json(self.config).encode())
+        self._write_json(
+            FACTS,
+            {
+                "data": self.description,
+                "parameters": sum(p.numel() for p in self.network.parameters()),
+                "processes": self.among.count,
+                "threads": torch.get_num_threads(),
+                "machine": _machine(self.among.device),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        )
+        return self.out
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_bytes(self.out / name, (json.dumps(content) + "\n").encode())
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """Random numbers that follow from these."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Set by Ctrl-C and SIGTERM; a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread is given signals
+        return
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        restore()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        restore()

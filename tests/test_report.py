@@ -1,0 +1,120 @@
+"""The page made from runs."""
+
+import dataclasses
+import json
+import shutil
+import statistics
+
+import pytest
+
+from snn_single_spike.experiments import ExperimentError, report, training
+from snn_single_spike.experiments.config import make
+
+pytest.importorskip("sklearn", reason="scikit-learn has the digits")
+pytest.importorskip("matplotlib", reason="matplotlib draws the figures")
+
+SMALL = {
+    "dataset": "digits",
+    "layers": "20",
+    "steps": "10",
+    "epochs": "2",
+    "lr": "5e-3",
+    "weight_scale": "3",
+    "train_samples": "200",
+    "test_samples": "50",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, flags in {
+        "multi": {"neuron": "multi-spike"},
+        "single-0": {},
+        "single-1": {"seed": "1"},
+        "pre": {"gradient": "pre_spike"},
+        "other": {"steps": "8"},
+    }.items():
+        training.train(make({**SMALL, **flags}), folder / name)
+    return folder
+
+
+def rows(page):
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.read_text().splitlines()
+        if line.startswith("| ")
+    ]
+
+
+def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
+    names = ("multi", "single-0", "single-1", "pre", "other")
+    page = report.write([runs / name for name in names], tmp_path)
+    text = page.read_text()
+    assert "## digits, 64-20-10, T=10, 200 training samples, 50 test samples" in text
+    assert "## digits, 64-20-10, T=8, 200 training samples, 50 test samples" in text
+    table = {row[0]: row[1:] for row in rows(page)}
+    multi, single = table["multi-spike"], table["single-spike, gradient masked"]
+    last = [report.read_run(runs / name).last for name in names]
+    accuracies = [100 * record["test_accuracy"] for record in last[1:3]]
+    assert single[0] == "2"  # seeds
+    assert single[1] == "2"  # epochs
+    assert single[2] == f"{sum(accuracies) / 2:.2f} ± {statistics.stdev(accuracies):.2f}"
+    spikes = (last[1]["test_spikes"] + last[2]["test_spikes"]) / 2
+    assert single[3] == f"{spikes:.1f}"
+    assert single[4] == f"{100 * (1 - spikes / last[0]['test_spikes']):.0f} %"
+    assert multi[2] == f"{100 * last[0]['test_accuracy']:.2f}"
+    assert multi[4] == multi[6] == ""  # the others are compared with it
+    assert float(single[6].rstrip("x")) == pytest.approx(
+        float(multi[5]) / float(single[5]), rel=0.05, abs=0.06
+    )
+    assert "single-spike, gradient pre_spike" in table
+    assert table["single-spike"][4] == ""  # T=8 has no multi-spike run
+    for name in ("curves-1.png", "rasters-1.png", "curves-2.png", "rasters-2.png"):
+        assert f"({name})" in text
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_times_of_other_machines_are_not_compared(runs, tmp_path):
+    moved = shutil.copytree(runs / "single-0", tmp_path / "moved")
+    facts = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps({**facts, "machine": "abacus"}))
+    page = report.write([runs / "multi", moved], tmp_path / "page")
+    assert {row[0]: row[-1] for row in rows(page)}["single-spike"] == "elsewhere"
+
+
+def test_a_run_that_is_not_finished_says_so(runs, tmp_path):
+    begun = shutil.copytree(runs / "single-0", tmp_path / "begun")
+    (begun / "raster.json").unlink()
+    config = make({}, begun / "config.json")
+    (begun / "config.json").write_text(json.dumps(dataclasses.asdict(config) | {"epochs": 9}))
+    page = report.write([begun], tmp_path / "page")
+    assert {row[0]: row[2] for row in rows(page)}["single-spike"] == "2 of 9"
+    assert "rasters" not in page.read_text()
+    assert not (tmp_path / "page" / "rasters-1.png").exists()
+
+
+def test_a_machine_where_time_began_with_compiling(runs):
+    run = report.read_run(runs / "single-0")
+    times = [record["train_seconds"] for record in run.history]
+    assert run.seconds == times[1]
+    run.history = run.history[:1]
+    assert run.seconds == times[0]
+
+
+def test_folders_that_cannot_be_used_are_named(runs, tmp_path):
+    with pytest.raises(ExperimentError, match=r"config\.json: No such file"):
+        report.write([tmp_path], tmp_path / "page")
+    broken = shutil.copytree(runs / "single-0", tmp_path / "broken")
+    metrics = broken / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-20])
+    with pytest.raises(ExperimentError, match=r"metrics\.jsonl is damaged .*--resume"):
+        report.write([broken], tmp_path / "page")
+    metrics.write_text("")
+    with pytest.raises(ExperimentError, match="has no finished epoch: go on by --resume"):
+        report.write([broken], tmp_path / "page")
+    metrics.unlink()
+    with pytest.raises(
+        ExperimentError, match=r"not the folder of a run: metrics\.jsonl is missing"
+    ):
+        report.write([broken], tmp_path / "page")
