@@ -379,7 +379,7 @@ def _decay(beta: Tensor | float, current: LinearCurrent) -> Tensor:
 
 
 def spikes_of_current(
-    current: LinearCurrent,
+    current: Tensor | LinearCurrent,
     beta: Tensor | float,
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
@@ -394,10 +394,10 @@ def spikes_of_current(
     chosen = backends.select(backend, current.device.type)
     track = torch.is_grad_enabled()
     exact = gradient == "spike_time"
-    if own is not None and not exact and track:
-        # Autograd differentiates it on the dense membrane.
+    if isinstance(current, Tensor) or (own is not None and not exact and track):
+        # A compiler has made it dense; or autograd differentiates it on the dense membrane.
         result = run_single_spike(
-            current.dense(),
+            as_dense(current),
             beta,
             threshold,
             graded_spikes_factor,
@@ -408,7 +408,7 @@ def spikes_of_current(
             want_mem=False,
             backend=backend,
         )
-        return spikes_of_result(result, current.steps, graded_spikes_factor)
+        return spikes_of_result(result, current.shape[0], graded_spikes_factor)
     source, weight, bias = _of_spikes(current)
     given = current.spikes.carrier if isinstance(current.spikes, SpikeTimes) else None
     theta = check_parameter("threshold", threshold, current).expand(current.features)
@@ -533,7 +533,7 @@ def single_spike_linear(
         )
     current = torch.nn.functional.linear(spikes, weight, bias)  # type: ignore[arg-type]
     return spikes_of_current(
-        current,  # type: ignore[arg-type]
+        current,
         beta,
         threshold,
         graded_spikes_factor,

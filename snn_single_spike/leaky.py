@@ -155,7 +155,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     :param currency: what spikes are returned as: a "dense" tensor, or
         :class:`snn_single_spike.SpikeTimes` ("times"). A linear layer before the neuron that is
         given spike times is then computed from them, see :mod:`snn_single_spike.spikes`.
-        Defaults to "dense"
+        Compiled modules stay with dense tensors. Defaults to "dense"
     :type currency: str, optional, keyword only
 
     Inputs: \\input_, mem_0

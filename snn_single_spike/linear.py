@@ -65,7 +65,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
           with `in_features` units; a dense tensor `(time, batch, in_features)` is multiplied as
           by `nn.Linear`
 
-    Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`
+    Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`. A module
+    that is compiled by `torch.compile` computes dense tensors, and returns one
 
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_linear`

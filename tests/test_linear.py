@@ -1004,6 +1004,23 @@ def test_compiled(path):
             assert relative_error(mine, right) < 1e-10
 
 
+def test_what_a_compiler_returns():
+    torch._dynamo.reset()
+    module, spikes = net_of("module"), inputs()
+    made = torch.compile(module, backend="aot_eager")(spikes)
+    assert type(made) is Tensor
+    assert torch.equal(made, module(spikes).dense())
+    weight = module.weight.detach()
+
+    @torch.compile(backend="aot_eager")
+    def run(spikes):
+        return single_spike_linear(spikes, weight, None, 0.9, gradient="spike_time")
+
+    made, right = run(spikes), single_spike_linear(spikes, weight, None, 0.9, gradient="spike_time")
+    assert torch.equal(made.times, right.times)
+    assert torch.allclose(made.tau, right.tau)
+
+
 def test_anomaly_detection_and_hooks_see_dense_gradients():
     given = leaves_of(problem(15, 3, (6, 5, 4)))
     seen = []
