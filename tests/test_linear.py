@@ -262,21 +262,20 @@ def test_deep_nets_and_mixed_rules(kind, rules, linear_backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_wider_nets_against_dense_tensors(kind, rule, reset, dtype, linear_backend):
+def test_wider_nets_against_dense_tensors(kind, rule, dtype, linear_backend):
     given = on(device_of(linear_backend), problem(40, 5, (30, 140, 70, 5), kind=kind, dtype=dtype))
     rules = (rule, rule)
-    expected = run("dense", given, rules, reset, "sum", linear_backend)
-    actual = run("times", given, rules, reset, "sum", linear_backend)
+    expected = run("dense", given, rules, backend=linear_backend)
+    actual = run("times", given, rules, backend=linear_backend)
     assert_close(actual, expected, 1e-4 if dtype == torch.float32 else 1e-10)
 
 
 SIZES = st.one_of(st.integers(1, 5), st.sampled_from([127, 128, 129, 300]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     steps=st.one_of(st.integers(1, 20), st.sampled_from([63, 64, 65, 66, 127, 128, 129, 200])),
     batch=st.integers(0, 3),
@@ -317,7 +316,7 @@ def pattern(name, steps, batch, units, make):
     return times
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_values_at_the_edge(data):
     draw = data.draw
@@ -861,7 +860,7 @@ def test_a_membrane_is_that_of_the_call():
 
 def test_two_runs_are_equal_bit_for_bit(linear_backend):
     """More lanes and samples than one thread takes."""
-    given = on(device_of(linear_backend), problem(30, 37, (50, 270, 4), dtype=torch.float32))
+    given = on(device_of(linear_backend), problem(20, 21, (30, 270, 4), dtype=torch.float32))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -875,7 +874,7 @@ def test_two_runs_are_equal_bit_for_bit(linear_backend):
 
 
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
-@pytest.mark.parametrize("sizes", [(50, 270, 4), (20, 5, 4)], ids=["tiles", "samples"])
+@pytest.mark.parametrize("sizes", [(30, 140, 4), (20, 5, 4)], ids=["tiles", "samples"])
 def test_threads_change_nothing(sizes, rule, linear_backend):
     given = on(device_of(linear_backend), problem(30, 37, sizes))
     runs = []
