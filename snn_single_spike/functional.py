@@ -371,12 +371,14 @@ def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
 
 
 def _decay(beta: Tensor | float, current: LinearCurrent) -> Tensor:
-    """One decay for every neuron, clipped."""
-    return check_parameter("beta", beta, current).clamp(0.0, 1.0).expand(current.features)
+    """One decay for every neuron, clipped; one that is 0 or 1 still learns."""
+    given = check_parameter("beta", beta, current)
+    clipped = given.detach().clamp(0.0, 1.0)
+    return torch.where(given == clipped, given, clipped).expand(current.features)
 
 
 def spikes_of_current(
-    current: LinearCurrent,
+    current: Tensor | LinearCurrent,
     beta: Tensor | float,
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
@@ -391,8 +393,8 @@ def spikes_of_current(
     chosen = backends.select(backend, current.device.type)
     track = torch.is_grad_enabled()
     exact = gradient == "spike_time"
-    if own is not None and not exact and track and current.requires_grad:
-        # Autograd differentiates it on the dense membrane.
+    if isinstance(current, Tensor) or (own is not None and not exact and track):
+        # A compiler has made it dense; or autograd differentiates it on the dense membrane.
         result = run_single_spike(
             as_dense(current),
             beta,
@@ -405,7 +407,7 @@ def spikes_of_current(
             want_mem=False,
             backend=backend,
         )
-        return spikes_of_result(result, current.steps, graded_spikes_factor)
+        return spikes_of_result(result, current.shape[0], graded_spikes_factor)
     source, weight, bias = _of_spikes(current)
     given = current.spikes.carrier
     theta = check_parameter("threshold", threshold, current).expand(current.features)
@@ -422,6 +424,8 @@ def spikes_of_current(
         track,
         chosen,
     )
+    if surrogate is None and own is None:  # snnTorch's surrogate_disable; tau has its gradient
+        carrier = carrier.detach()
     return SpikeTimes.of_neuron(
         times,
         current.steps,
@@ -462,6 +466,8 @@ def _height(factor: Tensor | float, like: Tensor | LinearCurrent) -> Tensor | No
     height = check_parameter("graded_spikes_factor", factor, like)
     if not height.requires_grad and height.numel() == 1 and bool(height == 1):
         return None
+    if not torch.is_grad_enabled():
+        height = height.detach()
     features = like.shape[2:]
     return (height if height.numel() == 1 else height.view(features)).to(like.dtype)
 
@@ -519,12 +525,12 @@ def single_spike_linear(
             f"spikes must be SpikeTimes or SpikeEvents, not {type(spikes).__name__}: make them "
             "with SpikeTimes.from_dense(spikes) or SpikeEvents.from_dense(spikes)"
         )
-    current = torch.nn.functional.linear(spikes, weight, bias)  # type: ignore[arg-type]
-    if not isinstance(current, LinearCurrent):
+    if len(spikes.features) != 1:
         raise ValueError(
             f"spikes has shape {tuple(spikes.shape)}, but one feature dimension is expected, "
             "(time, batch, in): use spikes.flatten(2)"
         )
+    current = torch.nn.functional.linear(spikes, weight, bias)  # type: ignore[arg-type]
     return spikes_of_current(
         current,
         beta,

@@ -156,7 +156,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     :param currency: what spikes are returned as: a "dense" tensor, or
         :class:`snn_single_spike.SpikeTimes` ("times"). A linear layer before the neuron that is
         given spike times is then computed from them, see :mod:`snn_single_spike.spikes`.
-        Defaults to "dense"
+        Compiled modules stay with dense tensors. Defaults to "dense"
     :type currency: str, optional, keyword only
 
     Inputs: \\input_, mem_0
@@ -236,7 +236,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
         times = self.currency == "times" and not torch.compiler.is_compiling()
-        if times and isinstance(input_, LinearCurrent) and (mem is None or mem.shape == (0,)):
+        zeros = mem is None or getattr(mem, "shape", None) == (0,)
+        if times and isinstance(input_, LinearCurrent) and zeros:
             return self._from_spikes(input_)
         input_ = as_dense(input_)
         result = self._run(input_, **self._initial(input_, mem=mem))

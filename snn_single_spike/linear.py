@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .leaky import SingleSpikeLeaky
+from .leaky import LeakyState, SingleSpikeLeaky
 from .spikes import SpikeEvents, SpikeTimes
 
 __all__ = ["SingleSpikeLinear"]
@@ -65,7 +65,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
           with `in_features` units; a dense tensor `(time, batch, in_features)` is multiplied as
           by `nn.Linear`
 
-    Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`
+    Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`. A module
+    that is compiled by `torch.compile` computes dense tensors, and returns one
 
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_linear`
@@ -98,6 +99,14 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         self, spikes: SpikeTimes | SpikeEvents | Tensor
     ) -> SpikeTimes:
         return super().forward(F.linear(spikes, self.weight, self.bias))  # type: ignore[arg-type]
+
+    def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
+        """One time step of the layer, for streaming: :meth:`SingleSpikeLeaky.step` on its current.
+
+        :param input_: dense spikes of one step, of shape `(batch, in_features)`
+        :type input_: torch.Tensor
+        """
+        return super().step(F.linear(input_, self.weight, self.bias), state)
 
     def extra_repr(self) -> str:
         """The options that decide what the layer computes."""

@@ -46,10 +46,14 @@ def time_dtype(steps: int) -> torch.dtype:
     raise ValueError(f"steps={steps} is more than the 2**31 that a spike time can hold")
 
 
-def check_steps(steps: object) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+def check_steps(steps: Any) -> int:
+    try:
+        number = 0 if isinstance(steps, bool) else operator.index(steps)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise ValueError(f"steps={steps!r} must be a positive number of time steps")
-    return steps
+    return number
 
 
 class Deferred:
@@ -134,8 +138,9 @@ def _on_dense(name: str) -> Callable[..., Any]:
 
 # Python looks operators up on the class, past __getattr__.
 for _name in (
-    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "matmul"),
-    *("neg", "gt", "ge", "lt", "le", "eq", "ne", "getitem", "iter"),
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv"),
+    *("rfloordiv", "mod", "rmod", "pow", "rpow", "matmul", "rmatmul", "neg", "abs"),
+    *("gt", "ge", "lt", "le", "eq", "ne", "getitem", "iter"),
 ):
     setattr(Deferred, f"__{_name}__", _on_dense(f"__{_name}__"))
 Deferred.__hash__ = object.__hash__  # type: ignore[method-assign]
@@ -249,12 +254,19 @@ class _Spikes(TimeSequence):
             known = math.prod(size for size in wanted if size != -1)
             if known and self.numel() % known == 0:
                 wanted[wanted.index(-1)] = self.numel() // known
-        kept = tuple(wanted[:first]) == tuple(self.shape[:first])
+        kept = tuple(wanted[:first]) == tuple(self.shape[:first]) and min(wanted, default=0) >= 0
         if len(wanted) > first and kept and math.prod(wanted) == self.numel():
             return self._with_features(wanted[first:])
         return self._made_dense("reshape").reshape(*shape)
 
     view = reshape
+
+    def _check_target(self, device: object) -> None:
+        if not isinstance(device, (torch.device, str, int)):
+            raise TypeError(
+                f"to() moves {type(self).__name__} to a device, not to {device}: for a tensor of "
+                f"another type use .dense().to({device})"
+            )
 
     @classmethod
     def __torch_function__(
@@ -265,8 +277,10 @@ class _Spikes(TimeSequence):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         known = _KNOWN.get(function)
-        if known and args and isinstance(args[0], _Spikes):
-            return known(*args, **(kwargs or {}))
+        given = dict(kwargs or {})
+        spikes = args[0] if args else given.pop("input", None)
+        if known and isinstance(spikes, _Spikes):
+            return known(spikes, *args[1:], **given)
         return super().__torch_function__(function, types, args, kwargs)
 
 
@@ -318,7 +332,7 @@ class SpikeTimes(_Spikes):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.steps = check_steps(steps)
-        if not isinstance(times, Tensor) or times.is_floating_point() or times.is_complex():
+        if not isinstance(times, Tensor) or not _is_integer(times):
             found = times.dtype if isinstance(times, Tensor) else type(times).__name__
             raise TypeError(
                 f"times must be an integer tensor, not {found}: round them, e.g. times.int()"
@@ -427,9 +441,12 @@ class SpikeTimes(_Spikes):
         return self._is_like(carrier=None, height=height, tau=tau)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeTimes:
-        """The same on another device, without a gradient."""
-        height = None if self.height is None else self.height.detach().to(device)
+        """The same on another device, without a gradient; itself if it is there already."""
+        self._check_target(device)
         times = self.times.to(device, non_blocking=non_blocking)
+        if times.device == self.device:
+            return self
+        height = None if self.height is None else self.height.detach().to(device)
         new = SpikeTimes.__new__(SpikeTimes)
         new.steps = self.steps
         new._set(times, height, self.dtype)
@@ -440,6 +457,7 @@ class SpikeTimes(_Spikes):
         return self._is_like(
             times=(times := self.times[index]),
             batch=times.shape[0],
+            height=None if self.height is None else self.height.detach(),
             carrier=None,
             tau=None,
             _events=None,
@@ -496,6 +514,7 @@ class SpikeEvents(_Spikes):
     :param dtype: type of the dense tensor. Defaults to that of the values, or float32
     :type dtype: torch.dtype, optional
 
+    :raises TypeError: times or units that are not integers, values that are not floating-point
     :raises ValueError: lengths that do not fit each other, spikes out of order, times or units
         out of range (on the CPU)
     """
@@ -510,6 +529,14 @@ class SpikeEvents(_Spikes):
     ) -> None:
         self.steps, self.features = check_steps(steps), torch.Size(features)
         offsets, times, units, values, _ = events
+        for name, value in (("offsets", offsets), ("times", times), ("units", units)):
+            if not _is_integer(value):
+                raise TypeError(f"{name} of the events must be integers, not {value.dtype}")
+        if values is not None and not values.is_floating_point():
+            raise TypeError(
+                f"values of the events must be floating-point, not {values.dtype}: use "
+                "values.float()"
+            )
         if not len(times) == len(units) == (len(times) if values is None else len(values)):
             raise ValueError(
                 f"events has {len(times)} times and {len(units)} units"
@@ -630,6 +657,7 @@ class SpikeEvents(_Spikes):
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeEvents:
         """The same on another device."""
+        self._check_target(device)
         moved = (
             x if x is None else x.to(device, non_blocking=non_blocking) for x in self._events[:4]
         )
@@ -665,6 +693,11 @@ class SpikeEvents(_Spikes):
         )
 
 
+def _is_integer(tensor: Tensor) -> bool:
+    kind = tensor.dtype
+    return not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+
+
 def _check_dense(spikes: Tensor) -> None:
     if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
         found = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
@@ -678,7 +711,13 @@ def _check_dense(spikes: Tensor) -> None:
 
 def _check_events(events: Events, steps: int, units: int) -> None:
     offsets, times, indices, *_ = events
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(times) or bool((offsets.diff() < 0).any()):
+    empty = len(offsets) == 0
+    if (
+        empty
+        or int(offsets[0]) != 0
+        or int(offsets[-1]) != len(times)
+        or bool((offsets.diff() < 0).any())
+    ):
         raise ValueError(
             f"offsets must rise from 0 to the number of events, {len(times)}; it is "
             f"{offsets.tolist() if len(offsets) < 9 else str(offsets)}"
@@ -885,12 +924,25 @@ class LinearCurrent(TimeSequence):
 def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     if len(spikes.features) != 1 or torch.compiler.is_compiling():
         return F.linear(spikes._made_dense("linear"), weight, bias)
+    if weight.dim() != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, but (out, in) is expected")
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"weight has dtype {weight.dtype}, but must be floating-point: use weight.float()"
+        )
     if spikes.features[0] != weight.shape[1]:
         raise ValueError(
             f"the spikes have {spikes.features[0]} features, but the linear layer takes "
             f"{weight.shape[1]}"
         )
     check_device("weight", weight, spikes.device, "spikes")
+    if bias is not None:
+        check_device("bias", bias, spikes.device, "spikes")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}, but the linear layer has {len(weight)} "
+                "outputs"
+            )
     if isinstance(spikes, AveragedSpikes) and not pooling_pays(spikes):
         logger.info("linear is faster from dense tensors here: %s made one", spikes)
         return F.linear(spikes.dense(), weight, bias)

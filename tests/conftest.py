@@ -48,6 +48,12 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=runnable("torch", "numba"))
+def linear_backend(request: pytest.FixtureRequest) -> str:
+    """Every implementation of linear layers from spike times."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

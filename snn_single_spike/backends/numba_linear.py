@@ -312,9 +312,11 @@ def _first_spikes(
         if want_slope:
             _slopes(power, d_power, d_geometric)
         # Between spikes the membrane moves towards bias / (1 - beta): without a bias, to zero.
-        may_cross = False
+        may_cross, may_fall = False, False
         for j in range(TILE):
             may_cross |= (drive[j] != zero) | (th[j] < zero)
+            # From 0, which is not looked at, a membrane can fall below a negative threshold.
+            may_fall |= (drive[j] < zero) & (th[j] < zero)
             unfired[j] = never if tile * TILE + j < lanes else 0  # the padding does not count
         for sample in range(low, high):
             for j in range(TILE):
@@ -325,7 +327,7 @@ def _first_spikes(
             while t < steps:
                 now = times[e] if e < end else steps
                 while t < now:
-                    gap = min(now - t, JUMP)
+                    gap = 1 if may_fall and t == 0 else min(now - t, JUMP)
                     if may_cross and _jump_marked(
                         gap, v, drive, power, geometric, th, first, never, x, marks
                     ):
@@ -426,18 +428,23 @@ def _readout(
                     v[j] = b[j] * v[j] + one
                     constant[j] = v[j] + (constant[j] if reduction == _SUM else zero)
                     d_constant[j] = p[j] + (d_constant[j] if reduction == _SUM else zero)
+        # Without memory, the first step after spikes is like all that follow, and is the maximum.
+        forgets = False
+        for j in range(min(TILE, lanes - tile * TILE)):
+            forgets |= b[j] == zero
         for sample in range(low, high):
             begin, end = offsets[sample], offsets[sample + 1]
             if reduction == _MAX:
                 for j in range(TILE):
                     v[j], p[j], slope[j], step[j], result[j] = zero, zero, zero, 0, -np.inf
-                e, t = begin, 0
+                e, t, alone = begin, 0, True
                 while t < steps:
                     now = times[e] if e < end else steps
                     if t < now:
                         # Between spikes it moves one way only: its maximum is at an end of the
                         # jump, of which the first step of all is one.
-                        gap = min(now - t, JUMP) if t > 0 else 1
+                        gap = 1 if alone else min(now - t, JUMP)
+                        alone = False
                         _jump_slope(gap, p, v, drive, power, d_power, d_geometric)
                         _jump(gap, v, drive, power, geometric)
                         t += gap
@@ -448,6 +455,7 @@ def _readout(
                             p[j] = v[j] + b[j] * p[j]
                             v[j] = b[j] * v[j] + x[j]
                         t += 1
+                        alone = forgets
                     for j in range(TILE):
                         nan = (v[j] != v[j]) & (result[j] == result[j])  # as in torch.max
                         better = (v[j] > result[j]) | nan
