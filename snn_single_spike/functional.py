@@ -399,7 +399,7 @@ def spikes_of_current(
             as_dense(current),
             beta,
             threshold,
-            graded_spikes_factor,
+            1.0,
             surrogate,
             own,
             gradient,
@@ -439,19 +439,17 @@ def spikes_of_current(
 def spikes_of_result(
     result: Result, steps: int, graded_spikes_factor: Tensor | float
 ) -> SpikeTimes:
-    """Spike times of neurons that were run on a dense current."""
+    """Spike times of neurons that were run on a dense current, with spikes of height 1."""
     spikes = result.spikes
     assert spikes is not None
-    height = _height(graded_spikes_factor, spikes)
     times = result.times
     tau = times if times.is_floating_point() else None
-    unit = spikes if height is None else spikes / height
     return SpikeTimes.of_neuron(
         times if tau is None else _steps_of(spikes),
         steps,
-        height,
+        _height(graded_spikes_factor, spikes),
         spikes.dtype,
-        spikes_carrier(unit),
+        spikes_carrier(spikes),
         tau,
     )
 

@@ -240,7 +240,9 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if times and isinstance(input_, LinearCurrent) and zeros:
             return self._from_spikes(input_)
         input_ = as_dense(input_)
-        result = self._run(input_, **self._initial(input_, mem=mem))
+        # The height of spike times is kept apart from them.
+        height = {"graded_spikes_factor": 1.0} if times else {}
+        result = self._run(input_, **self._initial(input_, mem=mem), **height)
         spikes: Any = result.spikes
         if times:
             spikes = spikes_of_result(result, input_.shape[0], self.graded_spikes_factor)

@@ -24,8 +24,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
             U[t] = βU[t-1] + W S_{\\rm in}[t] + b - R[t]
 
     Every input spike adds its column of W once. No tensor of shape `(time, batch, features)` is
-    made, forwards or backwards; with `gradient="spike_time"` a training step costs the same
-    whatever the number of time steps.
+    made, forwards or backwards; with `gradient="spike_time"` memory does not grow with
+    the number of time steps, and time hardly does.
 
     Example::
 

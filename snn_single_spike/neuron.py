@@ -105,7 +105,7 @@ class SingleSpikeNeuron:
             input_,
             neuron.pop("beta", self.beta),
             self.threshold,
-            self.graded_spikes_factor,
+            neuron.pop("graded_spikes_factor", self.graded_spikes_factor),
             surrogate,
             own,
             self.gradient,

@@ -5,7 +5,8 @@ each input unit. Both stand for a dense tensor of shape (T, B, *features): any t
 tensor method that does not know better is given that dense tensor, and the logger
 ``snn_single_spike`` says so. What does know better: ``torch.nn.Linear``, whose product is put off
 (:class:`LinearCurrent`) until a neuron asks for it and then never is a (T, B, out) tensor,
-flattening, moving between devices, and average pooling of maps.
+flattening, moving by ``to()``, and average pooling of maps. The tensors that they hold are not
+to be changed in place.
 """
 
 from __future__ import annotations

@@ -1093,3 +1093,15 @@ def test_other_options_that_are_refused():
         leaky_readout(F.linear(inputs(), torch.zeros(2, 12).double()), 0.9, reduction="mean")
     with pytest.raises(ValueError, match=r"beta has shape \(3,\), which does not broadcast"):
         leaky_readout(F.linear(inputs(), torch.zeros(2, 12).double()), torch.ones(3).double())
+
+
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def test_spikes_of_height_0_from_a_dense_current_are_spikes(rule):
+    current = torch.full((5, 2, 3), 0.6)
+    height = torch.tensor([0.0, 1.0, 2.0])
+    lif = SingleSpikeLeaky(
+        0.9, graded_spikes_factor=height, gradient=rule, init_hidden=True, currency="times"
+    )
+    spikes = lif(current)
+    assert torch.equal(spikes.times, torch.ones(2, 3, dtype=torch.int8))
+    assert torch.equal(spikes.dense()[1], height.expand(2, 3))

@@ -14,8 +14,10 @@ from oracle import relative_error
 
 def membrane(current, beta, mem_0):
     mem, mems = mem_0, []
+    clipped = beta.detach().clamp(0, 1)
+    decay = torch.where(beta == clipped, beta, clipped)  # at the bounds a gradient passes
     for x in current.unbind(0):
-        mem = beta.clamp(0, 1) * mem + x
+        mem = decay * mem + x
         mems.append(mem)
     return torch.stack(mems)
 

@@ -957,8 +957,8 @@ def linear_backward_impulses(
     samples = len({split[2] for split in splits})
     ours = np.zeros((samples, tiles, units, TILE), packed.dtype)
     bias = np.zeros((samples, len(beta)), packed.dtype)
-    inputs = np.zeros((len(splits), *(grad_inputs.shape if grad_inputs is not None else (0, 0, 0))))
-    inputs = inputs.astype(packed.dtype)
+    shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
+    inputs = np.zeros((len(splits), *shape), packed.dtype)
     calls = []
     for number, split in enumerate(splits):
         sample = number * samples // len(splits)
