@@ -183,6 +183,7 @@ def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
             init_hidden=True,
             learn_beta=config.learn_beta,
             gradient=config.gradient,
+            currency=config.currency,
         )
     return LeakyLoop(
         beta,

@@ -166,7 +166,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
             key
             for key in Config.__dataclass_fields__
             if key not in (*_REPEATED, *_TASK, "neuron")
-            and len({getattr(group.config, key) for group in groups}) > 1
+            and len({getattr(g.config, key) for g in groups if _matters(g.config, key)}) > 1
         ]
         for group in groups:
             group.label = ", ".join([group.config.neuron, *_settings(group.config, differing)])
@@ -175,17 +175,21 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
 
 
 def _settings(config: Config, names: list[str]) -> list[str]:
-    """Those settings that mean something for this network, as words."""
+    """Those of these settings that the network has, as words."""
     words = []
     for name in names:
-        value = getattr(config, name)
-        if name in ("gradient", "currency") and config.neuron != "single-spike":
-            continue
-        if name == "surrogate" and config.gradient == "spike_time":
-            continue
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        words.append(f"{name.replace('_', ' ')} {shown}")
+        if _matters(config, name):
+            value = getattr(config, name)
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            words.append(f"{name.replace('_', ' ')} {shown}")
     return words
+
+
+def _matters(config: Config, name: str) -> bool:
+    """Whether a network of this kind of neuron has such a setting."""
+    if name in ("gradient", "currency"):
+        return config.neuron == "single-spike"
+    return name != "surrogate" or config.gradient != "spike_time"
 
 
 def _task(config: Config) -> str:
