@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ def settings(task: str, options: argparse.Namespace, **changes: Any) -> Config:
 
 def train(config: Config, folder: Path) -> Path:
     print(f"\n{folder}", flush=True)
-    training.train(
-        config,
-        folder,
-        resume=(folder / checkpoint.NAME).exists(),
-        show=lambda batches: Terminal(config, batches),
-    )
+    try:
+        training.train(
+            config,
+            folder,
+            resume=(folder / checkpoint.NAME).exists(),
+            show=lambda batches: Terminal(config, batches),
+        )
+    except training.Interrupted as stopped:
+        sys.exit(f"{stopped}; the same command goes on")
     return folder
 
 
