@@ -19,6 +19,7 @@ from snn_single_spike.experiments import (
 from snn_single_spike.experiments.config import make
 from snn_single_spike.experiments.progress import Silent, Terminal
 
+from conftest import DEVICE
 from recordings import write_nmnist
 
 pytest.importorskip("sklearn", reason="scikit-learn has the digits")
@@ -306,6 +307,18 @@ def test_spike_times_train_as_dense_spikes_do(tmp_path, flags):
     for a, b in zip(without_times(dense), without_times(times), strict=True):
         assert a == pytest.approx(b, rel=1e-9)
     assert dense[-1]["train_spikes"] > 1
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="no GPU")
+@pytest.mark.parametrize("currency", ["dense", "times"])
+def test_a_gpu_trains_as_the_cpu_does(tmp_path, currency):
+    flags = {"currency": currency, "augment": "crop:1,noise:0.2:1"}
+    on_cpu = training.train(settings(**flags), tmp_path / "cpu")
+    training.train(settings(**flags, epochs="1", device="cuda"), tmp_path / "gpu")
+    on_gpu = training.train(settings(**flags, device="cuda"), tmp_path / "gpu", resume=True)
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
+        assert a["test_spikes"] == pytest.approx(b["test_spikes"], rel=0.05)
 
 
 def test_a_silent_network_is_reported_as_silent(tmp_path):
