@@ -157,7 +157,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
     for run in runs:
         settings = dataclasses.asdict(run.config)
         repeated = tuple(value for key, value in settings.items() if key not in _REPEATED)
-        by_settings = tasks.setdefault(_task(run.config), {})
+        by_settings = tasks.setdefault(_task(run), {})
         by_settings.setdefault(repeated, Group([])).runs.append(run)
     made: dict[str, list[Group]] = {}
     for task, by_settings in tasks.items():
@@ -192,15 +192,11 @@ def _matters(config: Config, name: str) -> bool:
     return name != "surrogate" or config.gradient != "spike_time"
 
 
-def _task(config: Config) -> str:
-    spec = DATASETS[config.dataset]
-    text = (
-        f"{config.dataset}, {math.prod(spec.features)}-{config.layers}-{spec.classes}, "
-        f"T={config.steps}"
-    )
-    for samples, word in ((config.train_samples, "training"), (config.test_samples, "test")):
-        text += f", {samples} {word} samples" if samples else ""
-    return text
+def _task(run: Run) -> str:
+    """What is trained on, a heading and the size of the data, which may be a part of the set."""
+    config, spec = run.config, DATASETS[run.config.dataset]
+    network = f"{math.prod(spec.features)}-{config.layers}-{spec.classes}"
+    return f"{config.dataset}, {network}, T={config.steps}\n\n{run.facts['data']}."
 
 
 def _table(groups: list[Group]) -> list[str]:
