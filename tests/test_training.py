@@ -296,7 +296,11 @@ def test_events_train(tmp_path, currency):
     assert history[-1]["test_spikes"] > 0
 
 
-@pytest.mark.parametrize("flags", [{}, {"layers": "30-20"}, {"gradient": "pre_spike"}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"layers": "30-20"}, {"layers": "4C3-P2-20"}, {"gradient": "pre_spike"}],
+    ids=str,
+)
 def test_spike_times_train_as_dense_spikes_do(tmp_path, flags):
     dense, times = (
         training.train(
