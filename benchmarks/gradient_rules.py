@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,20 @@ Runs = dict[tuple[str, str], list[Path]]
 def settings(task: str, options: argparse.Namespace, **changes: Any) -> Config:
     files = {"data": options.data} if task == "fashion-mnist" else {}
     changes |= {"epochs": options.epochs} if options.epochs else {}
-    return make({"dataset": task, "currency": options.currency, **TASKS[task], **files, **changes})
+    return make({"dataset": task, **TASKS[task], **files, **changes})
 
 
 def train(config: Config, folder: Path) -> Path:
     print(f"\n{folder}", flush=True)
-    training.train(
-        config,
-        folder,
-        resume=(folder / checkpoint.NAME).exists(),
-        show=lambda batches: Terminal(config, batches),
-    )
+    try:
+        training.train(
+            config,
+            folder,
+            resume=(folder / checkpoint.NAME).exists(),
+            show=lambda batches: Terminal(config, batches),
+        )
+    except training.Interrupted as stopped:
+        sys.exit(f"{stopped}; the same command goes on")
     return folder
 
 
@@ -116,7 +120,6 @@ def main() -> None:
     parser.add_argument("--surrogates", nargs="+", default=SURROGATES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="instead of each task's own")
-    parser.add_argument("--currency", default="dense", choices=("dense", "times"))
     parser.add_argument("--out", type=Path, default=Path("runs/gradient_rules"))
     options = parser.parse_args()
     for task in options.tasks:

@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="train a network on one of the papers' datasets",
         description="Settings come from flags, from a saved file, and from the dataset's recipe, "
-        "in this order. On several GPUs: torchrun --nproc-per-node 2 --no-python "
+        "in this order; the defaults below are those where the recipe has none. On several "
+        "GPUs: torchrun --nproc-per-node 2 --no-python "
         "snn-single-spike train ...",
     )
     train.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML or JSON")

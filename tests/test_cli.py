@@ -1,5 +1,8 @@
 """The command line, as a newcomer types it."""
 
+import subprocess
+import sys
+
 import pytest
 
 from snn_single_spike import cli, demo
@@ -124,6 +127,19 @@ def test_train_and_report_name_what_is_not_installed(command, package, monkeypat
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert cli.main([command, "x"] if command == "report" else TRAIN) == 1
     assert f"{command} needs {package}: pip install {package}" in capsys.readouterr().err
+
+
+def test_extras_are_imported_where_they_are_used():
+    code = (
+        "import sys, snn_single_spike.cli\n"
+        "from snn_single_spike.experiments import report, training\n"
+        "extras = {'sklearn', 'matplotlib', 'rich', 'h5py', 'tensorboard', 'torchvision'}\n"
+        "sys.exit(' '.join(extras & sys.modules.keys()) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_latency_code():

@@ -36,6 +36,12 @@ def test_every_recipe_can_be_run(name):
         assert getattr(made, key) == value
 
 
+def test_spikes_are_handed_on_as_times_where_they_can_be():
+    assert make({"dataset": "digits"}).currency == "times"
+    for flags in ({"neuron": "multi-spike"}, {"precision": "bfloat16"}):
+        assert make({"dataset": "digits", **flags}).currency == "dense"
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('dataset = "digits"\nsteps = 12\nepochs = 3\nlr = 1\nmilestones = [1, 2]\n')
@@ -111,6 +117,10 @@ def test_every_setting_has_a_flag():
         (
             {"neuron": "single-spike-loop", "currency": "times"},
             "--currency times: a loop over time .*or --currency dense",
+        ),
+        (
+            {"precision": "bfloat16", "currency": "times"},
+            "--currency times: .* not computed in bfloat16.*or --currency dense",
         ),
         ({"milestones": "5,3"}, "--milestones 5,3: write them in rising order"),
         ({"milestones": "3,3"}, "--milestones 3,3: write them in rising order"),

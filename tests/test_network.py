@@ -14,7 +14,10 @@ from snn_single_spike.experiments.network import Network, count_spikes
 
 def network(**flags):
     torch.manual_seed(0)
-    return Network(make({"dataset": "digits", "layers": "30", "weight_scale": "3", **flags}))
+    defaults = {"dataset": "digits", "layers": "30", "weight_scale": "3"}
+    if flags.get("neuron", "single-spike") == "single-spike":
+        defaults["currency"] = "dense"
+    return Network(make({**defaults, **flags}))
 
 
 @pytest.fixture
@@ -99,10 +102,11 @@ def test_surrogates_are_those_asked_for(codes, surrogate):
 
 
 def test_convolutions_and_poolings_have_the_shapes_they_say(codes):
-    scores, (maps, units) = network(layers="4C3-P2-20")(codes)
-    assert maps.shape == (20, 6, 4, 6, 6)
-    assert units.shape == (20, 6, 20)
-    assert scores.shape == (6, 10)
+    for currency in ("dense", "times"):
+        scores, (maps, units) = network(layers="4C3-P2-20", currency=currency)(codes)
+        assert maps.shape == (20, 6, 4, 6, 6)
+        assert units.shape == (20, 6, 20)
+        assert scores.shape == (6, 10)
     assert network(layers="4C3-P2-20").stages[1].beta.shape == (4, 1, 1)
 
 

@@ -51,8 +51,8 @@ def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
     names = ("multi", "single-0", "single-1", "pre", "other")
     page = report.write([runs / name for name in names], tmp_path)
     text = page.read_text()
-    assert "## digits, 64-20-10, T=10, 200 training samples, 50 test samples" in text
-    assert "## digits, 64-20-10, T=8, 200 training samples, 50 test samples" in text
+    for steps in (10, 8):
+        assert f"## digits, 64-20-10, T={steps}\n\ndigits: 200 of 1,437 (partial)" in text
     table = {row[0]: row[1:] for row in rows(page)}
     multi, single = table["multi-spike"], table["single-spike, gradient masked"]
     last = [report.read_run(runs / name).last for name in names]
@@ -81,6 +81,15 @@ def test_times_of_other_machines_are_not_compared(runs, tmp_path):
     (moved / "run.json").write_text(json.dumps({**facts, "machine": "abacus"}))
     page = report.write([runs / "multi", moved], tmp_path / "page")
     assert {row[0]: row[-1] for row in rows(page)}["single-spike"] == "elsewhere"
+
+
+def test_runs_on_other_data_are_not_compared(runs, tmp_path):
+    other = shutil.copytree(runs / "single-0", tmp_path / "other")
+    facts = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**facts, "data": "digits: 9 samples"}))
+    page = report.write([runs / "multi", other], tmp_path / "page")
+    assert page.read_text().count("## digits") == 2
+    assert {row[0]: row[5] for row in rows(page)}["single-spike"] == ""
 
 
 def test_a_run_that_is_not_finished_says_so(runs, tmp_path):

@@ -19,6 +19,9 @@ from snn_single_spike.experiments import (
 from snn_single_spike.experiments.config import make
 from snn_single_spike.experiments.progress import Silent, Terminal
 
+from conftest import DEVICE
+from recordings import write_nmnist
+
 pytest.importorskip("sklearn", reason="scikit-learn has the digits")
 
 SMALL = {
@@ -239,7 +242,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(training._Run, "_step", lambda run, index, generator, figures: nan(figures))
     with pytest.raises(ExperimentError, match=r"the loss of epoch 2 is nan"):
         training.train(settings(), tmp_path, resume=True)
-    assert state(tmp_path)["position"]["epoch"] == 1
+    assert len(state(tmp_path)["position"]["history"]) == 1
 
 
 def test_the_learning_rate_falls_after_its_milestones(tmp_path):
@@ -254,10 +257,11 @@ def test_the_learning_rate_falls_after_its_milestones(tmp_path):
     "flags",
     [
         {"precision": "float64"},
-        {"precision": "bfloat16"},
+        {"precision": "bfloat16", "currency": "dense"},
         {"neuron": "multi-spike", "precision": "bfloat16"},
         {"neuron": "multi-spike", "precision": "float64"},
         {"layers": "4C3-P2-20", "neuron": "multi-spike"},
+        {"layers": "4C3-P2-20"},
         {"dataset": "yinyang", "layers": "20"},
     ],
     ids=str,
@@ -274,14 +278,14 @@ def test_other_settings_train(tmp_path, flags):
         assert history[0]["train_loss"] != record["train_loss"]
 
 
-def test_events_train(tmp_path):
-    from recordings import write_nmnist
-
+@pytest.mark.parametrize("currency", ["dense", "times"])
+def test_events_train(tmp_path, currency):
     made = make(
         {
             "dataset": "nmnist",
             "data": str(write_nmnist(tmp_path / "data")),
             "cache": str(tmp_path / "cache"),
+            "currency": currency,
             "layers": "20",
             "weight_scale": "8",
             "epochs": "2",
@@ -290,6 +294,35 @@ def test_events_train(tmp_path):
     )
     history = training.train(made, tmp_path / "run")
     assert history[-1]["test_spikes"] > 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"layers": "30-20"}, {"layers": "4C3-P2-20"}, {"gradient": "pre_spike"}],
+    ids=str,
+)
+def test_spike_times_train_as_dense_spikes_do(tmp_path, flags):
+    dense, times = (
+        training.train(
+            settings(currency=currency, precision="float64", **flags), tmp_path / currency
+        )
+        for currency in ("dense", "times")
+    )
+    for a, b in zip(without_times(dense), without_times(times), strict=True):
+        assert a == pytest.approx(b, rel=1e-9)
+    assert dense[-1]["train_spikes"] > 1
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="no GPU")
+@pytest.mark.parametrize("currency", ["dense", "times"])
+def test_a_gpu_trains_as_the_cpu_does(tmp_path, currency):
+    flags = {"currency": currency, "augment": "crop:1,noise:0.2:1"}
+    on_cpu = training.train(settings(**flags), tmp_path / "cpu")
+    training.train(settings(**flags, epochs="1", device="cuda"), tmp_path / "gpu")
+    on_gpu = training.train(settings(**flags, device="cuda"), tmp_path / "gpu", resume=True)
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.02)
+        assert a["test_spikes"] == pytest.approx(b["test_spikes"], rel=0.05)
 
 
 def test_a_silent_network_is_reported_as_silent(tmp_path):

@@ -20,16 +20,19 @@ _FORMAT = 1
 class Position(TypedDict):
     """Where in the training a run is. The order of the samples follows from seed and epoch."""
 
-    epoch: int
-    """Epochs completed."""
+    history: list[dict[str, Any]]
+    """Metrics of the completed epochs."""
     batch: int
     """Batches of the next epoch that are done, too."""
-    totals: list[float]
+    totals: list[float] | None
     """Sums over these batches."""
     seconds: float
     """Time these batches took."""
-    history: list[dict[str, Any]]
-    """Metrics of the completed epochs."""
+
+
+def after(history: list[dict[str, Any]]) -> Position:
+    """The position between two epochs."""
+    return {"history": history, "batch": 0, "totals": None, "seconds": 0.0}
 
 
 def save(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..leaky import CURRENCIES
 from ..validation import GRADIENT_RULES, REDUCTIONS
 from . import ExperimentError
 from .augment import parse as parse_augmentation
@@ -18,7 +19,6 @@ from .datasets import DATASETS, NEEDS_FILES
 from .recipes import RECIPES
 
 NEURONS = ("single-spike", "multi-spike", "single-spike-loop")
-CURRENCIES = ("dense", "times")
 PRECISIONS = ("float32", "float64", "bfloat16")
 # With the default of their parameter; None: they have none
 SURROGATES = {
@@ -65,7 +65,10 @@ class Config:
         NEURONS,
     )
     currency: str = _setting(
-        "dense", "word", "what layers hand on: dense tensors, or spike times", CURRENCIES
+        "times",
+        "word",
+        "what layers hand on: dense tensors, or spike times, which no loop takes",
+        CURRENCIES,
     )
     gradient: str = _setting("masked", "word", "gradient rule", GRADIENT_RULES)
     surrogate: str = _setting(
@@ -190,6 +193,10 @@ def make(flags: Mapping[str, Any], file: Path | None = None) -> Config:
     if not name:
         raise ExperimentError(f"--dataset is missing: use one of {', '.join(DATASETS)}")
     values = {**(RECIPES.get(name, {}) if isinstance(name, str) else {}), **given}
+    if values.get("neuron", "single-spike") != "single-spike" or (
+        values.get("precision") == "bfloat16"
+    ):
+        values.setdefault("currency", "dense")
     for key, value in values.items():
         f = FIELDS[key]
         try:
@@ -289,6 +296,11 @@ def check(config: Config) -> None:
         raise ExperimentError(
             f"--currency {config.currency}: a loop over time ({config.neuron}) takes dense "
             "tensors; use --neuron single-spike, or --currency dense"
+        )
+    if config.precision == "bfloat16" and config.currency != "dense":
+        raise ExperimentError(
+            f"--currency {config.currency}: layers of spike times are not computed in bfloat16; "
+            "use --precision float32, or --currency dense"
         )
     if sorted(set(config.milestones)) != list(config.milestones):
         raise ExperimentError(

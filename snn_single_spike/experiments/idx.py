@@ -23,8 +23,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ExperimentError(f"{path} is truncated or corrupt ({error}): fetch it again") from None
+    except (OSError, EOFError, zlib.error) as error:  # gzip's own error is an OSError
+        raise ExperimentError(
+            f"{path} cannot be read, and may be truncated or corrupt ({error}): fetch it again"
+        ) from None
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
     if len(data) < header or data[:4] != magic:

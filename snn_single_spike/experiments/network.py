@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..leaky import SingleSpikeLeaky
 from ..readout import LeakyReadout
-from ..spikes import SpikeTimes
+from ..spikes import SpikeTimes, TimeSequence
 from . import ExperimentError
 from .config import Config, parse_surrogate
 from .datasets import DATASETS
@@ -67,8 +67,9 @@ class EachStep(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.flatten(0, 1)).unflatten(0, tuple(x.shape[:2]))
+    def forward(self, x: Any) -> Any:
+        out = self.layer(x.fold() if isinstance(x, TimeSequence) else x.flatten(0, 1))
+        return out.unfold() if isinstance(out, TimeSequence) else out.unflatten(0, x.shape[:2])
 
 
 class Network(nn.Module):
@@ -183,6 +184,7 @@ def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
             init_hidden=True,
             learn_beta=config.learn_beta,
             gradient=config.gradient,
+            currency=config.currency,
         )
     return LeakyLoop(
         beta,

@@ -46,8 +46,7 @@ class Terminal(Silent):
         self.config, self.batches = config, batches
         self.console = Console()
         self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),

@@ -157,7 +157,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
     for run in runs:
         settings = dataclasses.asdict(run.config)
         repeated = tuple(value for key, value in settings.items() if key not in _REPEATED)
-        by_settings = tasks.setdefault(_task(run.config), {})
+        by_settings = tasks.setdefault(_task(run), {})
         by_settings.setdefault(repeated, Group([])).runs.append(run)
     made: dict[str, list[Group]] = {}
     for task, by_settings in tasks.items():
@@ -166,7 +166,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
             key
             for key in Config.__dataclass_fields__
             if key not in (*_REPEATED, *_TASK, "neuron")
-            and len({getattr(group.config, key) for group in groups}) > 1
+            and len({getattr(g.config, key) for g in groups if _matters(g.config, key)}) > 1
         ]
         for group in groups:
             group.label = ", ".join([group.config.neuron, *_settings(group.config, differing)])
@@ -175,28 +175,28 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
 
 
 def _settings(config: Config, names: list[str]) -> list[str]:
-    """Those settings that mean something for this network, as words."""
+    """Those of these settings that the network has, as words."""
     words = []
     for name in names:
-        value = getattr(config, name)
-        if name in ("gradient", "currency") and config.neuron != "single-spike":
-            continue
-        if name == "surrogate" and config.gradient == "spike_time":
-            continue
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        words.append(f"{name.replace('_', ' ')} {shown}")
+        if _matters(config, name):
+            value = getattr(config, name)
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            words.append(f"{name.replace('_', ' ')} {shown}")
     return words
 
 
-def _task(config: Config) -> str:
-    spec = DATASETS[config.dataset]
-    text = (
-        f"{config.dataset}, {math.prod(spec.features)}-{config.layers}-{spec.classes}, "
-        f"T={config.steps}"
-    )
-    for samples, word in ((config.train_samples, "training"), (config.test_samples, "test")):
-        text += f", {samples} {word} samples" if samples else ""
-    return text
+def _matters(config: Config, name: str) -> bool:
+    """Whether a network of this kind of neuron has such a setting."""
+    if name in ("gradient", "currency"):
+        return config.neuron == "single-spike"
+    return name != "surrogate" or config.gradient != "spike_time"
+
+
+def _task(run: Run) -> str:
+    """What is trained on, a heading and the size of the data, which may be a part of the set."""
+    config, spec = run.config, DATASETS[run.config.dataset]
+    network = f"{math.prod(spec.features)}-{config.layers}-{spec.classes}"
+    return f"{config.dataset}, {network}, T={config.steps}\n\n{run.facts['data']}."
 
 
 def _table(groups: list[Group]) -> list[str]:

@@ -164,22 +164,17 @@ class _Run:
         self.display = show(self.batches) if show and among.main else Silent()
 
     def run(self, resume: bool) -> list[dict[str, Any]]:
-        position: Position = {"epoch": 0, "batch": 0, "totals": [], "seconds": 0.0, "history": []}
+        position = checkpoint.after([])
         if resume:
             position = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
         history = position["history"]
         with self._log(history) as log, self.display:
-            self.display.begin(self.description, position["epoch"] * self.batches)
+            done = len(history) * self.batches + position["batch"]
+            self.display.begin(self.description, done)
             for epoch in range(len(history) + 1, self.config.epochs + 1):
                 record = self._epoch(epoch, position)
                 history.append(record)
-                position = {
-                    "epoch": epoch,
-                    "batch": 0,
-                    "totals": [],
-                    "seconds": 0.0,
-                    "history": history,
-                }
+                position = checkpoint.after(history)
                 if log:
                     log.write(record)
                     self._save(position)
@@ -215,9 +210,7 @@ class _Run:
             if now - shown > SHOWN_EVERY:
                 shown = now
                 read = figures.read()
-                read["samples_per_second"] = (
-                    read["samples"] * self.among.count / (time.perf_counter() - start)
-                )
+                read["samples_per_second"] = read["samples"] * self.among.count / (now - start)
                 self.display.batch(epoch, batch + 1, read)
             if self.among.any(self.stop.is_set()) and batch + 1 < self.batches:
                 self._interrupt(epoch, batch + 1, figures, now - start, position)
@@ -315,11 +308,10 @@ class _Run:
         if self.among.main:
             self._save(
                 {
-                    "epoch": epoch - 1,
+                    "history": position["history"],
                     "batch": batch,
                     "totals": totals.tolist(),
                     "seconds": seconds,
-                    "history": position["history"],
                 }
             )
         self.among.wait()  # torchrun ends all processes when the first one ends
