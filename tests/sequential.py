@@ -29,6 +29,12 @@ class Trace(NamedTuple):
     """First spike, -1 for a silent neuron; interpolated under "spike_time"."""
 
 
+def clip(decay):
+    """clamp(decay, 0, 1), whose gradient passes at the bounds; torch's stops there from 2.14 on."""
+    inside = decay.detach().clamp(0, 1)
+    return torch.where(decay == inside, decay, inside)
+
+
 def _reset(mem: Tensor, threshold: Tensor, now: Tensor, mechanism: str) -> Tensor:
     """Reset of a membrane that has been integrated."""
     if mechanism == "subtract":
@@ -41,7 +47,7 @@ def leaky(x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str) ->
     mem = state["mem"]
     if mechanism == "zero":
         mem = torch.where(now, 0.0, mem)
-    mem = p["beta"].clamp(0, 1) * mem + x
+    mem = clip(p["beta"]) * mem + x
     return {"mem": _reset(mem, p["threshold"], now, mechanism) if mechanism != "zero" else mem}
 
 
@@ -49,14 +55,14 @@ def synaptic(
     x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str
 ) -> dict[str, Tensor]:
     """snn.Synaptic: the synaptic current is never reset."""
-    syn = p["alpha"].clamp(0, 1) * state["syn"] + x
-    mem = p["beta"].clamp(0, 1) * state["mem"] + syn
+    syn = clip(p["alpha"]) * state["syn"] + x
+    mem = clip(p["beta"]) * state["mem"] + syn
     return {"syn": syn, "mem": _reset(mem, p["threshold"], now, mechanism)}
 
 
 def alpha(x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str) -> dict[str, Tensor]:
     """snn.Alpha: the membrane is a function of the two currents, which are what is reset."""
-    rise, fall = p["alpha"].clamp(0, 1), p["beta"].clamp(0, 1)
+    rise, fall = clip(p["alpha"]), clip(p["beta"])
     exc = rise * state["syn_exc"] + x
     inh = fall * state["syn_inh"] - x
     mem = (rise.log() / (fall.log() - rise.log()) + 1) * (exc + inh)
@@ -81,7 +87,7 @@ def lapicque(
 
 def rleaky(x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str) -> dict[str, Tensor]:
     """snn.RLeaky with all_to_all=False: each neuron hears its own last spike."""
-    mem = p["beta"].clamp(0, 1) * state["mem"] + x + p["V"] * state["spk"]
+    mem = clip(p["beta"]) * state["mem"] + x + p["V"] * state["spk"]
     return {"mem": _reset(mem, p["threshold"], now, mechanism)}
 
 

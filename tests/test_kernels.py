@@ -28,8 +28,9 @@ NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 
 @pytest.fixture(scope="session")
 def facts():
-    # Older ones lack tools for some targets, and fuse multiply-adds on sm_100 unasked.
-    pytest.importorskip("triton", minversion="3.7")
+    # Older ones lack tools for some targets, fuse multiply-adds on sm_100 unasked, or spill
+    # scalar registers on gfx942.
+    pytest.importorskip("triton", minversion="3.9")
     return compile_all()
 
 

@@ -10,14 +10,13 @@ from snn_single_spike.validation import REDUCTIONS
 
 from conftest import device_of
 from oracle import relative_error
+from sequential import clip
 
 
 def membrane(current, beta, mem_0):
     mem, mems = mem_0, []
-    clipped = beta.detach().clamp(0, 1)
-    decay = torch.where(beta == clipped, beta, clipped)  # at the bounds a gradient passes
     for x in current.unbind(0):
-        mem = decay * mem + x
+        mem = clip(beta) * mem + x
         mems.append(mem)
     return torch.stack(mems)
 

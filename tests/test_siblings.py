@@ -437,6 +437,11 @@ def test_silent_and_synchronous_layers(name, kind, step, rule, backend):
     assert_same(ours, run_reference(kind, case))
 
 
+def clamp_passes_at_bounds() -> bool:
+    bound = torch.ones(1, requires_grad=True)
+    return bool(torch.autograd.grad(bound.clamp(0, 1).sum(), bound)[0])
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -464,6 +469,8 @@ def test_parameters_at_and_beyond_their_bounds(name, values, backend, monkeypatc
     # Training may take a beta to where the constructor would refuse it.
     monkeypatch.setattr(snn.Alpha, "_alpha_cases", lambda self: None)
     kind = KINDS[name]
+    if name != "Lapicque" and {0.0, 1.0} & set(values.values()) and not clamp_passes_at_bounds():
+        pytest.skip("torch's clamp, and so snnTorch, has no gradient at its bounds from 2.14 on")
     case = copy.deepcopy(make(kind, (7, 2, 3), size=()))
     for key, value in values.items():
         case.parameters[key].fill_(value)
