@@ -121,8 +121,15 @@ def bench_memory(what: str, steps: int, batch: int, benchmark, baselines, reques
 @pytest.mark.skipif(
     not (STATUS.exists() or torch.cuda.is_available()), reason="memory is read from /proc"
 )
-@pytest.mark.parametrize("what", ["network", "inference"])
-@pytest.mark.parametrize("rule", TIMES)
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("spike_time", "network"),
+        ("masked", "inference"),
+        pytest.param("masked", "network", marks=pytest.mark.full),
+        pytest.param("spike_time", "inference", marks=pytest.mark.full),
+    ],
+)
 def bench_memory_from_times(rule: str, what: str, benchmark, request) -> None:
     """Peak memory from spike times over T: of a training step, and of inference."""
     full = request.config.getoption("--full")

@@ -14,6 +14,7 @@ from .conversion import ConversionError, convert, revert  # noqa: E402
 from .lapicque import SingleSpikeLapicque  # noqa: E402
 from .leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .linear import SingleSpikeLinear  # noqa: E402
+from .pooling import AveragedSpikes  # noqa: E402
 from .readout import LeakyReadout  # noqa: E402
 from .rleaky import SingleSpikeRLeaky  # noqa: E402
 from .spikes import SpikeEvents, SpikeTimes  # noqa: E402
@@ -25,6 +26,7 @@ except PackageNotFoundError:  # a bare checkout on the path
     __version__ = "0+unknown"
 
 __all__ = [
+    "AveragedSpikes",
     "ConversionError",
     "LeakyReadout",
     "LeakyState",

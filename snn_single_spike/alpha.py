@@ -8,9 +8,9 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from .deferred import as_dense
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .spikes import as_dense
 from .validation import check_state
 
 __all__ = ["SingleSpikeAlpha"]

@@ -26,12 +26,12 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from .alpha import SingleSpikeAlpha
+from .deferred import Deferred
 from .functional import DEFAULT_GRADIENT
 from .lapicque import SingleSpikeLapicque
 from .leaky import CURRENCIES, SingleSpikeLeaky
 from .neuron import NEEDS_THE_LOOP, STATES, SingleSpikeNeuron, check_options
 from .rleaky import SingleSpikeRLeaky
-from .spikes import Deferred
 from .synaptic import SingleSpikeSynaptic
 from .validation import check_choice
 

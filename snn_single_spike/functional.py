@@ -13,8 +13,9 @@ from torch import Tensor
 
 from . import backends, operators
 from .backends.buffers import state_dtype
+from .deferred import as_dense
 from .linear_operators import LinearReadout, LinearSpikes, Source
-from .spikes import LinearCurrent, SpikeEvents, SpikeTimes, as_dense, spikes_carrier
+from .spikes import LinearCurrent, SpikeEvents, SpikeTimes, spikes_carrier
 from .surrogate import SpikeGrad, Surrogate, split
 from .validation import (
     GRADIENT_RULES,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .backends.buffers import state_dtype
+from .deferred import as_dense
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .spikes import as_dense
 from .validation import check_parameter
 
 __all__ = ["SingleSpikeLapicque"]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .backends.buffers import state_dtype
+from .deferred import TimeSequence, as_dense
 from .functional import DEFAULT_GRADIENT, run_single_spike, spikes_of_current, spikes_of_result
 from .neuron import SingleSpikeNeuron, check_options
-from .spikes import LinearCurrent, TimeSequence, as_dense
+from .spikes import LinearCurrent
 from .validation import check_choice, check_parameter, check_state
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]

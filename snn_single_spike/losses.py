@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .backends.buffers import state_dtype
-from .spikes import as_dense
+from .deferred import as_dense
 from .validation import (
     REDUCTIONS,
     check_choice,

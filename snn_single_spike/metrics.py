@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .spikes import Deferred, as_dense
+from .deferred import Deferred, as_dense
 from .validation import REDUCTIONS, check_choice, check_recording, check_targets
 
 __all__ = [

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import backends
+from .deferred import as_dense
 from .functional import leaky_readout, run_single_spike
-from .spikes import as_dense
 from .validation import REDUCTIONS, check_choice, check_not_nan
 
 __all__ = ["LeakyReadout"]

@@ -11,7 +11,6 @@ to be changed in place.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import operator
@@ -22,21 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from . import backends
 from .backends.buffers import Events
+from .deferred import TimeSequence
 from .validation import check_device
 
-__all__ = ["AveragedSpikes", "LinearCurrent", "SpikeEvents", "SpikeTimes"]
+__all__ = ["LinearCurrent", "SpikeEvents", "SpikeTimes"]
 
 logger = logging.getLogger("snn_single_spike")
-
-# Events are the faster way through an average pooling where at most one in so many entries of
-# the dense spikes is a spike: always from 20 steps on. Measured with the compiled CPU loops,
-# forward and backward: 1.3 to 2.2 times at one in 28 or fewer, level at one in 20, 0.7 to 1.5 at
-# one in 11.
-SPARSE = 20
 
 
 def time_dtype(steps: int) -> torch.dtype:
@@ -55,103 +48,6 @@ def check_steps(steps: Any) -> int:
     if number < 1:
         raise ValueError(f"steps={steps!r} must be a positive number of time steps")
     return number
-
-
-class Deferred:
-    """Stands for a tensor of a known shape that is computed only if it is asked for."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-    def dense(self) -> Tensor:
-        """The tensor itself, differentiable as this is."""
-        raise NotImplementedError
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether a gradient can flow into it."""
-        return False
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def dim(self) -> int:
-        return len(self.shape)
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
-
-    def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getattr__(self, name: str) -> Any:
-        # Only what is not defined here comes this way.
-        if name.startswith("__") or not hasattr(Tensor, name):
-            raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r}: .dense() makes it a tensor"
-            )
-        return getattr(self._made_dense(f"Tensor.{name}"), name)
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if function in _DROPOUT and kwargs and not (kwargs["training"] and kwargs["p"]):
-            return args[0]
-        name = getattr(function, "__name__", str(function))
-
-        def dense(x: Any) -> Any:
-            return x._made_dense(name) if isinstance(x, Deferred) else x
-
-        return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
-
-    def _made_dense(self, by: str) -> Tensor:
-        logger.info("%s takes dense tensors: %s made one", by, self)
-        return self.dense()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
-
-
-def as_dense(x: Any, by: str = "a neuron") -> Any:
-    """The tensor that ``x`` stands for, or ``x`` itself if it is none of these."""
-    return x._made_dense(by) if isinstance(x, Deferred) else x
-
-
-def _on_dense(name: str) -> Callable[..., Any]:
-    def method(self: Deferred, *args: Any) -> Any:
-        return getattr(self._made_dense(name), name)(*args)
-
-    return method
-
-
-# Python looks operators up on the class, past __getattr__.
-for _name in (
-    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv"),
-    *("rfloordiv", "mod", "rmod", "pow", "rpow", "matmul", "rmatmul", "neg", "abs"),
-    *("gt", "ge", "lt", "le", "eq", "ne", "getitem", "iter"),
-):
-    setattr(Deferred, f"__{_name}__", _on_dense(f"__{_name}__"))
-Deferred.__hash__ = object.__hash__  # type: ignore[method-assign]
-
-
-# They hand on their options by name.
-_DROPOUT = {
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
-    *(F.alpha_dropout, F.feature_alpha_dropout),
-}
 
 
 class _Dense(torch.autograd.Function):
@@ -191,40 +87,7 @@ def carrier(steps: int, batch: int, units: int, like: Tensor) -> Tensor:
     return like.new_zeros(1).expand(steps, batch, units)
 
 
-class TimeSequence(Deferred):
-    """A deferred (T, B, *features), or (T * B, *features) inside a converted model."""
-
-    steps: int
-    batch: int
-    features: torch.Size
-    folded: bool
-
-    @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        leading = (self.steps * self.batch,) if self.folded else (self.steps, self.batch)
-        return torch.Size((*leading, *self.features))
-
-    def _is_like(self, **changes: Any) -> Any:
-        new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__ | changes)
-        return new
-
-    def fold(self) -> Any:
-        """The same with time folded into the batch, as ``dense().flatten(0, 1)``."""
-        return self._is_like(folded=True)
-
-    def unfold(self) -> Any:
-        """The same with time as the first dimension."""
-        return self._is_like(folded=False)
-
-    def _leading(self, dense: Tensor) -> Tensor:
-        return dense.flatten(0, 1) if self.folded else dense
-
-    def contiguous(self) -> Any:
-        return self
-
-
-class _Spikes(TimeSequence):
+class Spikes(TimeSequence):
     """What :class:`SpikeTimes` and :class:`SpikeEvents` share: the units and their layers."""
 
     height: Tensor | None = None
@@ -238,12 +101,16 @@ class _Spikes(TimeSequence):
         """All spikes in the order of their samples and times."""
         raise NotImplementedError
 
+    def events_pay(self) -> bool:
+        """Whether a linear layer is faster from events than from dense spikes."""
+        return True
+
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
         """As :meth:`torch.Tensor.flatten`; stays what it is where only features are flattened."""
         first = self.dim() - len(self.features)
         start, end = (d + self.dim() if d < 0 else d for d in (start_dim, end_dim))
         if start < first or not start <= end < self.dim():
-            return self._made_dense("flatten").flatten(start_dim, end_dim)
+            return self.made_dense("flatten").flatten(start_dim, end_dim)
         inner = self.shape[start : end + 1].numel()
         return self._with_features((*self.shape[first:start], inner, *self.shape[end + 1 :]))
 
@@ -258,7 +125,7 @@ class _Spikes(TimeSequence):
         kept = tuple(wanted[:first]) == tuple(self.shape[:first]) and min(wanted, default=0) >= 0
         if len(wanted) > first and kept and math.prod(wanted) == self.numel():
             return self._with_features(wanted[first:])
-        return self._made_dense("reshape").reshape(*shape)
+        return self.made_dense("reshape").reshape(*shape)
 
     view = reshape
 
@@ -277,15 +144,15 @@ class _Spikes(TimeSequence):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        known = _KNOWN.get(function)
+        known = KNOWN.get(function)
         given = dict(kwargs or {})
         spikes = args[0] if args else given.pop("input", None)
-        if known and isinstance(spikes, _Spikes):
+        if known and isinstance(spikes, Spikes):
             return known(spikes, *args[1:], **given)
         return super().__torch_function__(function, types, args, kwargs)
 
 
-class SpikeTimes(_Spikes):
+class SpikeTimes(Spikes):
     """
     One spike time for every neuron of a batch: what a dense (T, B, *features) tensor of single
     spikes says, in one number a neuron.
@@ -492,7 +359,7 @@ class SpikeTimes(_Spikes):
         )
 
 
-class SpikeEvents(_Spikes):
+class SpikeEvents(Spikes):
     """
     Spikes of input units that may fire any number of times, in the order of their times.
 
@@ -778,112 +645,6 @@ def _event_keys(
     return (step * math.prod(extent[name] for name in axes) + unit)[inside]
 
 
-class AveragedSpikes(_Spikes):
-    """
-    Spike times averaged over windows, as average pooling does: every spike of a window's units
-    has the height 1 / size of the window. Made by `torch.nn.functional.avg_pool1d` and
-    `avg_pool2d`, and the modules of these names, from :class:`SpikeTimes`.
-
-    A linear layer takes these spikes as events of the pooled units, several of which may come at
-    once, where that pays; everything else is given the dense maps.
-    """
-
-    def __init__(
-        self, spikes: SpikeTimes, windows: tuple[int, ...], pool: Callable[[Tensor], Tensor]
-    ) -> None:
-        self.spikes, self.pool = spikes.unfold(), pool
-        self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
-        self.dtype, self.device = spikes.dtype, spikes.device
-        self.windows = _Windows(spikes.features, windows)
-        self.features = torch.Size((*spikes.features[: -len(windows)], *self.windows.pooled))
-
-    @property
-    def height(self) -> Tensor:  # type: ignore[override]
-        height = torch.full((), 1 / self.windows.area, dtype=self.dtype, device=self.device)
-        return height.expand(self.features)
-
-    @property
-    def carrier(self) -> Tensor | None:  # type: ignore[override]
-        given = self.spikes.carrier
-        return None if given is None else _Pooled.apply(given, self.windows)
-
-    @property
-    def requires_grad(self) -> bool:
-        return self.spikes.requires_grad
-
-    def dense(self) -> Tensor:
-        """The pooled maps as a tensor `(T, B, *features)`, differentiable."""
-        maps = self.pool(self.spikes.fold().dense())
-        return self._leading(maps.view(self.steps, self.batch, *self.features))
-
-    def events(self) -> Events:
-        offsets, times, units = self.spikes.events()[:3]
-        pooled = self.windows.index(self.device)[units]
-        if self.windows.cover_all:
-            return Events(offsets, times, pooled, None)
-        inside = pooled >= 0
-        before = torch.zeros(len(inside) + 1, dtype=torch.int64, device=self.device)
-        torch.cumsum(inside, 0, out=before[1:])
-        return Events(before[offsets], times[inside], pooled[inside], None)
-
-    def detach(self) -> AveragedSpikes:
-        return self._is_like(spikes=self.spikes.detach())
-
-    def _with_features(self, features: Sequence[int]) -> AveragedSpikes:
-        return self._is_like(features=torch.Size(features))
-
-    def __repr__(self) -> str:
-        return f"AveragedSpikes(shape={tuple(self.shape)}, of={self.spikes})"
-
-
-class _Windows:
-    """Windows side by side over the last dimensions of (..., *maps)."""
-
-    def __init__(self, features: Sequence[int], windows: tuple[int, ...]) -> None:
-        self.windows, self.maps = windows, tuple(features[-len(windows) :])
-        self.kept = math.prod(features[: -len(windows)])
-        self.pooled = tuple(map(operator.floordiv, self.maps, windows))
-        self.area = math.prod(windows)
-        self.cover_all = math.prod(self.pooled) * self.area == math.prod(self.maps)
-
-    def index(self, device: torch.device) -> Tensor:
-        """The pooled unit of every unit, int32; -1 past the last whole window."""
-        units = torch.arange(self.kept * math.prod(self.pooled), dtype=torch.int32, device=device)
-        return self.spread(units.view(self.kept, *self.pooled), -1).flatten()
-
-    def spread(self, pooled: Tensor, beyond: int) -> Tensor:
-        """(..., *pooled) to (..., *maps): every unit's value is that of its window."""
-        dimensions, shape = len(self.windows), pooled.shape[: -len(self.windows)]
-        for dim in range(dimensions):
-            pooled = pooled.unsqueeze(len(shape) + 2 * dim + 1)
-        pairs = [size for pair in zip(self.pooled, self.windows, strict=True) for size in pair]
-        whole = map(operator.mul, self.pooled, self.windows)
-        maps = pooled.expand(*shape, *pairs).reshape(*shape, *whole)
-        if self.cover_all:
-            return maps
-        rest = [
-            (0, size - covered)
-            for size, covered in zip(self.maps, maps.shape[len(shape) :], strict=True)
-        ]
-        return F.pad(maps, [size for pair in reversed(rest) for size in pair], value=beyond)
-
-
-class _Pooled(torch.autograd.Function):
-    """The carrier of the sums over windows, from that of their units."""
-
-    @staticmethod
-    def forward(ctx: Any, given: Tensor, windows: _Windows) -> Tensor:
-        ctx.windows = windows
-        steps, batch, _ = given.shape
-        return carrier(steps, batch, windows.kept * math.prod(windows.pooled), given)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # A product that was left undone (SpikeGradient) is taken by the reshape.
-        sums = grad.reshape(*grad.shape[:2], ctx.windows.kept, *ctx.windows.pooled)
-        return ctx.windows.spread(sums, 0).flatten(2), None
-
-
 class LinearCurrent(TimeSequence):
     """
     The current `(T, B, out)` of a linear layer from spike times or events, not computed.
@@ -895,7 +656,7 @@ class LinearCurrent(TimeSequence):
 
     def __init__(
         self,
-        spikes: SpikeTimes | SpikeEvents | AveragedSpikes,
+        spikes: Spikes,
         weight: Tensor,
         bias: Tensor | None,
     ) -> None:
@@ -924,7 +685,7 @@ class LinearCurrent(TimeSequence):
 
 def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     if len(spikes.features) != 1 or torch.compiler.is_compiling():
-        return F.linear(spikes._made_dense("linear"), weight, bias)
+        return F.linear(spikes.made_dense("linear"), weight, bias)
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but (out, in) is expected")
     if not weight.is_floating_point():
@@ -944,7 +705,7 @@ def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
                 f"bias has shape {tuple(bias.shape)}, but the linear layer has {len(weight)} "
                 "outputs"
             )
-    if isinstance(spikes, AveragedSpikes) and not pooling_pays(spikes):
+    if not spikes.events_pay():
         logger.info("linear is faster from dense tensors here: %s made one", spikes)
         return F.linear(spikes.dense(), weight, bias)
     return LinearCurrent(spikes, weight, bias)
@@ -958,59 +719,8 @@ def _reshape(spikes: Any, shape: Sequence[int]) -> Any:
     return spikes.reshape(*shape)
 
 
-def pooling_pays(spikes: AveragedSpikes) -> bool:
-    """
-    Whether a linear layer is faster from events of the pooled units than from dense maps: the
-    first takes time for every spike before the pooling, the second for every unit and step.
-    """
-    if spikes.device.type != "cpu":
-        return True  # not measured, and to count would be to wait for the device
-    return int(spikes.spikes.count().sum()) * SPARSE <= spikes.spikes.numel()
-
-
-def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
-    def averaged(
-        spikes: Any,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Any:
-        windows = _each(kernel_size, dimensions)
-        steps = windows if stride is None or stride == [] else _each(stride, dimensions)
-        given = functools.partial(
-            pool,
-            kernel_size=windows,
-            stride=steps,
-            padding=padding,
-            ceil_mode=ceil_mode,
-            count_include_pad=count_include_pad,
-            **({} if divisor_override is None else {"divisor_override": divisor_override}),
-        )
-        apart = windows == steps and not any(_each(padding, dimensions)) and not ceil_mode
-        maps = spikes.features[-dimensions:]
-        fits = len(maps) == dimensions and spikes.dim() <= dimensions + 2
-        whole = fits and all(map(operator.ge, maps, windows))
-        units = isinstance(spikes, SpikeTimes) and spikes.height is None
-        if not (apart and whole and units and divisor_override is None):
-            what = "such windows" if units else "other than spike times of height 1"
-            return given(spikes._made_dense(f"avg_pool{dimensions}d of {what}"))
-        return AveragedSpikes(spikes, windows, given)
-
-    return averaged
-
-
-def _each(size: Any, dimensions: int) -> tuple[int, ...]:
-    sizes = (size,) if isinstance(size, int) else tuple(size)
-    return sizes * dimensions if len(sizes) == 1 else sizes
-
-
-_KNOWN: dict[Callable[..., Any], Callable[..., Any]] = {
+KNOWN: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: _linear,
     torch.flatten: _flatten,
     torch.reshape: _reshape,
-    F.avg_pool1d: _average(F.avg_pool1d, 1),
-    F.avg_pool2d: _average(F.avg_pool2d, 2),
 }

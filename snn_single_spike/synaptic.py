@@ -7,9 +7,9 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor
 
+from .deferred import as_dense
 from .functional import DEFAULT_GRADIENT
 from .neuron import SingleSpikeNeuron, check_options
-from .spikes import as_dense
 
 __all__ = ["SingleSpikeSynaptic"]
 

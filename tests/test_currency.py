@@ -24,10 +24,12 @@ from snn_single_spike import (
     convert,
     losses,
     metrics,
+    pooling,
     revert,
 )
-from snn_single_spike import spikes as spikes_module
-from snn_single_spike.spikes import AveragedSpikes, Deferred, LinearCurrent
+from snn_single_spike.deferred import Deferred
+from snn_single_spike.pooling import AveragedSpikes
+from snn_single_spike.spikes import LinearCurrent
 from snn_single_spike.validation import GRADIENT_RULES
 
 pytestmark = [
@@ -128,7 +130,7 @@ def assert_same(models, inputs):
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 @pytest.mark.parametrize("name", MODELS)
 def test_both_currencies_are_the_same_model(name, rule, training, monkeypatch):
-    monkeypatch.setattr(spikes_module, "SPARSE", 0)  # pooled events, however many
+    monkeypatch.setattr(pooling, "SPARSE", 0)  # pooled events, however many
     make, shape = MODELS[name]
     model = awake(make()).double().train(training)
     x = torch.rand(7, 3, *shape, dtype=torch.float64) * 3
@@ -275,7 +277,7 @@ def test_membranes_are_computed_once_and_before_the_step():
         mem.sum()
 
 
-def test_the_log_tells_what_was_made_dense(caplog):
+def test_the_log_tells_what_wasmade_dense(caplog):
     model = convert(awake(Residual()).eval(), currency="times")
     with caplog.at_level(logging.INFO, logger="snn_single_spike"):
         model(torch.rand(5, 2, 1, 6, 6))
@@ -376,7 +378,7 @@ def pooled(pool, maps, weight):
 @pytest.mark.parametrize("fits", [True, False], ids=["from times", "dense"])
 @pytest.mark.parametrize("name", [*POOLS, *DENSE_POOLS])
 def test_average_pooling(name, fits, monkeypatch):
-    monkeypatch.setattr(spikes_module, "pooling_pays", lambda spikes: fits)
+    monkeypatch.setattr(AveragedSpikes, "events_pay", lambda spikes: fits)
     pool, shape = (POOLS | DENSE_POOLS)[name]
     spikes = SpikeTimes(torch.randint(-1, 6, (4, *shape)), 6, dtype=torch.float64)
     units = pool(spikes.dense().flatten(0, 1)).flatten(1).shape[1]

@@ -22,7 +22,8 @@ from snn_single_spike import (
     SpikeTimes,
 )
 from snn_single_spike.backends.buffers import Events
-from snn_single_spike.spikes import Deferred, LinearCurrent
+from snn_single_spike.deferred import Deferred
+from snn_single_spike.spikes import LinearCurrent
 
 STEPS, BATCH, FEATURES = 7, 3, (2, 5)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -426,7 +427,7 @@ def test_what_is_known_without_the_tensor(name, caplog):
     ]
 
 
-def test_the_log_says_what_was_made_dense(caplog):
+def test_the_log_says_what_wasmade_dense(caplog):
     spikes = STANDING_FOR_DENSE["times"]()
     with caplog.at_level(logging.INFO, "snn_single_spike"):
         torch.cumsum(spikes, 0)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..spikes import Events, SpikeEvents
+from ..backends.buffers import Events
+from ..spikes import SpikeEvents
 from . import ExperimentError
 from .files import write_atomically
 

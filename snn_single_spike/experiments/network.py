@@ -12,9 +12,10 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
+from ..deferred import TimeSequence
 from ..leaky import SingleSpikeLeaky
 from ..readout import LeakyReadout
-from ..spikes import SpikeTimes, TimeSequence
+from ..spikes import SpikeTimes
 from . import ExperimentError
 from .config import Config, parse_surrogate
 from .datasets import DATASETS
