@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -392,7 +393,12 @@ def test_two_processes_train_as_one(tmp_path):
     # The last batch has 9 samples, and is shared unevenly
     flags = {"train_samples": "201", "augment": "crop:1,noise:0.2:1", "epochs": "2"}
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in (SMALL | flags).items()]
-    result = torchrun(tmp_path, *arguments, "--out", "two")
+    for _ in range(2):
+        result = torchrun(tmp_path, *arguments, "--out", "two")
+        # A process that torch started aborts without a reason about once in twenty runs.
+        if "terminate called without an active exception" not in result.stderr:
+            break
+        shutil.rmtree(tmp_path / "two", ignore_errors=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch   2/2") == 1  # only one of them prints
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
