@@ -15,7 +15,7 @@ from . import backends, operators
 from .backends.buffers import state_dtype
 from .deferred import as_dense
 from .linear_operators import LinearReadout, LinearSpikes, Source
-from .spikes import LinearCurrent, SpikeEvents, SpikeTimes, spikes_carrier
+from .spikes import LinearCurrent, SpikeEvents, SpikeTimes, first_steps, spikes_carrier
 from .surrogate import SpikeGrad, Surrogate, split
 from .validation import (
     GRADIENT_RULES,
@@ -446,18 +446,13 @@ def spikes_of_result(
     times = result.times
     tau = times if times.is_floating_point() else None
     return SpikeTimes.of_neuron(
-        times if tau is None else _steps_of(spikes),
+        times if tau is None else first_steps(spikes.detach() != 0),
         steps,
         _height(graded_spikes_factor, spikes),
         spikes.dtype,
         spikes_carrier(spikes),
         tau,
     )
-
-
-def _steps_of(spikes: Tensor) -> Tensor:
-    fired = spikes.detach() != 0
-    return fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
 
 
 def _height(factor: Tensor | float, like: Tensor | LinearCurrent) -> Tensor | None:

@@ -162,56 +162,48 @@ class LinearSpikes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _, grad_tau = grads
         weight, bias, beta, threshold, times, crossing, sensitivity = ctx.saved_tensors
-        events, steps, _ = ctx.source
-        implementation = backends.load_linear(ctx.backend)
-        need_input = ctx.needs_input_grad[0]
-        into = LinearGradients(
-            weight=torch.zeros_like(weight),
-            bias=torch.zeros_like(bias),
-            beta=torch.zeros_like(beta),
-            threshold=torch.zeros_like(threshold),
-            current=None,
-        )
+        need_input, zeros = ctx.needs_input_grad[0], torch.zeros_like
         nothing = grad is None and grad_tau is None
         if nothing or not times.numel():
-            return None, *into[:4], *(None,) * 6
+            return None, zeros(weight), zeros(bias), zeros(beta), zeros(threshold), *(None,) * 6
         if crossing is not None:
-            rise = _rise(grad, times)
             at, before, direct = through_crossing(
-                rise, None if grad_tau is None else grad_tau.flatten(), times.flatten().long(),
-                crossing.flatten(1), threshold,
-            )  # fmt: skip
+                _rise(grad, times),
+                None if grad_tau is None else grad_tau.flatten(),
+                times.flatten().long(),
+                crossing.flatten(1),
+                threshold,
+            )
             assert at is not None
             assert before is not None
             assert direct is not None
             at, before = at.view(times.shape), before.view(times.shape)
-            impulses = Impulses(None, at, before, times.long())
-            inputs = _impulses(ctx.source, impulses, weight, beta, into, need_input, ctx.backend)
-            lam: Impulses | Tensor = impulses
+            adjoint = Impulses(None, at, before, times.long())
+            linear = _through_impulses(ctx.source, adjoint, weight, beta, need_input, ctx.backend)
+            d_beta = None
             if sensitivity is not None:
-                torch.sum(before * sensitivity[0] + at * sensitivity[1], 0, out=into.beta)
-            torch.sum(direct.view(times.shape), 0, out=into.threshold)
-        else:
-            assert grad is not None
-            inputs = None
-            batch = times.shape[0]
-            if need_input:
-                lam = empty((steps, batch, len(weight)), dtype=weight.dtype, device=weight.device)
-                into = into._replace(current=lam)
-
-            implementation.linear_backward_rows(
-                events,
-                steps,
-                LinearNeurons(weight, bias, beta, threshold, ctx.reset),
-                times,
-                _rows(grad),
-                ctx.rule,
-                ctx.surrogate,
-                into,
-            )
-        to_input = None
+                d_beta = (before * sensitivity[0] + at * sensitivity[1]).sum(0)
+            return *linear, d_beta, direct.view(times.shape).sum(0), *(None,) * 6
+        assert grad is not None
+        events, steps, _ = ctx.source
+        lam = None
         if need_input:
-            to_input = SpikeGradient(steps, lam, weight, beta, inputs, ctx.backend)
+            shape = (steps, *times.shape)
+            lam = empty(shape, dtype=weight.dtype, device=weight.device)
+        into = LinearGradients(zeros(weight), zeros(bias), zeros(beta), zeros(threshold), lam)
+        backends.load_linear(ctx.backend).linear_backward_rows(
+            events,
+            steps,
+            LinearNeurons(weight, bias, beta, threshold, ctx.reset),
+            times,
+            _rows(grad),
+            ctx.rule,
+            ctx.surrogate,
+            into,
+        )
+        to_input = None
+        if lam is not None:
+            to_input = SpikeGradient(steps, lam, weight, beta, None, ctx.backend)
         return to_input, *into[:4], *(None,) * 6
 
 
@@ -235,24 +227,27 @@ def _rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
     return at_steps(flat, steps) - at_steps(flat, steps, back=1)
 
 
-def _impulses(
+def _through_impulses(
     source: Source,
     adjoint: Impulses,
     weight: Tensor,
     beta: Tensor,
-    into: LinearGradients,
     need_input: bool,
     backend: str,
-) -> Tensor | None:
-    """Fill the gradients of weight and bias; the one to the inputs at their spikes, if asked."""
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients to the inputs, if asked, the weights and the bias from a closed form."""
     events, steps, at_spikes = source
+    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(beta)
     inputs = None
     if need_input and at_spikes:
         inputs = weight.new_zeros(2, len(events.offsets) - 1, weight.shape[1])
     backends.load_linear(backend).linear_backward_impulses(
-        events, steps, weight, beta, adjoint, into.weight, into.bias, inputs
+        events, steps, weight, beta, adjoint, grad_weight, grad_bias, inputs
     )
-    return inputs
+    to_input = None
+    if need_input:
+        to_input = SpikeGradient(steps, adjoint, weight, beta, inputs, backend)
+    return to_input, grad_weight, grad_bias
 
 
 class LinearReadout(torch.autograd.Function):
@@ -289,19 +284,14 @@ class LinearReadout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, beta, sensitivity, step = ctx.saved_tensors
+        d_beta = None if sensitivity is None else (sensitivity * grad).sum(0)
+        if not grad.numel():
+            return None, torch.zeros_like(weight), torch.zeros_like(beta), d_beta, *(None,) * 4
         grad = grad.contiguous()
         adjoint = Impulses(grad, None, None, None)
         if step is not None:
             adjoint = Impulses(None, grad, None, step)
-        into = LinearGradients(
-            torch.zeros_like(weight), torch.zeros_like(beta), torch.zeros_like(beta), beta, None
+        linear = _through_impulses(
+            ctx.source, adjoint, weight, beta, ctx.needs_input_grad[0], ctx.backend
         )
-        inputs = to_input = None
-        need_input = ctx.needs_input_grad[0]
-        if grad.numel():
-            inputs = _impulses(ctx.source, adjoint, weight, beta, into, need_input, ctx.backend)
-            if need_input:
-                steps = ctx.source.steps
-                to_input = SpikeGradient(steps, adjoint, weight, beta, inputs, ctx.backend)
-        d_beta = None if sensitivity is None else (sensitivity * grad).sum(0)
-        return to_input, into.weight, into.bias, d_beta, *(None,) * 4
+        return *linear, d_beta, *(None,) * 4

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backends.buffers import Events
+from .backends.buffers import Events, offsets_of
 from .spikes import KNOWN, Spikes, SpikeTimes, carrier
 
 __all__ = ["AveragedSpikes"]
@@ -68,8 +68,7 @@ class AveragedSpikes(Spikes):
         if self.windows.cover_all:
             return Events(offsets, times, pooled, None)
         inside = pooled >= 0
-        before = torch.zeros(len(inside) + 1, dtype=torch.int64, device=self.device)
-        torch.cumsum(inside, 0, out=before[1:])
+        before = offsets_of(inside)
         return Events(before[offsets], times[inside], pooled[inside], None)
 
     def events_pay(self) -> bool:

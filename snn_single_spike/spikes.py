@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import backends
-from .backends.buffers import Events
+from .backends.buffers import Events, offsets_of
 from .deferred import TimeSequence
 from .validation import check_device
 
@@ -80,6 +80,11 @@ class _Carrier(torch.autograd.Function):
 def spikes_carrier(spikes: Tensor) -> Tensor:
     """A carrier (T, B, N) whose gradient becomes that of dense unit spikes."""
     return _Carrier.apply(spikes)
+
+
+def first_steps(fired: Tensor) -> Tensor:
+    """Step of the first True of each neuron, -1 where there is none."""
+    return fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
 
 
 def carrier(steps: int, batch: int, units: int, like: Tensor) -> Tensor:
@@ -275,8 +280,7 @@ class SpikeTimes(Spikes):
             raise ValueError(
                 "spikes has neurons that spike more than once: use SpikeEvents.from_dense"
             )
-        times = fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
-        new = cls(times, spikes.shape[0], dtype=spikes.dtype)
+        new = cls(first_steps(fired), spikes.shape[0], dtype=spikes.dtype)
         if spikes.requires_grad:
             new.carrier = spikes_carrier(spikes)
         return new
@@ -315,10 +319,9 @@ class SpikeTimes(Spikes):
         if times.device == self.device:
             return self
         height = None if self.height is None else self.height.detach().to(device)
-        new = SpikeTimes.__new__(SpikeTimes)
-        new.steps = self.steps
-        new._set(times, height, self.dtype)
-        return new.fold() if self.folded else new
+        return self._is_like(
+            times=times, device=times.device, height=height, carrier=None, tau=None, _events=None
+        )
 
     def samples(self, index: Tensor | slice) -> SpikeTimes:
         """Those samples of the batch, without a gradient."""
@@ -433,8 +436,7 @@ class SpikeEvents(Spikes):
         rows = spikes.detach().flatten(2).transpose(0, 1)  # (B, T, N)
         sample, times, units = rows.nonzero(as_tuple=True)
         values = rows[sample, times, units]
-        offsets = torch.zeros(rows.shape[0] + 1, dtype=torch.int64, device=spikes.device)
-        torch.cumsum(torch.bincount(sample, minlength=rows.shape[0]), 0, out=offsets[1:])
+        offsets = offsets_of(torch.bincount(sample, minlength=rows.shape[0]))
         events = Events(offsets, times, units, None if bool((values == 1).all()) else values)
         return cls(events, spikes.shape[0], spikes.shape[2:], dtype=spikes.dtype)
 
@@ -506,15 +508,7 @@ class SpikeEvents(Spikes):
 
         :rtype: torch.Tensor
         """
-        offsets, times, units, values, _ = self._events
-        spikes = torch.zeros(
-            (self.steps, self.batch, self.features.numel()), dtype=self.dtype, device=self.device
-        )
-        samples = torch.arange(self.batch, device=self.device)
-        sample = samples.repeat_interleave(offsets.diff(), output_size=len(times))
-        ones = torch.ones(len(times), dtype=self.dtype, device=self.device)
-        where = (times.long(), sample, units.long())
-        spikes.index_put_(where, ones if values is None else values, accumulate=True)
+        spikes = self._events.dense(self.steps, self.features.numel(), self.dtype)
         return self._leading(spikes.unflatten(2, self.features))
 
     def events(self) -> Events:
@@ -537,8 +531,7 @@ class SpikeEvents(Spikes):
         offsets, times, units, values, _ = self._events
         wanted = torch.arange(self.batch, device=self.device)[index]
         lengths = offsets.diff()[wanted]
-        new = torch.zeros(len(wanted) + 1, dtype=torch.int64, device=self.device)
-        torch.cumsum(lengths, 0, out=new[1:])
+        new = offsets_of(lengths)
         total = int(new[-1])
         shift = (offsets[wanted] - new[:-1]).repeat_interleave(lengths, output_size=total)
         source = torch.arange(total, device=self.device) + shift

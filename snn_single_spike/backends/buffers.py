@@ -118,6 +118,33 @@ class Events(NamedTuple):
     once: bool = False
     """Whether it is known that no unit of a sample spikes twice, and that heights are 1."""
 
+    def part(self, samples: slice) -> Events:
+        """The spikes of some samples; their offsets count from the first spike of all."""
+        low, high = int(self.offsets[samples.start]), int(self.offsets[samples.stop])
+        values = None if self.values is None else self.values[low:high]
+        offsets = self.offsets[samples.start : samples.stop + 1]
+        return Events(offsets, self.times[low:high], self.units[low:high], values, self.once)
+
+    def samples(self) -> Tensor:
+        """Sample of each spike, (E,) int64."""
+        samples = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return samples.repeat_interleave(self.offsets.diff(), output_size=len(self.times))
+
+    def dense(self, steps: int, units: int, dtype: torch.dtype) -> Tensor:
+        """The spikes as a tensor (T, B, N); those of a unit in the same step add up."""
+        shape = (steps, len(self.offsets) - 1, units)
+        spikes = torch.zeros(shape, dtype=dtype, device=self.times.device)
+        heights = spikes.new_ones(1) if self.values is None else self.values.to(dtype)
+        where = (self.times.long(), self.samples(), self.units.long())
+        return spikes.index_put_(where, heights, accumulate=True)
+
+
+def offsets_of(counts: Tensor) -> Tensor:
+    """Where the parts of these lengths begin, and the last one ends: (n,) to (n + 1,) int64."""
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return offsets
+
 
 class LinearNeurons(NamedTuple):
     """A linear layer (O, N) and what its neurons are, (O,) each, all of one floating type."""
@@ -159,7 +186,7 @@ class SpikeRows(NamedTuple):
 
 
 class LinearGradients(NamedTuple):
-    """Gradients of a layer, to be added up in."""
+    """Gradients of a layer, given as zeros, to be added up in or filled."""
 
     weight: Tensor
     bias: Tensor

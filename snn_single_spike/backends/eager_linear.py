@@ -26,6 +26,7 @@ from .buffers import (
     ReadoutOutputs,
     Saved,
     SpikeRows,
+    offsets_of,
 )
 
 _ELEMENTS = 1 << 22  # of a dense tensor of some samples
@@ -36,10 +37,8 @@ def sort_spikes(times: Tensor, steps: int) -> Events:
     order = torch.where(times < 0, steps, times.to(torch.int32)).sort(dim=1, stable=True)
     fired = (times >= 0).sum(1)
     keep = torch.arange(times.shape[1], device=times.device) < fired[:, None]
-    offsets = torch.zeros(times.shape[0] + 1, dtype=torch.int64, device=times.device)
-    torch.cumsum(fired, 0, out=offsets[1:])
     units = order.indices[keep].to(torch.int32)
-    return Events(offsets, order.values[keep], units, None, once=True)
+    return Events(offsets_of(fired), order.values[keep], units, None, once=True)
 
 
 def _pieces(steps: int, batch: int, width: int) -> Iterator[slice]:
@@ -49,14 +48,7 @@ def _pieces(steps: int, batch: int, width: int) -> Iterator[slice]:
 
 def _dense(events: Events, steps: int, weight: Tensor, samples: slice) -> Tensor:
     """Spikes (T, n, N) of some samples."""
-    offsets = events.offsets[samples.start : samples.stop + 1]
-    inside = slice(int(offsets[0]), int(offsets[-1]))
-    sample = torch.arange(len(offsets) - 1, device=weight.device)
-    sample = sample.repeat_interleave(offsets.diff(), output_size=inside.stop - inside.start)
-    spikes = weight.new_zeros(steps, len(offsets) - 1, weight.shape[1])
-    heights = weight.new_ones(1) if events.values is None else events.values[inside].to(weight)
-    where = (events.times[inside].long(), sample, events.units[inside].long())
-    return spikes.index_put_(where, heights, accumulate=True)
+    return events.part(samples).dense(steps, weight.shape[1], weight.dtype)
 
 
 def _current(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -134,8 +126,6 @@ def linear_backward_impulses(
     grad_inputs: Tensor | None,
 ) -> None:
     batch = len(events.offsets) - 1
-    grad_weight.zero_()
-    grad_bias.zero_()
     for part in _pieces(steps, batch, max(weight.shape)):
         lam = adjoint_rows(eager, steps, beta, adjoint, part)
         spikes = _dense(events, steps, weight, part)
@@ -158,8 +148,6 @@ def linear_backward_rows(
     out: LinearGradients,
 ) -> None:
     batch, lanes = times.shape
-    for gradient in out[:4]:
-        gradient.zero_()
     for part in _pieces(steps, batch, max(layer.weight.shape)):
         spikes = _dense(events, steps, layer.weight, part)
         current = _current(spikes, layer.weight, layer.bias)

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from ..surrogate import Surrogate
-from .buffers import Events, Impulses, LinearGradients, LinearNeurons, SpikeRows
+from .buffers import (
+    Events,
+    Impulses,
+    LinearGradients,
+    LinearNeurons,
+    SpikeRows,
+    offsets_of,
+)
 from .memory import empty
 from .numba_cpu import (
     REDUCTIONS,
@@ -50,17 +57,11 @@ _inlined = functools.partial(_compile, _nrt=False, forceinline=True)
 
 
 @_compile
-def _sort(low, high, times, steps, fired, offsets, out_times, out_units):
-    """Counting sort of the spikes of each sample; the first call only counts (no offsets)."""
+def _sort(low, high, times, steps, offsets, out_times, out_units):
+    """Counting sort of the spikes of each sample."""
     where = np.empty(steps + 1, np.int64)
     for sample in range(low, high):
         row = times[sample]
-        if offsets.shape[0] == 0:
-            n = 0
-            for i in range(row.shape[0]):
-                n += row[i] >= 0
-            fired[sample] = n
-            continue
         where[:] = 0
         for i in range(row.shape[0]):
             if row[i] >= 0:
@@ -295,14 +296,12 @@ def _first_spikes(
     lanes = beta.shape[0]
     want_crossing, want_slope = crossing.shape[0] > 0, sensitivity.shape[0] > 0
     # Rows of one array: the compiler can prove them apart, and vectorises.
-    b, th, drive, v, x, before, p = (
-        *(work[0], work[1], work[2], work[3], work[4], work[5], work[6]),
-    )
+    b, th, drive, v, x, before = work[0], work[1], work[2], work[3], work[4], work[5]
+    p, p_before = work[6], work[11]
     below, above, slope_below, slope_above = work[7], work[8], work[9], work[10]
     unfired, first, marks = marked[0], marked[1], marked[2]
     power, geometric, rising = tables[0], tables[1], tables[2]
     d_power, d_geometric = tables[3], tables[4]
-    p_before = work[11]
     for tile in range(tile_low, tile_high):
         weights = packed[tile]
         _tile(beta, tile, zero, b)
@@ -405,9 +404,8 @@ def _readout(
     zero, one = dtype.type(0), dtype.type(1)
     lanes = beta.shape[0]
     want_slope, want_step = sensitivity.shape[0] > 0, taken.shape[0] > 0
-    b, drive, x, v, p, result, slope = (
-        *(work[0], work[1], work[2], work[3], work[4], work[5], work[6]),
-    )
+    b, drive, x, v, p = work[0], work[1], work[2], work[3], work[4]
+    result, slope = work[5], work[6]
     constant, d_constant, step = work[7], work[8], marked[0]
     power, geometric, rising = tables[0], tables[1], tables[2]
     d_power, d_geometric = tables[3], tables[4]
@@ -826,17 +824,24 @@ def _backward_rows(
             grad_theta[lane + j] += d_theta[j]
 
 
-def _splits(tiles: int, samples: int) -> list[tuple[int, int, int, int]]:
-    """Ranges of tiles and samples, some for each thread; tiles are split first."""
-    threads = torch.get_num_threads()
-    by_tile = max(min(4 * threads, tiles), 1)
-    by_sample = max(min(threads // by_tile, samples), 1)
+def _parts(tiles: int, samples: int) -> int:
+    """How many ranges the samples are split into, because there are fewer tiles than threads."""
+    return max(min(torch.get_num_threads() // max(tiles, 1), samples), 1)
+
+
+def _splits(tiles: int, samples: int) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """Ranges of tiles and samples, some for each thread, after the number of the latter."""
+    by_tile = max(min(4 * torch.get_num_threads(), tiles), 1)
+    by_sample = _parts(tiles, samples)
     return [
         (
-            tiles * i // by_tile,
-            tiles * (i + 1) // by_tile,
-            samples * k // by_sample,
-            samples * (k + 1) // by_sample,
+            k,
+            (
+                tiles * i // by_tile,
+                tiles * (i + 1) // by_tile,
+                samples * k // by_sample,
+                samples * (k + 1) // by_sample,
+            ),
         )
         for k in range(by_sample)
         for i in range(by_tile)
@@ -871,20 +876,12 @@ def _events(events: Events, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
 
 
 def sort_spikes(times: Tensor, steps: int) -> Events:
-    batch = times.shape[0]
-    fired = torch.empty(batch, dtype=torch.int64)
-    nothing = np.empty(0, np.int64)
-    none = np.empty(0, np.int32)
-    rows, ranges = times.numpy(), _ranges(batch)
-    in_threads(_sort, [(*r, rows, steps, fired.numpy(), nothing, none, none) for r in ranges])
-    offsets = torch.zeros(batch + 1, dtype=torch.int64)
-    torch.cumsum(fired, 0, out=offsets[1:])
-    total = int(offsets[-1])
-    ordered, units = (torch.empty(total, dtype=torch.int32) for _ in range(2))
-    out = Events(offsets, ordered, units, None, once=True)
-    filled = (fired.numpy(), offsets.numpy(), out.times.numpy(), out.units.numpy())
-    in_threads(_sort, [(*r, rows, steps, *filled) for r in ranges])
-    return out
+    rows = times.numpy()
+    offsets = offsets_of(torch.from_numpy(np.count_nonzero(rows >= 0, axis=1)))
+    ordered, units = (torch.empty(int(offsets[-1]), dtype=torch.int32) for _ in range(2))
+    filled = (offsets.numpy(), ordered.numpy(), units.numpy())
+    in_threads(_sort, [(*r, rows, steps, *filled) for r in _ranges(len(rows))])
+    return Events(offsets, ordered, units, None, once=True)
 
 
 def linear_first_spikes(
@@ -909,7 +906,9 @@ def linear_first_spikes(
         _array(sensitivity, 3, dtype),
     )
     splits = _splits(len(packed), times.shape[0])
-    in_threads(_first_spikes, [(*_scratch(packed.dtype), *split, *arguments) for split in splits])
+    in_threads(
+        _first_spikes, [(*_scratch(packed.dtype), *split, *arguments) for _, split in splits]
+    )
 
 
 def linear_readout(
@@ -937,7 +936,7 @@ def linear_readout(
         _array(step, 2, torch.int64),
     )
     splits = _splits(len(packed), value.shape[0])
-    in_threads(_readout, [(*_scratch(packed.dtype), *split, *arguments) for split in splits])
+    in_threads(_readout, [(*_scratch(packed.dtype), *split, *arguments) for _, split in splits])
 
 
 def linear_backward_impulses(
@@ -953,15 +952,14 @@ def linear_backward_impulses(
     dtype = weight.dtype
     packed = _packed(weight)
     tiles, units, _ = packed.shape
-    splits = _splits(tiles, len(events.offsets) - 1)
-    samples = len({split[2] for split in splits})
-    ours = np.zeros((samples, tiles, units, TILE), packed.dtype)
-    bias = np.zeros((samples, len(beta)), packed.dtype)
+    batch = len(events.offsets) - 1
+    splits, parts = _splits(tiles, batch), _parts(tiles, batch)
+    ours = np.zeros((parts, tiles, units, TILE), packed.dtype)
+    bias = np.zeros((parts, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
     inputs = np.zeros((len(splits), *shape), packed.dtype)
     calls = []
-    for number, split in enumerate(splits):
-        sample = number * samples // len(splits)
+    for number, (part, split) in enumerate(splits):
         calls.append(
             (
                 *_scratch(packed.dtype),
@@ -972,8 +970,8 @@ def linear_backward_impulses(
                 steps,
                 *(_array(x, 2, dtype) for x in adjoint[:3]),
                 _array(adjoint.when, 2, torch.int64),
-                ours[sample],
-                bias[sample],
+                ours[part],
+                bias[part],
                 inputs[number],
                 np.empty(steps + 1, np.int32),
             )
@@ -1008,17 +1006,15 @@ def linear_backward_rows(
         assert factor is not None
         through, width = _packed(factor.T), len(factor)
     piece = max(_ROWS_BYTES // (steps * width * dtype.itemsize), 1)
-    samples = len({split[2] for split in _splits(tiles, min(piece, batch))})
-    ours = np.zeros((samples, tiles, units, TILE), packed.dtype)
-    parameters = np.zeros((3, samples, lanes), packed.dtype)
+    parts = _parts(tiles, min(piece, batch))
+    ours = np.zeros((parts, tiles, units, TILE), packed.dtype)
+    parameters = np.zeros((3, parts, lanes), packed.dtype)
     for low in range(0, batch, piece):
         high = min(low + piece, batch)
-        part = slice(low, high)
-        rows = grad_spikes.rows(part) if few else grad_spikes.dense(part)
+        some = slice(low, high)
+        rows = grad_spikes.rows(some) if few else grad_spikes.dense(some)
         calls = []
-        splits = _splits(tiles, high - low)
-        for number, (first, last, start, stop) in enumerate(splits):
-            sample = number * samples // len(splits)
+        for part, (first, last, start, stop) in _splits(tiles, high - low):
             calls.append(
                 (
                     *_scratch(packed.dtype),
@@ -1041,8 +1037,8 @@ def linear_backward_rows(
                     SURROGATES[surrogate.name],
                     scalar(surrogate.a),
                     scalar(surrogate.b),
-                    ours[sample],
-                    *(gradient[sample] for gradient in parameters),
+                    ours[part],
+                    *(gradient[part] for gradient in parameters),
                     _array(out.current, 3, dtype),
                     np.empty((steps, TILE), packed.dtype),
                 )

@@ -33,6 +33,7 @@ from .buffers import (
     OutputGradients,
     Saved,
     SpikeRows,
+    offsets_of,
 )
 
 EVENTS = 8  # spikes loaded ahead
@@ -97,13 +98,6 @@ def linear_first_spikes(
         )
 
 
-def _samples(events: Events) -> Tensor:
-    """Sample of each spike, (E,) int32."""
-    batch = len(events.offsets) - 1
-    samples = torch.arange(batch, dtype=torch.int32, device=events.offsets.device)
-    return samples.repeat_interleave(events.offsets.diff(), output_size=len(events.times))
-
-
 def _first_spikes_dot(
     events: Events,
     steps: int,
@@ -114,7 +108,7 @@ def _first_spikes_dot(
     batch, lanes = times.shape
     units = len(weight)
     when = torch.full((batch, units), -1, dtype=torch.int32, device=weight.device)
-    when[_samples(events).long(), events.units.long()] = events.times
+    when[events.samples(), events.units.long()] = events.times
     tile = dot_tile(triton_gpu.warp_size() or 32)
     with triton_gpu.on_device_of(times):
         linear_first_spikes_dot_kernel[(batch, triton.cdiv(lanes, tile["BLOCK"]))](
@@ -156,13 +150,11 @@ def linear_readout(
 
 def _by_unit(events: Events, units: int, samples: slice) -> tuple[Tensor, ...]:
     """Offsets (N + 1,), times, samples and values of the spikes of some samples, by unit."""
-    low, high = (int(events.offsets[i]) for i in (samples.start, samples.stop))
-    order = events.units[low:high].argsort(stable=True)
-    ends = torch.bincount(events.units[low:high], minlength=units).cumsum(0)
-    offsets = torch.cat([ends.new_zeros(1), ends])
-    sample = _samples(events)[low:high] - samples.start
-    values = None if events.values is None else events.values[low:high][order]
-    return offsets, events.times[low:high][order], sample[order], values  # type: ignore
+    part = events.part(samples)
+    order = part.units.argsort(stable=True)
+    offsets = offsets_of(torch.bincount(part.units, minlength=units))
+    values = None if part.values is None else part.values[order]
+    return offsets, part.times[order], part.samples().int()[order], values  # type: ignore
 
 
 def _closed_form(steps: int, beta: Tensor, adjoint: Impulses) -> tuple[Tensor | None, ...]:
@@ -229,7 +221,7 @@ def linear_backward_impulses(
             linear_backward_input_kernel[(len(events.times),)](
                 events.times,
                 events.units,
-                _samples(events),
+                events.samples().int(),
                 weight.T.contiguous(),
                 *closed,
                 grad_inputs,
@@ -261,8 +253,6 @@ def linear_backward_rows(
     options = {"STATE": triton_gpu.state_type(dtype), "BLOCK": block, "U": EVENTS}
     options |= triton_gpu.LAUNCH
     transposed = weight.new_zeros(units, lanes)
-    for gradient in (out.bias, out.beta, out.threshold):
-        gradient.zero_()
     one = torch.ones_like(layer.threshold[:1])
     absent = (None,) * 6
     neuron = Neuron(layer.beta, layer.threshold, one, *absent, clamp=False, reset=layer.reset)
