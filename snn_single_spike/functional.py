@@ -14,8 +14,15 @@ from torch import Tensor
 from . import backends, operators
 from .backends.buffers import state_dtype
 from .deferred import as_dense
-from .linear_operators import LinearReadout, LinearSpikes, Source
-from .spikes import LinearCurrent, SpikeEvents, SpikeTimes, first_steps, spikes_carrier
+from .linear_operators import LinearReadout, LinearSpikes, Source, SpikeCount
+from .spikes import (
+    LinearCurrent,
+    SpikeEvents,
+    SpikeTimes,
+    carrier,
+    first_steps,
+    spikes_carrier,
+)
 from .surrogate import SpikeGrad, Surrogate, split
 from .validation import (
     GRADIENT_RULES,
@@ -24,6 +31,7 @@ from .validation import (
     check_choice,
     check_current,
     check_parameter,
+    check_recording,
     check_state,
 )
 
@@ -34,7 +42,10 @@ __all__ = [
     "leaky_readout",
     "single_spike_leaky",
     "single_spike_linear",
+    "spike_count",
 ]
+
+COUNTED = ("neuron", "sample")
 
 DEFAULT_GRADIENT = "masked"
 
@@ -610,3 +621,42 @@ def _readout_of_spikes(
         chosen,
     )
     return value.to(current.dtype)
+
+
+def spike_count(spikes: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
+    """
+    Number of spikes, differentiable.
+
+    It is linear in the spikes, so that its gradient to them is the same at every step: a neuron
+    that is asked to fire less, or more, hears it at all steps before its spike. Spike times are
+    counted without dense spikes, forwards and backwards.
+
+    Example::
+
+        hidden = lif1(fc1(x))                                  # spikes or SpikeTimes
+        loss = loss_fn(scores, targets) + 1e-3 * spike_count(hidden, per="sample").mean()
+
+    :param spikes: spikes of shape `(T, B, *features)`; graded spikes count by their height
+    :type spikes: torch.Tensor or SpikeTimes
+
+    :param per: `"neuron"`, summed over the batch, or `"sample"`. Defaults to `"neuron"`
+    :type per: str, optional
+
+    :return: `(N,)`, N the neurons of a sample, or `(B,)`; float32, or float64 for float64 spikes
+    :rtype: torch.Tensor
+
+    :raises ValueError: an unknown `per`, a wrong shape, `T = 0`
+    :raises TypeError: spikes that are not floating-point
+    """
+    check_choice("per", per, COUNTED)
+    units = isinstance(spikes, SpikeTimes) and spikes.height is None and not spikes.folded
+    if units and not torch.compiler.is_compiling():
+        assert isinstance(spikes, SpikeTimes)
+        times, given = spikes.times.flatten(1), spikes.carrier
+        if given is None:
+            like = times.new_empty(0, dtype=spikes.dtype)
+            given = carrier(spikes.steps, spikes.batch, times.shape[1], like)
+        return SpikeCount.apply(given, times, per)
+    dense: Tensor = as_dense(spikes, "spike_count")
+    check_recording("spikes", dense)
+    return dense.flatten(2).sum((0, 1 if per == "neuron" else 2), dtype=state_dtype(dense.dtype))

@@ -22,7 +22,14 @@ from torch.utils._pytree import tree_map
 
 from . import backends
 from .backends.adjoint import adjoint_rows
-from .backends.buffers import Events, Impulses, LinearGradients, LinearNeurons, SpikeRows
+from .backends.buffers import (
+    Events,
+    Impulses,
+    LinearGradients,
+    LinearNeurons,
+    SpikeRows,
+    state_dtype,
+)
 from .backends.memory import empty
 from .operators import at_steps, interpolate, through_crossing
 from .spikes import carrier
@@ -30,48 +37,34 @@ from .surrogate import Surrogate
 
 
 class SpikeGradient(Tensor):
-    """Gradient (T, B, N) to the spikes that a linear layer took: its adjoint times its weights."""
+    """Gradient (T, B, N) to spikes that linear layers took: their adjoints times their weights."""
 
-    lam: Impulses | Tensor
-    """Adjoint of the layer's current: in closed form, or (T, B, O)."""
-    weight: Tensor
-    """(O, N)."""
-    beta: Tensor
-    """(O,), the decay of a closed form."""
+    factors: SpikeRows
     at_spikes: Tensor | None
     """(2, B, N): the gradient at the step of each spike and at the step before it, if known."""
-    backend: str
 
     @staticmethod
     def __new__(
-        cls,
-        steps: int,
-        lam: Impulses | Tensor,
-        weight: Tensor,
-        beta: Tensor,
-        at_spikes: Tensor | None,
-        backend: str,
+        cls, steps: int, batch: int, factors: SpikeRows, at_spikes: Tensor | None
     ) -> SpikeGradient:
-        batch = _batch(lam)
+        weight = factors.weight
+        assert weight is not None
         new: SpikeGradient = Tensor._make_wrapper_subclass(
             cls, (steps, batch, weight.shape[1]), dtype=weight.dtype, device=weight.device
         )
-        new.lam, new.weight, new.beta = lam, weight, beta
-        new.at_spikes, new.backend = at_spikes, backend
+        new.factors, new.at_spikes = factors, at_spikes
         return new
 
-    def factors(self) -> SpikeRows:
-        """The adjoint of some samples, and the weights."""
-        lam = self.lam
-        if isinstance(lam, Tensor):
-            return SpikeRows(lambda samples: lam[:, samples].contiguous(), self.weight)
-        rows = functools.partial(
-            adjoint_rows, backends.load(self.backend), self.shape[0], self.beta, lam
-        )
-        return SpikeRows(rows, self.weight)
-
     def dense(self) -> Tensor:
-        return self.factors().dense(slice(0, self.shape[1]))
+        return self.factors.dense(slice(0, self.shape[1]))
+
+    def plus(self, other: SpikeGradient) -> SpikeGradient:
+        """The gradient of spikes that both go into, left undone, too."""
+        at_spikes = None
+        if self.at_spikes is not None and other.at_spikes is not None:
+            at_spikes = self.at_spikes + other.at_spikes
+        factors = self.factors.plus(other.factors)
+        return SpikeGradient(self.shape[0], self.shape[1], factors, at_spikes)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -83,18 +76,20 @@ class SpikeGradient(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        # Autograd adds up what comes from several layers that take the same spikes.
+        if function is torch.ops.aten.add.Tensor and not kwargs:
+            one, other = args
+            if isinstance(one, SpikeGradient) and isinstance(other, SpikeGradient):
+                return one.plus(other)
+
         def dense(x: Any) -> Any:
             return x.dense() if isinstance(x, SpikeGradient) else x
 
         return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
 
 
-def _batch(lam: Impulses | Tensor) -> int:
-    if isinstance(lam, Tensor):
-        return lam.shape[1]
-    some = lam.at if lam.every is None else lam.every
-    assert some is not None
-    return some.shape[0]
+def _adjoint(lam: Tensor, weight: Tensor) -> SpikeRows:
+    return SpikeRows(lambda samples: lam[:, samples].contiguous(), weight)
 
 
 class Source(NamedTuple):
@@ -203,13 +198,13 @@ class LinearSpikes(torch.autograd.Function):
         )
         to_input = None
         if lam is not None:
-            to_input = SpikeGradient(steps, lam, weight, beta, None, ctx.backend)
+            to_input = SpikeGradient(steps, len(times), _adjoint(lam, weight), None)
         return to_input, *into[:4], *(None,) * 6
 
 
 def _rows(grad: Tensor) -> SpikeRows:
     if isinstance(grad, SpikeGradient):
-        return grad.factors()
+        return grad.factors
     # The gradient of a sum over time is one row that is read again and again.
     some = grad[:1] if grad.shape[0] > 1 and grad.stride(0) == 0 else grad
     return SpikeRows(lambda samples: some[:, samples].contiguous(), None)
@@ -246,7 +241,9 @@ def _through_impulses(
     )
     to_input = None
     if need_input:
-        to_input = SpikeGradient(steps, adjoint, weight, beta, inputs, backend)
+        rows = functools.partial(adjoint_rows, backends.load(backend), steps, beta, adjoint)
+        batch = len(events.offsets) - 1
+        to_input = SpikeGradient(steps, batch, SpikeRows(rows, weight), inputs)
     return to_input, grad_weight, grad_bias
 
 
@@ -295,3 +292,32 @@ class LinearReadout(torch.autograd.Function):
             ctx.source, adjoint, weight, beta, ctx.needs_input_grad[0], ctx.backend
         )
         return *linear, d_beta, *(None,) * 4
+
+
+class SpikeCount(torch.autograd.Function):
+    """Number of spikes of each neuron (N,), or of each sample (B,), in state precision.
+
+    Linear in the dense spikes: the gradient is the same at every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, times: Tensor, per: str) -> Tensor:
+        ctx.save_for_backward(times)
+        ctx.steps, ctx.dtype, ctx.per = len(given), given.dtype, per
+        return (times >= 0).sum(0 if per == "neuron" else 1, dtype=state_dtype(given.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (times,) = ctx.saved_tensors
+        batch, neurons = times.shape
+        grad = grad.to(ctx.dtype)
+        of_sample, of_neuron = grad.new_ones(batch), grad.new_ones(neurons)
+        if ctx.per == "neuron":
+            of_neuron = grad
+        else:
+            of_sample = grad
+        lam = of_sample[:, None].expand(ctx.steps, batch, 1)
+        at_spikes = (of_sample[:, None] * of_neuron).expand(2, batch, neurons)
+        factors = _adjoint(lam, of_neuron[None])
+        return SpikeGradient(ctx.steps, batch, factors, at_spikes), None, None

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from .backends.buffers import state_dtype
 from .deferred import as_dense
+from .functional import COUNTED, spike_count
 from .validation import (
     REDUCTIONS,
     check_choice,
@@ -43,7 +44,6 @@ __all__ = [
 INVERSES = ("negate", "reciprocal")
 BATCH_REDUCTIONS = ("mean", "sum", "none")
 PENALTIES = ("squared", "hinge")
-COUNTED = ("neuron", "sample")
 
 # Far above the rounding of a spike's height, far below a second spike
 _TOLERANCE = 1e-3
@@ -601,7 +601,7 @@ class spike_count_regulariser:
     :type per: str, optional, keyword only
 
     Inputs: spk_out of shape `(T, B, *features)`: spikes, also repeated ones. Graded spikes
-    count by their height
+    count by their height. :class:`snn_single_spike.SpikeTimes` are counted as they are
 
     Outputs: scalar, float32 or float64
 
@@ -632,12 +632,9 @@ class spike_count_regulariser:
         self.__name__ = type(self).__name__
 
     def __call__(self, spk_out: Tensor) -> Tensor:
-        spk_out = as_dense(spk_out, "a loss")
-        check_recording("spk_out", spk_out)
-        flat = spk_out.flatten(2)
-        averaged = 1 if self.per == "neuron" else 2
-        total = flat.sum((0, averaged), dtype=state_dtype(spk_out.dtype))
-        count = total / flat.shape[averaged]
+        total = spike_count(spk_out, self.per)
+        averaged = spk_out.shape[1:2] if self.per == "neuron" else spk_out.shape[2:]
+        count = total / averaged.numel()
         distance = torch.zeros_like(count)
         if self.lower is not None:
             distance = distance + (self.lower - count).relu()

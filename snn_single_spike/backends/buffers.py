@@ -184,6 +184,15 @@ class SpikeRows(NamedTuple):
         rows = self.rows(samples)
         return rows if self.weight is None else rows @ self.weight
 
+    def plus(self, other: SpikeRows) -> SpikeRows:
+        """The sum of two products, as one of longer factors."""
+        assert self.weight is not None
+        assert other.weight is not None
+        return SpikeRows(
+            lambda samples: torch.cat([self.rows(samples), other.rows(samples)], 2),
+            torch.cat([self.weight, other.weight]),
+        )
+
 
 class LinearGradients(NamedTuple):
     """Gradients of a layer, given as zeros, to be added up in or filled."""

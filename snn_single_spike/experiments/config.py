@@ -89,6 +89,9 @@ class Config:
     batch: int = _setting(128, "count", "samples per step, over all processes")
     lr: float = _setting(1e-3, "positive", "learning rate of Adam")
     weight_decay: float = _setting(0.0, "whole_or_more", "L2 penalty of Adam")
+    spike_penalty: float = _setting(
+        0.0, "whole_or_more", "cost of a hidden spike, added to the cross-entropy of a sample"
+    )
     milestones: tuple[int, ...] = _setting((), "counts", "epochs after which lr is decayed")
     lr_decay: float = _setting(0.1, "positive", "factor of lr at each milestone")
     augment: tuple[str, ...] = _setting(
@@ -296,6 +299,11 @@ def check(config: Config) -> None:
         raise ExperimentError(
             f"--currency {config.currency}: a loop over time ({config.neuron}) takes dense "
             "tensors; use --neuron single-spike, or --currency dense"
+        )
+    if config.spike_penalty and ours and config.gradient == "spike_time":
+        raise ExperimentError(
+            f"--spike-penalty {config.spike_penalty}: the number of spikes has no gradient by "
+            "--gradient spike_time, which moves their times; use another rule, or leave it out"
         )
     if config.precision == "bfloat16" and config.currency != "dense":
         raise ExperimentError(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..functional import spike_count
 from ..spikes import SpikeEvents, SpikeTimes
 from . import ExperimentError, augment, checkpoint, datasets
 from .checkpoint import Position
@@ -249,9 +250,13 @@ class _Run:
         labels = self.training.labels[share]
         scores, hidden = self._forward(self.wrapped, self.training.batch(share, transform))
         loss = F.cross_entropy(scores, labels, reduction="sum")
+        cost = loss
+        if self.config.spike_penalty:
+            spikes = torch.stack([spike_count(x).sum() for x in hidden]).sum()
+            cost = loss + self.config.spike_penalty * spikes
         self.optimizer.zero_grad()
         # The mean over the whole batch: gradients are averaged over the processes.
-        (loss * (self.among.count / len(index))).backward()
+        (cost * (self.among.count / len(index))).backward()
         self.optimizer.step()
         figures.add(loss, scores, labels, hidden)
         return loss.detach()
