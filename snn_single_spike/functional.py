@@ -623,7 +623,7 @@ def _readout_of_spikes(
     return value.to(current.dtype)
 
 
-def spike_count(spikes: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
+def spike_count(spk_out: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
     """
     Number of spikes, differentiable.
 
@@ -636,8 +636,8 @@ def spike_count(spikes: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
         hidden = lif1(fc1(x))                                  # spikes or SpikeTimes
         loss = loss_fn(scores, targets) + 1e-3 * spike_count(hidden, per="sample").mean()
 
-    :param spikes: spikes of shape `(T, B, *features)`; graded spikes count by their height
-    :type spikes: torch.Tensor or SpikeTimes
+    :param spk_out: spikes of shape `(T, B, *features)`; graded spikes count by their height
+    :type spk_out: torch.Tensor or SpikeTimes
 
     :param per: `"neuron"`, summed over the batch, or `"sample"`. Defaults to `"neuron"`
     :type per: str, optional
@@ -649,14 +649,14 @@ def spike_count(spikes: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
     :raises TypeError: spikes that are not floating-point
     """
     check_choice("per", per, COUNTED)
-    units = isinstance(spikes, SpikeTimes) and spikes.height is None and not spikes.folded
+    units = isinstance(spk_out, SpikeTimes) and spk_out.height is None and not spk_out.folded
     if units and not torch.compiler.is_compiling():
-        assert isinstance(spikes, SpikeTimes)
-        times, given = spikes.times.flatten(1), spikes.carrier
+        assert isinstance(spk_out, SpikeTimes)
+        times, given = spk_out.times.flatten(1), spk_out.carrier
         if given is None:
-            like = times.new_empty(0, dtype=spikes.dtype)
-            given = carrier(spikes.steps, spikes.batch, times.shape[1], like)
+            like = times.new_empty(0, dtype=spk_out.dtype)
+            given = carrier(spk_out.steps, spk_out.batch, times.shape[1], like)
         return SpikeCount.apply(given, times, per)
-    dense: Tensor = as_dense(spikes, "spike_count")
-    check_recording("spikes", dense)
+    dense: Tensor = as_dense(spk_out, "spike_count")
+    check_recording("spk_out", dense)
     return dense.flatten(2).sum((0, 1 if per == "neuron" else 2), dtype=state_dtype(dense.dtype))

@@ -95,6 +95,11 @@ def test_every_setting_has_a_flag():
         ({"lr": "nan"}, "--lr nan: a number above 0"),
         ({"lr": [1]}, r"--lr \[1\]: a number above 0"),
         ({"weight_decay": "-1"}, "--weight-decay -1: a number from 0 on"),
+        ({"spike_penalty": "-1"}, "--spike-penalty -1: a number from 0 on"),
+        (
+            {"spike_penalty": "0.1", "gradient": "spike_time"},
+            "--spike-penalty 0.1: the number of spikes has no gradient by --gradient spike_time",
+        ),
         ({"beta": "1.5"}, "--beta 1.5: a number from 0 to 1"),
         ({"weight_scale": "1,x"}, "--weight-scale 1,x: a number above 0"),
         ({"weight_scale": 4}, "--weight-scale 4: a list, separated by commas"),

@@ -26,7 +26,13 @@ from snn_single_spike import (
     SpikeEvents,
     SpikeTimes,
 )
-from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
+from snn_single_spike.functional import (
+    leaky_readout,
+    single_spike_leaky,
+    single_spike_linear,
+    spike_count,
+)
+from snn_single_spike.linear_operators import SpikeGradient
 from snn_single_spike.spikes import LinearCurrent
 from snn_single_spike.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
@@ -503,6 +509,74 @@ def test_any_height_of_the_spikes_of_a_dense_input(linear_backend):
     assert torch.equal(neuron.graded_spikes_factor.grad, torch.full((3,), 2.0, device=device))
     assert current.grad.isfinite().all()
     assert current.grad[:, :, 1].any()
+
+
+@pytest.mark.parametrize("wide", [5, 70])  # an adjoint that is kept, and one that is not
+@pytest.mark.parametrize("rule", GRADIENT_RULES)
+def test_spikes_that_are_counted_on_their_way(rule, wide, linear_backend, monkeypatch):
+    """Counts by neuron and by sample, of two layers: nothing dense is made for them."""
+    device = device_of(linear_backend)
+    given = on(device, problem(15, 3, (6, 7, wide, 4), seed=9))
+    given = given._replace(
+        layers=[layer._replace(factor=torch.ones((), device=device)) for layer in given.layers]
+    )
+    weights = torch.arange(1.0, 1 + max(7, wide), device=device, dtype=torch.float64)
+    results = []
+    for path in ("times", "dense"):
+        leaves = given._replace(layers=[Layer(*layer) for layer in leaves_of(given).layers])
+        *hidden, last = leaves.layers
+        x = as_spikes(leaves.spikes, "times") if path == "times" else leaves.spikes
+        loss = 0.0
+        for layer in hidden:
+            x, _ = LAYERS[path](x, layer._replace(factor=1.0), rule, "subtract", linear_backend)
+            for per in ("neuron", "sample"):
+                counts = spike_count(x, per)
+                loss = loss + (counts * weights[: len(counts)].sqrt()).sum()
+        value = leaky_readout(
+            F.linear(x, last.weight, last.bias), leaves.beta, backend=linear_backend
+        )
+        loss = loss + (value * given.g).sum()
+        wanted = [x for layer in hidden for x in layer[:4]]
+        if path == "times":
+
+            def forbidden(self):
+                raise AssertionError("a dense gradient was made")
+
+            monkeypatch.setattr(SpikeGradient, "dense", forbidden)
+        results.append([loss.detach(), *torch.autograd.grad(loss, wanted)])
+        monkeypatch.undo()
+    for mine, right in zip(*results, strict=True):
+        assert relative_error(mine, right) < 1e-10
+
+
+@pytest.mark.parametrize("per", ["neuron", "sample"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_spike_count(per, dtype):
+    times = torch.tensor([[[0, -1], [3, 2]], [[-1, -1], [3, 0]], [[-1, -1], [1, -1]]])
+    spikes = SpikeTimes(times, 4, dtype=dtype)
+    expected = [1, 0, 3, 2] if per == "neuron" else [3, 2, 1]
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    leaf = spikes.dense().requires_grad_()
+    high = SpikeTimes(times, 4, height=torch.tensor(2.0, dtype=dtype))
+    for some, factor in ((spikes, 1), (leaf, 1), (SpikeTimes.from_dense(leaf), 1), (high, 2)):
+        counts = spike_count(some, per)
+        assert counts.dtype == state
+        assert counts.tolist() == [factor * n for n in expected]
+        if some.requires_grad:
+            scale = torch.arange(1.0, 1 + len(expected))
+            (grad,) = torch.autograd.grad((counts * scale).sum(), leaf)
+            shape = (1, 1, 2, 2) if per == "neuron" else (1, 3, 1, 1)
+            assert torch.equal(grad, scale.to(dtype).view(shape).expand(leaf.shape))
+    assert spike_count(SpikeTimes(times[:0], 4), per).tolist() == [0] * (4 * (per == "neuron"))
+
+
+def test_spikes_that_cannot_be_counted():
+    with pytest.raises(ValueError, match="per='train' is not known"):
+        spike_count(torch.zeros(4, 1, 2), per="train")
+    with pytest.raises(ValueError, match="all steps are expected at once"):
+        spike_count(SpikeTimes(torch.zeros(1, 2).int(), 4).fold())
+    with pytest.raises(TypeError, match="must be floating-point"):
+        spike_count(torch.zeros(4, 1, 2).int())
 
 
 @pytest.mark.parametrize("rule", GRADIENT_RULES)

@@ -299,7 +299,12 @@ def test_events_train(tmp_path, currency):
 
 @pytest.mark.parametrize(
     "flags",
-    [{}, {"layers": "30-20"}, {"layers": "4C3-P2-20"}, {"gradient": "pre_spike"}],
+    [
+        {},
+        {"layers": "30-20", "spike_penalty": "1e-2"},
+        {"layers": "4C3-P2-20"},
+        {"gradient": "pre_spike"},
+    ],
     ids=str,
 )
 def test_spike_times_train_as_dense_spikes_do(tmp_path, flags):
@@ -312,6 +317,15 @@ def test_spike_times_train_as_dense_spikes_do(tmp_path, flags):
     for a, b in zip(without_times(dense), without_times(times), strict=True):
         assert a == pytest.approx(b, rel=1e-9)
     assert dense[-1]["train_spikes"] > 1
+
+
+def test_a_cost_of_spikes_makes_them_fewer_and_is_not_in_the_loss(tmp_path):
+    free, dear = (
+        training.train(settings(spike_penalty=penalty), tmp_path / penalty)
+        for penalty in ("0", "0.05")
+    )
+    assert dear[-1]["test_spikes"] < 0.8 * free[-1]["test_spikes"]
+    assert dear[0]["test_loss"] == pytest.approx(free[0]["test_loss"], rel=0.5)
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="no GPU")
