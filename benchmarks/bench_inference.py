@@ -6,7 +6,7 @@ from torch import nn
 
 from snn_single_spike.functional import first_spike_time
 
-from networks import check_first_spikes, latency_codes, leaky_loop, networks
+from networks import OURS, check_first_spikes, latency_codes, leaky_loop, networks
 from race import Contestant
 
 SHAPES = [
@@ -24,8 +24,9 @@ def no_grad(function) -> Contestant:
     return Contestant(run)
 
 
+@pytest.mark.parametrize("form", OURS)
 @pytest.mark.parametrize(("steps", "batch"), SHAPES)
-def bench_inference(steps: int, batch: int, compare, device: str) -> None:
+def bench_inference(steps: int, batch: int, form: str, compare, device: str) -> None:
     models = networks(device)
     x = latency_codes(steps, batch, device)
     check_first_spikes(models, x)
@@ -33,16 +34,16 @@ def bench_inference(steps: int, batch: int, compare, device: str) -> None:
     def infer(model: nn.Module) -> Contestant:
         return no_grad(lambda: model(x))
 
-    ours, *others = (infer(model) for model in models.values())
-    _, *names = models
-    compare(ours, dict(zip(names, others, strict=True)), cell={"steps": steps, "batch": batch})
+    runs = {name: infer(model) for name, model in models.items()}
+    ours = runs.pop(OURS[form])
+    compare(ours, runs, cell={"steps": steps, "batch": batch, "form": form})
 
 
 @pytest.mark.parametrize(("steps", "batch"), SHAPES)
 def bench_first_spike_time(steps: int, batch: int, compare, device: str) -> None:
     models = networks(device)
     with torch.no_grad():
-        current = models["single spike"].fc1(latency_codes(steps, batch, device))
+        current = models[OURS["dense"]].fc1(latency_codes(steps, batch, device))
     lif = models["snn.Leaky loop"].lif1
     beta = lif.beta.detach()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import CLASSES, check_first_spikes, latency_codes, networks
+from networks import CLASSES, OURS, check_first_spikes, latency_codes, networks
 from race import Contestant
 
 SHAPES = [
@@ -14,8 +14,9 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("form", OURS)
 @pytest.mark.parametrize(("steps", "batch"), SHAPES)
-def bench_training_step(steps: int, batch: int, compare, device: str) -> None:
+def bench_training_step(steps: int, batch: int, form: str, compare, device: str) -> None:
     models = networks(device)
     x = latency_codes(steps, batch, device)
     targets = torch.arange(batch, device=device) % CLASSES
@@ -31,6 +32,6 @@ def bench_training_step(steps: int, batch: int, compare, device: str) -> None:
 
         return Contestant(run)
 
-    ours, *others = (step(model) for model in models.values())
-    _, *names = models
-    compare(ours, dict(zip(names, others, strict=True)), cell={"steps": steps, "batch": batch})
+    runs = {name: step(model) for name, model in models.items()}
+    ours = runs.pop(OURS[form])
+    compare(ours, runs, cell={"steps": steps, "batch": batch, "form": form})

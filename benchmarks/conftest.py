@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from race import CLOCK, Contestant, Ratio, Stopwatch, race, report
 
 BASELINES = Path(__file__).parent / "baselines"
 FALL = 0.8  # of its baseline that a ratio may come down to
-ATTEMPTS = 3  # a busy machine slows one run; a regression slows every one
+# Seconds before each attempt: a neighbour slows the machine for a while, a regression for good
+PAUSES = (0, 5, 30)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -129,7 +131,8 @@ def compare(benchmark, request: pytest.FixtureRequest, device: str, baselines: B
         **facts: object,
     ) -> dict[str, Ratio]:
         rounds = request.config.getoption("--rounds")
-        for _attempt in range(ATTEMPTS):
+        for pause in PAUSES:
+            time.sleep(pause)
             seconds, ratios = race(ours, peers, rounds, device)
             fallen = baselines.fallen(request.node.name, ratios)
             if not fallen:
@@ -141,7 +144,7 @@ def compare(benchmark, request: pytest.FixtureRequest, device: str, baselines: B
             for name, ratio in ratios.items()
         }
         if fallen:
-            pytest.fail(f"slower than it was, {ATTEMPTS} times in a row, against {fallen}")
+            pytest.fail(f"slower than it was, {len(PAUSES)} times in a row, against {fallen}")
         return ratios
 
     return run

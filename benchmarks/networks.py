@@ -14,13 +14,17 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SingleSpikeLinear, SpikeTimes
 from snn_single_spike.experiments.datasets import load
 
 from peers import first_spikes
 
 INPUTS, HIDDEN, CLASSES = 784, 1000, 10
 BETA, READOUT_BETA = 0.905, 0.951
+OURS = {
+    "dense": "single spike",  # nn.Linear, SingleSpikeLeaky
+    "fused": "single spike, layer in one",  # SingleSpikeLinear, from the same dense input
+}
 
 
 def leaky_loop(
@@ -67,6 +71,20 @@ class SingleSpikeNet(nn.Module):
         return self.readout(self.fc2(self.lif1(self.fc1(x))))
 
 
+class FusedNet(nn.Module):
+    """The same with the hidden layer in one module, which finds the spikes in a dense input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        beta = torch.full((HIDDEN,), BETA)
+        self.fc1 = SingleSpikeLinear(INPUTS, HIDDEN, beta, learn_beta=True)
+        self.fc2 = nn.Linear(HIDDEN, CLASSES)
+        self.readout = LeakyReadout(torch.full((CLASSES,), READOUT_BETA), learn_beta=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.fc2(self.fc1(x)))
+
+
 class LoopNet(nn.Module):
     """As in the snnTorch tutorials; ``outside`` takes the linear layers out of the loop."""
 
@@ -102,9 +120,10 @@ class LoopNet(nn.Module):
 
 
 def networks(device: str = "cpu") -> dict[str, nn.Module]:
-    """Ours first; all with the same weights."""
+    """All with the same weights."""
     made = {
-        "single spike": SingleSpikeNet(),
+        OURS["dense"]: SingleSpikeNet(),
+        OURS["fused"]: FusedNet(),
         "snn.Leaky loop": LoopNet(),
         "snn.Leaky loop, linear layers outside": LoopNet(outside=True),
     }
@@ -116,15 +135,21 @@ def same_weights(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
         for layer in (model.fc1, model.fc2):
-            layer.reset_parameters()
+            made = nn.Linear(layer.in_features, layer.out_features)
+            layer.weight.copy_(made.weight)
+            layer.bias.copy_(made.bias)
         model.fc1.weight *= 3
     return model
 
 
 def check_first_spikes(models: dict[str, nn.Module], x: Tensor) -> None:
     """The hidden layers' first spikes are equal, but for rounding of the matrix products."""
-    ours = models["single spike"]
+    ours = models[OURS["dense"]]
     with torch.no_grad():
         current = ours.fc1(x)
         theirs = leaky_loop(models["snn.Leaky loop"].lif1, current)
-        assert torch.equal(ours.lif1(current) > 0, first_spikes(theirs))
+        spikes = ours.lif1(current)
+        assert torch.equal(spikes > 0, first_spikes(theirs))
+        # Sums in another order
+        fused = models[OURS["fused"]].fc1(x).dense()
+        assert (fused != spikes).float().mean() < 1e-5

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+# A turn of what is faster than this is several runs, whose mean counts: one hiccup of the system
+# is longer than a small call.
+TURN_SECONDS = 5e-3
 # Peers that take longer than this in all are left out of later rounds.
 PEER_SECONDS = 8.0
 LEAST_ROUNDS = 3
@@ -99,15 +102,23 @@ def race(
 ) -> Race:
     """Time ``ours`` and every peer, in turns."""
     watch = Stopwatch(device)
-    for contestant in (ours, *peers.values()):
+
+    def runs(contestant: Contestant) -> int:
         watch.time(contestant)  # compile, fill caches
+        return max(1, round(TURN_SECONDS / max(watch.time(contestant), 1e-6)))
+
+    def turn(contestant: Contestant, count: int) -> float:
+        return statistics.fmean(watch.time(contestant) for _ in range(count))
+
+    counts = {name: runs(peer) for name, peer in peers.items()}
+    count = runs(ours)
     theirs: dict[str, list[float]] = {name: [] for name in peers}
     mine: list[float] = []
     for _ in range(rounds):
         for name, peer in peers.items():
             if len(theirs[name]) < LEAST_ROUNDS or sum(theirs[name]) < PEER_SECONDS:
-                theirs[name].append(watch.time(peer))
-        mine.append(watch.time(ours))
+                theirs[name].append(turn(peer, counts[name]))
+        mine.append(turn(ours, count))
     return Race(mine, {name: Ratio.of(seconds, mine) for name, seconds in theirs.items()})
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .leaky import LeakyState, SingleSpikeLeaky
+from .sparse import sparse_input
 from .spikes import SpikeEvents, SpikeTimes
 
 __all__ = ["SingleSpikeLinear"]
@@ -62,8 +63,9 @@ class SingleSpikeLinear(SingleSpikeLeaky):
 
     Inputs: spikes
         - **spikes** :class:`snn_single_spike.SpikeTimes` or :class:`snn_single_spike.SpikeEvents`
-          with `in_features` units; a dense tensor `(time, batch, in_features)` is multiplied as
-          by `nn.Linear`
+          with `in_features` units, or a dense tensor `(time, batch, in_features)`. On the CPU one
+          without a gradient that is nearly all zeros is taken as its spikes; any other is
+          multiplied as by `nn.Linear`
 
     Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`. A module
     that is compiled by `torch.compile` computes dense tensors, and returns one
@@ -98,7 +100,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     def forward(  # type: ignore[override]
         self, spikes: SpikeTimes | SpikeEvents | Tensor
     ) -> SpikeTimes:
-        return super().forward(F.linear(spikes, self.weight, self.bias))  # type: ignore[arg-type]
+        current = F.linear(sparse_input(spikes), self.weight, self.bias)
+        return super().forward(current)
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """One time step of the layer, for streaming: :meth:`SingleSpikeLeaky.step` on its current.

@@ -29,6 +29,7 @@ from snn_single_spike import (
 )
 from snn_single_spike.deferred import Deferred
 from snn_single_spike.pooling import AveragedSpikes
+from snn_single_spike.sparse import SparseInput
 from snn_single_spike.spikes import LinearCurrent
 from snn_single_spike.validation import GRADIENT_RULES
 
@@ -136,6 +137,22 @@ def test_both_currencies_are_the_same_model(name, rule, training, monkeypatch):
     x = torch.rand(7, 3, *shape, dtype=torch.float64) * 3
     fast = convert(model, gradient=rule, currency="times")
     assert_same((fast, convert(model, gradient=rule)), (x, x))
+
+
+@pytest.mark.parametrize("name", ["stack", "mixed", "averaged", "tutorial 5"])
+def test_a_dense_input_that_is_nearly_all_zeros(name, monkeypatch):
+    make, features = MODELS[name]
+    torch.manual_seed(0)
+    model = awake(make()).double()
+    x = (torch.rand(40, 3, *features) < 0.02).double() * 9
+    asked = []
+    few = SparseInput.events_pay
+    monkeypatch.setattr(
+        SparseInput, "events_pay", lambda self: asked.append(few(self)) or few(self)
+    )
+    assert_same((convert(model, currency="times"), convert(model)), (x, x))
+    linear_first = name != "averaged"
+    assert asked == [True] * linear_first  # a convolution is given the tensor
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -429,7 +446,7 @@ def test_where_pooling_does_not_pay_the_log_says_so(caplog):
             current = F.linear(maps.flatten(1), torch.randn(3, 8))
         assert isinstance(current, LinearCurrent) == pays
         assert len(caplog.messages) == 1
-    assert "faster from dense tensors here: AveragedSpikes" in caplog.messages[0]
+    assert "faster so here, takes dense tensors: AveragedSpikes" in caplog.messages[0]
 
 
 def test_losses_and_metrics_take_what_a_model_returns():
