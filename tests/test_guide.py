@@ -12,8 +12,16 @@ import torch
 from snntorch import utils
 from snntorch.functional import probe
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from snn_single_spike import LeakyReadout, SingleSpikeLeaky, convert, revert
+from snn_single_spike import (
+    LeakyReadout,
+    SingleSpikeLeaky,
+    SingleSpikeLinear,
+    SpikeTimes,
+    convert,
+    revert,
+)
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "guide.md").read_text()
 SECTIONS = {
@@ -48,6 +56,8 @@ def run(code):
         "utils": utils,
         "SingleSpikeLeaky": SingleSpikeLeaky,
         "LeakyReadout": LeakyReadout,
+        "SingleSpikeLinear": SingleSpikeLinear,
+        "SpikeTimes": SpikeTimes,
         "convert": convert,
         "revert": revert,
         "num_steps": STEPS,
@@ -190,6 +200,17 @@ def test_recordings_of_the_page_are_their_events():
     space = run(SECTIONS[TIMES][5])
     assert space["spikes"].dense().sum((0, 2, 3, 4)).tolist() == [40, 0, 25]
     assert space["spk_rec"].shape == space["mem_rec"].shape == (STEPS, 3, 10)
+
+
+def test_a_cost_of_spikes_has_a_gradient():
+    code = SECTIONS[TIMES][6]
+    space = run(code.replace("beta=0.9", "beta=0.9, threshold=0.2"))
+    free = cross_entropy(space["scores"], torch.tensor([3, 1, 4]))
+    cost = space["loss"] - free
+    spikes = space["hidden"].count().float().mean().item()
+    assert cost.item() == pytest.approx(1e-3 * spikes, abs=1e-5)
+    assert cost > 0
+    cost.backward()
 
 
 def blocks_of_their_own():
