@@ -49,7 +49,7 @@ def rows(page):
 
 def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
     names = ("multi", "single-0", "single-1", "pre", "other")
-    page = report.write([runs / name for name in names], tmp_path)
+    page = report.write([runs / name for name in reversed(names)], tmp_path)
     text = page.read_text()
     for steps in (10, 8):
         assert f"## digits, 64-20-10, T={steps}\n\ndigits: 200 of 1,437 (partial)" in text
@@ -65,6 +65,7 @@ def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
     assert single[4] == f"{100 * (1 - spikes / last[0]['test_spikes']):.0f} %"
     assert multi[2] == f"{100 * last[0]['test_accuracy']:.2f}"
     assert multi[4] == multi[6] == ""  # the others are compared with it
+    assert text.index("| multi-spike |") < text.index("| single-spike, gradient masked |")
     assert float(single[6].rstrip("x")) == pytest.approx(
         float(multi[5]) / float(single[5]), rel=0.05, abs=0.06
     )

@@ -17,6 +17,7 @@ from .datasets import DATASETS
 from .files import write_bytes
 
 PAGE = "report.md"
+MANY = "multi-spike"
 # Runs that differ only in these are repetitions of one another
 _REPEATED = ("seed", *RESUMABLE)
 # Runs that share these are compared with each other
@@ -161,7 +162,8 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
         by_settings.setdefault(repeated, Group([])).runs.append(run)
     made: dict[str, list[Group]] = {}
     for task, by_settings in tasks.items():
-        groups = list(by_settings.values())
+        # What the others are compared with comes first.
+        groups = sorted(by_settings.values(), key=lambda group: group.config.neuron != MANY)
         differing = [
             key
             for key in Config.__dataclass_fields__
@@ -200,7 +202,7 @@ def _task(run: Run) -> str:
 
 
 def _table(groups: list[Group]) -> list[str]:
-    many = [group for group in groups if group.config.neuron == "multi-spike"]
+    many = [group for group in groups if group.config.neuron == MANY]
     reference = max(many, key=lambda group: group.accuracy, default=None)
     lines = [
         "| | seeds | epochs | accuracy | spikes | fewer spikes | s per epoch | speed-up |",
