@@ -32,7 +32,6 @@ from .lapicque import SingleSpikeLapicque
 from .leaky import CURRENCIES, SingleSpikeLeaky
 from .neuron import NEEDS_THE_LOOP, STATES, SingleSpikeNeuron, check_options
 from .rleaky import SingleSpikeRLeaky
-from .sparse import sparse_input
 from .synaptic import SingleSpikeSynaptic
 from .validation import check_choice
 
@@ -176,7 +175,6 @@ class _Conversion:
 
     time: _Time
     num_steps: int | None
-    currency: str
     neurons: list[_Folded]
     momenta: list[tuple[Any, float]]
     """BatchNorm layers and the momentum they were made with."""
@@ -258,8 +256,6 @@ class _Converted:
                 f"given is a sequence, here ({time.steps}, {time.batch}, ...): pass None for "
                 "initial membranes, a sample starts from zeros"
             )
-        if self._single_spike.currency == "times":
-            x = sparse_input(x)
         return time.fold(x)
 
     def _has_dropout(self) -> bool:
@@ -423,7 +419,7 @@ def convert(
         for module in new.modules()
         if isinstance(module, _BATCH_NORM) and module.momentum is not None
     ]
-    new._single_spike = _Conversion(time, num_steps, currency, neurons, momenta)
+    new._single_spike = _Conversion(time, num_steps, neurons, momenta)
     return new
 
 

@@ -63,6 +63,8 @@ class Deferred:
             raise AttributeError(
                 f"{type(self).__name__} has no attribute {name!r}: .dense() makes it a tensor"
             )
+        if name.endswith("_"):
+            raise AttributeError(_in_place(self, name))
         return getattr(self.made_dense(f"Tensor.{name}"), name)
 
     @classmethod
@@ -76,6 +78,9 @@ class Deferred:
         if function in _DROPOUT and kwargs and not (kwargs["training"] and kwargs["p"]):
             return args[0]
         name = getattr(function, "__name__", str(function))
+        changed = args[0] if args else None
+        if name.endswith("_") and not name.startswith("_") and isinstance(changed, Deferred):
+            raise TypeError(_in_place(changed, name))
 
         def dense(x: Any) -> Any:
             return x.made_dense(name) if isinstance(x, Deferred) else x
@@ -88,6 +93,13 @@ class Deferred:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
+
+
+def _in_place(x: Deferred, name: str) -> str:
+    return (
+        f"{name} would change a tensor that {type(x).__name__} makes anew each time, and be lost: "
+        f"use {name.rstrip('_')} and what it returns"
+    )
 
 
 def as_dense(x: Any, by: str = "a neuron") -> Any:

@@ -627,9 +627,10 @@ def spike_count(spk_out: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
     """
     Number of spikes, differentiable.
 
-    It is linear in the spikes, so that its gradient to them is the same at every step: a neuron
-    that is asked to fire less, or more, hears it at all steps before its spike. Spike times are
-    counted without dense spikes, forwards and backwards.
+    It is linear in the spikes, so that its gradient to them is the same at every step: by the
+    surrogate rules a neuron that is asked to fire less, or more, hears it at all steps before its
+    spike. `gradient="spike_time"` moves spikes, and has no gradient to their number. Spike times
+    are counted without dense spikes, forwards and backwards.
 
     Example::
 

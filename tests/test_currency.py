@@ -29,7 +29,6 @@ from snn_single_spike import (
 )
 from snn_single_spike.deferred import Deferred
 from snn_single_spike.pooling import AveragedSpikes
-from snn_single_spike.sparse import SparseInput
 from snn_single_spike.spikes import LinearCurrent
 from snn_single_spike.validation import GRADIENT_RULES
 
@@ -137,22 +136,6 @@ def test_both_currencies_are_the_same_model(name, rule, training, monkeypatch):
     x = torch.rand(7, 3, *shape, dtype=torch.float64) * 3
     fast = convert(model, gradient=rule, currency="times")
     assert_same((fast, convert(model, gradient=rule)), (x, x))
-
-
-@pytest.mark.parametrize("name", ["stack", "mixed", "averaged", "tutorial 5"])
-def test_a_dense_input_that_is_nearly_all_zeros(name, monkeypatch):
-    make, features = MODELS[name]
-    torch.manual_seed(0)
-    model = awake(make()).double()
-    x = (torch.rand(40, 3, *features) < 0.02).double() * 9
-    asked = []
-    few = SparseInput.events_pay
-    monkeypatch.setattr(
-        SparseInput, "events_pay", lambda self: asked.append(few(self)) or few(self)
-    )
-    assert_same((convert(model, currency="times"), convert(model)), (x, x))
-    linear_first = name != "averaged"
-    assert asked == [True] * linear_first  # a convolution is given the tensor
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -324,6 +307,25 @@ def test_probes_record_spike_times():
     assert monitor["2"][0].unfold().shape == (5, 3, 40)
     assert torch.equal(monitor["4"][0][0].times, spikes.times)
     assert monitor["4"][0][1].unfold().dense() is mem.dense()
+
+
+def test_changes_in_place_are_refused():
+    spikes = SpikeTimes(torch.tensor([[0, 1], [2, -1]]), 3)
+    current = F.linear(spikes, torch.ones(3, 2))
+    for change in (
+        lambda x: x.mul_(3),
+        lambda x: x.clamp_(min=0),
+        lambda x: F.relu_(x),
+        lambda x: torch.relu_(x),
+        lambda x: x.requires_grad_(),
+    ):
+        for x in (spikes, current):
+            with pytest.raises((AttributeError, TypeError), match="and be lost: use [a-z]+"):
+                change(x)
+    x = current
+    x *= 2  # a new tensor of this name
+    assert torch.equal(x, 2 * current.dense())
+    assert torch.equal(F.relu(current, inplace=True), current.dense().relu())
 
 
 def test_autocast():

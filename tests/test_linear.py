@@ -5,7 +5,6 @@ import functools
 import gc
 import io
 import itertools
-import logging
 import math
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from snn_single_spike import (
     SpikeEvents,
     SpikeTimes,
     backends,
-    sparse,
+    linear,
 )
 from snn_single_spike.functional import (
     leaky_readout,
@@ -36,7 +35,6 @@ from snn_single_spike.functional import (
     spike_count,
 )
 from snn_single_spike.linear_operators import SpikeGradient
-from snn_single_spike.sparse import SparseInput, sparse_input
 from snn_single_spike.spikes import LinearCurrent
 from snn_single_spike.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
@@ -499,70 +497,69 @@ def test_a_dense_input_of_a_module(rule, linear_backend):
             assert relative_error(mine, right) < 1e-10
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("high", [False, True])
-def test_a_dense_input_that_is_nearly_all_zeros(high, dtype, monkeypatch):
-    """A module takes it as its spikes where they are few, with the same results."""
+def sparse_problem(dtype, high=False):
+    """A dense input of few spikes, and a layer wide enough to look for them."""
     make = torch.Generator().manual_seed(0)
     dense = (torch.rand(17, 4, 12, generator=make) < 0.02).to(dtype)
     if high:
         dense *= torch.rand(dense.shape, generator=make).to(dtype) - 0.3
-    results, taken = [], []
-    linear = F.linear
+    torch.manual_seed(0)
+    layer = SingleSpikeLinear(12, linear.WIDE, 0.8, threshold=0.05, learn_beta=True).to(dtype)
+    return dense, layer
 
-    def spy(*args):
-        current = linear(*args)
-        taken.append(type(current))
-        return current
 
-    monkeypatch.setattr(F, "linear", spy)
+@pytest.fixture
+def found(monkeypatch):
+    """How many dense inputs were taken as their spikes."""
+    found, from_dense = [], SpikeEvents.from_dense
+    spy = lambda dense: (found.append(dense), from_dense(dense))[1]  # noqa: E731
+    monkeypatch.setattr(SpikeEvents, "from_dense", spy)
+    return found
+
+
+needs_numba = pytest.mark.skipif(
+    backends.explain("cpu")[0] != "numba", reason="numba is not installed"
+)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("high", [False, True])
+def test_a_dense_input_that_is_nearly_all_zeros(high, dtype, found, monkeypatch):
+    """It is taken as its spikes where they are few, with the same results."""
+    results = []
     for few in (32, math.inf):  # at most one in so many
-        monkeypatch.setattr(sparse, "SPARSE", few)
-        torch.manual_seed(0)
-        net = SingleSpikeLinear(12, 30, 0.8, threshold=0.05, learn_beta=True).to(dtype)
-        out = net(dense)
+        monkeypatch.setattr(linear, "SPARSE", few)
+        dense, layer = sparse_problem(dtype, high)
+        out = layer(dense)
         out.dense()[3:].square().sum().backward()
-        results.append([out.dense().detach(), *gradients(net)])
+        results.append([out.dense().detach(), *gradients(layer)])
+    assert len(found) == 1
     assert results[0][0].any()
-    assert taken[0] is LinearCurrent
-    assert set(taken[1:]) == {Tensor}
     for mine, right in zip(*results, strict=True):
         assert relative_error(mine, right) < (1e-10 if dtype == torch.float64 else 1e-5)
 
 
-def test_which_dense_inputs_are_taken_as_their_spikes(caplog):
-    weight = torch.randn(3, 8)
-    few = torch.zeros(20, 2, 2, 4)
-    few[3, 1, 0, 2] = 1
-    taken = sparse_input(few)
-    assert isinstance(taken, SparseInput)
-    assert isinstance(F.linear(taken.flatten(2), weight), LinearCurrent)
-    assert isinstance(F.linear(taken.fold().flatten(1), weight), LinearCurrent)
-    assert torch.equal(taken.flatten(2).dense(), few.flatten(2))
-    assert torch.equal(taken.detach().fold().dense(), few.flatten(0, 1))
-    assert repr(taken) == "SparseInput(shape=(20, 2, 2, 4), device='cpu')"
+@needs_numba
+def test_dense_inputs_that_are_multiplied(found, monkeypatch):
+    few, layer = sparse_problem(torch.float32)
+    narrow = SingleSpikeLinear(12, linear.WIDE - 1, 0.8)
+    layer(torch.rand_like(few))
+    narrow(few)
+    layer(few.clone().requires_grad_())
+    layer(few[:, :0])
     with torch.autocast("cpu", torch.bfloat16):
-        assert F.linear(taken.flatten(2), weight).dtype == torch.bfloat16
-    half = few.bfloat16()
-    for other in (few.clone().requires_grad_(), half, few[:, 0, 0], few[:, :0], None):
-        assert sparse_input(other) is other
-    full = sparse_input(torch.rand(20, 2, 8))
-    with caplog.at_level(logging.INFO, logger="snn_single_spike"):
-        assert type(F.linear(full, weight)) is Tensor
-        # Whatever else takes it is given the tensor itself, which is nothing to tell
-        assert torch.equal(
-            F.conv1d(taken.fold(), torch.ones(1, 2, 1))[:, 0], few.sum(2).view(40, 4)
-        )
-        assert torch.equal(taken * 2, few * 2)
-    assert not caplog.messages
-
-
-@pytest.mark.skipif(backends.explain("cpu")[0] != "numba", reason="numba is not installed")
-def test_plain_torch_multiplies_a_dense_input(monkeypatch):
-    few = torch.zeros(20, 2, 8)
-    assert isinstance(sparse_input(few), SparseInput)
+        layer(few)
+    layer.bfloat16()(few.bfloat16())
     monkeypatch.setattr(backends, "explain", lambda device: ("torch", "a test"))
-    assert sparse_input(few) is few
+    layer.float()(few)
+    assert not found
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="same dtype"):
+        layer(few.double())
+    for shape in ((17, 4, 11), (17, 48)):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            layer(torch.zeros(shape))
 
 
 def test_any_height_of_the_spikes_of_a_dense_input(linear_backend):

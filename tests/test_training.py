@@ -325,7 +325,8 @@ def test_a_cost_of_spikes_makes_them_fewer_and_is_not_in_the_loss(tmp_path):
         for penalty in ("0", "0.05")
     )
     assert dear[-1]["test_spikes"] < 0.8 * free[-1]["test_spikes"]
-    assert dear[0]["test_loss"] == pytest.approx(free[0]["test_loss"], rel=0.5)
+    # 20 neurons that may cost 1 in all
+    assert dear[0]["train_loss"] == pytest.approx(free[0]["train_loss"], rel=0.05)
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="no GPU")
