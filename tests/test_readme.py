@@ -7,7 +7,8 @@ import torch
 
 from snn_single_spike import SingleSpikeLeaky
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def swap():
@@ -83,3 +84,16 @@ def test_the_losses_shown_run():
 
 def test_no_placeholder_is_left():
     assert not re.search(r"[A-Z]+_TABLE", README)
+
+
+def test_the_results_are_those_of_the_report():
+    """The rows of the table, under the headings of their datasets."""
+    report = (ROOT / "benchmarks" / "results" / "report" / "report.md").read_text()
+    table = re.search(r"\| \| network \|.*?\n\|[-:|]+\|\n(.*?)\n\n", README, re.S).group(1)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    assert len(rows) > 5
+    for dataset, network, *cells in rows:
+        tables = [
+            part for part in report.split("\n## ") if part.startswith(f"{dataset}, {network}")
+        ]
+        assert any(f"\n| {' | '.join(cells)} |" in part for part in tables), (dataset, cells)

@@ -76,6 +76,18 @@ def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_differs_between_runs_is_their_label(runs, tmp_path):
+    other = shutil.copytree(runs / "single-0", tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    settings |= {"milestones": [3, 5], "spike_penalty": 0.003}
+    (other / "config.json").write_text(json.dumps(settings))
+    page = report.write([runs / "single-0", other], tmp_path / "report")
+    assert [row[0] for row in rows(page)][1:3] == [
+        "single-spike, spike penalty 0, milestones none",
+        "single-spike, spike penalty 0.003, milestones 3,5",
+    ]
+
+
 def test_times_of_other_machines_are_not_compared(runs, tmp_path):
     moved = shutil.copytree(runs / "single-0", tmp_path / "moved")
     facts = json.loads((moved / "run.json").read_text())

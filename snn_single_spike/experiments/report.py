@@ -181,10 +181,14 @@ def _settings(config: Config, names: list[str]) -> list[str]:
     words = []
     for name in names:
         if _matters(config, name):
-            value = getattr(config, name)
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            words.append(f"{name.replace('_', ' ')} {shown}")
+            words.append(f"{name.replace('_', ' ')} {_shown(getattr(config, name))}")
     return words
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _matters(config: Config, name: str) -> bool:
