@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +12,31 @@ if TYPE_CHECKING:
     from .report import Group
 
 _RASTERS = 4  # at most, side by side
+# After ten colours the next ten groups
+_LINES, _MARKERS = ("-", "--", ":"), ("o", "^", "s")
 
 
 def curves(groups: list[Group]) -> bytes:
     """Test accuracy over epochs, mean and extremes of the seeds; and against spikes."""
-    fig = Figure(figsize=(11, 4), layout="constrained")
+    legend_rows = (len(groups) + 1) // 2
+    fig = Figure(figsize=(11, 3.5 + 0.25 * legend_rows), layout="constrained")
     over_epochs, against_spikes = fig.subplots(1, 2)
-    for group in groups:
+    for number, group in enumerate(groups):
+        again = number // 10 % len(_LINES)
         seeds = [[100 * r["test_accuracy"] for r in run.history] for run in group.runs]
         epochs = min(map(len, seeds))  # those that all seeds have done
         by_epoch = [[seed[i] for seed in seeds] for i in range(epochs)]
         x = range(1, epochs + 1)
         mean = [sum(values) / len(values) for values in by_epoch]
-        (line,) = over_epochs.plot(x, mean, label=group.label, marker="." if epochs < 3 else "")
+        dot = "." if epochs < 3 else ""
+        (line,) = over_epochs.plot(x, mean, _LINES[again], label=group.label, marker=dot)
         low, high = [min(v) for v in by_epoch], [max(v) for v in by_epoch]
         over_epochs.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
         against_spikes.scatter(
             group.values(lambda run: run.last["test_spikes"]),
             group.values(lambda run: 100 * run.last["test_accuracy"]),
             color=line.get_color(),
+            marker=_MARKERS[again],
             s=20,
         )
     over_epochs.xaxis.get_major_locator().set_params(integer=True)
@@ -52,7 +59,7 @@ def rasters(groups: list[Group]) -> bytes:
             below += layer["neurons"]
         spikes = sum(len(layer["times"]) for layer in raster["layers"])
         axes.set(
-            title=f"{group.label}\n{spikes} spikes, class {raster['label']}, "
+            title=f"{textwrap.fill(group.label, 40)}\n{spikes} spikes, class {raster['label']}, "
             f"answer {raster['answer']}",
             xlabel="time step",
             ylabel="hidden neuron",
