@@ -88,6 +88,28 @@ def test_what_differs_between_runs_is_their_label(runs, tmp_path):
     ]
 
 
+def test_runs_are_compared_with_those_that_were_trained_alike(runs, tmp_path):
+    made = []
+    for name, spikes in (("multi", 100), ("single-0", 50)):
+        for penalty in (0, 0.003):
+            folder = shutil.copytree(runs / name, tmp_path / f"{name}-{penalty}")
+            settings = json.loads((folder / "config.json").read_text())
+            settings |= {"spike_penalty": penalty}
+            if name == "multi" and penalty:
+                settings |= {"epochs": 1, "seed": 7}  # which does not make it less alike
+            (folder / "config.json").write_text(json.dumps(settings))
+            record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+            record["test_spikes"] = spikes if penalty == 0 else 10
+            (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+            made.append(folder)
+    page = report.write(made, tmp_path / "report")
+    fewer = {row[0]: row[5] for row in rows(page)[1:5]}
+    assert fewer["single-spike, spike penalty 0"] == "50 %"
+    assert fewer["single-spike, spike penalty 0.003"] == "0 %"
+    assert fewer["multi-spike, spike penalty 0.003"] == ""
+    assert "whose settings are most alike" in page.read_text()
+
+
 def test_times_of_other_machines_are_not_compared(runs, tmp_path):
     moved = shutil.copytree(runs / "single-0", tmp_path / "moved")
     facts = json.loads((moved / "run.json").read_text())

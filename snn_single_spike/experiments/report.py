@@ -207,7 +207,6 @@ def _task(run: Run) -> str:
 
 def _table(groups: list[Group]) -> list[str]:
     many = [group for group in groups if group.config.neuron == MANY]
-    reference = max(many, key=lambda group: group.accuracy, default=None)
     lines = [
         "| | seeds | epochs | accuracy | spikes | fewer spikes | s per epoch | speed-up |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -216,7 +215,8 @@ def _table(groups: list[Group]) -> list[str]:
         accuracies = group.values(lambda run: 100 * run.last["test_accuracy"])
         spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
         fewer = faster = ""
-        if reference and group is not reference:
+        if many and group not in many:
+            reference = max(many, key=lambda other: _alike(other.config, group.config))
             fewer = f"{100 * (1 - group.spikes / reference.spikes):.0f} %"
             same = group.places == reference.places and len(group.places) == 1
             faster = f"{reference.seconds / group.seconds:.1f}x" if same else "elsewhere"
@@ -231,9 +231,15 @@ def _table(groups: list[Group]) -> list[str]:
             faster,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    if len(many) > 1 and reference:
-        lines += ["", f"Compared with {reference.label}."]
+    if len(many) > 1:
+        lines += ["", "Compared with the multi-spike runs whose settings are most alike."]
     return lines
+
+
+def _alike(one: Config, other: Config) -> int:
+    """In how many settings two runs agree, apart from their seeds and lengths."""
+    names = set(Config.__dataclass_fields__) - set(_REPEATED)
+    return sum(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _epochs(group: Group) -> str:
