@@ -71,18 +71,14 @@ class SingleSpikeNet(nn.Module):
         return self.readout(self.fc2(self.lif1(self.fc1(x))))
 
 
-class FusedNet(nn.Module):
+class FusedNet(SingleSpikeNet):
     """The same with the hidden layer in one module, which finds the spikes in a dense input."""
 
     def __init__(self) -> None:
         super().__init__()
         beta = torch.full((HIDDEN,), BETA)
         self.fc1 = SingleSpikeLinear(INPUTS, HIDDEN, beta, learn_beta=True)
-        self.fc2 = nn.Linear(HIDDEN, CLASSES)
-        self.readout = LeakyReadout(torch.full((CLASSES,), READOUT_BETA), learn_beta=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.readout(self.fc2(self.fc1(x)))
+        self.lif1 = nn.Identity()
 
 
 class LoopNet(nn.Module):

@@ -88,8 +88,9 @@ class SpikeGradient(Tensor):
         return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
 
 
-def _adjoint(lam: Tensor, weight: Tensor) -> SpikeRows:
-    return SpikeRows(lambda samples: lam[:, samples].contiguous(), weight)
+def _rows_of(tensor: Tensor, weight: Tensor | None) -> SpikeRows:
+    """A tensor (T or 1, B, O) as a gradient to spikes, or as the first factor of one."""
+    return SpikeRows(lambda samples: tensor[:, samples].contiguous(), weight)
 
 
 class Source(NamedTuple):
@@ -198,7 +199,7 @@ class LinearSpikes(torch.autograd.Function):
         )
         to_input = None
         if lam is not None:
-            to_input = SpikeGradient(steps, len(times), _adjoint(lam, weight), None)
+            to_input = SpikeGradient(steps, len(times), _rows_of(lam, weight), None)
         return to_input, *into[:4], *(None,) * 6
 
 
@@ -207,7 +208,7 @@ def _rows(grad: Tensor) -> SpikeRows:
         return grad.factors
     # The gradient of a sum over time is one row that is read again and again.
     some = grad[:1] if grad.shape[0] > 1 and grad.stride(0) == 0 else grad
-    return SpikeRows(lambda samples: some[:, samples].contiguous(), None)
+    return _rows_of(some, None)
 
 
 def _rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
@@ -319,5 +320,5 @@ class SpikeCount(torch.autograd.Function):
             of_sample = grad
         lam = of_sample[:, None].expand(ctx.steps, batch, 1)
         at_spikes = (of_sample[:, None] * of_neuron).expand(2, batch, neurons)
-        factors = _adjoint(lam, of_neuron[None])
+        factors = _rows_of(lam, of_neuron[None])
         return SpikeGradient(ctx.steps, batch, factors, at_spikes), None, None

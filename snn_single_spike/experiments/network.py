@@ -13,9 +13,9 @@ from snntorch import surrogate
 from torch import Tensor, nn
 
 from ..deferred import TimeSequence
+from ..functional import spike_count
 from ..leaky import SingleSpikeLeaky
 from ..readout import LeakyReadout
-from ..spikes import SpikeTimes
 from . import ExperimentError
 from .config import Config, parse_surrogate
 from .datasets import DATASETS
@@ -196,7 +196,5 @@ def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
 
 
 def count_spikes(hidden: list[Any]) -> Tensor:
-    """Number of spikes of all hidden layers together, int64."""
-    return torch.stack(
-        [x.count().sum() if isinstance(x, SpikeTimes) else x.count_nonzero() for x in hidden]
-    ).sum()
+    """Number of spikes of all hidden layers together, differentiable."""
+    return torch.stack([spike_count(x).sum() for x in hidden]).sum()

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import spike_count
 from ..spikes import SpikeEvents, SpikeTimes
 from . import ExperimentError, augment, checkpoint, datasets
 from .checkpoint import Position
@@ -59,7 +58,7 @@ class Figures:
 
     def add(self, loss: Tensor, scores: Tensor, labels: Tensor, hidden: list[Any]) -> None:
         right = (scores.argmax(1) == labels).sum()
-        batch = [loss.detach(), right, count_spikes(hidden)]
+        batch = [loss.detach(), right, count_spikes(hidden).detach()]
         self.totals[:3] += torch.stack([value.to(torch.float64) for value in batch])
         self.totals[3] += len(labels)
 
@@ -252,8 +251,7 @@ class _Run:
         loss = F.cross_entropy(scores, labels, reduction="sum")
         cost = loss
         if self.config.spike_penalty:
-            spikes = torch.stack([spike_count(x).sum() for x in hidden]).sum()
-            cost = loss + self.config.spike_penalty * spikes
+            cost = loss + self.config.spike_penalty * count_spikes(hidden)
         self.optimizer.zero_grad()
         # The mean over the whole batch: gradients are averaged over the processes.
         (cost * (self.among.count / len(index))).backward()
