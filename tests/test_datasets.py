@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -387,3 +388,31 @@ def test_first_recordings_only(tmp_path):
     whole = datasets.load("nmnist", 300, data=tmp_path, cache=cache)
     index = torch.tensor([3, 1])
     assert torch.equal(few.train.batch(index).dense(), whole.train.batch(index).dense())
+
+
+@pytest.mark.parametrize("name", ["yinyang", "nmnist"])
+def test_samples_held_out_are_not_trained_on(name, tmp_path):
+    if name == "nmnist":
+        write_nmnist(tmp_path)
+    load = partial(datasets.load, name, 300, cache=tmp_path / "cache")
+    load = partial(load, data=tmp_path) if name == "nmnist" else load
+    whole, found = load(), load(hold_out=3)
+    samples = len(whole.train)
+    assert (len(found.train), len(found.test)) == (samples - 3, 3)
+    assert found.describe().endswith("training and 3 held-out samples")
+
+    def codes(split):
+        return sorted(
+            split.batch(torch.arange(len(split))).dense().flatten(2).transpose(0, 1).tolist()
+        )
+
+    if name == "nmnist":
+        assert sorted(codes(found.train) + codes(found.test)) == codes(whole.train)
+        assert len({*found.test.labels.tolist(), *found.train.labels.tolist()}) > 1
+    else:
+        values = torch.cat((found.train.values, found.test.values))
+        assert torch.equal(values.sort(0).values, whole.train.values.sort(0).values)
+    again = load(hold_out=3)
+    assert torch.equal(again.test.labels, found.test.labels)
+    with pytest.raises(ExperimentError, match=rf"--hold-out {samples}: there are {samples:,} "):
+        load(hold_out=samples)

@@ -49,6 +49,9 @@ class Config:
     cache: str | None = _setting(None, "text?", "folder for decoded events (user's cache folder)")
     train_samples: int | None = _setting(None, "count?", "train on the first N only")
     test_samples: int | None = _setting(None, "count?", "test on the first N only")
+    hold_out: int | None = _setting(
+        None, "count?", "test on N samples kept out of training, not on the test set"
+    )
     steps: int = _setting(100, "count", "time steps per sample")
 
     layers: str = _setting(

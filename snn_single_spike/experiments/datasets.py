@@ -19,7 +19,8 @@ from ..spikes import SpikeEvents, SpikeTimes
 from . import ExperimentError, events, idx, yinyang
 from .augment import Transform
 
-SPLIT_SEED = 0  # of digits: the same samples are for testing whatever the seed of a run
+# Of digits and of samples held out: the same ones whatever the seed of a run
+SPLIT_SEED = 0
 # The published generator's seeds for training and test samples
 YINYANG_SEEDS = 42, 40
 
@@ -63,8 +64,8 @@ class Split:
         """The spikes of the samples with these indices."""
         raise NotImplementedError
 
-    def first(self, samples: int) -> Split:
-        """Only the first samples."""
+    def samples(self, index: Tensor | slice) -> Split:
+        """Only these samples."""
         raise NotImplementedError
 
     def to(self, device: torch.device) -> Split:
@@ -94,8 +95,8 @@ class Intensities(Split):
         times = ((1 - x) * (self.steps - 1)).floor()
         return SpikeTimes(times.int(), self.steps, dtype=self.dtype)
 
-    def first(self, samples: int) -> Intensities:
-        return Intensities(self.values[:samples], self.labels[:samples], self.steps, self.dtype)
+    def samples(self, index: Tensor | slice) -> Intensities:
+        return Intensities(self.values[index], self.labels[index], self.steps, self.dtype)
 
     def to(self, device: torch.device) -> Intensities:
         return Intensities(self.values.to(device), self.labels.to(device), self.steps, self.dtype)
@@ -111,8 +112,8 @@ class Recordings(Split):
     def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeEvents:
         return self.events.samples(index)
 
-    def first(self, samples: int) -> Recordings:
-        return Recordings(self.events.samples(slice(samples)), self.labels[:samples])
+    def samples(self, index: Tensor | slice) -> Recordings:
+        return Recordings(self.events.samples(index), self.labels[index])
 
     def to(self, device: torch.device) -> Recordings:
         return Recordings(self.events.to(device), self.labels.to(device))
@@ -125,16 +126,20 @@ class Dataset:
     name: str
     train: Split
     test: Split
+    held_out: bool = False
+    """Whether samples held out of the training set stand for the test set."""
 
     def describe(self) -> str:
         """Its name and sizes; says so if it is not the whole set."""
-        parts = []
-        for split, whole, word in zip(
-            (self.train, self.test), DATASETS[self.name].sizes, ("training", "test"), strict=True
-        ):
-            of = f" of {whole:,} (partial)" if len(split) != whole else ""
-            parts.append(f"{len(split):,}{of} {word}")
-        return f"{self.name}: {' and '.join(parts)} samples"
+        whole_train, whole_test = DATASETS[self.name].sizes
+        train = _size(self.train, whole_train)
+        if self.held_out:
+            return f"{self.name}: {train} training and {len(self.test):,} held-out samples"
+        return f"{self.name}: {train} training and {_size(self.test, whole_test)} test samples"
+
+
+def _size(split: Split, whole: int) -> str:
+    return f"{len(split):,}" + (f" of {whole:,} (partial)" if len(split) != whole else "")
 
 
 def load(
@@ -146,6 +151,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     train_samples: int | None = None,
     test_samples: int | None = None,
+    hold_out: int | None = None,
 ) -> Dataset:
     """
     Open a dataset.
@@ -162,7 +168,10 @@ def load(
     :param cache: folder for decoded events. Defaults to `default_cache()`
     :param dtype: type of the dense tensors. Defaults to float32
     :param train_samples, test_samples: use only the first ones. Defaults to None, all
-    :raises ExperimentError: files that are missing, truncated or corrupt, or `data` missing
+    :param hold_out: keep so many samples out of the training set, always the same ones, and let
+        them stand for the test set. Defaults to None, the test set itself
+    :raises ExperimentError: files that are missing, truncated or corrupt, or `data` missing; more
+        to be held out than there are
     """
     if name in NEEDS_FILES and data is None:
         raise ExperimentError(
@@ -176,11 +185,23 @@ def load(
         splits = _digits(steps, dtype)
     else:
         splits = _yinyang(steps, dtype)
+    if hold_out is not None:
+        splits = _hold_out(splits[0], hold_out)
     train, test = (
-        split if wanted is None else split.first(wanted)
+        split if wanted is None else split.samples(slice(wanted))
         for split, wanted in zip(splits, (train_samples, test_samples), strict=True)
     )
-    return Dataset(name, train, test)
+    return Dataset(name, train, test, held_out=hold_out is not None)
+
+
+def _hold_out(train: Split, samples: int) -> list[Split]:
+    """The training set in two, at random because files may be in the order of their classes."""
+    if samples >= len(train):
+        raise ExperimentError(
+            f"--hold-out {samples}: there are {len(train):,} training samples, hold out fewer"
+        )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return [train.samples(part.sort().values) for part in (order[samples:], order[:samples])]
 
 
 def default_cache() -> Path:

@@ -21,7 +21,7 @@ MANY = "multi-spike"
 # Runs that differ only in these are repetitions of one another
 _REPEATED = ("seed", *RESUMABLE)
 # Runs that share these are compared with each other
-_TASK = ("dataset", "layers", "steps", "train_samples", "test_samples")
+_TASK = ("dataset", "layers", "steps", "train_samples", "test_samples", "hold_out")
 
 
 @dataclass
@@ -125,8 +125,9 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     lines = [
         "# Runs",
         "",
-        "Accuracy is that of the test set after the last epoch, in %, with its standard deviation "
-        "over seeds. Spikes are those of the hidden layers, per test sample. Seconds are those of "
+        "Accuracy is that after the last epoch, in %, of the test set or of what was held out in its "
+        "place, with its standard deviation over seeds. Spikes are those of the hidden layers, per "
+        "test sample. Seconds are those of "
         "training in an epoch, median without the first; they are compared where machine, threads "
         "and processes are the same.",
         "",

@@ -132,6 +132,7 @@ def load_dataset(config: Config) -> Dataset:
         dtype=DTYPES[config.precision],
         train_samples=config.train_samples,
         test_samples=config.test_samples,
+        hold_out=config.hold_out,
     )
 
 
