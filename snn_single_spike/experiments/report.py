@@ -125,9 +125,9 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     lines = [
         "# Runs",
         "",
-        "Accuracy is that after the last epoch, in %, of the test set or of what was held out in its "
-        "place, with its standard deviation over seeds. Spikes are those of the hidden layers, per "
-        "test sample. Seconds are those of "
+        "Accuracy is that after the last epoch, in %, of the test set or of what was held out in "
+        "its place, with its standard deviation over seeds. Spikes are those of the hidden layers, "
+        "per test sample. Seconds are those of "
         "training in an epoch, median without the first; they are compared where machine, threads "
         "and processes are the same.",
         "",
