@@ -5,14 +5,17 @@
 For every T: spike times, scores and gradients of 784-1000-10 by every rule are compared with
 those of plain torch on the CPU. Then one forward pass of the first layer is timed in the event
 form, the tensor-core form, and as a dense product (cuBLAS) with the scan of `first_spike_time`;
-and a training step from spike times against one from dense tensors. `--smoke` runs a tiny
-network in Triton's interpreter, to see that the script itself works; its times mean nothing.
+and a training step from spike times against one from dense tensors. The forms are timed for short
+sequences, too: where they take as long as each other is what `DOT_PRODUCTS` of `triton_linear.py`
+should be on this GPU. `--smoke` runs a tiny network in Triton's interpreter, to see that the
+script itself works; its times mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +32,9 @@ from snn_single_spike.functional import first_spike_time, single_spike_linear
 from snn_single_spike.validation import GRADIENT_RULES
 
 STEPS, SIZES, BATCH = ((5,), (9, 12, 3), 2) if SMOKE else ((64, 256, 1024), (784, 1000, 10), 128)
+SHORT = (2, 3) if SMOKE else (8, 16, 32, 48, 64, 96, 128)
 BACKEND = "triton"
+EVENTS, DOT = "event form", "tensor-core form"
 
 
 def network(rule: str, currency: str, device: str, backend: str) -> nn.Module:
@@ -84,14 +89,28 @@ def forms(steps: int) -> dict[str, float]:
             return first_spike_time(linear(dense), 0.9, backend=BACKEND)
 
     found = {"dense product and scan": median_ms(product)}
-    expected, chosen = product(), triton_linear.DOT_MOST_STEPS
-    for name, most in (("event form", 0), ("tensor-core form", steps)):
-        triton_linear.DOT_MOST_STEPS = most
+    expected, chosen = product(), triton_linear.DOT_PRODUCTS
+    for name, products in ((EVENTS, 0), (DOT, steps)):
+        triton_linear.DOT_PRODUCTS = products
         differ = (times() != expected).float().mean().item()
         assert differ < 1e-3, f"{name}: {differ:.1%} of the spike times differ"
         found[name] = median_ms(times)
-    triton_linear.DOT_MOST_STEPS = chosen
+    triton_linear.DOT_PRODUCTS = chosen
     return found
+
+
+def level(figures: dict[int, dict[str, float]]) -> float:
+    """Steps at which both forms take as long, between the two measured ones around them."""
+    before = None
+    for steps, ms in sorted(figures.items()):
+        lead = math.log(ms[DOT] / ms[EVENTS])
+        if lead > 0:
+            if before is None:
+                return steps
+            earlier, its_lead = before
+            return earlier + (steps - earlier) * its_lead / (its_lead - lead)
+        before = steps, lead
+    return max(figures)
 
 
 def training(steps: int, rule: str) -> dict[str, float]:
@@ -125,9 +144,16 @@ def main() -> None:
             figures[steps] |= training(steps, rule)
         for what, milliseconds in figures[steps].items():
             print(f"  {what:28s}{milliseconds:10.3f} ms", flush=True)
+    short = {steps: forms(steps) for steps in SHORT}
+    for steps, found in short.items():
+        times = ", ".join(f"{what} {ms:.3f}" for what, ms in found.items())
+        print(f"T={steps}: {times} ms", flush=True)
+    products = level(short)
+    print(f"DOT_PRODUCTS should be {products:.0f}, and is {triton_linear.DOT_PRODUCTS}")
     if options.out:
         machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
-        options.out.write_text(json.dumps({"machine": machine, "ms": figures}, indent=1) + "\n")
+        content = {"machine": machine, "ms": short | figures, "dot_products": products}
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

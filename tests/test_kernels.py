@@ -19,7 +19,8 @@ from test_single_spike_leaky import problem
 pytest.importorskip("triton", reason="triton is not installed: the kernels cannot be compiled")
 
 
-from snn_single_spike.backends.triton_linear import DOT_MOST_STEPS, EVENTS
+from snn_single_spike.backends import triton_linear
+from snn_single_spike.backends.triton_linear import DOT_PRODUCTS, EVENTS
 
 from compiled import BASELINE, LINEAR, TARGETS, VARIANTS, ahead, compile_all
 
@@ -210,10 +211,11 @@ def test_linear_kernels_equal_plain_torch(
 
 
 @pytest.mark.parametrize("backend", runnable("triton"))
-@pytest.mark.parametrize("steps", [16, 20, DOT_MOST_STEPS])
-def test_tensor_core_form_against_float64(backend, steps):
+@pytest.mark.parametrize("steps", [16, 20, DOT_PRODUCTS])
+def test_tensor_core_form_against_float64(backend, steps, monkeypatch):
     """Spikes equal those in float64 but where the membrane is within 1e-5 of the threshold."""
     device = device_of(backend)
+    monkeypatch.setattr(triton_linear, "DOT_PRODUCTS", 2 * steps)
     times = torch.randint(-1, steps, (3, 50))
     weight, bias = torch.randn(70, 50) / 5, torch.randn(70) / 20
     beta = torch.rand(70)
@@ -229,3 +231,22 @@ def test_tensor_core_form_against_float64(backend, steps):
     assert torch.equal(found[~close].long(), exact.times[~close])
     assert close.float().mean() < 0.01
     assert (found >= 0).any()
+
+
+@pytest.mark.parametrize(
+    ("steps", "silent", "dtype", "faster"),
+    [
+        (DOT_PRODUCTS, 0, torch.float32, True),
+        (DOT_PRODUCTS + 1, 0, torch.float32, False),
+        (DOT_PRODUCTS // 2, 25, torch.float32, True),
+        (DOT_PRODUCTS // 2, 26, torch.float32, False),
+        (DOT_PRODUCTS // 2, 0, torch.float64, False),
+    ],
+)
+def test_tensor_core_form_where_it_does_less_work(steps, silent, dtype, faster):
+    times = torch.zeros(3, 50, dtype=torch.int32)
+    times[:, :silent] = -1
+    weight = torch.zeros(7, 50, dtype=dtype)
+    events = triton_linear.sort_spikes(times, steps)
+    assert triton_linear.dot_pays(events, steps, weight) is faster
+    assert not triton_linear.dot_pays(events._replace(once=False), steps, weight)

@@ -1,8 +1,9 @@
 """Launches the Triton kernels for linear layers from spike times.
 
-The tensor-core form does T * N products for each neuron and sample, the event form reads N
-weights: the first is the faster one where T is small. Where the line lies is an estimate from
-the chip's data sheet, not a measurement.
+The tensor-core form does T products for each input, neuron and sample, the event form reads one
+weight for each input that fires: the first is the faster one where T is small and few inputs are
+silent. Where the line lies is an estimate from the chip's data sheet, not a measurement;
+`benchmarks/linear_gpu.py` measures it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .buffers import (
 )
 
 EVENTS = 8  # spikes loaded ahead
-DOT_MOST_STEPS = 32
+DOT_PRODUCTS = 32  # of a tensor core, in the time that the event form takes for a spike
 _PIECE_BYTES = 64 << 20  # of the membrane and the adjoint of some samples
 
 sort_spikes = eager_linear.sort_spikes
@@ -47,6 +48,16 @@ def dot_tile(warp: int) -> dict[str, Any]:
     """Tile of the tensor-core form, and how it multiplies."""
     precision = "tf32x3" if warp == 32 else "ieee"
     return {"STEPS": 16, "UNITS": 16, "BLOCK": 64, "PRECISION": precision}
+
+
+def dot_pays(events: Events, steps: int, weight: Tensor) -> bool:
+    """Whether the tensor-core form can be used, and should take less time than the event form."""
+    products = steps * (len(events.offsets) - 1) * weight.shape[1]
+    return (
+        events.once
+        and weight.dtype == torch.float32
+        and products <= DOT_PRODUCTS * len(events.times)
+    )
 
 
 def _block(lanes: int) -> int:
@@ -71,8 +82,7 @@ def linear_first_spikes(
     batch, lanes = times.shape
     weight = layer.weight.T.contiguous()
     parameters = (layer.bias, layer.beta, layer.threshold)
-    few = steps <= DOT_MOST_STEPS and layer.weight.dtype == torch.float32
-    if few and events.once and crossing is None:
+    if crossing is None and dot_pays(events, steps, layer.weight):
         _first_spikes_dot(events, steps, weight, parameters, times)
         return
     block = _block(lanes)
