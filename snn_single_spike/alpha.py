@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .deferred import as_dense
-from .functional import DEFAULT_GRADIENT
+from .functional import DEFAULT_GRADIENT, clip_decay
 from .neuron import SingleSpikeNeuron, check_options
 from .validation import check_state
 
@@ -181,7 +181,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
 
     def _gain(self) -> Tensor:
         """Membrane per difference of the currents, as snnTorch computes it."""
-        alpha, beta = torch.log(self.alpha.clamp(0, 1)), torch.log(self.beta.clamp(0, 1))
+        alpha, beta = torch.log(clip_decay(self.alpha)), torch.log(clip_decay(self.beta))
         gain = alpha / (beta - alpha) + 1
         if gain.device.type == "cpu" and not torch.compiler.is_compiling() and gain.isnan().any():
             raise ValueError(

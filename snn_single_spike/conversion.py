@@ -15,6 +15,7 @@ import copy
 import functools
 import inspect
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,12 +54,19 @@ class ConversionError(ValueError):
     """A model that cannot run over a whole sequence; says which layer, why, and what to edit."""
 
 
-class _Time:
-    """The time axis of the sequence that a converted model is running on."""
+class _Time(threading.local):
+    """The time axis of the sequence that a converted model is running on, in this thread.
+
+    Threads run one model at once where it serves requests, and replicas of it in DataParallel.
+    """
 
     def __init__(self) -> None:
         self.steps = 0  # 0 outside a forward
         self.batch = 0
+        self.called: list[str] = []  # paths of the neurons that have run
+
+    def __reduce__(self) -> Any:
+        return _Time, ()  # nothing runs on a copy
 
     def fold(self, sequence: Any) -> Any:
         return sequence.fold() if isinstance(sequence, Deferred) else sequence.flatten(0, 1)
@@ -83,8 +91,10 @@ class _Time:
             "with an input that is the same at every step but not converted with num_steps=, or "
             "with a sequence although it was; or its forward has a loop over time, sums over the "
             "batch, or reshapes with a fixed batch size (write x.flatten(1), or "
-            "x.view(x.size(0), -1) with the size of that very tensor); or the features of the "
-            "input are not those of the first layer"
+            "x.view(x.size(0), -1) with the size of that very tensor); or, with num_steps=, it "
+            "adds or joins what comes before the first neuron, which is computed once, to what "
+            "comes after it (convert without num_steps=, and pass x.expand(num_steps, *x.shape)); "
+            "or the features of the input are not those of the first layer"
         )
 
 
@@ -93,18 +103,18 @@ class _Folded(SingleSpikeNeuron):
 
     time: _Time
     path: str
-    calls: int
     original: type
 
     def forward(self, input_: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
         if not self.time.steps:
             raise RuntimeError(
-                f"neuron {self.path!r} of a converted model was called on its own: call the model, "
-                "or make a single-spike neuron for use outside it"
+                f"neuron {self.path!r} of a converted model was called outside of it: call the "
+                "model, or make a single-spike neuron for use on its own; and checkpoint the "
+                "model as a whole, not a part, which is run again when the model has ended"
             )
-        self.calls += 1
-        if self.calls > 1:
+        if self.path in self.time.called:
             raise ConversionError(_loop_message(self.path))
+        self.time.called.append(self.path)
         for state in (*states, *named.values()):
             if isinstance(state, _TENSORS) and state.shape != (0,):
                 raise ConversionError(
@@ -175,9 +185,6 @@ class _Conversion:
 
     time: _Time
     num_steps: int | None
-    neurons: list[_Folded]
-    momenta: list[tuple[Any, float]]
-    """BatchNorm layers and the momentum they were made with."""
 
 
 class _Converted:
@@ -187,6 +194,10 @@ class _Converted:
     training: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(self, "_single_spike"):
+            raise ConversionError(
+                "this is a part of a converted model, such as a slice: convert the part itself"
+            )
         time = self._single_spike.time
         inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, _TENSORS)]
         if not inputs:
@@ -194,7 +205,8 @@ class _Converted:
                 "a converted model needs a tensor as its input, or SpikeTimes or SpikeEvents"
             )
         enter = self._begin(inputs)
-        for batch_norm, momentum in self._single_spike.momenta:
+        momenta = self._momenta() if self.training else []
+        for batch_norm, momentum in momenta:
             # One update of the running statistics stands for T of them.
             batch_norm.momentum = 1 - (1 - momentum) ** time.steps
         try:
@@ -208,7 +220,7 @@ class _Converted:
             raise ConversionError(f"{error}. {time.advice()}") from error
         finally:
             time.steps = 0
-            for batch_norm, momentum in self._single_spike.momenta:
+            for batch_norm, momentum in momenta:
                 batch_norm.momentum = momentum
 
     def _begin(self, inputs: Sequence[Tensor | Deferred]) -> Callable[[Any], Any]:
@@ -217,11 +229,10 @@ class _Converted:
         time, num_steps = self._single_spike.time, self._single_spike.num_steps
         if not torch.compiler.is_compiling():
             _refuse_new_neurons(self)
-        if 0 in input_.shape[:1]:
-            raise ValueError(f"the input has shape {tuple(input_.shape)}: no time steps")
-        for neuron in self._single_spike.neurons:
-            neuron.calls = 0
+        time.called = []
         if num_steps is None:
+            if 0 in input_.shape[:1]:
+                raise ValueError(f"the input has shape {tuple(input_.shape)}: no time steps")
             if input_.dim() < 3:
                 raise ValueError(
                     f"the input has shape {tuple(input_.shape)}, but a converted model takes the "
@@ -257,6 +268,14 @@ class _Converted:
                 "initial membranes, a sample starts from zeros"
             )
         return time.fold(x)
+
+    def _momenta(self) -> list[tuple[Any, float]]:
+        """BatchNorm layers, and the momentum they were made with."""
+        return [
+            (module, module.momentum)
+            for module in self.modules()  # type: ignore[attr-defined]
+            if isinstance(module, _BATCH_NORM) and module.momentum is not None
+        ]
 
     def _has_dropout(self) -> bool:
         modules = self.modules()  # type: ignore[attr-defined]
@@ -401,7 +420,7 @@ def convert(
             neuron.take_whole_sequences(gradient, backend)
             if isinstance(neuron, _FoldedLeaky):
                 neuron.currency = currency
-            neuron.time, neuron.path, neuron.calls, neuron.original = time, path, 0, made_as
+            neuron.time, neuron.path, neuron.original = time, path, made_as
             _forget_states(neuron)
             neurons.append(neuron)
     if not neurons:
@@ -414,12 +433,7 @@ def convert(
         )
     original: Any = type(new)
     new.__class__ = _converted_class(original)
-    momenta = [
-        (module, module.momentum)
-        for module in new.modules()
-        if isinstance(module, _BATCH_NORM) and module.momentum is not None
-    ]
-    new._single_spike = _Conversion(time, num_steps, neurons, momenta)
+    new._single_spike = _Conversion(time, num_steps)
     return new
 
 
@@ -444,7 +458,7 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     for neuron in [module for module in new.modules() if isinstance(module, _Folded)]:
         neuron.settle()
         neuron.__class__ = neuron.original
-        for name in ("gradient", "backend", "currency", "time", "path", "calls", "original"):
+        for name in ("gradient", "backend", "currency", "time", "path", "original"):
             vars(neuron).pop(name, None)
         _forget_states(neuron)
     return new
@@ -462,9 +476,17 @@ def _copy(model: nn.Module, share: bool) -> nn.Module:
     for module in model.modules():
         for name, value in (*vars(module).items(), *module._buffers.items()):
             if isinstance(value, Tensor) and not value.is_leaf:
-                # State of an earlier forward with its graph, or a buffer that was computed
-                kept = value.detach().clone() if name in module._buffers else None
-                memo[id(value)] = value.new_zeros(0) if name in STATES else kept
+                if name in STATES:  # of an earlier forward, with its graph
+                    memo[id(value)] = value.new_zeros(0)
+                    continue
+                memo[id(value)] = value.detach().clone()
+                if name not in module._buffers:
+                    warnings.warn(
+                        f"{name!r} of {type(module).__name__} was computed, in an earlier forward "
+                        "or from parameters: the converted model has its value, not its gradient. "
+                        "Compute it in forward",
+                        stacklevel=4,
+                    )
     if share:
         memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
     try:

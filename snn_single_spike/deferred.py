@@ -21,6 +21,8 @@ _DROPOUT = {
     *(F.alpha_dropout, F.feature_alpha_dropout),
 }
 
+_OF_ONE_TENSOR = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+
 
 class Deferred:
     """Stands for a tensor of a known shape that is computed only if it is asked for."""
@@ -65,6 +67,11 @@ class Deferred:
             )
         if name.endswith("_"):
             raise AttributeError(_in_place(self, name))
+        if name in _OF_ONE_TENSOR:
+            raise AttributeError(
+                f"{name} would be of a tensor that {type(self).__name__} makes anew each time, and "
+                "do nothing: use .dense(), and go on with that tensor"
+            )
         return getattr(self.made_dense(f"Tensor.{name}"), name)
 
     @classmethod

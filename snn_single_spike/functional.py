@@ -382,11 +382,15 @@ def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
     return Source(spikes.events(), spikes.steps, spikes.tau is not None), weight.contiguous(), bias
 
 
+def clip_decay(decay: Tensor) -> Tensor:
+    """Between 0 and 1; unlike torch's clamp, one that is 0 or 1 still learns."""
+    clipped = decay.detach().clamp(0.0, 1.0)
+    return torch.where(decay == clipped, decay, clipped)
+
+
 def _decay(beta: Tensor | float, current: LinearCurrent) -> Tensor:
-    """One decay for every neuron, clipped; one that is 0 or 1 still learns."""
-    given = check_parameter("beta", beta, current)
-    clipped = given.detach().clamp(0.0, 1.0)
-    return torch.where(given == clipped, given, clipped).expand(current.features)
+    """One decay for every neuron."""
+    return clip_decay(check_parameter("beta", beta, current)).expand(current.features)
 
 
 def spikes_of_current(
@@ -474,7 +478,8 @@ def _height(factor: Tensor | float, like: Tensor | LinearCurrent) -> Tensor | No
     if not torch.is_grad_enabled():
         height = height.detach()
     features = like.shape[2:]
-    return (height if height.numel() == 1 else height.view(features)).to(like.dtype)
+    # A copy: an optimizer changes the parameter in place, and spikes keep the height they had.
+    return (height if height.numel() == 1 else height.view(features)).to(like.dtype, copy=True)
 
 
 def single_spike_linear(

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from .backends.buffers import state_dtype
 from .deferred import TimeSequence, as_dense
-from .functional import DEFAULT_GRADIENT, run_single_spike, spikes_of_current, spikes_of_result
+from .functional import (
+    DEFAULT_GRADIENT,
+    clip_decay,
+    run_single_spike,
+    spikes_of_current,
+    spikes_of_result,
+)
 from .neuron import SingleSpikeNeuron, check_options
 from .spikes import LinearCurrent
 from .validation import check_choice, check_parameter, check_state
@@ -43,7 +49,7 @@ class Membrane(TimeSequence):
         self.features, self.dtype, self.device = current.features, current.dtype, current.device
         self._make = functools.cache(make)  # once also for what is folded or unfolded of this
         self._track = torch.is_grad_enabled()
-        read = (current.weight, current.bias, *parameters)
+        read = (current.weight, current.bias, current.spikes.height, *parameters)
         self._read = [x for x in read if isinstance(x, Tensor)]
         self._versions = list(map(_version, self._read))
         learns = current.requires_grad or any(x.requires_grad for x in self._read)
@@ -62,9 +68,13 @@ class Membrane(TimeSequence):
                 "is computed from has been changed in place since the neurons ran: use it "
                 "before, e.g. mem.dense() ahead of optimizer.step()"
             )
-        with torch.set_grad_enabled(self._track):
+        # It may be used first where nothing is recorded, and then for a loss.
+        with torch.inference_mode(False), torch.set_grad_enabled(self._track):
             membrane = self._make()
         return self._leading(membrane)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a membrane that is computed later cannot be saved: save mem.dense()")
 
 
 def _version(tensor: Tensor) -> int:
@@ -237,7 +247,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
         times = self.currency == "times" and not torch.compiler.is_compiling()
-        zeros = mem is None or getattr(mem, "shape", None) == (0,)
+        zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
         if times and isinstance(input_, LinearCurrent) and zeros:
             return self._from_spikes(input_)
         input_ = as_dense(input_)
@@ -320,7 +330,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         reset = (times >= 0) & (times == now - 1)
         if self.reset_mechanism == "zero":
             mem = torch.where(reset, 0.0, mem)
-        mem = beta.clamp(0, 1) * mem + input_
+        mem = clip_decay(beta) * mem + input_
         if self.reset_mechanism == "subtract":
             mem = torch.where(reset, mem - theta, mem)
         fire = (mem > theta) & (times < 0)

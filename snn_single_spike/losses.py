@@ -504,7 +504,8 @@ class ce_membrane_loss:
         :class:`snn_single_spike.LeakyReadout` has it. Defaults to `"sum"`
     :type reduction: str, optional
 
-    :param weight: one weight per class, `(C,)`. Defaults to None
+    :param weight: one weight per class, `(C,)`; as in torch the mean is the weighted one, where
+        snnTorch divides by the number of samples. Defaults to None
     :type weight: torch.Tensor, optional
 
     :param batch_reduction: over the batch: `"mean"`, `"sum"` or `"none"` (snnTorch's

@@ -6,7 +6,9 @@ tensor method that does not know better is given that dense tensor, and the logg
 ``snn_single_spike`` says so. What does know better: ``torch.nn.Linear``, whose product is put off
 (:class:`LinearCurrent`) until a neuron asks for it and then never is a (T, B, out) tensor,
 flattening, moving by ``to()``, and average pooling of maps. The tensors that they hold are not
-to be changed in place.
+to be changed in place. A ``torch.autograd.Function`` of one's own asks nobody: give it
+``.dense()``, or its gradient is lost. Layers from spike times are computed in the type of their
+weights, whatever autocast says.
 """
 
 from __future__ import annotations
@@ -219,6 +221,10 @@ class SpikeTimes(Spikes):
                     f"times runs from {low} to {high}, but steps={steps} allows 0 to {steps - 1}, "
                     "and -1 for a silent neuron: clamp them, or raise steps"
                 )
+        if height is not None and not isinstance(height, Tensor):
+            raise TypeError(
+                f"height must be a tensor, not {type(height).__name__}: use torch.tensor({height!r})"
+            )
         self._set(times.to(time_dtype(steps)).contiguous(), height, dtype)
 
     def _set(self, times: Tensor, height: Tensor | None, dtype: torch.dtype | None) -> None:
@@ -322,6 +328,7 @@ class SpikeTimes(Spikes):
 
     def samples(self, index: Tensor | slice) -> SpikeTimes:
         """Those samples of the batch, without a gradient."""
+        _check_index(index)
         return self._is_like(
             times=(times := self.times[index]),
             batch=times.shape[0],
@@ -474,8 +481,9 @@ class SpikeEvents(Spikes):
         :type late: str, optional
         :param dtype: type of the dense tensor
         :type dtype: torch.dtype, optional
-        :raises ValueError: a field is missing, an event outside the sensor, before time 0 or
-            (with `late="raise"`) beyond the last step; an unknown option
+        :raises ValueError: a field is missing, an event outside the sensor (in what has an extent
+            of more than 1), before time 0 or (with `late="raise"`) beyond the last step; an
+            unknown option
         """
         if late not in ("raise", "drop"):
             raise ValueError(f"late={late!r} is not known: use 'raise' or 'drop'")
@@ -529,6 +537,7 @@ class SpikeEvents(Spikes):
 
     def samples(self, index: Tensor | slice) -> SpikeEvents:
         """Those samples of the batch."""
+        _check_index(index)
         offsets, times, units, values, _ = self._events
         wanted = torch.arange(self.batch, device=self.device)[index]
         lengths = offsets.diff()[wanted]
@@ -552,6 +561,14 @@ class SpikeEvents(Spikes):
         return (
             f"SpikeEvents(shape={tuple(self.shape)}, events={len(self._events.times)}, "
             f"device={str(self.device)!r})"
+        )
+
+
+def _check_index(index: Any) -> None:
+    if isinstance(index, int) or (isinstance(index, Tensor) and not index.dim()):
+        raise TypeError(
+            f"samples() of a batch are a batch again: use samples(slice({int(index)}, "
+            f"{int(index) + 1})) for one of them"
         )
 
 
@@ -673,8 +690,7 @@ class LinearCurrent(TimeSequence):
 
     def dense(self) -> Tensor:
         """The current as a tensor, differentiable."""
-        spikes = self.spikes.dense().to(self.dtype)
-        return self._leading(F.linear(spikes, self.weight, self.bias))
+        return self._leading(_product(self.spikes.dense(), self.weight, self.bias))
 
     def detach(self) -> LinearCurrent:
         bias = None if self.bias is None else self.bias.detach()
@@ -686,7 +702,7 @@ class LinearCurrent(TimeSequence):
 
 def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     if len(spikes.features) != 1 or torch.compiler.is_compiling():
-        return F.linear(spikes.made_dense("linear"), weight, bias)
+        return _product(spikes.made_dense("linear"), weight, bias)
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but (out, in) is expected")
     if not weight.is_floating_point():
@@ -707,9 +723,14 @@ def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
                 "outputs"
             )
     if not spikes.events_pay():
-        dense = spikes.made_dense("linear, which is faster so here,")
-        return F.linear(dense, weight, bias)
+        return _product(spikes.made_dense("linear, which is faster so here,"), weight, bias)
     return LinearCurrent(spikes, weight, bias)
+
+
+def _product(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In the type of the weights, as from spike times, of which autocast does not know either."""
+    with torch.autocast(spikes.device.type, enabled=False):
+        return F.linear(spikes.to(weight.dtype), weight, bias)
 
 
 def _flatten(spikes: Any, start_dim: int = 0, end_dim: int = -1) -> Any:

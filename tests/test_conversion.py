@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import snntorch as snn
@@ -653,6 +655,93 @@ def test_a_model_that_keeps_a_graph_says_what_to_delete():
         convert(model)
 
 
+def test_a_tensor_that_was_computed_keeps_its_value_and_is_told_of():
+    class Scaled(StateGiven):
+        def __init__(self):
+            super().__init__()
+            self.raw = nn.Parameter(torch.rand(3))
+            self.scale = self.raw.sigmoid()
+
+        def forward(self, x):
+            return self.lif(x * self.scale)[0]
+
+    model, x = Scaled(), torch.rand(5, 2, 3) * 3
+    with pytest.warns(UserWarning, match="'scale' of Scaled was computed.*not its gradient"):
+        fast = convert(model)
+    assert torch.equal(fast.scale, model.scale)
+    assert not fast.scale.requires_grad
+    assert fast(x).sum() > 0
+
+
+def test_a_part_of_a_converted_model_is_refused():
+    fast = convert(population())
+    with pytest.raises(ConversionError, match="part of a converted model.*convert the part"):
+        fast[:3](torch.rand(5, 3, 8, 8))
+
+
+def test_static_input_of_an_empty_batch():
+    fast = convert(population(), num_steps=5)
+    assert fast(torch.rand(0, 8, 8))[0].shape == (5, 0, 50)
+
+
+def test_what_is_computed_once_cannot_meet_what_is_not():
+    class Skip(StateGiven):
+        def forward(self, x):
+            return self.lif(x)[0] + x
+
+    x = torch.rand(2, 3) * 2
+    with pytest.raises(ConversionError, match=r"before the first neuron.*x\.expand\(num_steps"):
+        convert(Skip(), num_steps=5)(x)
+    assert convert(Skip())(x.expand(5, *x.shape)).shape == (5, 2, 3)
+
+
+def test_a_block_that_is_checkpointed_says_to_checkpoint_the_model():
+    from torch.utils.checkpoint import checkpoint
+
+    class Block(StateGiven):
+        def forward(self, x):
+            return checkpoint(lambda x: self.lif(x)[0], x, use_reentrant=False)
+
+    x = torch.rand(5, 2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="checkpoint the model as a whole"):
+        convert(Block())(x).sum().backward()
+    fast = convert(StateGiven())
+    checkpoint(fast, x, use_reentrant=False).sum().backward()
+    through, x.grad = x.grad, None
+    fast(x).sum().backward()
+    assert torch.equal(x.grad, through)
+
+
+def test_threads_run_one_model_at_once():
+    fast = convert(population()).eval()
+    inputs = [torch.rand(6, 4, 64) * 3, torch.rand(4, 6, 64) * 3]  # equal once time is folded
+    expected = [fast(x)[0] for x in inputs]
+    inside = threading.Barrier(2)
+    fast[0].register_forward_pre_hook(lambda *_: (inside.wait(), None)[1])
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda x: fast(x)[0], inputs))
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_replicas_of_data_parallel():
+    """As DataParallel makes and runs them, which needs GPUs itself."""
+    fast = convert(population())
+    x = torch.rand(6, 7, 64) * 3
+    expected = fast(x)[0]
+    modules = list(fast.modules())
+    replicas = []
+    for _ in range(2):
+        copies = {module: module._replicate_for_data_parallel() for module in modules}
+        for module, copied in copies.items():
+            copied._parameters, copied._buffers = module._parameters, dict(module._buffers)
+            copied._modules = {name: copies[child] for name, child in module._modules.items()}
+        replicas.append(copies[fast])
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda net, part: net(part)[0], replicas, x.chunk(2, dim=1)))
+    assert torch.equal(torch.cat(found, 1), expected)
+
+
 def test_converted_neurons_print_as_what_they_are():
     assert "SingleSpikeLeaky(reset_mechanism='subtract'" in repr(convert(readme()))
 
@@ -669,5 +758,5 @@ def test_bad_calls():
     with pytest.raises(ValueError, match=r"whole sequence, \(time, batch"):
         convert(population())(torch.rand(3, 64))
     fast = convert(population())
-    with pytest.raises(RuntimeError, match="neuron '2'.*called on its own"):
+    with pytest.raises(RuntimeError, match="neuron '2'.*called outside of it"):
         fast[2](torch.rand(3, 40))

@@ -19,6 +19,8 @@ from torch import nn
 from snn_single_spike import (
     ConversionError,
     LeakyReadout,
+    SingleSpikeLeaky,
+    SingleSpikeLinear,
     SpikeEvents,
     SpikeTimes,
     convert,
@@ -489,3 +491,90 @@ def test_inference_mode():
     with torch.inference_mode():
         _, mem = fast(x)
         assert mem.dense().shape == (7, 3, 50)
+        codes = SpikeTimes(torch.randint(-1, 7, (3, 8, 8)), 7)
+        fast(codes)
+    fast(codes)[1].sum().backward()  # what was sorted then serves training, too
+    assert fast[1].weight.grad.any()
+
+
+def test_a_membrane_that_was_looked_at_in_inference_mode_still_learns():
+    fast, x = convert(population(), currency="times"), torch.rand(7, 3, 8, 8) * 3
+    _, mem = fast(x)
+    with torch.inference_mode():
+        metrics.accuracy_membrane(mem, torch.tensor([1, 0, 3]))
+    losses.ce_membrane_loss()(mem, torch.tensor([1, 0, 3])).backward()
+    assert fast[3].weight.grad.any()
+
+
+def test_a_height_that_is_changed_later():
+    codes = SpikeTimes(torch.randint(0, 7, (3, 20)), 7)
+    up = SingleSpikeLinear(20, 16, 0.9, graded_spikes_factor=2.0, learn_graded_spikes_factor=True)
+    up.weight.data.mul_(4)
+    lif = SingleSpikeLeaky(0.9, currency="times")
+    hidden = up(codes)
+    _, mem = lif(F.linear(hidden, torch.rand(5, 16)))
+    before = hidden.dense(), (2 * mem).detach()
+    optimizer = torch.optim.SGD([up.graded_spikes_factor], 0.1)
+    hidden.dense().sum().backward()
+    optimizer.step()
+    assert up.graded_spikes_factor != 2
+    assert torch.equal(hidden.dense(), before[0])
+    _, late = lif(F.linear(hidden, torch.rand(5, 16)))
+    assert late.dense().isfinite().all()
+    height = torch.ones(20)
+    _, mem = lif(F.linear(SpikeTimes(codes.times, 7, height=height), torch.rand(5, 20)))
+    height *= 2
+    with pytest.raises(RuntimeError, match="has been changed in place"):
+        mem.dense()
+
+
+def test_autocast_reaches_neither_the_spikes_nor_their_membrane():
+    codes, linear = SpikeTimes(torch.randint(-1, 40, (8, 100)), 40), nn.Linear(100, 50)
+    lif = SingleSpikeLeaky(0.9, currency="times")
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes, mem = lif(linear(codes))
+        found = mem.dense()
+        few = F.linear(SpikeTimes(torch.zeros(8, 100, dtype=torch.int8), 2), linear.weight)
+    assert found.dtype == mem.dtype == few.dtype == torch.float32
+    assert torch.equal(lif(linear(codes))[1].dense(), found)
+    fired = found > 1
+    assert torch.equal(fired.any(0), spikes.times >= 0)
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_spike_times_of_another_type_than_the_weights(dtype, few):
+    model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 3), leaky()).to(dtype)
+    times = torch.full((2, 1, 4, 4), -1 if few else 3)
+    times[:, :, 0, 0] = 2
+    spikes = convert(model, currency="times")(SpikeTimes(times, 10))
+    assert spikes.dtype == dtype
+    layer = SingleSpikeLinear(16, 3, 0.9).to(dtype)
+    compiled = torch.compile(layer, backend="aot_eager")
+    codes = SpikeTimes(times.flatten(1), 10)
+    assert torch.equal(compiled(codes), layer(codes).dense())
+
+
+def test_hooks_that_would_do_nothing_are_refused():
+    spikes, mem = convert(population(), currency="times")(torch.rand(7, 3, 8, 8) * 3)
+    for x in (spikes, mem):
+        for name in ("register_hook", "retain_grad"):
+            with pytest.raises(AttributeError, match=f"{name} would be of a tensor.*dense"):
+                getattr(x, name)
+    with pytest.raises(TypeError, match=r"save mem.dense\(\)"):
+        torch.save(mem, io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    "loss", ["ce_rate_loss", "ce_count_loss", "mse_count_loss", "ce_max_membrane_loss"]
+)
+def test_losses_of_snntorch_and_their_gradients(loss):
+    model, x = awake(population(5)), torch.rand(7, 3, 8, 8) * 3
+    grads = []
+    for currency in ("times", "dense"):
+        fast = convert(model, currency=currency)
+        spikes, mem = fast(x)
+        given = mem if "membrane" in loss else spikes
+        getattr(SF, loss)()(given, torch.tensor([1, 0, 3])).backward()
+        grads.append(fast[1].weight.grad)
+    torch.testing.assert_close(*grads)

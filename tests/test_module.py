@@ -294,6 +294,26 @@ def test_step_gives_the_spikes_of_forward_for_any_surrogate(spike_grad):
     assert torch.allclose(lif.graded_spikes_factor.grad, grad)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_decay_at_its_bounds_learns_step_by_step(beta):
+    current = torch.rand(12, 4, 3, dtype=torch.float64)
+    grads = []
+    for whole in (True, False):
+        lif = SingleSpikeLeaky(torch.full((3,), beta), learn_beta=True).double()
+        if whole:
+            spikes = lif(current)[0]
+        else:
+            state, out = None, []
+            for x in current:
+                spike, state = lif.step(x, state)
+                out.append(spike)
+            spikes = torch.stack(out)
+        spikes.cumsum(0).sum().backward()
+        grads.append(lif.beta.grad)
+    assert grads[0].all()
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("factory", [surrogate.atan, surrogate.straight_through_estimator])
 def test_a_surrogate_factory_that_was_not_called(factory):
     with pytest.raises(TypeError, match=f"call it, snntorch.surrogate.{factory.__name__}"):

@@ -781,3 +781,20 @@ def test_what_follows_a_learned_beta_is_saved_as_it_is_now():
     neuron = SingleSpikeLapicque(0.5, learn_beta=True)
     neuron.beta.data.fill_(0.7)
     assert torch.allclose(neuron.state_dict()["C"], 1 / torch.log(1 / torch.tensor(0.7)))
+
+
+def test_an_alpha_of_1_learns():
+    """Against the slope below 1; above it, alpha is clipped."""
+    current = torch.rand(20, 3, 4, dtype=torch.float64)
+
+    def total(alpha):
+        neuron = SingleSpikeAlpha(
+            torch.tensor(alpha, dtype=torch.float64), 0.5, learn_alpha=True
+        ).double()
+        loss = neuron(current)[3].sum()
+        loss.backward()
+        return loss.item(), neuron.alpha.grad.item()
+
+    above, slope = total(1.0)
+    below, _ = total(1 - 1e-6)
+    assert slope == pytest.approx((above - below) / 1e-6, rel=1e-3)

@@ -753,3 +753,16 @@ def test_copies(name, how):
     assert type(other) is type(spikes)
     assert torch.equal(other.dense(), spikes.dense())
     assert other.events().times.data_ptr() != spikes.events().times.data_ptr()
+
+
+@pytest.mark.parametrize("index", [1, torch.tensor(1)])
+def test_one_sample_is_a_batch_of_one(index):
+    spikes = SpikeTimes(torch.zeros(3, 4, dtype=torch.int8), 5)
+    for found in (spikes, SpikeEvents.from_dense(spikes.dense())):
+        with pytest.raises(TypeError, match=r"use samples\(slice\(1, 2\)\) for one of them"):
+            found.samples(index)
+
+
+def test_a_height_must_be_a_tensor():
+    with pytest.raises(TypeError, match=r"height must be a tensor, not float: use torch.tensor"):
+        SpikeTimes(torch.zeros(3, 4, dtype=torch.int8), 5, height=2.0)
