@@ -223,7 +223,8 @@ class SpikeTimes(Spikes):
                 )
         if height is not None and not isinstance(height, Tensor):
             raise TypeError(
-                f"height must be a tensor, not {type(height).__name__}: use torch.tensor({height!r})"
+                f"height must be a tensor, not {type(height).__name__}: use "
+                f"torch.tensor({height!r})"
             )
         self._set(times.to(time_dtype(steps)).contiguous(), height, dtype)
 
