@@ -14,7 +14,7 @@ from snn_single_spike.validation import GRADIENT_RULES, RESETS
 
 numba = pytest.importorskip("numba")
 
-from snn_single_spike.backends import numba_cpu, simd  # noqa: E402
+from snn_single_spike.backends import numba_common, numba_cpu, simd  # noqa: E402
 
 SURROGATES = {
     "atan": surrogate.atan(),
@@ -143,7 +143,7 @@ def test_no_fused_multiply_adds_decide_a_spike():
     # Compiled afresh: code from numba's cache cannot be read.
     forward = numba.njit(error_model="numpy")(numba_cpu._leaky_forward.py_func)
     forward(
-        *(0, simd.LANES, rows, one, one, one, none1, True, numba_cpu.RESETS["zero"]),
+        *(0, simd.LANES, rows, one, one, one, none1, True, numba_common.RESETS["zero"]),
         *(rows.copy(), none2, np.zeros(simd.LANES, np.int64), none2, none2),
     )
     (assembly,) = forward.inspect_asm().values()

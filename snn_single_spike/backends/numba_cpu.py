@@ -5,19 +5,12 @@ first-level cache, so that every (T, M) tensor is read or written once. The loop
 block are free of branches, and vectorised. Leaky has loops of its own in explicit vectors
 (:mod:`.simd`), which keep the state in registers for a few steps; the others also take the
 lanes that are left of a whole vector. No fast-math, so that spikes are decided as eager torch
-decides them.
-
-Threads are Python threads over ranges of neurons (the loops hold no GIL), as many as
-``torch.get_num_threads()``: numba's own threading layers clash with forked data loaders.
+decides them. Threads take ranges of neurons.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -36,12 +29,20 @@ from .buffers import (
     state_dtype,
 )
 from .memory import empty
+from .numba_common import (
+    REDUCTIONS,
+    RESETS,
+    RULES,
+    SURROGATES,
+    as_array,
+    compiled,
+    in_threads,
+    surrogate_slope,
+)
 from .simd import (
     LANES,
     LINE,
-    absolute,
     any_lane,
-    exp,
     fence,
     full_like,
     load,
@@ -57,20 +58,6 @@ _STREAM = 4 << 20  # bytes of a result that is written past the cache
 _KEPT = 1 << 16  # membranes that stay in the second-level cache
 _PIECE = 1 << 20  # elements (T * M) that a thread takes at once
 
-RESETS = {"none": 0, "subtract": 1, "zero": 2, "clear": 3}
-RULES = {"masked": 0, "pre_spike": 1, "straight_through": 2, "none": 3}
-SURROGATES = {
-    "atan": 0,
-    "fast_sigmoid": 1,
-    "sigmoid": 2,
-    "straight_through_estimator": 3,
-    "triangular": 4,
-    "heaviside": 5,
-    "spike_rate_escape": 6,
-    "SFS": 7,
-    "LSO": 8,
-}
-REDUCTIONS = {"sum": 0, "max": 1, "last": 2}
 _SUBTRACT, _ZERO, _CLEAR = RESETS["subtract"], RESETS["zero"], RESETS["clear"]
 _MASKED, _PRE_SPIKE, _STRAIGHT_THROUGH, _BLOCKED = (
     RULES["masked"],
@@ -82,18 +69,10 @@ _ATAN = SURROGATES["atan"]
 _SUM, _MAX = REDUCTIONS["sum"], REDUCTIONS["max"]
 
 
-def _compile(function: Any, **options: Any) -> Any:
-    options |= {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to write a cache: compile again in every process
-        return numba.njit(**options)(function)
-
-
 _inlined = numba.njit(forceinline=True, error_model="numpy")
 
 
-@_compile
+@compiled
 def _lanes(parameter, start, n, out):
     """One value per lane of a parameter repeated over the batch."""
     size = parameter.shape[0]
@@ -106,7 +85,7 @@ def _lanes(parameter, start, n, out):
         at = at + 1 if at + 1 < size else 0
 
 
-@_compile
+@compiled
 def _clamp(decay, n, active):
     """clamp(decay, 0, 1) in place, and where it passes a gradient on."""
     zero, one = decay.dtype.type(0), decay.dtype.type(1)
@@ -117,7 +96,7 @@ def _clamp(decay, n, active):
         decay[j] = one if b > one else b
 
 
-@_compile
+@compiled
 def _start(mem, start, n, v):
     for j in range(n):
         v[j] = mem[start + j] if mem.shape[0] > 0 else v.dtype.type(0)
@@ -129,7 +108,7 @@ def _resets(reset, t):
     return np.int32(t - 1 if reset == _SUBTRACT else -2), np.int32(t - 1 if reset == _ZERO else -2)
 
 
-@_compile
+@compiled
 def _integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, third, fed_back):
     """One step of any neuron, in place, from the current ``x``; see ``kernels/leaky.py``."""
     zero = v.dtype.type(0)
@@ -173,7 +152,7 @@ def _write(array, index, vector, streams):
         store(array, index, vector)
 
 
-@_compile
+@compiled
 def _streams(array, low):
     """Whether to write rows past the cache from ``low`` on: they are more than fit, and aligned."""
     first = array.ctypes.data + low * array.itemsize
@@ -248,7 +227,7 @@ def _leaky_rows(
         store(first, j, at)
 
 
-@_compile
+@compiled
 def _leaky_forward(
     low,
     high,
@@ -310,7 +289,7 @@ def _leaky_forward(
     return whole
 
 
-@_compile
+@compiled
 def _forward(
     low,
     high,
@@ -431,32 +410,6 @@ def _forward(
 
 
 @_inlined
-def _slope(distance, surrogate, a, b):
-    """s'(V - theta), in vectors."""
-    if surrogate == _ATAN:
-        x = np.pi / 2 * a * distance
-        return 0.5 * a / (1.0 + x * x)
-    if surrogate == 1:
-        x = a * absolute(distance) + 1.0
-        return 1.0 / (x * x)
-    if surrogate == 2:
-        e = exp(0.0 - absolute(a * distance))  # cannot overflow
-        return a * e / ((1.0 + e) * (1.0 + e))
-    if surrogate == 3:
-        return full_like(distance, 1.0)
-    if surrogate == 4:
-        return where(distance < 0.0, full_like(distance, a), -a)
-    if surrogate == 5:
-        return where(distance > 0.0, full_like(distance, 1.0), 0.0)
-    if surrogate == 6:
-        return b * exp(0.0 - a * absolute(distance - 1.0))
-    if surrogate == 7:
-        x = a * absolute(distance) + 1.0
-        return where(distance > b, 1.0 / (x * x), 0.0)
-    return where(distance > 0.0, full_like(distance, 1.0), a)
-
-
-@_inlined
 def _leaky_rows_again(
     count, early, start, n, current, membranes, v, first, b, th, zero_lag, subtract_lag, closes
 ):
@@ -552,7 +505,7 @@ def _leaky_rows_back(
                     store(tail, j, total)
                     g = load(ramp, j) + total
                     store(ramp, j, g)
-                direct = _slope(u - threshold, surrogate, slope_a, slope_b) * (g * height)
+                direct = surrogate_slope(u - threshold, surrogate, slope_a, slope_b) * (g * height)
                 after = after + direct
                 if want_theta:
                     store(d_theta, j, load(d_theta, j) - direct)
@@ -566,7 +519,7 @@ def _leaky_rows_back(
         store(lam, j, after)
 
 
-@_compile
+@compiled
 def _leaky_backward(
     low,
     high,
@@ -667,7 +620,7 @@ def _leaky_backward(
     return whole
 
 
-@_compile
+@compiled
 def _backward(
     low,
     high,
@@ -832,7 +785,7 @@ def _backward(
                 v[:n] = source[k, start:stop]
                 for j in range(0, n, LANES):
                     distance = load(v, j) - load(th, j)
-                    store(slope, j, _slope(distance, surrogate, a, b))
+                    store(slope, j, surrogate_slope(distance, surrogate, a, b))
                 for j in range(n):
                     slope[j] *= g[j] * peak[j] if now <= limit[j] else zero
                     row[j] = decay[j] * (zero if first[j] == zeroed else after[j]) + slope[j]
@@ -936,7 +889,7 @@ def _backward(
             grad_inh_0[start:stop] = decay[:n] * lam_i[:n]
 
 
-@_compile
+@compiled
 def _readout(low, high, current, beta, mem_0, value, sensitivity, step, reduction):
     steps = current.shape[0]
     zero = current.dtype.type(0)
@@ -984,12 +937,6 @@ def _readout(low, high, current, beta, mem_0, value, sensitivity, step, reductio
                 sensitivity[start + j] = result_slope[j] if active[j] else zero
 
 
-@functools.cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Worker threads; a forked process gets its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="snn_single_spike")
-
-
 def _run(kernel: Callable[..., None], steps: int, lanes: int, *arguments: object) -> None:
     """Run ``kernel`` over all lanes, in pieces."""
     piece = max(BLOCK, _PIECE // steps // BLOCK * BLOCK)
@@ -997,45 +944,6 @@ def _run(kernel: Callable[..., None], steps: int, lanes: int, *arguments: object
         piece = lanes
     pieces = [(low, min(low + piece, lanes)) for low in range(0, lanes, piece)]
     in_threads(kernel, [(*lanes_, *arguments) for lanes_ in pieces])
-
-
-def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> None:
-    """Call ``kernel`` with each of the arguments, which torch's number of threads take from one
-    list.
-
-    A thread may be late by milliseconds where torch's own wait for work on its core: then the
-    others do its share.
-    """
-    left = iter(calls)
-
-    def work() -> None:
-        for arguments in left:
-            kernel(*arguments)
-
-    threads = min(torch.get_num_threads(), len(calls))
-    helpers = []
-    with contextlib.suppress(RuntimeError):  # shutting down, the interpreter takes no new work
-        helpers += [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
-
-
-@functools.cache
-def _nothing(dimensions: int, dtype: torch.dtype) -> np.ndarray:
-    """Stands for None in a compiled loop."""
-    return torch.empty((0,) * dimensions, dtype=dtype).numpy()
-
-
-def _array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:
-    """A numpy view, widened to ``dtype`` where needed; an empty array for None."""
-    if tensor is None:
-        return _nothing(dimensions, dtype)
-    tensor = tensor.detach()
-    if tensor.dtype != dtype:
-        tensor = empty(tuple(tensor.shape), dtype=dtype, device=tensor.device).copy_(tensor)
-    return tensor.numpy()
 
 
 class _Narrowed:
@@ -1047,7 +955,7 @@ class _Narrowed:
 
     def array(self, tensor: Tensor | None, dimensions: int) -> np.ndarray:
         if tensor is None or tensor.dtype == self.dtype:
-            return _array(tensor, dimensions, self.dtype)
+            return as_array(tensor, dimensions, self.dtype)
         wide = empty(tuple(tensor.shape), dtype=self.dtype, device=tensor.device)
         self._pairs.append((tensor, wide))
         return wide.numpy()
@@ -1060,15 +968,15 @@ class _Narrowed:
 def _neuron(neuron: Neuron, dtype: torch.dtype) -> tuple[Any, ...]:
     """What both loops take of a neuron, in their order."""
     return (
-        _array(neuron.beta, 1, dtype),
-        _array(neuron.threshold, 1, dtype),
-        _array(neuron.graded_spikes_factor, 1, dtype),
-        _array(neuron.mem, 1, dtype),
-        _array(neuron.alpha, 1, dtype),
-        _array(neuron.gain, 1, dtype),
-        _array(neuron.feedback, 1, dtype),
-        _array(neuron.syn, 1, dtype),
-        _array(neuron.inh, 1, dtype),
+        as_array(neuron.beta, 1, dtype),
+        as_array(neuron.threshold, 1, dtype),
+        as_array(neuron.graded_spikes_factor, 1, dtype),
+        as_array(neuron.mem, 1, dtype),
+        as_array(neuron.alpha, 1, dtype),
+        as_array(neuron.gain, 1, dtype),
+        as_array(neuron.feedback, 1, dtype),
+        as_array(neuron.syn, 1, dtype),
+        as_array(neuron.inh, 1, dtype),
         neuron.clamp,
         RESETS[neuron.reset],
     )
@@ -1082,7 +990,7 @@ def leaky_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
         _forward,
         steps,
         lanes,
-        _array(current, 2, dtype),
+        as_array(current, 2, dtype),
         *_neuron(neuron, dtype),
         results.array(out.spikes, 2),
         results.array(out.mem, 2),
@@ -1115,15 +1023,15 @@ def leaky_backward(
         steps,
         lanes,
         steps,
-        _array(None if saved.recompute else saved.tensor, 2, state),
-        _array(saved.tensor if saved.recompute else None, 2, state),
-        _array(saved.syn, 2, state),
-        _array(saved.inh, 2, state),
+        as_array(None if saved.recompute else saved.tensor, 2, state),
+        as_array(saved.tensor if saved.recompute else None, 2, state),
+        as_array(saved.syn, 2, state),
+        as_array(saved.inh, 2, state),
         *_neuron(neuron, state),
         times.numpy(),
-        *(_array(g, 2, state) for g in (grads.spikes, grads.mem, grads.syn, grads.inh)),
-        _array(grads.at, 1, state),
-        _array(grads.before, 1, state),
+        *(as_array(g, 2, state) for g in (grads.spikes, grads.mem, grads.syn, grads.inh)),
+        as_array(grads.at, 1, state),
+        as_array(grads.before, 1, state),
         results.array(out.current, 2),
         *(results.array(tensor, 1) for tensor in out[1:]),
         RULES[rule],
@@ -1144,12 +1052,12 @@ def leaky_readout(
         _readout,
         steps,
         lanes,
-        _array(current, 2, dtype),
-        _array(beta, 1, dtype),
-        _array(mem, 1, dtype),
+        as_array(current, 2, dtype),
+        as_array(beta, 1, dtype),
+        as_array(mem, 1, dtype),
         results.array(out.value, 1),
         results.array(out.sensitivity, 1),
-        _array(out.step, 1, torch.int64),
+        as_array(out.step, 1, torch.int64),
         REDUCTIONS[reduction],
     )
     results.copy_back()

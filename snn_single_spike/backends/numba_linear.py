@@ -28,15 +28,15 @@ from .buffers import (
     offsets_of,
 )
 from .memory import empty
-from .numba_cpu import (
+from .numba_common import (
     REDUCTIONS,
     RESETS,
     RULES,
     SURROGATES,
-    _array,
-    _compile,
-    _slope,
+    as_array,
+    compiled,
     in_threads,
+    surrogate_slope,
 )
 from .simd import LANES, load, store
 
@@ -52,11 +52,11 @@ _SUM, _MAX, _LAST = REDUCTIONS["sum"], REDUCTIONS["max"], REDUCTIONS["last"]
 
 # Numba counts references to the arrays that a function is given, with atomic instructions that
 # take longer than a row; functions that make no arrays of their own can do without.
-_helper = functools.partial(_compile, _nrt=False)
-_inlined = functools.partial(_compile, _nrt=False, forceinline=True)
+_helper = functools.partial(compiled, _nrt=False)
+_inlined = functools.partial(compiled, _nrt=False, forceinline=True)
 
 
-@_compile
+@compiled
 def _sort(low, high, times, steps, offsets, out_times, out_units):
     """Counting sort of the spikes of each sample."""
     where = np.empty(steps + 1, np.int64)
@@ -77,7 +77,7 @@ def _sort(low, high, times, steps, offsets, out_times, out_units):
                 out_units[place] = i
 
 
-@_compile
+@compiled
 def _pack(low, high, weight, packed):
     """(O, N) to (tiles, N, TILE), zeros past the last lane."""
     lanes, units = weight.shape
@@ -91,7 +91,7 @@ def _pack(low, high, weight, packed):
                 packed[tile, i, j] = 0
 
 
-@_compile
+@compiled
 def _unpack(low, high, packed, weight):
     """The sum over splits of (splits, tiles, N, TILE), as (O, N)."""
     lanes, units = weight.shape
@@ -691,7 +691,7 @@ def _integrate(t, v, b, x, mem):
 def _slopes_at(k, mem, th, surrogate, a, b, out):
     """s'(V[k] - theta)."""
     for j in range(0, TILE, LANES):
-        store(out, j, _slope(load(mem, (k, j)) - load(th, j), surrogate, a, b))
+        store(out, j, surrogate_slope(load(mem, (k, j)) - load(th, j), surrogate, a, b))
 
 
 @_inlined
@@ -872,7 +872,7 @@ def _packed(weight: Tensor) -> np.ndarray:
 
 def _events(events: Events, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
     arrays = (events.offsets, events.times, events.units)
-    return *(x.numpy() for x in arrays), _array(events.values, 1, dtype)
+    return *(x.numpy() for x in arrays), as_array(events.values, 1, dtype)
 
 
 def sort_spikes(times: Tensor, steps: int) -> Events:
@@ -897,13 +897,13 @@ def linear_first_spikes(
     arguments = (
         *_events(events, dtype),
         packed,
-        _array(layer.bias, 1, dtype),
-        _array(layer.beta, 1, dtype),
-        _array(layer.threshold, 1, dtype),
+        as_array(layer.bias, 1, dtype),
+        as_array(layer.beta, 1, dtype),
+        as_array(layer.threshold, 1, dtype),
         steps,
         times.numpy(),
-        _array(crossing, 3, dtype),
-        _array(sensitivity, 3, dtype),
+        as_array(crossing, 3, dtype),
+        as_array(sensitivity, 3, dtype),
     )
     splits = _splits(len(packed), times.shape[0])
     in_threads(
@@ -927,13 +927,13 @@ def linear_readout(
     arguments = (
         *_events(events, dtype),
         packed,
-        _array(bias, 1, dtype),
-        _array(beta, 1, dtype),
+        as_array(bias, 1, dtype),
+        as_array(beta, 1, dtype),
         steps,
         REDUCTIONS[reduction],
         value.numpy(),
-        _array(sensitivity, 2, dtype),
-        _array(step, 2, torch.int64),
+        as_array(sensitivity, 2, dtype),
+        as_array(step, 2, torch.int64),
     )
     splits = _splits(len(packed), value.shape[0])
     in_threads(_readout, [(*_scratch(packed.dtype), *split, *arguments) for _, split in splits])
@@ -966,10 +966,10 @@ def linear_backward_impulses(
                 *split,
                 *_events(events, dtype),
                 packed,
-                _array(beta, 1, dtype),
+                as_array(beta, 1, dtype),
                 steps,
-                *(_array(x, 2, dtype) for x in adjoint[:3]),
-                _array(adjoint.when, 2, torch.int64),
+                *(as_array(x, 2, dtype) for x in adjoint[:3]),
+                as_array(adjoint.when, 2, torch.int64),
                 ours[part],
                 bias[part],
                 inputs[number],
@@ -1025,13 +1025,13 @@ def linear_backward_rows(
                     low,
                     *_events(events, dtype),
                     packed,
-                    _array(layer.bias, 1, dtype),
-                    _array(layer.beta, 1, dtype),
-                    _array(layer.threshold, 1, dtype),
+                    as_array(layer.bias, 1, dtype),
+                    as_array(layer.beta, 1, dtype),
+                    as_array(layer.threshold, 1, dtype),
                     RESETS[layer.reset],
                     steps,
                     times.numpy(),
-                    _array(rows, 3, dtype),
+                    as_array(rows, 3, dtype),
                     through,
                     RULES[rule],
                     SURROGATES[surrogate.name],
@@ -1039,7 +1039,7 @@ def linear_backward_rows(
                     scalar(surrogate.b),
                     ours[part],
                     *(gradient[part] for gradient in parameters),
-                    _array(out.current, 3, dtype),
+                    as_array(out.current, 3, dtype),
                     np.empty((steps, TILE), packed.dtype),
                 )
             )
