@@ -265,6 +265,8 @@ def leaky_backward_kernel(
     STEP_INH,
     a,
     b,
+    a_rest,
+    b_rest,
     CLAMP: tl.constexpr,
     RULE: tl.constexpr,
     SURROGATE: tl.constexpr,
@@ -289,7 +291,13 @@ def leaky_backward_kernel(
     the caller sums them over the batch, so that no atomics make training non-deterministic.
     grad_feedback is the gradient to the current that the spike feeds back. RULE is "none"
     where no gradient passes the spikes. Anything not wanted is None.
+
+    a and b, parameters of the surrogate, come in float32; what that leaves of them in a_rest and
+    b_rest.
     """
+    if STATE == tl.float64:  # noqa: SIM300
+        a = tl.cast(a, STATE) + tl.cast(a_rest, STATE)
+        b = tl.cast(b, STATE) + tl.cast(b_rest, STATE)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     inside = lane < tl.minimum(M - start, BLOCK).to(tl.int32)

@@ -379,7 +379,8 @@ def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
         weight = weight * spikes.height.to(state)
     bias = current.bias
     bias = weight.new_zeros(len(weight)) if bias is None else bias.to(state)
-    return Source(spikes.events(), spikes.steps, spikes.tau is not None), weight.contiguous(), bias
+    source = Source(spikes.events(), spikes.steps, spikes.tau is not None)
+    return source, weight.contiguous(), bias.contiguous()
 
 
 def clip_decay(decay: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ tensor, and :class:`snn_single_spike.spikes` gives it dense tensors.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +71,7 @@ class SpikeGradient(Tensor):
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls,
-        function: Callable[..., Any],
+        function: Any,
         types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -81,6 +81,12 @@ class SpikeGradient(Tensor):
             one, other = args
             if isinstance(one, SpikeGradient) and isinstance(other, SpikeGradient):
                 return one.plus(other)
+
+        if function._schema.is_mutable and isinstance(args[0], SpikeGradient):
+            raise TypeError(
+                f"{function} would change a gradient that is made anew each time, and be lost: "
+                "use the operation that returns a new tensor"
+            )
 
         def dense(x: Any) -> Any:
             return x.dense() if isinstance(x, SpikeGradient) else x

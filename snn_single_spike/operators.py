@@ -265,7 +265,7 @@ class SingleSpike(torch.autograd.Function):
         elif upstream or need_factor:
             times = copy(times)  # the caller may write -1 over with what suits a loss
         ctx.set_materialize_grads(False)
-        carries = spikes_move_times if exact else surrogate is not None
+        carries = need_factor or (spikes_move_times if exact else surrogate is not None)
         constant = [final] if exact else [final, times]
         ctx.mark_non_differentiable(*constant, *([] if carries else [spikes]))
         ctx.save_for_backward(
@@ -279,6 +279,7 @@ class SingleSpike(torch.autograd.Function):
         ctx.recompute = need_saved and not save_mem
         ctx.clamp, ctx.reset, ctx.rule = clamp, reset, rule if through_spikes else "none"
         ctx.exact, ctx.surrogate, ctx.backend = exact, surrogate, backend
+        ctx.moves = spikes_move_times
         ctx.steps, ctx.dtype = current.shape[0], current.dtype
         both = want_syn and gain is not None
         ctx.want = want_spikes and carries, want_mem, want_syn, both, exact
@@ -309,12 +310,14 @@ class SingleSpike(torch.autograd.Function):
         grad_at = grad_before = direct_threshold = None
         if ctx.exact:
             rise = None
-            if grad_spikes is not None:
+            if grad_spikes is not None and ctx.moves:
                 rise = at_steps(grad_spikes, times) - at_steps(grad_spikes, times, back=1)
                 rise = rise.to(crossing.dtype) * _per_lane(factor, len(times))
             grad_at, grad_before, direct_threshold = through_crossing(
                 rise, grad_times, times, crossing, threshold
             )
+            grad_spikes = None
+        elif ctx.surrogate is None:
             grad_spikes = None
         needs[6] = feedback is not None and (needs[6] or need_factor)
         into: list[Tensor | None] = [None] * 9

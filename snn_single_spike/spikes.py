@@ -505,7 +505,7 @@ class SpikeEvents(Spikes):
         units = math.prod(features)
         values = torch.from_numpy(heights).to(dtype) if count and (heights != 1).any() else None
         events = Events(
-            torch.tensor(offsets),
+            torch.tensor(offsets, device="cpu"),
             torch.from_numpy((keys // units).astype(np.int32)),
             torch.from_numpy((keys % units).astype(np.int32)),
             values,

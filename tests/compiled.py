@@ -311,7 +311,7 @@ def compile_variant(name: str, target_name: str) -> Facts:
             signature[name] = "*i64"
         elif name in variant.tensors:
             signature[name] = "*fp32" if name in STATE else "*" + TYPES[variant.dtype]
-        elif name in ("a", "b"):
+        elif name in ("a", "b", "a_rest", "b_rest"):
             signature[name] = "fp32"
         elif variant.scalar and name.startswith("P_"):
             signature[name], values[name] = "constexpr", 1

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from test_single_spike_leaky import problem
 pytest.importorskip("triton", reason="triton is not installed: the kernels cannot be compiled")
 
 
-from snn_single_spike.backends import triton_linear
+from snn_single_spike.backends import triton_gpu, triton_linear
 from snn_single_spike.backends.triton_linear import DOT_PRODUCTS, EVENTS
 
 from compiled import BASELINE, LINEAR, TARGETS, VARIANTS, ahead, compile_all
@@ -250,3 +251,9 @@ def test_tensor_core_form_where_it_does_less_work(steps, silent, dtype, faster):
     events = triton_linear.sort_spikes(times, steps)
     assert triton_linear.dot_pays(events, steps, weight) is faster
     assert not triton_linear.dot_pays(events._replace(once=False), steps, weight)
+
+
+def test_numbers_for_a_kernel_in_two_parts():
+    a, b, a_rest, b_rest = triton_gpu._single(0.1, 25.0)
+    assert (a, b, b_rest) == (float(np.float32(0.1)), 25.0, 0.0)
+    assert a + a_rest == 0.1

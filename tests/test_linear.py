@@ -421,6 +421,57 @@ def test_the_first_of_equal_maxima_has_the_gradient(linear_backend):
     assert beta.grad.item() == -0.5  # the membrane of the step before, with the spike
 
 
+@pytest.mark.parametrize("beta", [0.5, 0.8, 0.9, 0.95])
+def test_a_membrane_that_comes_to_rest_at_the_threshold(beta, linear_backend):
+    """Rounding decides whether a neuron fires, but one that does was below and is above."""
+    thresholds = torch.tensor([0.3, 0.7, 1.0, 2.0]).repeat(80)
+    ulps = torch.arange(-40, 40).repeat_interleave(4)
+    bias = thresholds * (1 - beta)
+    bias = (bias + ulps * (bias.nextafter(torch.tensor(torch.inf)) - bias)).requires_grad_()
+    device = device_of(linear_backend)
+    spikes = single_spike_linear(
+        SpikeTimes(torch.tensor([[-1], [150]]), 300).to(device),
+        torch.zeros(320, 1, device=device),
+        bias.to(device),
+        beta,
+        thresholds.to(device),
+        gradient="spike_time",
+        backend=linear_backend,
+    )
+    assert spikes.tau is not None
+    spikes.tau.sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.isfinite().all()
+    fired = spikes.times >= 0
+    assert ((spikes.tau <= spikes.times) & (spikes.tau >= spikes.times - 1))[fired].all()
+    assert 0 < fired.float().mean() < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [30, 65, 200])
+def test_a_maximum_at_which_a_membrane_comes_to_rest(steps, dtype, linear_backend):
+    """Its gradient is that of the step where it arrived, not of the end of a jump."""
+    device = device_of(linear_backend)
+    hidden = single_spike_linear(
+        SpikeTimes(torch.tensor([[3]], device=device), steps, dtype=dtype),
+        torch.full((1, 1), 0.5, dtype=dtype, device=device, requires_grad=True),
+        None,
+        0.9,
+        gradient="straight_through",
+        backend=linear_backend,
+    )
+    weight, bias = torch.tensor([[0.5]], dtype=dtype), torch.ones(1, dtype=dtype)
+    layer = (weight.to(device), bias.to(device))
+    grads = []
+    for x in (hidden, hidden.dense()):
+        beta = torch.tensor(0.5, dtype=dtype, device=device, requires_grad=True)
+        value = leaky_readout(F.linear(x, *layer), beta, reduction="max", backend=linear_backend)
+        assert value.item() == pytest.approx(2)
+        grads.append(torch.autograd.grad(value, (hidden.carrier, beta)))
+    for mine, right in zip(*grads, strict=True):
+        torch.testing.assert_close(torch.as_tensor(mine + 0), right, rtol=1e-6, atol=0)
+
+
 # What a net can do with spike times
 
 
@@ -1159,6 +1210,43 @@ def test_what_a_compiler_returns():
     made, right = run(spikes), single_spike_linear(spikes, weight, None, 0.9, gradient="spike_time")
     assert torch.equal(made.times, right.times)
     assert torch.allclose(made.tau, right.tau)
+
+
+def test_a_hook_that_changes_a_gradient_in_place_is_refused():
+    given = leaves_of(problem(15, 3, (6, 5, 4)))
+    hidden, _ = layer_by_times(
+        as_spikes(given.spikes, "times"), given.layers[0], "masked", "none", "auto"
+    )
+    hidden.carrier.register_hook(lambda grad: grad.mul_(0))
+    with pytest.raises(TypeError, match="mul_.*use the operation that returns a new tensor"):
+        leaky_readout(F.linear(hidden, given.layers[1].weight), 0.9).sum().backward()
+
+
+@pytest.mark.parametrize("backend", runnable("torch", "numba", "triton"))
+def test_a_bias_that_is_not_contiguous(backend):
+    device = device_of(backend)
+    spikes = SpikeTimes(torch.randint(0, 20, (3, 6), device=device), 20)
+    weight = torch.randn(4, 6, device=device)
+    for bias in (torch.rand(4, 2, device=device)[:, 0], torch.rand(1, device=device).expand(4)):
+        times = [
+            single_spike_linear(spikes, weight, b, 0.9, backend=backend).times
+            for b in (bias, bias.clone(memory_format=torch.contiguous_format))
+        ]
+        assert torch.equal(*times)
+
+
+def test_another_default_device(linear_backend):
+    times, x = torch.zeros(4, 6, dtype=torch.long), torch.rand(3, 70, 1000)
+    weight = torch.rand(3, 6)
+    torch.set_default_device("meta")
+    try:
+        found = single_spike_linear(
+            SpikeTimes(times, 10), weight, None, 0.9, backend=linear_backend
+        ).times
+        single_spike_leaky(x.requires_grad_(), 0.9, backend=linear_backend)
+    finally:
+        torch.set_default_device(None)
+    assert found.device.type == "cpu"
 
 
 def test_anomaly_detection_and_hooks_see_dense_gradients():

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snntorch import surrogate
 
+from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
+from snn_single_spike.surrogate import recognise
 from snn_single_spike.validation import GRADIENT_RULES, RESETS
 
 from conftest import device_of
@@ -465,3 +467,49 @@ def test_zero_dimensional_parameters_take_the_type_of_the_input(backend):
             current, torch.as_tensor(np.exp(-0.1)).to(current.device), backend=backend
         ).mem
         assert mem.dtype == dtype
+
+
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def test_a_height_learns_without_a_surrogate(rule, backend):
+    x = torch.rand(12, 4, 5).to(device_of(backend)).requires_grad_()
+    lif = SingleSpikeLeaky(
+        0.9,
+        surrogate_disable=True,
+        learn_graded_spikes_factor=True,
+        init_hidden=True,
+        gradient=rule,
+        backend=backend,
+    ).to(x.device)
+    spikes = lif(x)
+    spikes.sum().backward()
+    assert lif.graded_spikes_factor.grad == (spikes != 0).sum()
+    assert x.grad is None or not x.grad.any()
+
+
+def test_a_threshold_of_minus_infinity(backend):
+    x = torch.randn(6, 2, 3).to(device_of(backend))
+    threshold = torch.tensor([-torch.inf, torch.inf, 0.5], device=x.device)
+    _, mem, times = single_spike_leaky(
+        x, 0.9, threshold, reset_mechanism="subtract", backend=backend
+    )
+    assert (times[:, 0] == 0).all()
+    assert (times[:, 1] == -1).all()
+    assert torch.isposinf(mem[1:, :, 0]).all()
+    assert mem[:, :, 1:].isfinite().all()
+
+
+def test_slopes_of_surrogates_in_float64(backend):
+    """Their parameters are not rounded to float32."""
+    device, x = device_of(backend), torch.tensor([[[0.25, 0.75]]], dtype=torch.float64)
+    for make in (surrogate.LSO(0.1), surrogate.triangular(0.3), surrogate.atan(0.7)):
+        leaf = x.to(device, copy=True).requires_grad_()
+        spikes, *_ = single_spike_leaky(leaf, 0.9, 0.5, spike_grad=make, backend=backend)
+        spikes.sum().backward()
+        known = recognise(make)
+        u = (x - 0.5).requires_grad_()
+        slopes = {
+            "LSO": torch.where(u > 0, u.new_tensor(1.0), u.new_tensor(known.a)),
+            "triangular": torch.where(u < 0, u.new_tensor(known.a), u.new_tensor(-known.a)),
+            "atan": known.a / 2 / (1 + (math.pi / 2 * known.a * u) ** 2),
+        }
+        torch.testing.assert_close(leaf.grad.cpu(), slopes[known.name], rtol=1e-14, atol=0)

@@ -108,8 +108,6 @@ def _integrate(
     silent = torch.ones_like(before, dtype=torch.bool)
     below = torch.empty_like(silent)
     times = torch.zeros_like(before, dtype=torch.int32)
-    # An infinite threshold is never crossed, and inf * 0 must not reach the membrane.
-    drop = theta.masked_fill(theta == torch.inf, 0.0)
     feedback = None
     if neuron.feedback is not None:
         feedback = neuron.feedback * neuron.graded_spikes_factor
@@ -130,7 +128,7 @@ def _integrate(
             if feedback is not None:
                 v.add_(torch.mul(feedback, fired))
             if reset == "subtract" and neuron.gain is None:
-                v.sub_(torch.mul(drop, fired))
+                v.sub_(torch.where(fired, theta, 0.0))  # inf * 0 must not reach the membrane
             elif reset == "subtract":  # as snnTorch's Alpha defines it
                 v.add_(torch.mul(held, fired))
                 s = torch.where(fired, s - theta, s)
@@ -438,7 +436,7 @@ def _slope(u: Tensor, surrogate: Surrogate) -> Tensor:
     if name == "straight_through_estimator":
         return torch.ones_like(u)
     if name == "triangular":
-        return torch.where(u < 0, a, -a).to(u.dtype)
+        return torch.where(u < 0, u.new_tensor(a), u.new_tensor(-a))
     if name == "heaviside":
         return (u > 0).to(u.dtype)
     if name == "spike_rate_escape":
@@ -446,7 +444,7 @@ def _slope(u: Tensor, surrogate: Surrogate) -> Tensor:
     if name == "SFS":
         return (u > b) / (a * u.abs() + 1.0).square_()
     if name == "LSO":
-        return torch.where(u > 0, 1.0, a).to(u.dtype)
+        return torch.where(u > 0, u.new_tensor(1.0), u.new_tensor(a))
     raise AssertionError(f"no derivative for surrogate {name!r}")
 
 

@@ -95,7 +95,8 @@ def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -
         return torch.empty(shape, dtype=dtype, device=device)
     storage = torch.frombuffer(_blocks.lend(size), dtype=torch.uint8).untyped_storage()
     # Not a view of the bytes: autograd treats views that it did not make as suspect.
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
+    whole = torch.empty(0, dtype=dtype, device=device)
+    return whole.set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 def copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -106,7 +106,7 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
 @functools.cache
 def _nothing(dimensions: int, dtype: torch.dtype) -> np.ndarray:
     """Stands for None in a compiled loop."""
-    return torch.empty((0,) * dimensions, dtype=dtype).numpy()
+    return torch.empty((0,) * dimensions, dtype=dtype, device="cpu").numpy()
 
 
 def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:

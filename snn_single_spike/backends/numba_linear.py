@@ -247,10 +247,14 @@ def _copy(source, target):
 
 
 @_helper
-def _search(v, p, start, stop, b, current, th, first, below, above, slope_below, slope_above, now):
+def _search(
+    v, p, start, stop, b, current, th, first, below, above, slope_below, slope_above, now, after
+):
     """Find the step between two spikes at which a constant current took neurons over threshold.
 
-    ``v`` is the membrane before ``start``, and ``now`` marks those that are above at ``stop``.
+    ``v`` is the membrane before ``start``, and ``now`` marks those for which a jump to ``stop``
+    came to a membrane ``after`` it that is above. Where that was its rounding, and step by step
+    they stay below, they do not fire, and that is their membrane.
     """
     for j in range(TILE):
         if now[j]:
@@ -259,12 +263,13 @@ def _search(v, p, start, stop, b, current, th, first, below, above, slope_below,
                 before, q_before = u, q
                 q = u + b[j] * q
                 u = b[j] * u + current[j]
-                # Rounding may differ from the jump's: at the last step it is above at any rate
-                if u > th[j] or t == stop - 1:
+                if u > th[j]:
                     first[j] = t
                     below[j], above[j] = before, u
                     slope_below[j], slope_above[j] = q_before, q
                     break
+            if u <= th[j]:
+                after[j] = u
 
 
 @_helper
@@ -332,7 +337,7 @@ def _first_spikes(
                     ):
                         _search(
                             v, p, t, t + gap, b, drive, th, first, below, above,
-                            slope_below, slope_above, marks,
+                            slope_below, slope_above, marks, x,
                         )  # fmt: skip
                     if want_slope:
                         _jump_slope(gap, p, v, drive, power, d_power, d_geometric)
@@ -378,6 +383,24 @@ def _first_spikes(
 
 
 @_helper
+def _settled(v, p, gap, b, current, now, last, slope, step):
+    """Of a maximum that was reached during a jump to step ``last``, the first step.
+
+    ``v`` is the membrane before the jump, and ``now`` that at its end, which is the only maximum
+    unless rounding has brought it to rest before.
+    """
+    for j in range(TILE):
+        if step[j] == last and b[j] * now[j] + current[j] <= now[j]:
+            u, q = v[j], p[j]
+            for t in range(last - gap + 1, last + 1):
+                q = u + b[j] * q
+                u = b[j] * u + current[j]
+                if u >= now[j] or b[j] * u + current[j] <= u:
+                    step[j], slope[j] = t, q
+                    break
+
+
+@_helper
 def _readout(
     work,
     marked,
@@ -407,6 +430,7 @@ def _readout(
     b, drive, x, v, p = work[0], work[1], work[2], work[3], work[4]
     result, slope = work[5], work[6]
     constant, d_constant, step = work[7], work[8], marked[0]
+    v_before, p_before = work[9], work[10]
     power, geometric, rising = tables[0], tables[1], tables[2]
     d_power, d_geometric = tables[3], tables[4]
     every = one if reduction == _SUM else zero
@@ -443,6 +467,8 @@ def _readout(
                         # jump, of which the first step of all is one.
                         gap = 1 if alone else min(now - t, JUMP)
                         alone = False
+                        _copy(v, v_before)
+                        _copy(p, p_before)
                         _jump_slope(gap, p, v, drive, power, d_power, d_geometric)
                         _jump(gap, v, drive, power, geometric)
                         t += gap
@@ -452,6 +478,7 @@ def _readout(
                         for j in range(TILE):
                             p[j] = v[j] + b[j] * p[j]
                             v[j] = b[j] * v[j] + x[j]
+                        gap = 1
                         t += 1
                         alone = forgets
                     for j in range(TILE):
@@ -460,6 +487,8 @@ def _readout(
                         result[j] = v[j] if better else result[j]
                         slope[j] = p[j] if better else slope[j]
                         step[j] = t - 1 if better else step[j]
+                    if gap > 1:
+                        _settled(v_before, p_before, gap, b, drive, v, t - 1, slope, step)
             else:
                 # v is what a current at step t adds to the value, carried back from the end.
                 for j in range(TILE):
@@ -878,7 +907,9 @@ def _events(events: Events, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
 def sort_spikes(times: Tensor, steps: int) -> Events:
     rows = times.numpy()
     offsets = offsets_of(torch.from_numpy(np.count_nonzero(rows >= 0, axis=1)))
-    ordered, units = (torch.empty(int(offsets[-1]), dtype=torch.int32) for _ in range(2))
+    ordered, units = (
+        torch.empty(int(offsets[-1]), dtype=torch.int32, device=times.device) for _ in range(2)
+    )
     filled = (offsets.numpy(), ordered.numpy(), units.numpy())
     in_threads(_sort, [(*r, rows, steps, *filled) for r in _ranges(len(rows))])
     return Events(offsets, ordered, units, None, once=True)

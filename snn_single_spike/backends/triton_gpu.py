@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -144,8 +145,7 @@ def leaky_backward(
             lanes,
             *_sizes(neuron),
             *map(_stride, (grads.spikes, grads.mem, grads.syn, grads.inh)),
-            surrogate.a,
-            surrogate.b,
+            *_single(surrogate.a, surrogate.b),
             CLAMP=neuron.clamp,
             RULE=rule,
             SURROGATE=surrogate.name,
@@ -183,6 +183,12 @@ def leaky_readout(
             U=FORWARD_STEPS,
             **LAUNCH,
         )
+
+
+def _single(*numbers: float) -> tuple[float, ...]:
+    """Numbers in float32, as which kernels are given them, and then what that leaves of each."""
+    rounded = [float(np.float32(x)) for x in numbers]
+    return *rounded, *(x - y for x, y in zip(numbers, rounded, strict=True))
 
 
 def _stride(rows: torch.Tensor | None) -> int:
