@@ -101,7 +101,7 @@ def test_one_resampling_does_what_one_after_the_other_does(images):
         ("flip:1", "flip takes nothing more"),
         ("crop:1:1:1", "crop takes STRENGTH and PROBABILITY"),
         ("noise:0.1:2", "the probability must lie between 0 and 1"),
-        ("noise:-1", "the strength must be at least 0"),
+        ("noise:-1", "the strength must be a number from 0 on"),
         ("perspective:1", "the strength must be from 0 to below 1"),
     ],
 )
@@ -109,3 +109,16 @@ def test_what_cannot_be_is_refused(text, message):
     with pytest.raises(ExperimentError, match=message) as error:
         augment.parse(text)
     assert f"--augment {text}" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["crop:0.9", "crop:nan", "crop:inf", "noise:nan", "noise:inf"])
+def test_strengths_that_are_no_numbers_of_their_kind(text):
+    with pytest.raises(ExperimentError, match=f"--augment {text}: the strength must be a "):
+        augment.parse(text)
+
+
+def test_two_noises_add_up_and_no_images_stay_none():
+    made = [augment.parse(text) for text in ("noise:0.5:1", "noise:0:1", "crop:1")]
+    transform = augment.draw(made, (3, 1, 8, 8), torch.Generator().manual_seed(0))
+    assert transform.noise.std() > 0.05
+    assert transform.samples(slice(0, 0))(torch.rand(0, 1, 8, 8)).shape == (0, 1, 8, 8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from snn_single_spike.experiments import ExperimentError, config
-from snn_single_spike.experiments.config import Config, make
+from snn_single_spike.experiments.config import Config, check_device, make
 from snn_single_spike.experiments.network import Network
 from snn_single_spike.experiments.recipes import RECIPES
 
@@ -90,7 +90,10 @@ def test_every_setting_has_a_flag():
         ({"epochs": 1.5}, "--epochs 1.5: a whole number"),
         ({"epochs": True}, "--epochs True: a whole number"),
         ({"steps": "many"}, "--steps many: a whole number"),
-        ({"seed": "-1"}, "--seed -1: a whole number from 0 on"),
+        ({"seed": "-1"}, "--seed -1: a whole number from 0 to 2\\^63 - 1 is expected"),
+        ({"seed": str(1 << 63)}, "--seed 9223372036854775808: a whole number from 0 to 2"),
+        ({"epochs": math.inf}, "--epochs inf: a whole number from 1 on is expected"),
+        ({"stesp": 3}, "stesp is not known, use dataset, data"),
         ({"lr": "0"}, "--lr 0: a number above 0 is expected"),
         ({"lr": "nan"}, "--lr nan: a number above 0"),
         ({"lr": [1]}, r"--lr \[1\]: a number above 0"),
@@ -149,12 +152,13 @@ def test_impossible_settings_are_refused(flags, message):
 def test_gpus_that_are_not_there_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ExperimentError, match="--device cuda: no GPU was found, use --device cpu"):
-        make({"dataset": "digits", "device": "cuda"})
+        check_device("cuda")
+    assert make({"dataset": "digits", "device": "cuda"}).device == "cuda"  # a run to be read
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert make({"dataset": "digits", "device": "cuda:1"}).device == "cuda:1"
+    check_device("cuda:1")
     with pytest.raises(ExperimentError, match="--device cuda:2: there are GPUs 0 to 1"):
-        make({"dataset": "digits", "device": "cuda:2"})
+        check_device("cuda:2")
 
 
 @pytest.mark.parametrize(
@@ -182,3 +186,7 @@ def test_what_makes_another_run_is_refused_when_one_goes_on(tmp_path):
     assert config.resumed(file, {"epochs": "9", "steps": "50"}).epochs == 9
     with pytest.raises(ExperimentError, match="--steps 20: the run was begun with 50"):
         config.resumed(file, {"steps": "20"})
+
+
+def test_large_seeds_are_taken_as_they_are():
+    assert make({"dataset": "digits", "seed": "9007199254740993"}).seed == (1 << 53) + 1

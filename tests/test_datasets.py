@@ -348,22 +348,34 @@ def test_shd_files_that_cannot_be_used_are_named(tmp_path, monkeypatch):
         file["spikes/units"][2] = np.array([5, 700], np.uint16)
     with pytest.raises(ExperimentError, match=r"recording 2: label 2, units up to 700"):
         load()
+    for units in ([5], range(100)):
+        with h5py.File(path, "a") as file:
+            file["spikes/units"][2] = np.array(units, np.uint16)
+        with pytest.raises(ExperimentError, match=rf"recording 2: {len(units)} units and 42 times"):
+            load()
+    path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        file["spikes/times"][2] = np.full(len(file["spikes/units"][2]), np.nan, np.float16)
+    with pytest.raises(ExperimentError, match=r"recording 2: .*a time from 0 on is expected"):
+        load()
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(ExperimentError, match="needs h5py: pip install h5py"):
         load()
 
 
 @pytest.mark.parametrize("name", ["digits", "yinyang"])
-def test_first_samples_only(name):
+def test_a_part_of_the_samples(name):
     if name == "digits":
         pytest.importorskip("sklearn", reason="scikit-learn has the digits")
-    found = datasets.load(name, 20, train_samples=50, test_samples=7)
-    whole = datasets.load(name, 20)
+    load = partial(datasets.load, name, 20)
+    found, again = (load(train_samples=50, test_samples=7) for _ in range(2))
+    whole = load()
     assert (len(found.train), len(found.test)) == (50, 7)
     assert "50 of" in found.describe()
     assert "partial" not in whole.describe()
-    index = torch.arange(7)
-    assert torch.equal(found.test.batch(index).times, whole.test.batch(index).times)
+    assert torch.equal(found.train.values, again.train.values)
+    held = {tuple(x) for x in whole.test.values.flatten(1).tolist()}
+    assert {tuple(x) for x in found.test.values.flatten(1).tolist()} <= held
 
 
 def test_the_example_of_the_page_runs():
@@ -380,14 +392,20 @@ def test_the_table_of_the_page_is_that_of_the_datasets():
         assert f"| `{name}` | {spec.sizes[0]:,} + {spec.sizes[1]:,} |" in page
 
 
-def test_first_recordings_only(tmp_path):
+def test_a_part_of_the_recordings_is_of_several_classes(tmp_path):
+    """Their files are in the order of the classes."""
     write_nmnist(tmp_path)
-    cache = tmp_path / "cache"
-    few = datasets.load("nmnist", 300, data=tmp_path, cache=cache, train_samples=4)
-    assert (len(few.train), len(few.test)) == (4, 10)
-    whole = datasets.load("nmnist", 300, data=tmp_path, cache=cache)
-    index = torch.tensor([3, 1])
-    assert torch.equal(few.train.batch(index).dense(), whole.train.batch(index).dense())
+    few = datasets.load(
+        "nmnist", 300, data=tmp_path, cache=tmp_path / "cache", train_samples=4, test_samples=3
+    )
+    assert (len(few.train), len(few.test)) == (4, 3)
+    assert len(few.train.labels.unique()) > 2
+    assert len(few.test.labels.unique()) > 1
+
+
+def test_an_unknown_dataset():
+    with pytest.raises(ExperimentError, match="'fashion_mnist' is not known, use yinyang, digits"):
+        datasets.load("fashion_mnist", 10)
 
 
 @pytest.mark.parametrize("name", ["yinyang", "nmnist"])
@@ -416,3 +434,14 @@ def test_samples_held_out_are_not_trained_on(name, tmp_path):
     assert torch.equal(again.test.labels, found.test.labels)
     with pytest.raises(ExperimentError, match=rf"--hold-out {samples}: there are {samples:,} "):
         load(hold_out=samples)
+
+
+def test_empty_files_are_not_samples(tmp_path):
+    write_nmnist(tmp_path)
+    (tmp_path / "Train" / "3" / "00003.bin").write_bytes(b"")
+    with pytest.raises(ExperimentError, match="00003.bin has 0 bytes.*truncated"):
+        datasets.load("nmnist", 300, data=tmp_path, cache=tmp_path / "cache")
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(0, np.uint8))
+    with pytest.raises(ExperimentError, match="train-images-idx3-ubyte has no images"):
+        datasets.load("mnist", 10, data=tmp_path)

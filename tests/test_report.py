@@ -155,10 +155,36 @@ def test_folders_that_cannot_be_used_are_named(runs, tmp_path):
     with pytest.raises(ExperimentError, match=r"metrics\.jsonl is damaged .*--resume"):
         report.write([broken], tmp_path / "page")
     metrics.write_text("")
-    with pytest.raises(ExperimentError, match="has no finished epoch: go on by --resume"):
+    with pytest.raises(ExperimentError, match="has no finished epoch: let it train, and if it was"):
         report.write([broken], tmp_path / "page")
     metrics.unlink()
     with pytest.raises(
         ExperimentError, match=r"not the folder of a run: metrics\.jsonl is missing"
     ):
         report.write([broken], tmp_path / "page")
+    for name in ("run.json", "raster.json"):
+        other = shutil.copytree(runs / "single-0", tmp_path / name)
+        (other / name).write_text("")
+        with pytest.raises(ExperimentError, match=rf"{name} is damaged \(it has 0 lines\)"):
+            report.write([other], tmp_path / "page")
+
+
+def test_a_run_that_is_given_twice_is_one_and_other_lengths_are_other_rows(runs, tmp_path):
+    longer = shutil.copytree(runs / "single-0", tmp_path / "longer")
+    settings = json.loads((longer / "config.json").read_text())
+    (longer / "config.json").write_text(json.dumps(settings | {"epochs": 9}))
+    page = report.write([runs / "single-0", runs / "single-0", longer], tmp_path / "page")
+    assert [row[:2] for row in rows(page)[1:3]] == [
+        [f"single-spike, {settings['epochs']} epochs", "1"],
+        ["single-spike, 9 epochs", "1"],
+    ]
+
+
+def test_silent_references_and_runs_from_a_gpu(runs, tmp_path):
+    silent = shutil.copytree(runs / "multi", tmp_path / "silent")
+    record = json.loads((silent / "metrics.jsonl").read_text().splitlines()[-1])
+    (silent / "metrics.jsonl").write_text(json.dumps(record | {"test_spikes": 0.0}) + "\n")
+    settings = json.loads((silent / "config.json").read_text())
+    (silent / "config.json").write_text(json.dumps(settings | {"device": "cuda:3"}))
+    page = report.write([silent, runs / "single-0"], tmp_path / "page")
+    assert {row[0]: row[5] for row in rows(page)}["single-spike"] == ""

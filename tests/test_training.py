@@ -438,3 +438,46 @@ def test_a_batch_smaller_than_the_processes_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "processes", four)
     with pytest.raises(ExperimentError, match="--batch 3: it is shared by 4 processes"):
         training.train(settings(batch="3"), tmp_path)
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path):
+    from filelock import FileLock
+
+    with (
+        FileLock(tmp_path / training.LOCK),
+        pytest.raises(ExperimentError, match="is the folder of a run that is training now"),
+    ):
+        training.train(settings(epochs="1"), tmp_path)
+    assert not (tmp_path / training.CONFIG).exists()
+    leftover = tmp_path / f".{checkpoint.NAME}.123"
+    leftover.write_bytes(b"half")
+    training.train(settings(epochs="1"), tmp_path)
+    assert not leftover.exists()
+
+
+def test_a_signal_stops_after_an_epoch_of_one_batch(tmp_path, monkeypatch):
+    config = settings(epochs="50", batch="200")
+    step = training._Run._step
+    calls = []
+
+    def stop(self, *arguments):
+        calls.append(1)
+        self.stop.set()
+        return step(self, *arguments)
+
+    monkeypatch.setattr(training._Run, "_step", stop)
+    with pytest.raises(training.Interrupted, match="saved after epoch 1"):
+        training.train(config, tmp_path)
+    assert len(calls) == 1
+    monkeypatch.setattr(training._Run, "_step", step)
+    assert len(training.train(config, tmp_path, resume=True)) == 50
+
+
+def test_resuming_what_is_done_changes_nothing_and_fewer_epochs_are_refused(tmp_path, monkeypatch):
+    training.train(settings(epochs="2"), tmp_path)
+    facts = (tmp_path / training.FACTS).read_bytes()
+    monkeypatch.setattr(training, "_machine", lambda device: "another")
+    training.train(settings(epochs="2"), tmp_path, resume=True)
+    assert (tmp_path / training.FACTS).read_bytes() == facts
+    with pytest.raises(ExperimentError, match="--epochs 1: .* has trained for 2 already"):
+        training.train(settings(epochs="1"), tmp_path, resume=True)

@@ -7,7 +7,8 @@ processes that share a batch see the images that one process would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,12 @@ DEFAULTS: dict[str, tuple[float | None, float]] = {
     "flip": (None, 0.5),
     "crop": (2.0, 1.0),
     "noise": (0.05, 0.5),
+}
+
+_STRENGTHS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "perspective": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+    "crop": (lambda x: x >= 0 and x.is_integer(), "a whole number of pixels"),
+    "": (lambda x: 0 <= x < math.inf, "a number from 0 on"),
 }
 
 
@@ -60,11 +67,9 @@ def parse(text: str) -> Augmentation:
     )
     if not 0 <= made.probability <= 1:
         raise ExperimentError(f"--augment {text}: the probability must lie between 0 and 1")
-    if made.strength < 0 or (name == "perspective" and made.strength >= 1):
-        raise ExperimentError(
-            f"--augment {text}: the strength must be "
-            + ("from 0 to below 1" if name == "perspective" else "at least 0")
-        )
+    allowed, expected = _STRENGTHS.get(name, _STRENGTHS[""])
+    if not allowed(made.strength):
+        raise ExperimentError(f"--augment {text}: the strength must be {expected}")
     return made
 
 
@@ -83,7 +88,7 @@ class Transform:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images `(B, C, H, W)` in [0, 1], transformed; what comes in from outside is 0."""
-        if self.corners is not None:
+        if self.corners is not None and len(images):
             images = F.grid_sample(
                 images, _grid(self.corners.to(images), images), align_corners=False
             )
@@ -107,7 +112,8 @@ def draw(
         if one.name == "noise":
             # As in the papers' code the strength is the largest deviation, not that of all
             deviation = one.strength * torch.rand(batch, generator=generator) * chosen
-            noise = torch.randn(*shape, generator=generator) * deviation.view(-1, 1, 1, 1)
+            more = torch.randn(*shape, generator=generator) * deviation.view(-1, 1, 1, 1)
+            noise = more if noise is None else noise + more
             continue
         if one.name == "perspective":
             # Each corner moves inwards by up to this part of half the image

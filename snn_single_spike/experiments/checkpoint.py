@@ -66,7 +66,8 @@ def restore(
     path = folder / NAME
     if not path.is_file():
         raise ExperimentError(
-            f"--resume {folder}: there is no {NAME}; give the folder of a run that was begun"
+            f"--resume {folder}: there is no {NAME}; give the folder of a run that was begun, or, "
+            "if it was stopped before its first epoch ended, train again with the same --out"
         )
     try:
         state = torch.load(path, map_location=device, weights_only=True)

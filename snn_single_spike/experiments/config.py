@@ -47,8 +47,8 @@ class Config:
     dataset: str = _setting("", "word", "what to train on", tuple(DATASETS))
     data: str | None = _setting(None, "text?", "folder with the dataset's files")
     cache: str | None = _setting(None, "text?", "folder for decoded events (user's cache folder)")
-    train_samples: int | None = _setting(None, "count?", "train on the first N only")
-    test_samples: int | None = _setting(None, "count?", "test on the first N only")
+    train_samples: int | None = _setting(None, "count?", "train on N only, always the same")
+    test_samples: int | None = _setting(None, "count?", "test on N only, always the same")
     hold_out: int | None = _setting(
         None, "count?", "test on N samples kept out of training, not on the test set"
     )
@@ -85,7 +85,7 @@ class Config:
         (1.0,), "positives", "factors of the first weights, one for each layer or one for all"
     )
 
-    seed: int = _setting(0, "whole", "weights, order of the samples and augmentation")
+    seed: int = _setting(0, "seed", "weights, order of the samples and augmentation")
     device: str = _setting("cpu", "text", "cpu, cuda or cuda:N")
     precision: str = _setting("float32", "word", "bfloat16 is autocast", PRECISIONS)
     epochs: int = _setting(100, "count", "passes over the training set")
@@ -121,9 +121,11 @@ def _number(value: Any, kind: type, low: float, strict: bool, expected: str) -> 
         raise ValueError(expected)
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(expected) from None
-    if number != float(value) or not math.isfinite(number) or number < low:
+    if isinstance(value, float) and number != value:
+        raise ValueError(expected)
+    if not math.isfinite(number) or number < low:
         raise ValueError(expected)
     if strict and number == low:
         raise ValueError(expected)
@@ -135,8 +137,11 @@ def _convert(kind: str, value: Any) -> Any:
         return None if value is None else _convert(kind[:-1], value)
     if kind == "count":
         return _number(value, int, 1, False, "a whole number from 1 on")
-    if kind == "whole":
-        return _number(value, int, 0, False, "a whole number from 0 on")
+    if kind == "seed":
+        seed = _number(value, int, 0, False, "a whole number from 0 to 2^63 - 1")
+        if seed >= 1 << 63:
+            raise ValueError("a whole number from 0 to 2^63 - 1")
+        return seed
     if kind == "positive":
         return _number(value, float, 0, True, "a number above 0")
     if kind == "whole_or_more":
@@ -194,6 +199,9 @@ def make(flags: Mapping[str, Any], file: Path | None = None) -> Config:
     :param file: TOML or JSON
     :raises ExperimentError: a setting that is unknown or cannot be, by its name and the fix
     """
+    unknown = sorted(set(flags) - set(FIELDS))
+    if unknown:
+        raise ExperimentError(f"{', '.join(unknown)} is not known, use {', '.join(FIELDS)}")
     given = {**(read(file) if file else {}), **flags}
     name = given.get("dataset")
     if not name:
@@ -317,18 +325,30 @@ def check(config: Config) -> None:
         raise ExperimentError(
             f"--milestones {','.join(map(str, config.milestones))}: write them in rising order"
         )
-    _check_device(config.device)
+    _device(config.device)
 
 
-def _check_device(name: str) -> None:
+def _device(name: str) -> Any:
     import torch
 
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ExperimentError(f"--device {name}: use cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise ExperimentError(f"--device {name}: use cpu, cuda or cuda:N")
+    return device
+
+
+def check_device(name: str) -> None:
+    """
+    Refuse a device that is not here; a run that was made on it can be read all the same.
+
+    :raises ExperimentError: no such GPU
+    """
+    import torch
+
+    device = _device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:

@@ -19,7 +19,7 @@ from ..spikes import SpikeEvents, SpikeTimes
 from . import ExperimentError, events, idx, yinyang
 from .augment import Transform
 
-# Of digits and of samples held out: the same ones whatever the seed of a run
+# Of digits, of samples held out and of parts: the same ones whatever the seed of a run
 SPLIT_SEED = 0
 # The published generator's seeds for training and test samples
 YINYANG_SEEDS = 42, 40
@@ -167,12 +167,15 @@ def load(
     :param data: folder in which its files are
     :param cache: folder for decoded events. Defaults to `default_cache()`
     :param dtype: type of the dense tensors. Defaults to float32
-    :param train_samples, test_samples: use only the first ones. Defaults to None, all
+    :param train_samples, test_samples: use only so many, always the same ones. Defaults to
+        None, all
     :param hold_out: keep so many samples out of the training set, always the same ones, and let
         them stand for the test set. Defaults to None, the test set itself
     :raises ExperimentError: files that are missing, truncated or corrupt, or `data` missing; more
         to be held out than there are
     """
+    if name not in DATASETS:
+        raise ExperimentError(f"dataset {name!r} is not known, use {', '.join(DATASETS)}")
     if name in NEEDS_FILES and data is None:
         raise ExperimentError(
             f"--dataset {name} needs --data DIR, the folder in which its files are"
@@ -186,22 +189,23 @@ def load(
     else:
         splits = _yinyang(steps, dtype)
     if hold_out is not None:
-        splits = _hold_out(splits[0], hold_out)
+        if hold_out >= len(splits[0]):
+            raise ExperimentError(
+                f"--hold-out {hold_out}: there are {len(splits[0]):,} training samples, hold out "
+                "fewer"
+            )
+        splits = _in_two(splits[0], hold_out)[::-1]
     train, test = (
-        split if wanted is None else split.samples(slice(wanted))
+        split if wanted is None else _in_two(split, wanted)[0]
         for split, wanted in zip(splits, (train_samples, test_samples), strict=True)
     )
     return Dataset(name, train, test, held_out=hold_out is not None)
 
 
-def _hold_out(train: Split, samples: int) -> list[Split]:
-    """The training set in two, at random because files may be in the order of their classes."""
-    if samples >= len(train):
-        raise ExperimentError(
-            f"--hold-out {samples}: there are {len(train):,} training samples, hold out fewer"
-        )
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    return [train.samples(part.sort().values) for part in (order[samples:], order[:samples])]
+def _in_two(split: Split, samples: int) -> list[Split]:
+    """So many samples, and the rest; at random, because files may be in order of their classes."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return [split.samples(part.sort().values) for part in (order[:samples], order[samples:])]
 
 
 def default_cache() -> Path:
@@ -253,7 +257,9 @@ def _images(name: str, data: Path, steps: int, dtype: torch.dtype) -> list[Split
                 f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} "
                 "labels: they do not belong together, fetch both again"
             )
-        if len(labels) and labels.max() >= DATASETS[name].classes:
+        if not len(images):
+            raise ExperimentError(f"{images_path} has no images: fetch it again")
+        if labels.max() >= DATASETS[name].classes:
             raise ExperimentError(
                 f"{labels_path} has a label {labels.max()}, but {name} has classes 0 to "
                 f"{DATASETS[name].classes - 1}: it is corrupt, fetch it again"

@@ -43,7 +43,7 @@ def read_nmnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
     :raises ExperimentError: a length that is not that of whole events, or a place off the sensor
     """
     raw = np.fromfile(path, np.uint8)
-    if len(raw) % 5:
+    if len(raw) % 5 or not len(raw):
         raise ExperimentError(
             f"{path} has {len(raw)} bytes, but 5 an event are expected: it is truncated, unpack "
             "the archive again"
@@ -101,16 +101,24 @@ def shd_recordings(path: Path) -> Iterator[Recording]:
                     f"{path} has {len(times)} spikes/times, {len(units)} spikes/units and "
                     f"{len(labels)} labels: as many of each are expected, fetch it again"
                 )
+            if not len(labels):
+                raise ExperimentError(f"{path} has no recordings: fetch it again")
             for i, label in enumerate(labels):
-                unit = units[i].astype(np.int64)
+                unit, second = units[i].astype(np.int64), times[i].astype(np.float64)
                 if not 0 <= label < SHD_CLASSES or (len(unit) and unit.max() >= SHD_UNITS):
                     raise ExperimentError(
                         f"{path}, recording {i}: label {label}, units up to "
                         f"{unit.max(initial=0)}, but {SHD_CLASSES} classes and {SHD_UNITS} units "
                         "are expected: it is corrupt, fetch it again"
                     )
+                if len(unit) != len(second) or not ((second >= 0) & (second < np.inf)).all():
+                    raise ExperimentError(
+                        f"{path}, recording {i}: {len(unit)} units and {len(second)} times, from "
+                        f"{second.min(initial=0)} to {second.max(initial=0)} s, but a time from 0 "
+                        "on is expected for each: it is corrupt, fetch it again"
+                    )
                 # Seconds, as half floats in the published files
-                time = np.rint(times[i].astype(np.float64) * 1e6).astype(np.int64)
+                time = np.rint(second * 1e6).astype(np.int64)
                 order = time.argsort(kind="stable")
                 yield time[order], unit[order], int(label)
     except (OSError, KeyError) as error:

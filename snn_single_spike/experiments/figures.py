@@ -48,10 +48,10 @@ def curves(groups: list[Group]) -> bytes:
 
 def rasters(groups: list[Group]) -> bytes:
     """Hidden spikes of the first test sample in one run of each group."""
-    shown = [group for group in groups if group.runs[0].raster][:_RASTERS]
+    shown = [group for group in groups if group.raster][:_RASTERS]
     fig = Figure(figsize=(3.5 * len(shown), 3.5), layout="constrained")
     for axes, group in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        raster: Any = group.runs[0].raster
+        raster: Any = group.raster
         below = 0
         for number, layer in enumerate(raster["layers"]):
             neurons = [below + neuron for neuron in layer["spiking"]]

@@ -36,6 +36,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """What writing left of files in a folder, that was killed."""
+    for path in folder.glob(".*.[0-9]*"):
+        path.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """
     The whole content of a file.

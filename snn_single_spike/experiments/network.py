@@ -161,7 +161,8 @@ class Network(nn.Module):
         if len(scales) not in (1, len(layers)):
             raise ExperimentError(
                 f"--weight-scale {','.join(map(str, scales))}: give 1 factor, or {len(layers)}, "
-                "one for each layer of weights"
+                f"one for each layer of weights (the recipe of {config.dataset} gives its own "
+                "where the option is left out)"
             )
         if len(scales) == 1:
             scales = scales * len(layers)

@@ -19,7 +19,7 @@ from .files import write_bytes
 PAGE = "report.md"
 MANY = "multi-spike"
 # Runs that differ only in these are repetitions of one another
-_REPEATED = ("seed", *RESUMABLE)
+_REPEATED = ("seed", *(name for name in RESUMABLE if name != "epochs"))
 # Runs that share these are compared with each other
 _TASK = ("dataset", "layers", "steps", "train_samples", "test_samples", "hold_out")
 
@@ -71,12 +71,23 @@ def read_run(folder: Path) -> Run:
                 "which writes it anew"
             ) from None
 
+    def one(name: str) -> dict[str, Any]:
+        held = lines(name)
+        if len(held) != 1:
+            raise ExperimentError(
+                f"{folder / name} is damaged (it has {len(held)} lines): go on with the run by "
+                f"--resume {folder}, or train anew"
+            )
+        return held[0]
+
     config = make({}, folder / training.CONFIG)
     history = lines(metrics_log.NAME)
     if not history:
-        raise ExperimentError(f"{folder} has no finished epoch: go on by --resume {folder}")
-    raster = lines(training.RASTER)[0] if (folder / training.RASTER).is_file() else None
-    return Run(folder, config, lines(training.FACTS)[0], history, raster)
+        raise ExperimentError(
+            f"{folder} has no finished epoch: let it train, and if it was stopped, train again"
+        )
+    raster = one(training.RASTER) if (folder / training.RASTER).is_file() else None
+    return Run(folder, config, one(training.FACTS), history, raster)
 
 
 @dataclass
@@ -106,6 +117,11 @@ class Group:
         return statistics.median(self.values(lambda run: run.seconds))
 
     @property
+    def raster(self) -> dict[str, Any] | None:
+        """That of the first run which has ended."""
+        return next((run.raster for run in self.runs if run.raster), None)
+
+    @property
     def places(self) -> set[tuple[Any, ...]]:
         return {run.place for run in self.runs}
 
@@ -121,7 +137,8 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     """
     from . import figures
 
-    runs = [read_run(folder) for folder in folders]
+    once = {folder.resolve(): folder for folder in folders}
+    runs = [read_run(folder) for folder in once.values()]
     lines = [
         "# Runs",
         "",
@@ -137,7 +154,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         curves, rasters = f"curves-{number}.png", f"rasters-{number}.png"
         write_bytes(out / curves, figures.curves(groups))
         lines += [f"![Learning curves, and accuracy against spikes]({curves})", ""]
-        if any(group.runs[0].raster for group in groups):
+        if any(group.raster for group in groups):
             write_bytes(out / rasters, figures.rasters(groups))
             lines += [f"![Hidden spikes of one test sample]({rasters})", ""]
     lines += ["## Where they ran", "", "| run | data | machine | threads | processes | torch |"]
@@ -168,11 +185,14 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
         differing = [
             key
             for key in Config.__dataclass_fields__
-            if key not in (*_REPEATED, *_TASK, "neuron")
+            if key not in (*_REPEATED, *_TASK, "neuron", "epochs")
             and len({getattr(g.config, key) for g in groups if _matters(g.config, key)}) > 1
         ]
         for group in groups:
             group.label = ", ".join([group.config.neuron, *_settings(group.config, differing)])
+        if len({group.label for group in groups}) < len(groups):
+            for group in groups:
+                group.label += f", {group.config.epochs} epochs"
         made[task] = groups
     return made
 
@@ -218,7 +238,8 @@ def _table(groups: list[Group]) -> list[str]:
         fewer = faster = ""
         if many and group not in many:
             reference = max(many, key=lambda other: _alike(other.config, group.config))
-            fewer = f"{100 * (1 - group.spikes / reference.spikes):.0f} %"
+            if reference.spikes:
+                fewer = f"{100 * (1 - group.spikes / reference.spikes):.0f} %"
             same = group.places == reference.places and len(group.places) == 1
             faster = f"{reference.seconds / group.seconds:.1f}x" if same else "elsewhere"
         cells = (
@@ -239,7 +260,7 @@ def _table(groups: list[Group]) -> list[str]:
 
 def _alike(one: Config, other: Config) -> int:
     """In how many settings two runs agree, apart from their seeds and lengths."""
-    names = set(Config.__dataclass_fields__) - set(_REPEATED)
+    names = set(Config.__dataclass_fields__) - {"seed", *RESUMABLE}
     return sum(getattr(one, name) == getattr(other, name) for name in names)
 
 

@@ -21,21 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spikes import SpikeEvents, SpikeTimes
 from . import ExperimentError, augment, checkpoint, datasets
 from .checkpoint import Position
-from .config import Config, to_json
+from .config import Config, check_device, to_json
 from .datasets import Dataset, Intensities
 from .distributed import Processes, processes
-from .files import write_bytes
+from .files import remove_leftovers, write_bytes
 from .metrics_log import MetricsLog
 from .network import Network, count_spikes
 from .progress import Silent
 
-CONFIG, FACTS, RASTER = "config.json", "run.json", "raster.json"
+CONFIG, FACTS, RASTER, LOCK = "config.json", "run.json", "raster.json", ".lock"
 SHOWN_EVERY = 0.5  # seconds between updates of the terminal
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -109,6 +110,7 @@ def train(
         raise ExperimentError(
             f"--out {out} holds a run: go on with it by --resume {out}, or choose another folder"
         )
+    check_device(config.device)
     torch.manual_seed(config.seed)
     network = Network(config).to(DTYPES[config.precision])
     with processes(config.device) as among, _stop_signals() as stop:
@@ -169,7 +171,11 @@ class _Run:
         if resume:
             position = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
         history = position["history"]
-        with self._log(history) as log, self.display:
+        if self.config.epochs < len(history):
+            raise ExperimentError(
+                f"--epochs {self.config.epochs}: {self.out} has trained for {len(history)} already"
+            )
+        with self._alone(), self._log(history) as log, self.display:
             done = len(history) * self.batches + position["batch"]
             self.display.begin(self.description, done)
             for epoch in range(len(history) + 1, self.config.epochs + 1):
@@ -180,14 +186,47 @@ class _Run:
                     log.write(record)
                     self._save(position)
                 self.display.epoch(record)
+                if self.among.any(self.stop.is_set()) and epoch < self.config.epochs:
+                    self.among.wait()  # torchrun ends all processes when the first one ends
+                    raise Interrupted(f"saved after epoch {epoch}")
         if self.among.main:
             self._write_json(RASTER, self._raster())
         return history
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other run writes into the folder meanwhile."""
+        if not self.among.main:
+            yield
+            return
+        with contextlib.suppress(OSError):  # writing the first file says why it cannot be made
+            self.out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.out / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ExperimentError(
+                f"{self.out} is the folder of a run that is training now: wait for it, or choose "
+                "another --out"
+            ) from None
+        except OSError as error:
+            raise ExperimentError(
+                f"{self.out / LOCK} cannot be written ({error.strerror or error}): free some "
+                "space, or choose another folder"
+            ) from None
+        try:
+            remove_leftovers(self.out)
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it with its last use
+                (self.out / LOCK).unlink()
+            lock.release()
+
     def _log(self, history: list[dict[str, Any]]) -> contextlib.AbstractContextManager:
         if not self.among.main:
             return contextlib.nullcontext()
-        return MetricsLog(self._make_folder(), history, self.config.tensorboard)
+        left = len(history) < self.config.epochs
+        return MetricsLog(self._make_folder(left), history, self.config.tensorboard)
 
     def _epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         """Train for the rest of an epoch, then test."""
@@ -324,9 +363,11 @@ class _Run:
     def _save(self, position: Position) -> None:
         checkpoint.save(self.out, self.network, self.optimizer, position)
 
-    def _make_folder(self) -> Path:
-        """The folder of the run, with its settings."""
+    def _make_folder(self, left: bool) -> Path:
+        """The folder of the run, with its settings, and if work is left where it is done."""
         write_bytes(self.out / CONFIG, to_json(self.config).encode())
+        if not left:
+            return self.out
         self._write_json(
             FACTS,
             {
