@@ -62,7 +62,7 @@ def test_kernel_offsets(backend, rows):
     # The gradient of the spikes overwrites the current, and comes from the spikes themselves.
     leaky_backward_kernel[(1,)](
         mem, None, None, None, one, one, one, *(None,) * 6, times, spikes, *(None,) * 5,
-        current, *(None,) * 8, *sizes, LANES, 0, 0, 0, 0.0, 0.0,
+        current, *(None,) * 8, *sizes, LANES, 0, 0, 0, *(0.0,) * 4,
         RULE="masked", SURROGATE="straight_through_estimator", **options,
     )  # fmt: skip
     assert current[:, 0].tolist() == [1.0, 1.0, 0.0]
