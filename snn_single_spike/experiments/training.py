@@ -106,10 +106,8 @@ def train(
         not finite; a folder that holds a run already
     :raises Interrupted: Ctrl-C or SIGTERM; the run has been saved
     """
-    if not resume and (out / checkpoint.NAME).exists():
-        raise ExperimentError(
-            f"--out {out} holds a run: go on with it by --resume {out}, or choose another folder"
-        )
+    if not resume:
+        _refuse_run(out)
     check_device(config.device)
     torch.manual_seed(config.seed)
     network = Network(config).to(DTYPES[config.precision])
@@ -122,6 +120,13 @@ def train(
         with among.main_first():
             dataset = load_dataset(config)
         return _Run(config, out, network, dataset, among, stop, show).run(resume)
+
+
+def _refuse_run(out: Path) -> None:
+    if (out / checkpoint.NAME).exists():
+        raise ExperimentError(
+            f"--out {out} holds a run: go on with it by --resume {out}, or choose another folder"
+        )
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -175,7 +180,7 @@ class _Run:
             raise ExperimentError(
                 f"--epochs {self.config.epochs}: {self.out} has trained for {len(history)} already"
             )
-        with self._alone(), self._log(history) as log, self.display:
+        with self._alone(resume), self._log(history) as log, self.display:
             done = len(history) * self.batches + position["batch"]
             self.display.begin(self.description, done)
             for epoch in range(len(history) + 1, self.config.epochs + 1):
@@ -194,8 +199,8 @@ class _Run:
         return history
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other run writes into the folder meanwhile."""
+    def _alone(self, resume: bool) -> Iterator[None]:
+        """No other run writes into the folder meanwhile, or has since this one was started."""
         if not self.among.main:
             yield
             return
@@ -215,6 +220,8 @@ class _Run:
                 "space, or choose another folder"
             ) from None
         try:
+            if not resume:
+                _refuse_run(self.out)
             remove_leftovers(self.out)
             yield
         finally:
