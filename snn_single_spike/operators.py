@@ -316,8 +316,7 @@ class SingleSpike(torch.autograd.Function):
             grad_at, grad_before, direct_threshold = through_crossing(
                 rise, grad_times, times, crossing, threshold
             )
-            grad_spikes = None
-        elif ctx.surrogate is None:
+        if ctx.exact or ctx.surrogate is None:
             grad_spikes = None
         needs[6] = feedback is not None and (needs[6] or need_factor)
         into: list[Tensor | None] = [None] * 9

@@ -116,7 +116,9 @@ def flag(name: str) -> str:
 
 # From the text of a flag to a value, from a value in a file to a value; ValueError says what is
 # expected.
-def _number(value: Any, kind: type, low: float, strict: bool, expected: str) -> Any:
+def _number(
+    value: Any, kind: type, low: float, strict: bool, expected: str, high: float = math.inf
+) -> Any:
     if isinstance(value, bool):
         raise ValueError(expected)
     try:
@@ -125,7 +127,7 @@ def _number(value: Any, kind: type, low: float, strict: bool, expected: str) -> 
         raise ValueError(expected) from None
     if isinstance(value, float) and number != value:
         raise ValueError(expected)
-    if not math.isfinite(number) or number < low:
+    if not math.isfinite(number) or not low <= number <= high:
         raise ValueError(expected)
     if strict and number == low:
         raise ValueError(expected)
@@ -138,19 +140,15 @@ def _convert(kind: str, value: Any) -> Any:
     if kind == "count":
         return _number(value, int, 1, False, "a whole number from 1 on")
     if kind == "seed":
-        seed = _number(value, int, 0, False, "a whole number from 0 to 2^63 - 1")
-        if seed >= 1 << 63:
-            raise ValueError("a whole number from 0 to 2^63 - 1")
-        return seed
+        return _number(
+            value, int, 0, False, "a whole number from 0 to 2^63 - 1", high=(1 << 63) - 1
+        )
     if kind == "positive":
         return _number(value, float, 0, True, "a number above 0")
     if kind == "whole_or_more":
         return _number(value, float, 0, False, "a number from 0 on")
     if kind == "decay":
-        decay = _number(value, float, 0, False, "a number from 0 to 1")
-        if decay > 1:
-            raise ValueError("a number from 0 to 1")
-        return decay
+        return _number(value, float, 0, False, "a number from 0 to 1", high=1)
     if kind in ("counts", "positives", "texts"):
         parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
         if not isinstance(parts, list | tuple):

@@ -64,7 +64,7 @@ class Split:
         """The spikes of the samples with these indices."""
         raise NotImplementedError
 
-    def samples(self, index: Tensor | slice) -> Split:
+    def samples(self, index: Tensor) -> Split:
         """Only these samples."""
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class Intensities(Split):
         times = ((1 - x) * (self.steps - 1)).floor()
         return SpikeTimes(times.int(), self.steps, dtype=self.dtype)
 
-    def samples(self, index: Tensor | slice) -> Intensities:
+    def samples(self, index: Tensor) -> Intensities:
         return Intensities(self.values[index], self.labels[index], self.steps, self.dtype)
 
     def to(self, device: torch.device) -> Intensities:
@@ -112,7 +112,7 @@ class Recordings(Split):
     def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeEvents:
         return self.events.samples(index)
 
-    def samples(self, index: Tensor | slice) -> Recordings:
+    def samples(self, index: Tensor) -> Recordings:
         return Recordings(self.events.samples(index), self.labels[index])
 
     def to(self, device: torch.device) -> Recordings:
@@ -194,18 +194,18 @@ def load(
                 f"--hold-out {hold_out}: there are {len(splits[0]):,} training samples, hold out "
                 "fewer"
             )
-        splits = _in_two(splits[0], hold_out)[::-1]
+        splits = [_some(splits[0], slice(hold_out, None)), _some(splits[0], slice(hold_out))]
     train, test = (
-        split if wanted is None else _in_two(split, wanted)[0]
+        split if wanted is None else _some(split, slice(wanted))
         for split, wanted in zip(splits, (train_samples, test_samples), strict=True)
     )
     return Dataset(name, train, test, held_out=hold_out is not None)
 
 
-def _in_two(split: Split, samples: int) -> list[Split]:
-    """So many samples, and the rest; at random, because files may be in order of their classes."""
+def _some(split: Split, part: slice) -> Split:
+    """A part of the samples; at random, because files may be in the order of their classes."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    return [split.samples(part.sort().values) for part in (order[:samples], order[samples:])]
+    return split.samples(order[part].sort().values)
 
 
 def default_cache() -> Path:

@@ -260,7 +260,7 @@ def _table(groups: list[Group]) -> list[str]:
 
 def _alike(one: Config, other: Config) -> int:
     """In how many settings two runs agree, apart from their seeds and lengths."""
-    names = set(Config.__dataclass_fields__) - {"seed", *RESUMABLE}
+    names = set(Config.__dataclass_fields__) - {*_REPEATED, "epochs"}
     return sum(getattr(one, name) == getattr(other, name) for name in names)
 
 

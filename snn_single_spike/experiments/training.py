@@ -180,22 +180,23 @@ class _Run:
             raise ExperimentError(
                 f"--epochs {self.config.epochs}: {self.out} has trained for {len(history)} already"
             )
-        with self._alone(resume), self._log(history) as log, self.display:
-            done = len(history) * self.batches + position["batch"]
-            self.display.begin(self.description, done)
-            for epoch in range(len(history) + 1, self.config.epochs + 1):
-                record = self._epoch(epoch, position)
-                history.append(record)
-                position = checkpoint.after(history)
-                if log:
-                    log.write(record)
-                    self._save(position)
-                self.display.epoch(record)
-                if self.among.any(self.stop.is_set()) and epoch < self.config.epochs:
-                    self.among.wait()  # torchrun ends all processes when the first one ends
-                    raise Interrupted(f"saved after epoch {epoch}")
-        if self.among.main:
-            self._write_json(RASTER, self._raster())
+        with self._alone(resume):
+            with self._log(history) as log, self.display:
+                done = len(history) * self.batches + position["batch"]
+                self.display.begin(self.description, done)
+                for epoch in range(len(history) + 1, self.config.epochs + 1):
+                    record = self._epoch(epoch, position)
+                    history.append(record)
+                    position = checkpoint.after(history)
+                    if log:
+                        log.write(record)
+                        self._save(position)
+                    self.display.epoch(record)
+                    if self.among.any(self.stop.is_set()) and epoch < self.config.epochs:
+                        self.among.wait()  # torchrun ends all processes when the first one ends
+                        raise Interrupted(f"saved after epoch {epoch}")
+            if self.among.main:
+                self._write_json(RASTER, self._raster())
         return history
 
     @contextlib.contextmanager
