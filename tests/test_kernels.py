@@ -216,7 +216,7 @@ def test_linear_kernels_equal_plain_torch(
 def test_tensor_core_form_against_float64(backend, steps, monkeypatch):
     """Spikes equal those in float64 but where the membrane is within 1e-5 of the threshold."""
     device = device_of(backend)
-    monkeypatch.setattr(triton_linear, "DOT_PRODUCTS", 2 * steps)
+    monkeypatch.setattr(triton_linear, "dot_products", lambda device: 2 * steps)
     times = torch.randint(-1, steps, (3, 50))
     weight, bias = torch.randn(70, 50) / 5, torch.randn(70) / 20
     beta = torch.rand(70)
@@ -244,13 +244,60 @@ def test_tensor_core_form_against_float64(backend, steps, monkeypatch):
         (DOT_PRODUCTS // 2, 0, torch.float64, False),
     ],
 )
-def test_tensor_core_form_where_it_does_less_work(steps, silent, dtype, faster):
+def test_tensor_core_form_where_it_takes_less_time(steps, silent, dtype, faster, monkeypatch):
+    monkeypatch.setattr(triton_linear, "dot_products", lambda device: DOT_PRODUCTS)
     times = torch.zeros(3, 50, dtype=torch.int32)
     times[:, :silent] = -1
     weight = torch.zeros(7, 50, dtype=dtype)
     events = triton_linear.sort_spikes(times, steps)
     assert triton_linear.dot_pays(events, steps, weight) is faster
     assert not triton_linear.dot_pays(events._replace(once=False), steps, weight)
+
+
+@pytest.fixture
+def timeable(monkeypatch):
+    """As if each form took so long on a GPU; both run, in the interpreter on the CPU."""
+    taken = []
+
+    def milliseconds(run):
+        run()
+        return taken.pop(0)
+
+    small = {"steps": 16, "batch": 2, "units": 9, "lanes": 5}
+    monkeypatch.setattr(triton_linear, "_TIMED", small)
+    monkeypatch.setattr(triton_linear, "_measured", {})
+    monkeypatch.setattr(triton_linear, "_milliseconds", milliseconds)
+    monkeypatch.setattr(triton_gpu, "warp_size", lambda: 32)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return taken
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+def test_forms_are_timed_once_for_each_device(backend, timeable):
+    device = torch.device(device_of(backend))
+    generator = torch.get_rng_state()
+    timeable += [1.0, 4.0, "not timed again"]  # 16 products in a quarter of the time: 4
+    assert triton_linear.dot_products(device) == 4
+    assert triton_linear.dot_products(device) == 4
+    assert torch.equal(torch.get_rng_state(), generator)
+    timeable[:] = [1.0, 4.3]
+    triton_linear._measured.clear()
+    assert triton_linear.dot_products(device) == 4  # rounded: the next run is to choose the same
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+def test_form_where_nothing_may_be_timed(backend, timeable, monkeypatch):
+    device = torch.device(device_of(backend))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert triton_linear.dot_products(device) == DOT_PRODUCTS
+    timeable += [1.0, 1.0]
+    assert triton_linear.dot_products(device) == 16
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert triton_linear.dot_products(device) == DOT_PRODUCTS
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_numbers_for_a_kernel_in_two_parts():

@@ -2,12 +2,14 @@
 
 The tensor-core form does T products for each input, neuron and sample, the event form reads one
 weight for each input that fires: the first is the faster one where T is small and few inputs are
-silent. Where the line lies is an estimate from the chip's data sheet, not a measurement;
-`benchmarks/linear_gpu.py` measures it.
+silent. Where the line lies differs from card to card: the first layer that could take either form
+has both timed on the card it is on.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,7 +40,11 @@ from .buffers import (
 )
 
 EVENTS = 8  # spikes loaded ahead
-DOT_PRODUCTS = 32  # of a tensor core, in the time that the event form takes for a spike
+# Products of a tensor core in the time that the event form takes for a spike, where nothing may
+# be timed: an estimate from data sheets.
+DOT_PRODUCTS = 32
+_TIMED = {"steps": 32, "batch": 512, "units": 512, "lanes": 1024}  # above a launch's own time
+_REPEATS = 10
 _PIECE_BYTES = 64 << 20  # of the membrane and the adjoint of some samples
 
 sort_spikes = eager_linear.sort_spikes
@@ -56,8 +62,52 @@ def dot_pays(events: Events, steps: int, weight: Tensor) -> bool:
     return (
         events.once
         and weight.dtype == torch.float32
-        and products <= DOT_PRODUCTS * len(events.times)
+        and products <= dot_products(weight.device) * len(events.times)
     )
+
+
+_measured: dict[torch.device, float] = {}
+
+
+def dot_products(device: torch.device) -> float:
+    """Products of a tensor core in the time that the event form takes for a spike.
+
+    Measured once for each card, and rounded to a power of two: the forms round differently, and
+    the next run should choose the same one. Not measured for deterministic algorithms, while a
+    CUDA graph is captured, and in the interpreter.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return DOT_PRODUCTS
+    timeable = triton_gpu.warp_size() is not None and not torch.cuda.is_current_stream_capturing()
+    if device not in _measured and timeable:
+        _measured[device] = _measure(device, **_TIMED)
+    return _measured.get(device, DOT_PRODUCTS)
+
+
+def _measure(device: torch.device, steps: int, batch: int, units: int, lanes: int) -> float:
+    # Not from the generators of torch: what a user draws next must not depend on this.
+    when = torch.arange(batch * units, dtype=torch.int32, device=device).view(batch, units) % steps
+    events = sort_spikes(when, steps)
+    weight = torch.ones(units, lanes, device=device)
+    never = weight.new_full((lanes,), math.inf)  # no spikes: every step is computed
+    parameters = (weight.new_zeros(lanes), weight.new_full((lanes,), 0.9), never)
+    times = torch.empty(batch, lanes, dtype=torch.int32, device=device)
+    arguments = (events, steps, weight, parameters, times)
+    with triton_gpu.on_device_of(times):
+        by_events = _milliseconds(lambda: _first_spikes_events(*arguments, None, None))
+        by_products = _milliseconds(lambda: _first_spikes_dot(*arguments))
+    return 2.0 ** round(math.log2(steps * by_events / by_products))
+
+
+def _milliseconds(run: Callable[[], None]) -> float:
+    run()  # compiles
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(_REPEATS):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def _block(lanes: int) -> int:
@@ -79,12 +129,24 @@ def linear_first_spikes(
     crossing: Tensor | None,
     sensitivity: Tensor | None,
 ) -> None:
-    batch, lanes = times.shape
     weight = layer.weight.T.contiguous()
     parameters = (layer.bias, layer.beta, layer.threshold)
     if crossing is None and dot_pays(events, steps, layer.weight):
         _first_spikes_dot(events, steps, weight, parameters, times)
-        return
+    else:
+        _first_spikes_events(events, steps, weight, parameters, times, crossing, sensitivity)
+
+
+def _first_spikes_events(
+    events: Events,
+    steps: int,
+    weight: Tensor,
+    parameters: tuple[Tensor, ...],
+    times: Tensor,
+    crossing: Tensor | None,
+    sensitivity: Tensor | None,
+) -> None:
+    batch, lanes = times.shape
     block = _block(lanes)
     with triton_gpu.on_device_of(times):
         linear_first_spikes_kernel[(batch, triton.cdiv(lanes, block))](
