@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snntorch import surrogate
 
+import snn_single_spike as snn
 from snn_single_spike import SpikeEvents, SpikeTimes
 from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
 from snn_single_spike.validation import GRADIENT_RULES, REDUCTIONS, RESETS
@@ -20,8 +21,12 @@ from test_single_spike_leaky import problem
 pytest.importorskip("triton", reason="triton is not installed: the kernels cannot be compiled")
 
 
+from launches import compile_launches, recorded
+
 from snn_single_spike.backends import triton_gpu, triton_linear
 from snn_single_spike.backends.triton_linear import DOT_PRODUCTS, EVENTS
+from snn_single_spike.kernels import leaky as kernels_leaky
+from snn_single_spike.kernels import linear as kernels_linear
 
 from compiled import BASELINE, LINEAR, TARGETS, VARIANTS, ahead, compile_all
 
@@ -298,6 +303,51 @@ def test_form_where_nothing_may_be_timed(backend, timeable, monkeypatch):
         assert triton_linear.dot_products(device) == DOT_PRODUCTS
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+NEURONS = {
+    "leaky": lambda n, **o: snn.SingleSpikeLeaky(torch.rand(n), learn_beta=True, **o),
+    "one beta": lambda n, **o: snn.SingleSpikeLeaky(0.9, **o),
+    "synaptic": lambda n, **o: snn.SingleSpikeSynaptic(0.9, torch.rand(n), learn_alpha=True, **o),
+    "alpha": lambda n, **o: snn.SingleSpikeAlpha(0.9, 0.8, learn_alpha=True, **o),
+    "feedback": lambda n, **o: snn.SingleSpikeRLeaky(0.9, V=0.1, all_to_all=False, **o),
+}
+
+
+def _launch_all(shape, dtype, rule):
+    """Every kernel both ways, on (T, B, N)."""
+    options = {"gradient": rule, "reset_mechanism": "subtract", "backend": "triton"}
+    for make in NEURONS.values():
+        neuron = make(shape[2], **options).to(dtype)
+        out = neuron(torch.randn(shape, dtype=dtype, requires_grad=True))
+        sum(x.sum() for x in out if x.requires_grad).backward()
+    if dtype not in (torch.float32, torch.float64):
+        return
+    fast = surrogate.fast_sigmoid(slope=10)
+    spikes = SpikeTimes(torch.randint(-1, shape[0], shape[1:]), shape[0])
+    for reduction in ("sum", "max"):
+        _linear_run("triton", spikes, dtype, rule, "subtract", reduction, fast, "cpu")
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    leaky_readout(x, 0.9, reduction="max", backend="triton").sum().backward()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the launches themselves are it")
+def test_launches_compile(monkeypatch):
+    monkeypatch.setattr(triton_gpu, "warp_size", lambda: 32)
+    monkeypatch.setattr(triton_linear, "_PIECE_BYTES", 1)  # the second piece begins at sample 1
+    every = [(torch.float32, rule) for rule in GRADIENT_RULES]
+    every += [(torch.float64, "masked"), (torch.float64, "spike_time"), (torch.bfloat16, "masked")]
+    with recorded() as launches:
+        for products in (0, 100):
+            monkeypatch.setattr(triton_linear, "dot_products", lambda device, n=products: n)
+            _launch_all((1, 1, 1), torch.float32, "masked")
+            _launch_all((3, 2, 16), torch.float32, "masked")
+        for dtype, rule in every:
+            _launch_all((3, 2, 5), dtype, rule)
+    made = {launch.kernel for launch in launches.values()}
+    for module in (kernels_leaky, kernels_linear):
+        assert {name for name in vars(module) if name.endswith("_kernel")} <= made
+    compile_launches(list(launches.values()))
 
 
 def test_numbers_for_a_kernel_in_two_parts():
