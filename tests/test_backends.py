@@ -160,7 +160,7 @@ threading.Thread(target=late).start()
 
 def test_numba_runs_where_no_cache_can_be_written(monkeypatch):
     numba = pytest.importorskip("numba")
-    from snn_single_spike.backends import numba_common
+    from snn_single_spike.kernels.cpu.compiling import compiled
 
     njit = numba.njit
 
@@ -170,7 +170,7 @@ def test_numba_runs_where_no_cache_can_be_written(monkeypatch):
         return njit(*function, **options)
 
     monkeypatch.setattr(numba, "njit", read_only)
-    assert numba_common.compiled(lambda x: x + 1)(1) == 2
+    assert compiled(lambda x: x + 1)(1) == 2
 
 
 def test_many_threads_at_once(cpu_backend):

@@ -21,14 +21,13 @@ from test_single_spike_leaky import problem
 pytest.importorskip("triton", reason="triton is not installed: the kernels cannot be compiled")
 
 
-from launches import compile_launches, recorded
-
 from snn_single_spike.backends import triton_gpu, triton_linear
 from snn_single_spike.backends.triton_linear import DOT_PRODUCTS, EVENTS
 from snn_single_spike.kernels import leaky as kernels_leaky
 from snn_single_spike.kernels import linear as kernels_linear
 
 from compiled import BASELINE, LINEAR, TARGETS, VARIANTS, ahead, compile_all
+from launches import compile_launches, recorded
 
 NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 

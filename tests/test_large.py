@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from snn_single_spike import backends
-
 from conftest import runnable
 
 STEPS, LANES, USED = 3, 1 << 30, 8
@@ -72,19 +70,20 @@ def test_kernel_offsets(backend, rows):
 def test_numba_offsets(backend):
     import numpy as np
 
-    from snn_single_spike.backends.simd import LANES as VECTOR
+    from snn_single_spike.kernels.cpu.compiling import RESETS
+    from snn_single_spike.kernels.cpu.leaky_forward import leaky_forward_loop
+    from snn_single_spike.kernels.cpu.simd import LANES as VECTOR
 
     used = VECTOR + 3  # by both loops
 
-    kernels = backends.load(backend)
     current = torch.empty(STEPS, LANES).numpy()
     current[:, :used] = np.array([[0.5], [0.75], [0.25]], np.float32)
     spikes, mem = torch.empty(STEPS, LANES).numpy(), torch.empty(STEPS, LANES).numpy()
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     none2 = np.empty((0, 0), np.float32)
     times = np.zeros(used, np.int64)
-    kernels._forward(
-        *(0, used, current, one, one, one, *(none1,) * 6, True, kernels.RESETS["none"]),
+    leaky_forward_loop(
+        *(0, used, current, one, one, one, *(none1,) * 6, True, RESETS["none"]),
         *(spikes, mem, none2, none2, times, none2, none2),
     )
     assert times.tolist() == [1] * used

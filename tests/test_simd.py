@@ -14,7 +14,11 @@ from snn_single_spike.validation import GRADIENT_RULES, RESETS
 
 numba = pytest.importorskip("numba")
 
-from snn_single_spike.backends import numba_common, numba_cpu, simd  # noqa: E402
+from snn_single_spike.kernels.cpu import block, simd  # noqa: E402
+from snn_single_spike.kernels.cpu.compiling import ZERO  # noqa: E402
+from snn_single_spike.kernels.cpu.leaky_forward_vectors import (  # noqa: E402
+    leaky_forward_vectors,
+)
 
 SURROGATES = {
     "atan": surrogate.atan(),
@@ -80,7 +84,7 @@ class Case:
             torch.testing.assert_close(mine, sum(theirs))
 
 
-@pytest.mark.parametrize("steps", [1, 3, numba_cpu.TILE, 2 * numba_cpu.TILE + 1])
+@pytest.mark.parametrize("steps", [1, 3, block.STEPS, 2 * block.STEPS + 1])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("gradient", GRADIENT_RULES)
 def test_leaky_in_vectors_is_leaky_lane_by_lane(steps, reset, gradient):
@@ -98,7 +102,7 @@ def test_surrogates(name):
         Case(9, dtype=dtype).check(spike_grad=SURROGATES[name])
 
 
-@pytest.mark.parametrize("lanes", [1, 15, 16, 17, numba_cpu.BLOCK + 16, 2 * numba_cpu.BLOCK + 31])
+@pytest.mark.parametrize("lanes", [1, 15, 16, 17, block.BLOCK + 16, 2 * block.BLOCK + 31])
 def test_any_number_of_lanes(lanes):
     Case(6, lanes).check()
     Case(6, lanes).check(mem=False)
@@ -108,7 +112,7 @@ def test_any_number_of_lanes(lanes):
 def test_results_beyond_the_cache(neurons):
     """Large results are written past it, where their rows begin with a line of it."""
     current = torch.randn(41, 32, neurons, requires_grad=True)
-    assert current.nbytes > numba_cpu._STREAM
+    assert current.nbytes > block.STREAM
     results = []
     for backend in ("numba", "torch"):
         for mem in (False, True):
@@ -141,9 +145,9 @@ def test_no_fused_multiply_adds_decide_a_spike():
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     rows, none2 = np.zeros((5, simd.LANES), np.float32), np.empty((0, 0), np.float32)
     # Compiled afresh: code from numba's cache cannot be read.
-    forward = numba.njit(error_model="numpy")(numba_cpu._leaky_forward.py_func)
+    forward = numba.njit(error_model="numpy")(leaky_forward_vectors.py_func)
     forward(
-        *(0, simd.LANES, rows, one, one, one, none1, True, numba_common.RESETS["zero"]),
+        *(0, simd.LANES, rows, one, one, one, none1, True, ZERO),
         *(rows.copy(), none2, np.zeros(simd.LANES, np.int64), none2, none2),
     )
     (assembly,) = forward.inspect_asm().values()

@@ -1,4 +1,4 @@
-"""What the compiled CPU loops share: how they are compiled, what they are given, and threads.
+"""What the launchers of the compiled CPU loops share: what loops are given, and threads.
 
 Threads are Python threads (the loops hold no GIL), as many as ``torch.get_num_threads()``: numba's
 own threading layers clash with forked data loaders.
@@ -11,67 +11,12 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from .memory import empty
-from .simd import absolute, exp, full_like, where
-
-# Options as the loops take them
-RESETS = {"none": 0, "subtract": 1, "zero": 2, "clear": 3}
-RULES = {"masked": 0, "pre_spike": 1, "straight_through": 2, "none": 3}
-SURROGATES = {
-    "atan": 0,
-    "fast_sigmoid": 1,
-    "sigmoid": 2,
-    "straight_through_estimator": 3,
-    "triangular": 4,
-    "heaviside": 5,
-    "spike_rate_escape": 6,
-    "SFS": 7,
-    "LSO": 8,
-}
-REDUCTIONS = {"sum": 0, "max": 1, "last": 2}
-_ATAN = SURROGATES["atan"]
-
-
-def compiled(function: Any, **options: Any) -> Any:
-    """Compile a loop, in numba's cache if there is one."""
-    options |= {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to write a cache: compile again in every process
-        return numba.njit(**options)(function)
-
-
-@numba.njit(forceinline=True, error_model="numpy")
-def surrogate_slope(distance, surrogate, a, b):
-    """s'(V - theta), in vectors."""
-    if surrogate == _ATAN:
-        x = np.pi / 2 * a * distance
-        return 0.5 * a / (1.0 + x * x)
-    if surrogate == 1:
-        x = a * absolute(distance) + 1.0
-        return 1.0 / (x * x)
-    if surrogate == 2:
-        e = exp(0.0 - absolute(a * distance))  # cannot overflow
-        return a * e / ((1.0 + e) * (1.0 + e))
-    if surrogate == 3:
-        return full_like(distance, 1.0)
-    if surrogate == 4:
-        return where(distance < 0.0, full_like(distance, a), -a)
-    if surrogate == 5:
-        return where(distance > 0.0, full_like(distance, 1.0), 0.0)
-    if surrogate == 6:
-        return b * exp(0.0 - a * absolute(distance - 1.0))
-    if surrogate == 7:
-        x = a * absolute(distance) + 1.0
-        return where(distance > b, 1.0 / (x * x), 0.0)
-    return where(distance > 0.0, full_like(distance, 1.0), a)
 
 
 @functools.cache

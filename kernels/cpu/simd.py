@@ -7,8 +7,6 @@ same number in every lane. Arrays are C-contiguous, and an index is not checked.
 
 Why not leave it to the compiler to vectorise: it has to prove all arrays of a loop apart, it does
 not keep the state of several time steps in registers, and it makes no stores past the cache.
-
-numba's cache of compiled loops does not see changes of this file: delete it after them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,41 @@
+"""How loops are compiled, and the numbers that stand for options in them.
+
+numba's cache of a compiled loop sees changes of its own file only: delete the cache after changes
+of what a loop calls in another.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numba
+
+SUBTRACT, ZERO, CLEAR = 1, 2, 3
+RESETS = {"none": 0, "subtract": SUBTRACT, "zero": ZERO, "clear": CLEAR}
+MASKED, PRE_SPIKE, STRAIGHT_THROUGH, NO_RULE = range(4)
+RULES = {
+    "masked": MASKED,
+    "pre_spike": PRE_SPIKE,
+    "straight_through": STRAIGHT_THROUGH,
+    "none": NO_RULE,
+}
+SUM, MAX, LAST = range(3)
+REDUCTIONS = {"sum": SUM, "max": MAX, "last": LAST}
+
+
+def compiled(function: Any, **options: Any) -> Any:
+    """Compile a loop, in numba's cache if there is one."""
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to write a cache: compile again in every process
+        return numba.njit(**options)(function)
+
+
+inlined = numba.njit(forceinline=True, error_model="numpy")
+
+# Numba counts references to the arrays that a function is given, with atomic instructions that
+# take longer than a row; functions that make no arrays of their own can do without.
+helper = functools.partial(compiled, _nrt=False)
+inlined_helper = functools.partial(compiled, _nrt=False, forceinline=True)
