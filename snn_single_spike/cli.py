@@ -21,6 +21,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^32 - 1")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="snn-single-spike", description="Single-spike layers for snnTorch."
@@ -34,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--epochs", type=_positive, default=25, help="passes over the data")
     demo.add_argument("--steps", type=_positive, default=50, help="time steps per sample")
-    demo.add_argument("--seed", type=int, default=0, help="weights, order and split of the data")
+    demo.add_argument("--seed", type=_seed, default=0, help="weights, order and split of the data")
     demo.add_argument(
         "--out", type=Path, default=Path("single_spike_demo.png"), help="where the figure goes"
     )

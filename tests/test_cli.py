@@ -64,7 +64,10 @@ def test_demo_names_what_is_not_installed(monkeypatch, capsys):
     assert "pip install scikit-learn rich matplotlib" in error
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--epochs", "0"], ["learn"], ["report"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["demo", "--epochs", "0"], ["demo", "--seed", "-1"], ["learn"], ["report"], []],
+)
 def test_bad_usage(arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)

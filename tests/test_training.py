@@ -455,6 +455,15 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path):
     assert not leftover.exists()
 
 
+def test_what_another_run_may_still_write_is_not_read(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    training.train(settings(epochs="1"), tmp_path)
+    monkeypatch.setattr(checkpoint, "restore", lambda *_: pytest.fail("read"))
+    with FileLock(tmp_path / training.LOCK), pytest.raises(ExperimentError, match="training now"):
+        training.train(settings(epochs="2"), tmp_path, resume=True)
+
+
 def test_a_signal_stops_after_an_epoch_of_one_batch(tmp_path, monkeypatch):
     config = settings(epochs="50", batch="200")
     step = training._Run._step

@@ -172,15 +172,9 @@ class _Run:
         self.display = show(self.batches) if show and among.main else Silent()
 
     def run(self, resume: bool) -> list[dict[str, Any]]:
-        position = checkpoint.after([])
-        if resume:
-            position = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
-        history = position["history"]
-        if self.config.epochs < len(history):
-            raise ExperimentError(
-                f"--epochs {self.config.epochs}: {self.out} has trained for {len(history)} already"
-            )
         with self._alone(resume):
+            position = self._begin(resume)
+            history = position["history"]
             with self._log(history) as log, self.display:
                 done = len(history) * self.batches + position["batch"]
                 self.display.begin(self.description, done)
@@ -198,6 +192,17 @@ class _Run:
             if self.among.main:
                 self._write_json(RASTER, self._raster())
         return history
+
+    def _begin(self, resume: bool) -> Position:
+        if not resume:
+            return checkpoint.after([])
+        found = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
+        if self.config.epochs < len(found["history"]):
+            raise ExperimentError(
+                f"--epochs {self.config.epochs}: {self.out} has trained for "
+                f"{len(found['history'])} already"
+            )
+        return found
 
     @contextlib.contextmanager
     def _alone(self, resume: bool) -> Iterator[None]:
