@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from .experiments.config import add_flags
@@ -31,6 +32,9 @@ def _seed(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="snn-single-spike", description="Single-spike layers for snnTorch."
+    )
+    out.add_argument(
+        "--version", action="version", version=f"%(prog)s {version('snn-single-spike')}"
     )
     commands = out.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="versions, devices, and which backend would run and why")

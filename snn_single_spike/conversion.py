@@ -32,16 +32,18 @@ from .functional import DEFAULT_GRADIENT
 from .lapicque import SingleSpikeLapicque
 from .leaky import CURRENCIES, SingleSpikeLeaky
 from .neuron import NEEDS_THE_LOOP, STATES, SingleSpikeNeuron, check_options
+from .readout import LeakyReadout
 from .rleaky import SingleSpikeRLeaky
 from .synaptic import SingleSpikeSynaptic
 from .validation import check_choice
 
 __all__ = ["ConversionError", "convert", "revert"]
 
-_NOT_CONVERTIBLE: dict[str, str] = {
-    "SLSTM": "its gates are non-linear in its own past",
-    "SConv2dLSTM": "its gates are non-linear in its own past",
-    "RSynaptic": "its spikes are fed back into it",
+# Why a neuron has no single-spike form, and what comes nearest
+_NOT_CONVERTIBLE: dict[str, tuple[str, str]] = {
+    "SLSTM": ("its gates are non-linear in its own past", "Leaky"),
+    "SConv2dLSTM": ("its gates are non-linear in its own past", "Leaky"),
+    "RSynaptic": ("its spikes are fed back into it", "Synaptic"),
 }
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -63,6 +65,7 @@ class _Time(threading.local):
     def __init__(self) -> None:
         self.steps = 0  # 0 outside a forward
         self.batch = 0
+        self.repeats = False  # whether the input is the same at every step
         self.called: list[str] = []  # paths of the neurons that have run
 
     def __reduce__(self) -> Any:
@@ -85,16 +88,28 @@ class _Time(threading.local):
         )
 
     def advice(self) -> str:
+        called = (
+            "The model may have been called step by step, or with an input that is the same at "
+            "every step (convert it with num_steps=)"
+        )
+        joined = ""
+        if self.repeats:
+            called = (
+                f"The model was converted with num_steps={self.steps}, and may have been called "
+                "with a sequence"
+            )
+            joined = (
+                "; or it adds or joins what comes before the first neuron, which is computed once, "
+                "to what comes after it (convert without num_steps=, and pass "
+                "x.expand(num_steps, *x.shape))"
+            )
         return (
             f"The input was read as time={self.steps}, batch={self.batch}, and inside a converted "
-            "model time is folded into the batch. The model may have been called step by step, or "
-            "with an input that is the same at every step but not converted with num_steps=, or "
-            "with a sequence although it was; or its forward has a loop over time, sums over the "
-            "batch, or reshapes with a fixed batch size (write x.flatten(1), or "
-            "x.view(x.size(0), -1) with the size of that very tensor); or, with num_steps=, it "
-            "adds or joins what comes before the first neuron, which is computed once, to what "
-            "comes after it (convert without num_steps=, and pass x.expand(num_steps, *x.shape)); "
-            "or the features of the input are not those of the first layer"
+            f"model time is folded into the batch. {called}; or the features of the input are not "
+            "those of the first layer (flatten them); or its forward has a loop over time, swaps "
+            "the first two dimensions, sums over the batch, or reshapes with a fixed batch size "
+            "(write x.flatten(1), or x.view(x.size(0), -1) with the size of that very tensor)"
+            f"{joined}"
         )
 
 
@@ -215,9 +230,10 @@ class _Converted:
             )
             return self._leave(out)
         except RuntimeError as error:
-            if not any(word in str(error) for word in ("shape", "size")):
+            if not any(word in str(error) for word in ("shape", "size", "dim")):
                 raise
-            raise ConversionError(f"{error}. {time.advice()}") from error
+            where = _failing_layer(self, error)
+            raise ConversionError(f"{where}{error}. {time.advice()}") from error
         finally:
             time.steps = 0
             for batch_norm, momentum in momenta:
@@ -229,7 +245,7 @@ class _Converted:
         time, num_steps = self._single_spike.time, self._single_spike.num_steps
         if not torch.compiler.is_compiling():
             _refuse_new_neurons(self)
-        time.called = []
+        time.called, time.repeats = [], num_steps is not None
         if num_steps is None:
             if 0 in input_.shape[:1]:
                 raise ValueError(f"the input has shape {tuple(input_.shape)}: no time steps")
@@ -295,6 +311,18 @@ class _Converted:
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The mixed class has no name to import: say how to make it again.
         return _rebuild, (_original_class(self),), self.__dict__
+
+
+def _failing_layer(model: Any, error: BaseException) -> str:
+    """The innermost layer that was running, as the beginning of a message."""
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    found, traceback = "", error.__traceback__
+    while traceback:
+        module = traceback.tb_frame.f_locals.get("self")
+        if id(module) in paths:
+            found = f"layer {paths[id(module)]!r} ({type(module).__name__}): "
+        traceback = traceback.tb_next
+    return found
 
 
 def _original_class(model: _Converted) -> type:
@@ -401,8 +429,8 @@ def convert(
         raise ConversionError("the model is converted already: revert() it first")
     if isinstance(model, SpikingNeuron):
         raise ConversionError(
-            f"the model is a single neuron ({type(model).__name__}); of those that have one, make "
-            "the single-spike form (SingleSpikeLeaky of snntorch.Leaky, ...) with its arguments"
+            f"the model is a single neuron ({type(model).__name__}), and convert() takes networks: "
+            "make a single-spike neuron with its arguments (of snntorch.Leaky a SingleSpikeLeaky)"
         )
     check_options("Leaky", gradient, backend, {})
     check_choice("currency", currency, CURRENCIES)
@@ -521,20 +549,27 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
             raise ConversionError(
                 f"neuron {path!r} is a {name} already: the model takes whole sequences"
             )
+        if isinstance(module, LeakyReadout):
+            raise ConversionError(
+                f"layer {path!r} is a LeakyReadout, which takes whole sequences, and the model is "
+                "to compute one time step: leave it out of the model, and give it what the "
+                "converted model returns, readout(fast(data))"
+            )
         if not isinstance(module, SpikingNeuron):
             if type(module).forward is not nn.Sequential.forward:
                 _refuse_loops(path, module)
         elif _kind(module):
             _refuse_options(path, module)
         else:
-            reason = _NOT_CONVERTIBLE.get(name, "it has no single-spike form here")
+            nothing = ("it has no single-spike form here", "Leaky")
+            reason, nearest = _NOT_CONVERTIBLE.get(name, nothing)
             base = _base(module)
             if base:
                 own = ", ".join(_own_parts(module, base))
-                reason = f"it has its own {own} in the place of snnTorch's"
+                reason, nearest = f"it has its own {own} in the place of snnTorch's", base.__name__
             raise ConversionError(
                 f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by "
-                "snntorch.Leaky, or keep the loop"
+                f"snntorch.{nearest}, or keep the loop"
             )
 
 
@@ -585,28 +620,52 @@ def _refuse_loops(path: str, module: nn.Module) -> None:
     }
     if not neurons:
         return
-    for called in _called_in_loops(type(module).forward):
+    for called in _called_in_loops(type(module), type(module).forward):
         hit = next((n for n in neurons if n == called or n.startswith(called + ".")), None)
         if hit:
             raise ConversionError(_loop_message(f"{path}.{hit}" if path else hit))
 
 
-def _called_in_loops(function: Callable[..., Any]) -> Iterator[str]:
+_LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def _called_in_loops(owner: type, function: Callable[..., Any]) -> Iterator[str]:
     """Attributes of ``self`` that are called inside a loop, as dotted paths."""
+    for method in (function, *_methods(owner, _source(function), set())):
+        for loop in ast.walk(_source(method)):
+            if isinstance(loop, _LOOPS):
+                yield from _called(loop)
+                for inner in _methods(owner, loop, set()):
+                    yield from _called(_source(inner))
+
+
+def _methods(owner: type, tree: ast.AST, seen: set[str]) -> Iterator[Callable[..., Any]]:
+    """Methods of a class that a piece of its source calls, and those that they call."""
+    for name in _called(tree):
+        method = vars(owner).get(name)
+        if inspect.isfunction(method) and name not in seen:
+            seen.add(name)
+            yield method
+            yield from _methods(owner, _source(method), seen)
+
+
+def _called(tree: ast.AST) -> Iterator[str]:
+    """Attributes of ``self`` that are called in a piece of source."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            parts, target = [], node.func
+            while isinstance(target, ast.Attribute):
+                parts.append(target.attr)
+                target = target.value  # type: ignore[assignment]
+            if isinstance(target, ast.Name) and target.id == "self":
+                yield ".".join(reversed(parts))
+
+
+def _source(function: Callable[..., Any]) -> ast.AST:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        return  # no source, as in a notebook's eval: the neurons count their calls
-    for loop in ast.walk(tree):
-        if isinstance(loop, (ast.For, ast.While)):
-            for node in ast.walk(loop):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                    parts, target = [], node.func
-                    while isinstance(target, ast.Attribute):
-                        parts.append(target.attr)
-                        target = target.value  # type: ignore[assignment]
-                    if isinstance(target, ast.Name) and target.id == "self":
-                        yield ".".join(reversed(parts))
+        return ast.Module([], [])  # as in a notebook's eval: the neurons count their calls
 
 
 def _loop_message(path: str) -> str:

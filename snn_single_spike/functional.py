@@ -596,10 +596,11 @@ def leaky_readout(
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    chosen = backends.select(backend, current.device.type)
     if isinstance(current, LinearCurrent) and mem is None:
+        chosen = backends.select(backend, current.device.type)
         return _readout_of_spikes(current, beta, reduction, chosen)
     current = check_current(as_dense(current))
+    chosen = backends.select(backend, current.device.type)
     value = operators.LeakyReadout.apply(
         current.flatten(1).contiguous(),
         check_parameter("beta", beta, current),

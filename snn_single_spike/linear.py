@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import backends
+from .deferred import Deferred
 from .leaky import LeakyState, SingleSpikeLeaky
 from .spikes import SpikeEvents, SpikeTimes
+from .validation import check_current
 
 __all__ = ["SingleSpikeLinear"]
 
@@ -108,10 +110,26 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     def forward(  # type: ignore[override]
         self, spikes: SpikeTimes | SpikeEvents | Tensor
     ) -> SpikeTimes:
+        self._check(spikes)
         if isinstance(spikes, Tensor) and self._faster_from_spikes(spikes):
             spikes = SpikeEvents.from_dense(spikes)
         current = F.linear(spikes, self.weight, self.bias)  # type: ignore[arg-type]
         return super().forward(current)
+
+    def _check(self, spikes: SpikeTimes | SpikeEvents | Tensor) -> None:
+        if isinstance(spikes, Tensor):
+            check_current(spikes, "spikes")
+        elif not isinstance(spikes, Deferred):
+            raise TypeError(
+                f"spikes must be SpikeTimes, SpikeEvents or a torch.Tensor, not "
+                f"{type(spikes).__name__}"
+            )
+        if spikes.shape[2:] != (self.in_features,):
+            raise ValueError(
+                f"spikes has shape {tuple(spikes.shape)}, but (time, batch, {self.in_features}) is "
+                "expected: for features of several dimensions use spikes.flatten(2), or make the "
+                f"layer with in_features={spikes.shape[2:].numel()}"
+            )
 
     def _faster_from_spikes(self, dense: Tensor) -> bool:
         """Whether few enough of the entries of a dense input are spikes."""

@@ -41,6 +41,7 @@ def _first(spk_out: Tensor, name: str = "spk_out") -> Tensor:
         times = spk_out if spk_out.is_floating_point() else spk_out.double()
         return torch.where(times >= 0, times, torch.inf)
     fired = _fired(spk_out, name)
+    _check_heights(spk_out, name)
     if fired.dim() != 3:
         raise ValueError(
             f"{name} has shape {tuple(fired.shape)}, but (time, batch, classes) is expected, or "
@@ -49,6 +50,23 @@ def _first(spk_out: Tensor, name: str = "spk_out") -> Tensor:
     # max gives the first of equal values, and is defined for bytes on every device.
     found, step = fired.to(torch.uint8).max(0)
     return torch.where(found > 0, step.double(), torch.inf)
+
+
+def _check_heights(spk_out: Tensor, name: str) -> None:
+    """All spikes of a neuron are of one height; those of a membrane would not be."""
+    if spk_out.device.type != "cpu" or not spk_out.is_floating_point() or not spk_out.numel():
+        return
+    height = spk_out.detach().abs().flatten(0, 1)
+    least = torch.where(height > 0, height, torch.inf).amin(0)
+    most = torch.where(height > 0, height, 0.0).amax(0)
+    # Rounding of a learned height, from batch to batch, is no other height.
+    unequal = (most - least) > 1e-3 * most
+    if unequal.any():
+        low, high = (x[unequal][0].item() for x in (least, most))
+        raise ValueError(
+            f"{name} has a neuron with values {low:g} and {high:g}, but all spikes of a neuron are "
+            "of one height: pass the spikes, not the membrane"
+        )
 
 
 def _fired(spk_out: Tensor, name: str) -> Tensor:

@@ -29,6 +29,7 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from .conversion import _BATCH_NORM, _DROPOUT, _MAX_POOL, _Converted, convert, revert
+from .linear import SingleSpikeLinear
 from .neuron import SingleSpikeNeuron
 
 try:
@@ -80,7 +81,8 @@ def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:
     :param model: what :func:`snn_single_spike.convert` returned, or a model for whole
         sequences made of single-spike neurons. Its layers form a chain of `nn.Linear`,
         `nn.Conv2d`, `nn.AvgPool2d`, `nn.Flatten` and neurons, and nothing is done to tensors
-        between them. It is not touched
+        between them; a :class:`snn_single_spike.SingleSpikeLinear` is written as its linear
+        layer, with `.linear` after its name, and its neurons. It is not touched
     :type model: torch.nn.Module
 
     :param sample_data: an input of the model: `(time, batch, ...)`, or `(batch, ...)` for one
@@ -264,6 +266,8 @@ class _Trace:
             made = out[0] if isinstance(out, tuple) else out
             layer = _plain_neuron(path, module, made.shape[self.leading :])
             self.resets[path] = module.reset_mechanism
+            if isinstance(module, SingleSpikeLinear):
+                self.layers[f"{path}.linear".lstrip(".")] = _plain_linear(module)
         else:
             layer = _plain_layer(path, module, given, self.leading)
         if any(isinstance(x, Tensor) and x.any() for x in rest):
@@ -371,6 +375,12 @@ def _plain_neuron(path: str, neuron: Any, features: torch.Size) -> nn.Module:
         )
     v = neuron.V.detach().expand(features).clone()
     return snn.RLeaky(**values, V=v, all_to_all=False, init_hidden=True)
+
+
+def _plain_linear(layer: SingleSpikeLinear) -> nn.Linear:
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    linear.load_state_dict({k: v for k, v in layer.named_parameters() if k in ("weight", "bias")})
+    return linear
 
 
 def _plain_layer(path: str, layer: Any, given: Any, leading: int) -> nn.Module | None:

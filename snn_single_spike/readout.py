@@ -68,7 +68,7 @@ class LeakyReadout(nn.Module):
     ) -> None:
         super().__init__()
         if reduction is not None:
-            check_choice("reduction", reduction, REDUCTIONS)
+            check_choice("reduction", reduction, (*REDUCTIONS, None))
         check_choice("backend", backend, ("auto", *backends.BACKENDS))
         check_not_nan("beta", beta)
         beta = torch.as_tensor(beta)

@@ -133,6 +133,17 @@ class Spikes(TimeSequence):
 
     view = reshape
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Any:
+        raise NotImplementedError
+
+    def cpu(self) -> Any:
+        """The same on the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: torch.device | str | int = "cuda", non_blocking: bool = False) -> Any:
+        """The same on a GPU."""
+        return self.to(device, non_blocking)
+
     def _check_target(self, device: object) -> None:
         if not isinstance(device, (torch.device, str, int)):
             raise TypeError(
@@ -205,10 +216,14 @@ class SpikeTimes(Spikes):
     ) -> None:
         self.steps = check_steps(steps)
         if not isinstance(times, Tensor) or not _is_integer(times):
-            found = times.dtype if isinstance(times, Tensor) else type(times).__name__
-            raise TypeError(
-                f"times must be an integer tensor, not {found}: round them, e.g. times.int()"
-            )
+            found, fix = type(times).__name__, "use torch.as_tensor(times)"
+            if isinstance(times, Tensor):
+                found = str(times.dtype)
+                fix = (
+                    "round them, e.g. times.int(); of dense spikes (time, batch, ...) make them "
+                    "with SpikeTimes.from_dense(spikes)"
+                )
+            raise TypeError(f"times must be an integer tensor, not {found}: {fix}")
         if times.dim() < 2:
             raise ValueError(
                 f"times has shape {tuple(times.shape)}, but one time for every neuron of every "
@@ -637,6 +652,14 @@ def _event_keys(
     late: str,
 ) -> np.ndarray:
     """step * units + unit of every event of one recording."""
+    if not isinstance(recording, np.ndarray) or recording.ndim != 1:
+        fix = "pass a list of recordings, [events]"
+        if isinstance(recording, tuple):
+            fix = "of a dataset take the events alone, [events for events, label in dataset]"
+        raise TypeError(
+            f"recording {number} is a {type(recording).__name__}, but a structured array of its "
+            f"events is expected: {fix}"
+        )
     missing = {"t", *axes} - set(recording.dtype.names or ())
     if missing:
         raise ValueError(

@@ -16,31 +16,34 @@ REDUCTIONS = ("sum", "max", "last")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"{name}={value!r} is not known: use one of {', '.join(map(repr, choices))}"
-        )
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    # A tensor has an opinion of its own on what it is equal to.
+    if not isinstance(value, str | None) or value not in choices:
+        found = "of a tensor" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name}={found} is not known: use one of {', '.join(map(repr, choices))}")
 
 
-def check_current(current: object) -> Tensor:
+def check_current(current: object, name: str = "current") -> Tensor:
     """A floating-point (T, B, *features) tensor with T >= 1."""
     if not isinstance(current, Tensor):
-        raise TypeError(f"current must be a torch.Tensor, not {type(current).__name__}")
+        fix = f"use torch.as_tensor({name})"
+        if isinstance(current, tuple):
+            fix = "unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(current).__name__}: {fix}")
     if current.dim() < 3:
         raise ValueError(
-            f"current has shape {tuple(current.shape)}, but the whole sequence is expected at "
+            f"{name} has shape {tuple(current.shape)}, but the whole sequence is expected at "
             "once, (time, batch, *features). Drop the loop over time and pass all steps "
             "(torch.stack(steps), or the encoded input itself); for a single step use "
-            "current.unsqueeze(0), or step() of a SingleSpikeLeaky; for one neuron per sample add "
-            "a feature dimension with current.unsqueeze(-1)"
+            f"{name}.unsqueeze(0), or step() of a SingleSpikeLeaky; for one neuron per sample add "
+            f"a feature dimension with {name}.unsqueeze(-1)"
         )
     if current.dtype not in _DTYPES:
         raise TypeError(
-            f"current has dtype {current.dtype}, but must be one of float32, float64, float16 or "
-            "bfloat16: use current.float()"
+            f"{name} has dtype {current.dtype}, but must be one of float32, float64, float16 or "
+            f"bfloat16: use {name}.float()"
         )
-    _check_extent("current", current)
+    _check_extent(name, current)
     return current
 
 
@@ -63,7 +66,11 @@ def check_device(name: str, value: Tensor, device: torch.device, of: str = "inpu
 def check_not_nan(name: str, value: Tensor | float) -> None:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()  # looked at in a tenth of the time that torch takes
-    if math.isnan(value) if isinstance(value, float) else torch.as_tensor(value).isnan().any():
+    try:
+        found = math.isnan(value) if isinstance(value, float) else torch.as_tensor(value).isnan()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or a tensor, not {value!r}") from None
+    if found if isinstance(found, bool) else found.any():
         raise ValueError(
             f"{name} contains NaN: initialise it with finite values, or, if training made it so, "
             "lower the learning rate"

@@ -64,6 +64,13 @@ def test_demo_names_what_is_not_installed(monkeypatch, capsys):
     assert "pip install scikit-learn rich matplotlib" in error
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("snn-single-spike ")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["demo", "--epochs", "0"], ["demo", "--seed", "-1"], ["learn"], ["report"], []],
@@ -99,16 +106,19 @@ def test_train_resume_and_report(tmp_path, capsys, monkeypatch):
         (["train"], "--dataset is missing"),
         ([*TRAIN, "--gradient", "none"], "--gradient none: use one of masked"),
         ([*TRAIN, "--layers", "x"], "--layers x"),
-        (["train", "--resume", "nowhere"], "config.json: No such file"),
+        (["train", "--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["train", "--resume", "a", "--out", "b"], "leave them out"),
-        (["report", "nowhere"], "config.json: No such file"),
+        (["report", "nowhere"], "nowhere is not the folder of a run"),
+        ([*TRAIN, "--out", "file"], "--out file is a file"),
+        ([*TRAIN, "--train-samples", "2000"], "--train-samples 2000: there are 1,437"),
     ],
 )
 def test_train_and_report_say_what_is_wrong(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert cli.main(arguments) == 1
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.usefixtures("_demo_installed")

@@ -17,7 +17,7 @@ from snntorch import surrogate, utils
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
-from snn_single_spike import ConversionError, SingleSpikeLeaky, convert, revert
+from snn_single_spike import ConversionError, LeakyReadout, SingleSpikeLeaky, convert, revert
 from snn_single_spike.neuron import SingleSpikeNeuron
 
 SPIKE_GRAD = surrogate.fast_sigmoid(slope=25)
@@ -494,12 +494,30 @@ class OwnForward(snn.Leaky):
         return super().forward(2 * input_, mem)
 
 
+class Comprehension(nn.Module):
+    """A loop over time without a for statement, and the neuron in a method of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = leaky()
+
+    def once(self, x):
+        return self.once_more(x)
+
+    def once_more(self, x):
+        return self.lif(x)
+
+    def forward(self, x):
+        return torch.stack([self.once(step) for step in x])
+
+
 REFUSED = {
     "loop in forward": (Tutorial5Loop, r"neuron 'lif1'.*take the loop out of forward"),
     "loop in a part": (
         lambda: nn.Sequential(Tutorial5Loop()),
         r"neuron '0.lif1' is called more than once",
     ),
+    "loop in a comprehension": (Comprehension, r"neuron 'lif' is called more than once"),
     "SLSTM": (lambda: nn.Sequential(snn.SLSTM(3, 4)), r"'0' \(SLSTM\).*non-linear in its own past"),
     "SConv2dLSTM": (lambda: nn.Sequential(snn.SConv2dLSTM(1, 2, 3)), "SConv2dLSTM"),
     "all-to-all recurrence": (
@@ -508,7 +526,7 @@ REFUSED = {
     ),
     "RSynaptic": (
         lambda: nn.Sequential(snn.RSynaptic(alpha=0.9, beta=0.8, all_to_all=False)),
-        r"'0' \(RSynaptic\) cannot be converted: its spikes are fed back",
+        r"'0' \(RSynaptic\) .*its spikes are fed back into it. Replace it by snntorch.Synaptic",
     ),
     "a neuron with a forward of its own": (
         lambda: nn.Sequential(OwnForward(0.9)),
@@ -554,6 +572,10 @@ REFUSED = {
         lambda: nn.Sequential(SingleSpikeLeaky(0.9)),
         "'0' is a SingleSpikeLeaky already",
     ),
+    "a readout": (
+        lambda: nn.Sequential(nn.Linear(3, 2), leaky(), LeakyReadout(0.9)),
+        r"layer '2' is a LeakyReadout.*readout\(fast\(data\)\)",
+    ),
     "converted already": (lambda: convert(ListLoop()), "converted already"),
 }
 
@@ -575,6 +597,28 @@ class FixedBatch(Tutorial6):
     def forward(self, x):
         spk2 = self.lif2(F.max_pool2d(self.conv2(F.max_pool2d(self.conv1(x), 4)), 2))
         return self.fc1(spk2.view(2, -1))
+
+
+def test_a_shape_that_does_not_fit_names_the_layer():
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 2)), leaky())
+    with pytest.raises(ConversionError, match=r"layer '0.0' \(Linear\).*convert it with num_steps"):
+        convert(net)(torch.rand(4, 2, 3))
+    with pytest.raises(ConversionError, match=r"converted with num_steps=5, and may have been"):
+        convert(net, num_steps=5)(torch.rand(4, 3))
+
+
+class BatchFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lif = leaky()
+
+    def forward(self, x):
+        return self.lif(x.permute(1, 0, 2))
+
+
+def test_a_sequence_with_its_batch_first_is_advised():
+    with pytest.raises(ConversionError, match="swaps the first two dimensions"):
+        convert(BatchFirst())(torch.rand(4, 2, 3))
 
 
 def test_a_fixed_batch_size_says_what_to_write():

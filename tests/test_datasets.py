@@ -316,6 +316,12 @@ def test_shd_has_the_events_of_its_recordings(tmp_path, folder):
         if step < 500:
             expected[step, unit] += 1
     assert expected.sum() < len(times)  # some are beyond the last step
+    late = re.match(r"; (\d+) of (\d+) events come after the last step", found.left_out())
+    kept = sum(len(split.events.events().times) for split in (found.train, found.test))
+    assert int(late[1]) > 0
+    assert int(late[2]) - int(late[1]) == kept
+    whole = datasets.load("shd", 2000, data=tmp_path, cache=tmp_path / "cache")
+    assert whole.left_out() == ""
     assert torch.equal(found.train.batch(torch.tensor([7])).dense()[:, 0], expected)
 
 
@@ -401,6 +407,11 @@ def test_a_part_of_the_recordings_is_of_several_classes(tmp_path):
     assert (len(few.train), len(few.test)) == (4, 3)
     assert len(few.train.labels.unique()) > 2
     assert len(few.test.labels.unique()) > 1
+
+
+def test_no_steps():
+    with pytest.raises(ExperimentError, match="steps=0: use at least one"):
+        datasets.load("digits", 0)
 
 
 def test_an_unknown_dataset():

@@ -608,9 +608,6 @@ def test_dense_inputs_that_are_multiplied(found, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="same dtype"):
         layer(few.double())
-    for shape in ((17, 4, 11), (17, 48)):
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            layer(torch.zeros(shape))
 
 
 def test_any_height_of_the_spikes_of_a_dense_input(linear_backend):
@@ -1334,3 +1331,19 @@ def test_spikes_of_height_0_from_a_dense_current_are_spikes(rule):
     spikes = lif(current)
     assert torch.equal(spikes.times, torch.ones(2, 3, dtype=torch.int8))
     assert torch.equal(spikes.dense()[1], height.expand(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("spikes", "kind", "message"),
+    [
+        (torch.zeros(5, 2, 3), ValueError, r"\(time, batch, 4\) is expected.*in_features=3"),
+        (torch.zeros(5, 2, 1, 4), ValueError, r"use spikes.flatten\(2\)"),
+        (SpikeTimes(torch.zeros(2, 2, 2, dtype=int), 5), ValueError, r"use spikes.flatten\(2\)"),
+        (torch.zeros(5, 2, 4, dtype=int), TypeError, r"use spikes.float\(\)"),
+        (torch.zeros(2, 4), ValueError, "the whole sequence is expected"),
+        (None, TypeError, "not NoneType"),
+    ],
+)
+def test_input_that_does_not_fit_the_layer(spikes, kind, message):
+    with pytest.raises(kind, match=message):
+        SingleSpikeLinear(4, 6, beta=0.9)(spikes)

@@ -150,6 +150,11 @@ ERRORS = {
     "float": (TypeError, "targets.long", lambda: ACCURACY(SPIKES, TARGETS.float())),
     "mem": (ValueError, "mem_out has shape", lambda: ACCURACY(SPIKES, TARGETS, SPIKES[:2])),
     "mem type": (TypeError, "mem_out must be", lambda: ACCURACY(SPIKES, TARGETS, [1])),
+    "membrane": (
+        ValueError,
+        "values 0.25 and 0.5, but .* not the membrane",
+        lambda: ACCURACY(0.25 * torch.arange(60.0).view(5, 4, 3).clamp(max=2), TARGETS),
+    ),
     "per": (ValueError, "per='class'", lambda: metrics.spike_counts(SPIKES, "class")),
     "layers": (ValueError, "fan_out has 1 entries", lambda: ENERGY([SPIKES, SPIKES], 10)),
     "linear": (ValueError, "Linear of 4 inputs", lambda: ENERGY(SPIKES, nn.Linear(4, 2))),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import snn_single_spike
-from snn_single_spike import LeakyReadout, SingleSpikeLeaky, revert
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SingleSpikeLinear, revert
 
 nir = pytest.importorskip("nir", reason='pip install "snn-single-spike[nir]"')
 pytest.importorskip("nirtorch", reason='pip install "snn-single-spike[nir]"')
@@ -221,6 +221,27 @@ def test_models_made_of_single_spike_neurons(tmp_path):
     spk = model(data)
     assert 0 < spk.sum(0).mean() < 1
     assert torch.equal(import_from_nir(graph)(data)[0], spk)
+
+
+def test_a_linear_layer_with_its_neurons_is_two_nodes(tmp_path):
+    model = nn.Sequential(
+        SingleSpikeLinear(8, 12, 0.9, backend="torch", reset_mechanism="zero"),
+        nn.Linear(12, 6, bias=False),
+        SingleSpikeLeaky(0.8, init_hidden=True, currency="times", backend="torch"),
+        SingleSpikeLinear(6, 4, 0.7, bias=False, threshold=0.5, backend="torch"),
+    )
+    for layer in model:
+        if hasattr(layer, "weight"):
+            layer.weight.data *= 4
+    data = (torch.rand(STEPS, BATCH, 8) > 0.7).float()
+    for part, names in ((model, ["0.linear", "0", "1", "2", "3.linear", "3"]), (model[:1], None)):
+        graph = through_a_file(export_to_nir(part, data), tmp_path)
+        if names:
+            assert set(graph.nodes) == {"input", "output", *names}
+            assert graph.nodes["0"].metadata["reset_mechanism"] == "zero"
+        spikes = part(data).dense()
+        assert 0 < spikes.sum(0).mean() < 1
+        assert torch.equal(import_from_nir(graph)(data)[0], spikes)
 
 
 def test_names_that_only_differ_in_a_dot():

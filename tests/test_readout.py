@@ -4,7 +4,7 @@ import pytest
 import snntorch as snn
 import torch
 
-from snn_single_spike import LeakyReadout
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky
 from snn_single_spike.functional import leaky_readout
 from snn_single_spike.validation import REDUCTIONS
 
@@ -117,3 +117,12 @@ def test_unknown_reduction_and_nan_beta():
         LeakyReadout(0.9, reduction="mean")
     with pytest.raises(ValueError, match="beta contains NaN"):
         LeakyReadout(float("nan"))
+    with pytest.raises(TypeError, match="beta must be a number or a tensor, not '0.9'"):
+        LeakyReadout("0.9")
+
+
+@pytest.mark.parametrize("reduction", ["sum", None])
+def test_what_a_neuron_returns_is_to_be_unpacked(reduction):
+    both = SingleSpikeLeaky(0.9)(torch.rand(4, 2, 3))
+    with pytest.raises(TypeError, match="not tuple: unpack what a neuron returns"):
+        LeakyReadout(0.9, reduction=reduction)(both)

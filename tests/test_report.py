@@ -62,7 +62,8 @@ def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
     assert single[2] == f"{sum(accuracies) / 2:.2f} ± {statistics.stdev(accuracies):.2f}"
     spikes = (last[1]["test_spikes"] + last[2]["test_spikes"]) / 2
     assert single[3] == f"{spikes:.1f}"
-    assert single[4] == f"{100 * (1 - spikes / last[0]['test_spikes']):.0f} %"
+    fewer = round(100 * (1 - spikes / last[0]["test_spikes"]))
+    assert single[4] == (f"{fewer} %" if fewer >= 0 else f"{-fewer} % more")
     assert multi[2] == f"{100 * last[0]['test_accuracy']:.2f}"
     assert multi[4] == multi[6] == ""  # the others are compared with it
     assert text.index("| multi-spike |") < text.index("| single-spike, gradient masked |")
@@ -147,7 +148,7 @@ def test_a_machine_where_time_began_with_compiling(runs):
 
 
 def test_folders_that_cannot_be_used_are_named(runs, tmp_path):
-    with pytest.raises(ExperimentError, match=r"config\.json: No such file"):
+    with pytest.raises(ExperimentError, match=r"config\.json is missing"):
         report.write([tmp_path], tmp_path / "page")
     broken = shutil.copytree(runs / "single-0", tmp_path / "broken")
     metrics = broken / "metrics.jsonl"

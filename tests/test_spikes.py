@@ -315,7 +315,7 @@ def test_samples_of_a_batch(name, index):
 @pytest.mark.parametrize("name", ["graded times", "events", "folded times", "folded events"])
 def test_to_a_device_and_detached(name):
     spikes = STANDING_FOR_DENSE[name]()
-    for other in (spikes.to("cpu"), spikes.to(torch.device("cpu")), spikes.detach()):
+    for other in (spikes.to("cpu"), spikes.to(torch.device("cpu")), spikes.cpu(), spikes.detach()):
         assert type(other) is type(spikes)
         assert torch.equal(other.dense(), spikes.dense())
     meta = spikes.to("meta")
@@ -609,6 +609,21 @@ def test_recordings_that_do_not_fit(change, message):
     options = {"sensor_size": (3, 4, 2), "steps": 10, "time_window": 100} | change
     with pytest.raises(ValueError, match=message):
         SpikeEvents.from_structured(recordings(number=1, events=500), **options)
+
+
+def test_what_is_not_a_list_of_recordings():
+    made = np.zeros(2, np.dtype([("t", "<i8"), ("x", "<i2")]))
+    with pytest.raises(TypeError, match=r"recording 0 is a tuple.*for events, label in dataset"):
+        SpikeEvents.from_structured([(made, 3)], (3, 1, 1), 10, time_window=1)
+    with pytest.raises(TypeError, match=r"recording 0 is a void.*pass a list.*\[events\]"):
+        SpikeEvents.from_structured(made, (3, 1, 1), 10, time_window=1)
+
+
+def test_dense_spikes_in_the_place_of_times():
+    with pytest.raises(TypeError, match=r"not torch.float32: round them.*SpikeTimes.from_dense"):
+        SpikeTimes(torch.zeros(5, 2, 3), 5)
+    with pytest.raises(TypeError, match="not ndarray: use torch.as_tensor"):
+        SpikeTimes(np.zeros((2, 3), int), 5)
 
 
 def test_recordings_with_a_field_missing_or_before_time_0():

@@ -231,6 +231,7 @@ def resumed(file: Path, flags: Mapping[str, Any]) -> Config:
     :param flags: settings by name, which win
     :raises ExperimentError: as :func:`make`; a setting that would make it another run
     """
+    check_run(file)
     saved, config = make({}, file), make(flags, file)
     for name in FIELDS:
         before, now = getattr(saved, name), getattr(config, name)
@@ -240,6 +241,20 @@ def resumed(file: Path, flags: Mapping[str, Any]) -> Config:
                 f"with another --out. What may change: {', '.join(map(flag, RESUMABLE))}"
             )
     return config
+
+
+def check_run(file: Path) -> None:
+    """
+    Refuse a folder without the settings that :func:`snn_single_spike.experiments.training.train`
+    leaves there.
+
+    :raises ExperimentError: there is no such file
+    """
+    if not file.is_file():
+        raise ExperimentError(
+            f"{file.parent} is not the folder of a run: {file.name} is missing. Give the folder "
+            "that train wrote, its --out or in runs/"
+        )
 
 
 def read(file: Path) -> dict[str, Any]:

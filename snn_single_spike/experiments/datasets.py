@@ -108,15 +108,17 @@ class Recordings(Split):
 
     events: SpikeEvents
     labels: Tensor
+    late: Tensor
+    """(N,) int64: events that come after the last step, and are left out."""
 
     def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeEvents:
         return self.events.samples(index)
 
     def samples(self, index: Tensor) -> Recordings:
-        return Recordings(self.events.samples(index), self.labels[index])
+        return Recordings(self.events.samples(index), self.labels[index], self.late[index])
 
     def to(self, device: torch.device) -> Recordings:
-        return Recordings(self.events.to(device), self.labels.to(device))
+        return Recordings(self.events.to(device), self.labels.to(device), self.late.to(device))
 
 
 @dataclass
@@ -136,6 +138,15 @@ class Dataset:
         if self.held_out:
             return f"{self.name}: {train} training and {len(self.test):,} held-out samples"
         return f"{self.name}: {train} training and {_size(self.test, whole_test)} test samples"
+
+    def left_out(self) -> str:
+        """Says so, as the end of a sentence, if recordings are longer than the time steps."""
+        recorded = [s for s in (self.train, self.test) if isinstance(s, Recordings)]
+        late = sum(int(split.late.sum()) for split in recorded)
+        if not late:
+            return ""
+        events = late + sum(int(split.events.count().sum()) for split in recorded)
+        return f"; {late:,} of {events:,} events come after the last step and are left out"
 
 
 def _size(split: Split, whole: int) -> str:
@@ -176,6 +187,9 @@ def load(
     """
     if name not in DATASETS:
         raise ExperimentError(f"dataset {name!r} is not known, use {', '.join(DATASETS)}")
+    if steps < 1:
+        raise ExperimentError(f"steps={steps}: use at least one")
+    data = None if data is None else Path(data).expanduser()
     if name in NEEDS_FILES and data is None:
         raise ExperimentError(
             f"--dataset {name} needs --data DIR, the folder in which its files are"
@@ -195,9 +209,13 @@ def load(
                 "fewer"
             )
         splits = [_some(splits[0], slice(hold_out, None)), _some(splits[0], slice(hold_out))]
+    wanted = {"--train-samples": train_samples, "--test-samples": test_samples}
+    for split, (option, number) in zip(splits, wanted.items(), strict=True):
+        if number is not None and number > len(split):
+            raise ExperimentError(f"{option} {number}: there are {len(split):,}, use fewer")
     train, test = (
-        split if wanted is None else _some(split, slice(wanted))
-        for split, wanted in zip(splits, (train_samples, test_samples), strict=True)
+        split if number is None else _some(split, slice(number))
+        for split, number in zip(splits, wanted.values(), strict=True)
     )
     return Dataset(name, train, test, held_out=hold_out is not None)
 
@@ -298,10 +316,10 @@ def _recordings(name: str, data: Path, cache: Path, steps: int, dtype: torch.dty
             def decode(files: list[Path] = files):
                 return events.shd_recordings(files[0])
 
-        held, labels = events.load_events(
+        held, labels, late = events.load_events(
             f"{name}-{part}", root, files, decode, cache, steps, spec.step_us, spec.features, dtype
         )
-        made.append(Recordings(held, labels))
+        made.append(Recordings(held, labels, late))
     return made
 
 

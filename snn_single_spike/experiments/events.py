@@ -22,8 +22,8 @@ from .files import write_atomically
 
 logger = logging.getLogger("snn_single_spike")
 
-_FORMAT = 1
-_ARRAYS = ("offsets", "times", "units", "labels")
+_FORMAT = 2
+_ARRAYS = ("offsets", "times", "units", "labels", "late")
 
 Recording = tuple[np.ndarray, np.ndarray, int]
 """Times, units in the order of the times, and the label."""
@@ -147,11 +147,11 @@ def load_events(
     step_us: int,
     features: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
-) -> tuple[SpikeEvents, torch.Tensor]:
+) -> tuple[SpikeEvents, torch.Tensor, torch.Tensor]:
     """
     Events and labels of a set of recordings, from the cache if it is of these files.
 
-    Events beyond the last step are dropped.
+    Events beyond the last step are dropped; how many in each recording is returned, too.
 
     :param name: of the set; with the place of the files and the steps it names the cache file
     :param decode: gives the recordings, with times in microseconds
@@ -167,13 +167,13 @@ def load_events(
         arrays = _bin(decode(), steps, step_us)
         content: dict[str, Any] = {"source": np.array(source), **arrays}
         write_atomically(path, lambda file: np.savez(file, **content))
-    offsets, times, units, labels = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
+    offsets, times, units, labels, late = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
     events = SpikeEvents(Events(offsets, times, units, None), steps, features, dtype=dtype)
-    return events, labels
+    return events, labels, late
 
 
 def _bin(recordings: Iterator[Recording], steps: int, step_us: int) -> dict[str, np.ndarray]:
-    times, units, labels, offsets = [], [], [], [0]
+    times, units, labels, offsets, late = [], [], [], [0], []
     for time, unit, label in recordings:
         step = time // step_us
         inside = step < steps
@@ -181,11 +181,13 @@ def _bin(recordings: Iterator[Recording], steps: int, step_us: int) -> dict[str,
         units.append(unit[inside].astype(np.int16))
         labels.append(label)
         offsets.append(offsets[-1] + len(times[-1]))
+        late.append(len(time) - len(times[-1]))
     return {
         "offsets": np.array(offsets, np.int64),
         "times": np.concatenate(times),
         "units": np.concatenate(units),
         "labels": np.array(labels, np.int64),
+        "late": np.array(late, np.int64),
     }
 
 

@@ -25,6 +25,9 @@ class Silent:
     def epoch(self, record: dict[str, Any]) -> None:
         """After an epoch."""
 
+    def end(self, message: str) -> None:
+        """When all is done, and written."""
+
 
 class Terminal(Silent):
     """
@@ -72,7 +75,8 @@ class Terminal(Silent):
         )
 
     def epoch(self, record: dict[str, Any]) -> None:
-        self.bars.update(self.task, completed=record["epoch"] * self.batches)
+        # The line that is printed has the figures of the whole epoch.
+        self.bars.update(self.task, completed=record["epoch"] * self.batches, figures="")
         self.console.print(
             f"epoch {record['epoch']:>3}/{self.config.epochs}  "
             f"train {summary(record, 'train_')}  "
@@ -80,6 +84,9 @@ class Terminal(Silent):
             highlight=False,
             soft_wrap=True,
         )
+
+    def end(self, message: str) -> None:
+        self.console.print(message, highlight=False, soft_wrap=True)
 
 
 def summary(figures: dict[str, Any], prefix: str = "") -> str:

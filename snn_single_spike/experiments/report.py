@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ExperimentError, metrics_log, training
-from .config import RESUMABLE, Config, make
+from .config import RESUMABLE, Config, check_run, make
 from .datasets import DATASETS
 from .files import write_bytes
 
@@ -80,6 +80,7 @@ def read_run(folder: Path) -> Run:
             )
         return held[0]
 
+    check_run(folder / training.CONFIG)
     config = make({}, folder / training.CONFIG)
     history = lines(metrics_log.NAME)
     if not history:
@@ -139,6 +140,8 @@ def write(folders: Sequence[Path], out: Path) -> Path:
 
     once = {folder.resolve(): folder for folder in folders}
     runs = [read_run(folder) for folder in once.values()]
+    if out.is_file():
+        raise ExperimentError(f"--out {out} is a file: choose a folder")
     lines = [
         "# Runs",
         "",
@@ -146,7 +149,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         "its place, with its standard deviation over seeds. Spikes are those of the hidden layers, "
         "per test sample. Seconds are those of "
         "training in an epoch, median without the first; they are compared where machine, threads "
-        "and processes are the same.",
+        "and processes are the same, and else the run was elsewhere.",
         "",
     ]
     for number, (task, groups) in enumerate(_tasks(runs).items(), 1):
@@ -239,7 +242,8 @@ def _table(groups: list[Group]) -> list[str]:
         if many and group not in many:
             reference = max(many, key=lambda other: _alike(other.config, group.config))
             if reference.spikes:
-                fewer = f"{100 * (1 - group.spikes / reference.spikes):.0f} %"
+                share = 100 * (1 - group.spikes / reference.spikes)
+                fewer = f"{share:.0f} %" if share >= 0 else f"{-share:.0f} % more"
             same = group.places == reference.places and len(group.places) == 1
             faster = f"{reference.seconds / group.seconds:.1f}x" if same else "elsewhere"
         cells = (

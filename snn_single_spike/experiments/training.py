@@ -123,6 +123,8 @@ def train(
 
 
 def _refuse_run(out: Path) -> None:
+    if out.is_file():
+        raise ExperimentError(f"--out {out} is a file: choose a folder")
     if (out / checkpoint.NAME).exists():
         raise ExperimentError(
             f"--out {out} holds a run: go on with it by --resume {out}, or choose another folder"
@@ -160,7 +162,7 @@ class _Run:
         show: Callable[[int], Silent] | None,
     ) -> None:
         self.config, self.out, self.among, self.stop = config, out, among, stop
-        self.description = dataset.describe()
+        self.description, self.left_out = dataset.describe(), dataset.left_out()
         self.training, self.testing = (s.to(among.device) for s in (dataset.train, dataset.test))
         self.augmentations = [augment.parse(text) for text in config.augment]
         self.network = network.to(among.device)
@@ -177,7 +179,7 @@ class _Run:
             history = position["history"]
             with self._log(history) as log, self.display:
                 done = len(history) * self.batches + position["batch"]
-                self.display.begin(self.description, done)
+                self.display.begin(self.description + self.left_out, done)
                 for epoch in range(len(history) + 1, self.config.epochs + 1):
                     record = self._epoch(epoch, position)
                     history.append(record)
@@ -191,6 +193,8 @@ class _Run:
                         raise Interrupted(f"saved after epoch {epoch}")
             if self.among.main:
                 self._write_json(RASTER, self._raster())
+        again = f"--resume {self.out} --epochs N goes on"
+        self.display.end(f"{self.out} has {len(history)} epochs; {again}")
         return history
 
     def _begin(self, resume: bool) -> Position:
