@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pytest
 import snntorch as snn
 import torch
@@ -15,12 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from snn_single_spike import (
-    LeakyReadout,
-    SingleSpikeLeaky,
-    SingleSpikeLinear,
-    SpikeTimes,
     convert,
-    revert,
 )
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "guide.md").read_text()
@@ -28,20 +22,11 @@ SECTIONS = {
     title: re.findall(r"```python\n(.*?)```", body, re.S)
     for title, body in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S)
 }
+BEGINNING = re.search(r"```python\n(.*?)```", GUIDE, re.S)[1]  # of every block
 STEPS = 8
 PLOTS, TIMES = "Plots, probes and `utils.reset`", "Spike times instead of dense spikes"
 ALONE = (PLOTS, TIMES)  # blocks that are not before and after, or several of these
 matplotlib.use("agg")
-
-
-def recording(events):
-    """A recording as tonic's datasets give it, with microseconds in ``t``."""
-    random = np.random.default_rng(events)
-    made = np.zeros(events, dtype=[("x", int), ("y", int), ("t", int), ("p", int)])
-    made["t"] = np.sort(random.integers(0, 1000 * STEPS, events))
-    made["x"], made["y"] = random.integers(0, 8, (2, events))
-    made["p"] = random.integers(0, 2, events)
-    return made
 
 
 def run(code):
@@ -49,24 +34,8 @@ def run(code):
     if "spikeplot" in code:
         pytest.importorskip("pandas", reason="snntorch.spikeplot imports it")
     torch.manual_seed(0)
-    space = {
-        "torch": torch,
-        "nn": nn,
-        "snn": snn,
-        "utils": utils,
-        "SingleSpikeLeaky": SingleSpikeLeaky,
-        "LeakyReadout": LeakyReadout,
-        "SingleSpikeLinear": SingleSpikeLinear,
-        "SpikeTimes": SpikeTimes,
-        "convert": convert,
-        "revert": revert,
-        "num_steps": STEPS,
-        "current": torch.rand(STEPS, 3, 64),
-        "image": torch.rand(3, 1, 8, 8) * 2,
-        "target": torch.rand(STEPS, 3, 1),
-        "frames": (torch.rand(STEPS, 3, 2, 8, 8) > 0.5).float(),
-        "recordings": [recording(number) for number in (40, 0, 25)],
-    }
+    space = {}
+    exec(BEGINNING, space)
     torch.manual_seed(1)
     exec(code, space)
     return space

@@ -41,16 +41,9 @@ def test_the_swap_runs_and_keeps_checkpoints():
 
 def test_the_functions_shown_run():
     block = re.search(r"```python\n(from snn_single_spike import.*?)```", README, re.S).group(1)
-    current = torch.randn(6, 2, 5)
-    space = {
-        "beta": 0.9,
-        "threshold": 1.0,
-        "current": current,
-        "x": current[0],
-        "state": None,
-        "fc2": torch.nn.Linear(5, 3),
-    }
-    exec(block.replace("learn_beta=True, ...)", "learn_beta=True)"), space)
+    current, fc2 = torch.randn(6, 2, 5), torch.nn.Linear(5, 3)
+    space = {"beta": 0.9, "threshold": 1.0, "current": current, "fc2": fc2}
+    exec(block, space)
     assert space["scores"].shape == (2, 3)
     assert space["times"].shape == (2, 5)
 
