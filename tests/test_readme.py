@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from snn_single_spike import SingleSpikeLeaky
@@ -37,6 +38,13 @@ def test_the_swap_runs_and_keeps_checkpoints():
     assert torch.equal(after.lif1(after.fc1(x))[0].sum(0) <= 1, torch.ones(2, 1000) > 0)
     spk.sum().backward()
     assert after.fc1.weight.grad is not None
+
+
+def test_the_program_shown_learns():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    space: dict = {}
+    exec(re.search(r"```python\n(import torch\n.*?)```", README, re.S).group(1), space)
+    assert space["accuracy"] > 0.9
 
 
 def test_the_functions_shown_run():
