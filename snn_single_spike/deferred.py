@@ -88,6 +88,8 @@ class Deferred:
         changed = args[0] if args else None
         if name.endswith("_") and not name.startswith("_") and isinstance(changed, Deferred):
             raise TypeError(_in_place(changed, name))
+        if kwargs and isinstance(kwargs.get("out"), Deferred):
+            raise TypeError(_in_place(kwargs["out"], f"{name} with out="))
 
         def dense(x: Any) -> Any:
             return x.made_dense(name) if isinstance(x, Deferred) else x
@@ -105,7 +107,7 @@ class Deferred:
 def _in_place(x: Deferred, name: str) -> str:
     return (
         f"{name} would change a tensor that {type(x).__name__} makes anew each time, and be lost: "
-        f"use {name.rstrip('_')} and what it returns"
+        f"use {name.rstrip('_').removesuffix(' with out=')} and what it returns"
     )
 
 

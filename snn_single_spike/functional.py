@@ -372,6 +372,7 @@ def first_spike_time(
 
 def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
     """What a linear layer takes, its weights with the heights of the spikes, and its bias."""
+    current.check_unchanged()
     spikes = current.spikes
     state = state_dtype(current.dtype)
     weight = current.weight.to(state)

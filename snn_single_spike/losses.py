@@ -16,6 +16,8 @@ NaN in a recording makes the loss NaN; the mean over an empty batch is NaN, as i
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -150,12 +152,20 @@ def _check_once(spk_out: Tensor, height: Tensor) -> None:
         )
 
 
-def _check_number(name: str, value: float, low: float, strict: bool = False) -> float:
-    number = float(value)
-    if not (number > low if strict else number >= low):
-        sign = "above" if strict else "at least"
-        raise ValueError(f"{name}={value!r} must be a number {sign} {low:g}")
+def _check_number(name: str, value: float, least: float = -math.inf, strict: bool = False) -> float:
+    """A finite number from ``least`` on, or above it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (number > least if strict else number >= least) or math.isinf(number):
+        bound = "" if least == -math.inf else f" {'above' if strict else 'of at least'} {least:g}"
+        raise ValueError(f"{name}={value!r} must be a number{bound}")
     return number
+
+
+def _check_optional(name: str, value: float | None) -> float | None:
+    return None if value is None else _check_number(name, value)
 
 
 def _check_weight(weight: Tensor | None, like: Tensor) -> Tensor | None:
@@ -182,7 +192,8 @@ class _Temporal:
         graded_spikes_factor: Tensor | float,
     ) -> None:
         check_choice("reduction", reduction, BATCH_REDUCTIONS)
-        if num_steps is not None and num_steps < 1:
+        whole = isinstance(num_steps, int) and not isinstance(num_steps, bool)
+        if num_steps is not None and not (whole and num_steps >= 1):
             raise ValueError(f"num_steps={num_steps!r} must be the number of time steps, T >= 1")
         self.reduction = reduction
         self.weight = weight
@@ -327,10 +338,10 @@ class ce_temporal_loss(_Temporal):
         super().__init__(reduction, weight, num_steps, graded_spikes_factor)
         check_choice("inverse", inverse, INVERSES)
         if time_scale is not None:
-            time_scale = _check_number("time_scale", time_scale, 0.0, strict=True)
+            time_scale = _check_number("time_scale", time_scale, 0, strict=True)
         self.inverse = inverse
         self.time_scale = time_scale
-        self.on_target = on_target
+        self.on_target = _check_optional("on_target", on_target)
 
     def __call__(self, spk_out: Tensor, targets: Tensor) -> Tensor:
         tau, steps = self._times(spk_out)
@@ -425,9 +436,14 @@ class mse_temporal_loss(_Temporal):
                 'leave it out, or use reduction="none" and weigh the result'
             )
         self.target_is_time = target_is_time
-        self.on_target = on_target
-        self.off_target = off_target
-        self.tolerance = _check_number("tolerance", tolerance, 0.0)
+        self.on_target = _check_optional("on_target", on_target)
+        self.off_target = _check_optional("off_target", off_target)
+        if target_is_time and (on_target, off_target) != (None, None):
+            raise ValueError(
+                "on_target and off_target are times of classes, and with target_is_time=True the "
+                "targets are times themselves: leave them out"
+            )
+        self.tolerance = _check_number("tolerance", tolerance, 0)
 
     def __call__(self, spk_out: Tensor, targets: Tensor) -> Tensor:
         tau, steps = self._times(spk_out)
@@ -623,11 +639,11 @@ class spike_count_regulariser:
         check_choice("per", per, COUNTED)
         if lower is None and upper is None:
             raise ValueError("lower=None and upper=None bound nothing: pass one of them or both")
-        if lower is not None and upper is not None and not lower <= upper:
+        self.lower = _check_optional("lower", lower)
+        self.upper = _check_optional("upper", upper)
+        if self.lower is not None and self.upper is not None and self.lower > self.upper:
             raise ValueError(f"lower={lower!r} is above upper={upper!r}: swap them")
-        self.lower = lower
-        self.upper = upper
-        self.Lambda = Lambda
+        self.Lambda = _check_number("Lambda", Lambda)
         self.penalty = penalty
         self.per = per
         self.__name__ = type(self).__name__
@@ -717,14 +733,17 @@ class firing_regulariser:
         max_silent: float = 0.9,
         graded_spikes_factor: Tensor | float = 1.0,
     ) -> None:
-        self.Lambda = Lambda
-        self.silent = _check_number("silent", silent, 0.0)
-        self.late = _check_number("late", late, 0.0)
-        self.early = _check_number("early", early, 0.0)
+        self.Lambda = _check_number("Lambda", Lambda)
+        self.silent = _check_number("silent", silent, 0)
+        self.late = _check_number("late", late, 0)
+        self.early = _check_number("early", early, 0)
         if not 0 <= max_silent <= 1:
             raise ValueError(f"max_silent={max_silent!r} must be a fraction, from 0 to 1")
-        self.latest = latest
-        self.earliest = earliest
+        self.latest = _check_number("latest", latest)
+        self.earliest = _check_optional("earliest", earliest)
+        for name, given, weight in (("latest", latest, "late"), ("earliest", earliest, "early")):
+            if given and not getattr(self, weight):
+                raise ValueError(f"{name}={given!r} does nothing with {weight}=0: pass {weight}=1")
         self.max_silent = max_silent
         self.graded_spikes_factor = graded_spikes_factor
         self.__name__ = type(self).__name__

@@ -6,12 +6,15 @@ A spike is a value other than 0, whatever its height; NaN is none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .backends.buffers import state_dtype
 from .deferred import Deferred, as_dense
+from .linear import SingleSpikeLinear
 from .validation import REDUCTIONS, check_choice, check_recording, check_targets
 
 __all__ = [
@@ -34,45 +37,44 @@ MULTIPLY_ACCUMULATE_PJ = 4.6
 COUNTED = ("train", "sample", "neuron")
 
 
-def _first(spk_out: Tensor, name: str = "spk_out") -> Tensor:
+def _first(spk_out: Tensor) -> Tensor:
     """Step of the first spike (B, C), infinity if silent, from spikes or from times."""
     spk_out = as_dense(spk_out, "a metric")
     if isinstance(spk_out, Tensor) and spk_out.dim() == 2:
         times = spk_out if spk_out.is_floating_point() else spk_out.double()
         return torch.where(times >= 0, times, torch.inf)
-    fired = _fired(spk_out, name)
-    _check_heights(spk_out, name)
+    fired = _fired(spk_out)
+    _refuse_membranes(spk_out, fired)
     if fired.dim() != 3:
         raise ValueError(
-            f"{name} has shape {tuple(fired.shape)}, but (time, batch, classes) is expected, or "
-            f"spike times (batch, classes): use {name}.flatten(2)"
+            f"spk_out has shape {tuple(fired.shape)}, but (time, batch, classes) is expected, or "
+            "spike times (batch, classes): use spk_out.flatten(2)"
         )
     # max gives the first of equal values, and is defined for bytes on every device.
     found, step = fired.to(torch.uint8).max(0)
     return torch.where(found > 0, step.double(), torch.inf)
 
 
-def _check_heights(spk_out: Tensor, name: str) -> None:
-    """All spikes of a neuron are of one height; those of a membrane would not be."""
-    if spk_out.device.type != "cpu" or not spk_out.is_floating_point() or not spk_out.numel():
+def _refuse_membranes(spk_out: Tensor, fired: Tensor) -> None:
+    """Values nearly everywhere, and all kinds of them: no spikes."""
+    if fired.device.type != "cpu" or fired.sum() * 2 <= fired.numel():
         return
-    height = spk_out.detach().abs().flatten(0, 1)
-    least = torch.where(height > 0, height, torch.inf).amin(0)
-    most = torch.where(height > 0, height, 0.0).amax(0)
-    # Rounding of a learned height, from batch to batch, is no other height.
-    unequal = (most - least) > 1e-3 * most
+    heights = spk_out.detach().double().flatten(0, 1)
+    least = torch.where(heights != 0, heights, torch.inf).amin(0)
+    most = torch.where(heights != 0, heights, -torch.inf).amax(0)
+    unequal = most > least
     if unequal.any():
         low, high = (x[unequal][0].item() for x in (least, most))
         raise ValueError(
-            f"{name} has a neuron with values {low:g} and {high:g}, but all spikes of a neuron are "
-            "of one height: pass the spikes, not the membrane"
+            f"spk_out has values other than 0 at most steps, of one neuron from {low:g} to "
+            f"{high:g}: pass the spikes, not the membrane"
         )
 
 
-def _fired(spk_out: Tensor, name: str) -> Tensor:
+def _fired(spk_out: Tensor) -> Tensor:
     """Where there are spikes, (T, B, *features) bool."""
     spk_out = as_dense(spk_out, "a metric")
-    check_recording(name, spk_out, differentiable=False)
+    check_recording("spk_out", spk_out, differentiable=False)
     # Comparing magnitudes leaves NaN out; spikes may be negative.
     return spk_out if spk_out.dtype == torch.bool else spk_out.detach().abs() > 0
 
@@ -121,7 +123,7 @@ def accuracy_temporal(spk_out: Tensor, targets: Tensor, mem_out: Tensor | None =
         scores = _scores(mem_out, spk_out, earliest)
         best = scores.masked_fill(~winners | scores.isnan(), -torch.inf)
         winners &= best == best.amax(1, keepdim=True)
-    share = winners / winners.sum(1, keepdim=True).clamp(min=1)
+    share = winners.double() / winners.sum(1, keepdim=True).clamp(min=1)
     return share.gather(1, targets[:, None]).mean().item()
 
 
@@ -129,7 +131,7 @@ def accuracy_temporal(spk_out: Tensor, targets: Tensor, mem_out: Tensor | None =
 def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") -> float:
     """
     Fraction of samples whose right class has the highest membrane; what
-    :class:`snn_single_spike.losses.ce_membrane_loss` trains.
+    :class:`snn_single_spike.losses.ce_membrane_loss` trains. NaN loses.
 
     :param mem_out: membrane of shape `(T, B, C)`, or scores of shape `(B, C)` as from
         :class:`snn_single_spike.LeakyReadout`
@@ -155,7 +157,9 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
         if reduction == "last":
             scores = mem_out[-1]
         else:
-            scores = mem_out.sum(0) if reduction == "sum" else mem_out.amax(0)
+            summed = reduction == "sum"
+            state = state_dtype(mem_out.dtype)  # as the loss sums it
+            scores = mem_out.sum(0, dtype=state) if summed else mem_out.amax(0)
     if scores.dim() != 2:
         raise ValueError(
             f"mem_out has shape {tuple(mem_out.shape)}, but (time, batch, classes) is expected, or "
@@ -164,7 +168,9 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
     if scores.shape[0] == 0:
         raise ValueError(f"mem_out has shape {tuple(mem_out.shape)}: no samples to be right about")
     targets = check_targets(targets, scores)
-    return (scores.argmax(1) == targets).double().mean().item()
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    right = (scores.argmax(1) == targets) & (scores.amax(1) > -torch.inf)
+    return right.double().mean().item()
 
 
 def _scores(mem_out: Tensor, spk_out: Tensor, earliest: Tensor) -> Tensor:
@@ -236,7 +242,7 @@ def spike_counts(spk_out: Tensor, per: str = "sample") -> Tensor:
     :raises ValueError: a wrong shape, `T = 0`, an unknown `per`
     """
     check_choice("per", per, COUNTED)
-    trains = _fired(spk_out, "spk_out").sum(0)
+    trains = _fired(spk_out).sum(0)
     if per == "train":
         return trains
     return trains.flatten(1).sum(1) if per == "sample" else trains.sum(0)
@@ -255,7 +261,7 @@ class Energy(NamedTuple):
     """Energy of those."""
 
 
-FanOut = int | Tensor | nn.Linear
+FanOut = float | Tensor | nn.Linear | SingleSpikeLinear
 
 
 @torch.no_grad()
@@ -291,7 +297,7 @@ def energy_estimate(
 
     :param fan_out: synapses of each neuron: a number, one value per neuron (a tensor that
         broadcasts to `features`) or the `nn.Linear` that follows; a sequence for several layers
-    :type fan_out: int, torch.Tensor, torch.nn.Linear or sequence
+    :type fan_out: float, torch.Tensor, torch.nn.Linear, SingleSpikeLinear or sequence
 
     :param graded: spikes have heights that must be multiplied: a synaptic operation then costs a
         multiply-accumulate. Defaults to False
@@ -334,14 +340,14 @@ def energy_estimate(
 def _reach(fan_out: FanOut, spikes: Tensor, layer: int) -> Tensor:
     """Synapses of every neuron of a layer, float64 (*features)."""
     features = spikes.shape[2:]
-    if isinstance(fan_out, nn.Linear):
+    if isinstance(fan_out, nn.Linear | SingleSpikeLinear):
         if fan_out.in_features != features[-1]:
             raise ValueError(
                 f"fan_out of layer {layer} is a Linear of {fan_out.in_features} inputs, but its "
                 f"spikes have shape {tuple(spikes.shape)}: pass the layer that these spikes go into"
             )
         fan_out = fan_out.out_features
-    if not isinstance(fan_out, int | Tensor):
+    if isinstance(fan_out, bool) or not isinstance(fan_out, Real | Tensor):
         raise TypeError(
             f"fan_out of layer {layer} is a {type(fan_out).__name__}: pass a number, one value per "
             "neuron or an nn.Linear. Of a convolution it is kernel size times output channels over "

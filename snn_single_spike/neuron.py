@@ -94,18 +94,20 @@ class SingleSpikeNeuron:
         ``dtype`` is the type of the user's input, where a neuron widened it.
         """
         dtype = dtype or input_.dtype
-        for name in ("mem", "syn", "inh"):
-            state = neuron.get(name)
-            if isinstance(state, Tensor) and state.dtype == dtype:
-                neuron[name] = state.to(input_.dtype)
+
+        def widened(value: Any) -> Any:
+            same = isinstance(value, Tensor) and value.dtype == dtype
+            return value.to(input_.dtype) if same else value
+
+        neuron = {name: widened(value) for name, value in neuron.items()}
         # In a compiled graph an attribute of varying shape would compile it again each time.
         keep_states = not torch.compiler.is_compiling()
         surrogate, own = self._surrogate()
         result = run_single_spike(
             input_,
-            neuron.pop("beta", self.beta),
-            self.threshold,
-            neuron.pop("graded_spikes_factor", self.graded_spikes_factor),
+            widened(neuron.pop("beta", self.beta)),
+            widened(self.threshold),
+            widened(neuron.pop("graded_spikes_factor", self.graded_spikes_factor)),
             surrogate,
             own,
             self.gradient,

@@ -28,9 +28,18 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from .conversion import _BATCH_NORM, _DROPOUT, _MAX_POOL, _Converted, convert, revert
+from .conversion import (
+    _BATCH_NORM,
+    _DROPOUT,
+    _MAX_POOL,
+    _Converted,
+    _own_parts,
+    convert,
+    revert,
+)
 from .linear import SingleSpikeLinear
 from .neuron import SingleSpikeNeuron
+from .spikes import version
 
 try:
     import nir
@@ -52,6 +61,9 @@ _NEURON_NODES = (nir.LIF, nir.CubaLIF)
 _LAYERS = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.Flatten)
 _LAYER_NODES = (nir.Linear, nir.Affine, nir.Conv2d, nir.AvgPool2d, nir.Flatten)
 _IDENTITIES = (nn.Identity, _DROPOUT)
+_INPUTS = ("input_", "input", "spikes")  # as neurons, layers of torch and ours call it
+_KNOWN = ("snntorch", "snn_single_spike")
+_PLAIN = nn.Sequential()
 
 
 def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:
@@ -161,7 +173,8 @@ def import_from_nir(
         ``metadata["reset_mechanism"]`` the reset is NIR's, to zero. Defaults to False
     :type single_spike: bool, optional, keyword only
 
-    :param options: as in :func:`snn_single_spike.convert`: `num_steps`, `gradient`, `backend`
+    :param options: as in :func:`snn_single_spike.convert`: `num_steps`, `gradient`, `backend`,
+        `currency`
 
     :return: converted :class:`torch.nn.Sequential` in float32, with the names of the nodes.
         It returns the spikes and the states of its last neuron, `(time, batch, ...)`, or the
@@ -198,7 +211,7 @@ def import_from_nir(
             layer = next(stateless)
         # A module's name has no dots; snnTorch calls the neuron inside an RLeaky "name.lif"
         key = name.removesuffix(".lif") if name in recurrences else name
-        layers[_unused(key.replace(".", "_"), layers)] = layer
+        layers[_unused(key.replace(".", "_"), layers, _PLAIN)] = layer
     return convert(nn.Sequential(layers), **options)
 
 
@@ -245,15 +258,22 @@ class _Trace:
 
     def _hand_over(self, out: Any) -> None:
         self.outputs = out if isinstance(out, tuple) else (out,)
-        self.version = self.outputs[0]._version  # tells of changes in place
+        self.versions = self._versions()  # tell of changes in place
+
+    def _versions(self) -> list[int]:
+        return [version(x) for x in self.outputs if isinstance(x, Tensor)]
 
     def _is_current(self, tensor: Any) -> bool:
-        return tensor is self.outputs[0] and tensor._version == self.version
+        return tensor is self.outputs[0] and self._versions() == self.versions
 
     def _record(
         self, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
         given, *rest = (*args, *kwargs.values()) or (None,)
+        if not args and kwargs:
+            rest = [value for name, value in kwargs.items() if name not in _INPUTS]
+            given = next((kwargs[name] for name in _INPUTS if name in kwargs), given)
+        path = path or "neuron"
         if path in self.called:
             _refuse(
                 path, module, "it is called twice in a step", "Use a layer of its own for each call"
@@ -267,7 +287,7 @@ class _Trace:
             layer = _plain_neuron(path, module, made.shape[self.leading :])
             self.resets[path] = module.reset_mechanism
             if isinstance(module, SingleSpikeLinear):
-                self.layers[f"{path}.linear".lstrip(".")] = _plain_linear(module)
+                self.layers[f"{path}.linear"] = _plain_linear(module)
         else:
             layer = _plain_layer(path, module, given, self.leading)
         if any(isinstance(x, Tensor) and x.any() for x in rest):
@@ -336,6 +356,10 @@ def _plain_neuron(path: str, neuron: Any, features: torch.Size) -> nn.Module:
             "It is the snntorch.Leaky of beta = 1 - time_step / (R * C), with the weights of the "
             "layer before it times time_step / C",
         )
+    known = next(c for c in type(neuron).__mro__ if c.__module__.split(".")[0] in _KNOWN)
+    own = ", ".join(_own_parts(neuron, known))
+    if own:
+        _refuse(path, neuron, f"it has its own {own}", f"Use {known.__name__} itself")
     if not isinstance(neuron, _NEURONS):
         _refuse(path, neuron, "NIR has no primitive for it", "Use snntorch.Leaky or Synaptic")
     if (neuron.graded_spikes_factor != 1).any():
@@ -360,7 +384,7 @@ def _plain_neuron(path: str, neuron: Any, features: torch.Size) -> nn.Module:
                     f"with {name}=1 nothing leaks, and NIR's time constant would be infinite",
                     f"Choose {name} below 1",
                 )
-        values[name] = value.expand(features).clone()
+        values[name] = _each(value, features)
     if not isinstance(neuron, snn.RLeaky):
         kind = snn.Synaptic if isinstance(neuron, snn.Synaptic) else snn.Leaky
         return kind(**values, init_hidden=True)
@@ -373,8 +397,15 @@ def _plain_neuron(path: str, neuron: Any, features: torch.Size) -> nn.Module:
             f"its features are {tuple(features)}, and its recurrence is written as a matrix",
             "Put nn.Flatten() before it",
         )
-    v = neuron.V.detach().expand(features).clone()
+    v = _each(neuron.V.detach(), features)
     return snn.RLeaky(**values, V=v, all_to_all=False, init_hidden=True)
+
+
+def _each(value: Tensor, features: torch.Size) -> Tensor:
+    """One value per neuron; a parameter may have leading dimensions of one."""
+    while value.dim() > len(features):
+        value = value.squeeze(0)
+    return value.expand(features).clone()
 
 
 def _plain_linear(layer: SingleSpikeLinear) -> nn.Linear:
@@ -465,8 +496,9 @@ def _with_names(graph: nir.NIRGraph, paths: list[str], resets: list[str | None])
     )
 
 
-def _unused(name: str, taken: Container[str]) -> str:
-    while name in taken:
+def _unused(name: str, taken: Container[str], beside: object = None) -> str:
+    """A name that is neither taken, nor an attribute of the object that it becomes one of."""
+    while not name or name in taken or (beside is not None and hasattr(beside, name)):
         name += "_"
     return name
 
@@ -529,6 +561,13 @@ def _chain(graph: nir.NIRGraph, recurrences: dict[str, str]) -> list[str]:
                 node,
                 "snnTorch reads it with a leak that it does not have",
                 "Use a nir.LIF with a large tau",
+            )
+        if isinstance(node, nir.Conv2d) and node.groups != 1:
+            _refuse_node(
+                name,
+                node,
+                f"it has groups={node.groups}, and snnTorch reads convolutions of one group",
+                "Write its weight with zeros between the groups, and groups=1",
             )
         if not isinstance(node, (*_NEURON_NODES, *_LAYER_NODES)):
             known = ", ".join(kind.__name__ for kind in (*_LAYER_NODES, *_NEURON_NODES))

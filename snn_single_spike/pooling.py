@@ -147,16 +147,19 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
     ) -> Any:
         windows = _each(kernel_size, dimensions)
         steps = windows if stride is None or stride == [] else _each(stride, dimensions)
+        borders = _each(padding, dimensions)
+        sizes = (windows, steps, borders)
+        sound = all(len(x) == dimensions for x in sizes) and min(*windows, *steps) > 0
         given = functools.partial(
             pool,
             kernel_size=windows,
             stride=steps,
-            padding=padding,
+            padding=borders,
             ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
             **({} if divisor_override is None else {"divisor_override": divisor_override}),
         )
-        apart = windows == steps and not any(_each(padding, dimensions)) and not ceil_mode
+        apart = sound and windows == steps and not any(borders) and not ceil_mode
         maps = spikes.features[-dimensions:]
         fits = len(maps) == dimensions and spikes.dim() <= dimensions + 2
         whole = fits and all(map(operator.ge, maps, windows))
@@ -170,7 +173,7 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
 
 
 def _each(size: Any, dimensions: int) -> tuple[int, ...]:
-    sizes = (size,) if isinstance(size, int) else tuple(size)
+    sizes = tuple(map(operator.index, size if isinstance(size, Sequence) else (size,)))
     return sizes * dimensions if len(sizes) == 1 else sizes
 
 

@@ -224,6 +224,7 @@ class SpikeTimes(Spikes):
                     "with SpikeTimes.from_dense(spikes)"
                 )
             raise TypeError(f"times must be an integer tensor, not {found}: {fix}")
+        times = _signed(times)
         if times.dim() < 2:
             raise ValueError(
                 f"times has shape {tuple(times.shape)}, but one time for every neuron of every "
@@ -241,6 +242,7 @@ class SpikeTimes(Spikes):
                 f"height must be a tensor, not {type(height).__name__}: use "
                 f"torch.tensor({height!r})"
             )
+        check_dense_type(dtype)
         self._set(times.to(time_dtype(steps)).contiguous(), height, dtype)
 
     def _set(self, times: Tensor, height: Tensor | None, dtype: torch.dtype | None) -> None:
@@ -292,15 +294,15 @@ class SpikeTimes(Spikes):
         fired = spikes.detach() != 0
         if not torch.equal(fired.to(spikes.dtype), spikes.detach()):
             raise ValueError(
-                "spikes has values other than 0 and 1: pass (spikes != 0).to(spikes.dtype) and "
-                "their height to SpikeTimes, or use SpikeEvents.from_dense, which keeps values"
+                "spikes has values other than 0 and 1: use SpikeEvents.from_dense, which keeps "
+                "them, or pass (spikes != 0).to(spikes.dtype)"
             )
         if bool((fired.sum(0) > 1).any()):
             raise ValueError(
                 "spikes has neurons that spike more than once: use SpikeEvents.from_dense"
             )
         new = cls(first_steps(fired), spikes.shape[0], dtype=spikes.dtype)
-        if spikes.requires_grad:
+        if spikes.requires_grad and torch.is_grad_enabled():
             new.carrier = spikes_carrier(spikes)
         return new
 
@@ -419,6 +421,7 @@ class SpikeEvents(Spikes):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.steps, self.features = check_steps(steps), torch.Size(features)
+        check_dense_type(dtype)
         offsets, times, units, values, _ = events
         for name, value in (("offsets", offsets), ("times", times), ("units", units)):
             if not _is_integer(value):
@@ -428,6 +431,7 @@ class SpikeEvents(Spikes):
                 f"values of the events must be floating-point, not {values.dtype}: use "
                 "values.float()"
             )
+        offsets, times, units = map(_signed, (offsets, times, units))
         if not len(times) == len(units) == (len(times) if values is None else len(values)):
             raise ValueError(
                 f"events has {len(times)} times and {len(units)} units"
@@ -437,7 +441,7 @@ class SpikeEvents(Spikes):
         self.device, self.batch, self.folded = times.device, len(offsets) - 1, False
         self.dtype = dtype or (torch.float32 if values is None else values.dtype)
         if self.device.type == "cpu":
-            _check_events(events, steps, self.features.numel())
+            _check_events(offsets, times, units, steps, self.features.numel())
         self._events = Events(
             offsets.to(torch.int64).contiguous(),
             times.to(torch.int32).contiguous(),
@@ -491,7 +495,8 @@ class SpikeEvents(Spikes):
         :param time_window: duration of a step in the unit of `t` (microseconds in tonic)
         :type time_window: float
         :param count: several events of a unit in one step make a spike of that height, as in
-            tonic's frames. If False, one of height 1. Defaults to True
+            tonic's frames (which begin at the first event, these at time 0). If False, one of
+            height 1. Defaults to True
         :type count: bool, optional
         :param late: `"raise"` if events lie beyond the last step, or `"drop"` them
         :type late: str, optional
@@ -506,6 +511,11 @@ class SpikeEvents(Spikes):
         if not time_window > 0:
             raise ValueError(f"time_window={time_window!r} must be positive")
         check_steps(steps)
+        if not 1 <= len(sensor_size) <= 3 or min(sensor_size) < 1:
+            raise ValueError(
+                f"sensor_size={tuple(sensor_size)} must be the extents of x, y and polarity, "
+                "positive numbers: 1 for what a recording does not have"
+            )
         extent = {name: int(n) for name, n in zip("xyp", sensor_size, strict=False)}
         axes = [name for name in "pyx" if extent.get(name, 1) > 1] or ["x"]
         features = [extent[name] for name in axes]
@@ -581,10 +591,18 @@ class SpikeEvents(Spikes):
 
 
 def _check_index(index: Any) -> None:
-    if isinstance(index, int) or (isinstance(index, Tensor) and not index.dim()):
+    if isinstance(index, slice):
+        return
+    dimensions = np.ndim(index.detach().cpu() if isinstance(index, Tensor) else index)
+    if dimensions == 0:
         raise TypeError(
             f"samples() of a batch are a batch again: use samples(slice({int(index)}, "
             f"{int(index) + 1})) for one of them"
+        )
+    if dimensions > 1 or isinstance(index, tuple):
+        raise TypeError(
+            "samples() takes a slice, a list or a tensor of one dimension: index features of "
+            ".dense()"
         )
 
 
@@ -600,6 +618,19 @@ def _is_integer(tensor: Tensor) -> bool:
     return not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
 
 
+def _signed(tensor: Tensor) -> Tensor:
+    """Differences of unsigned numbers would be unsigned, and torch cannot compare all of them."""
+    return tensor if tensor.dtype in _SIGNED else tensor.to(torch.int64)
+
+
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_dense_type(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype={dtype} must be a floating-point type, such as torch.float32")
+
+
 def _check_dense(spikes: Tensor) -> None:
     if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
         found = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
@@ -611,8 +642,7 @@ def _check_dense(spikes: Tensor) -> None:
         )
 
 
-def _check_events(events: Events, steps: int, units: int) -> None:
-    offsets, times, indices, *_ = events
+def _check_events(offsets: Tensor, times: Tensor, indices: Tensor, steps: int, units: int) -> None:
     empty = len(offsets) == 0
     if (
         empty
@@ -702,7 +732,11 @@ class LinearCurrent(TimeSequence):
         weight: Tensor,
         bias: Tensor | None,
     ) -> None:
+        if not torch.is_grad_enabled():
+            spikes, weight = spikes.detach(), weight.detach()
+            bias = None if bias is None else bias.detach()
         self.spikes, self.weight, self.bias = spikes.unfold(), weight, bias
+        self._versions = self._current_versions()
         self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
         self.features = torch.Size((weight.shape[0],))
         self.dtype, self.device = weight.dtype, weight.device
@@ -712,8 +746,25 @@ class LinearCurrent(TimeSequence):
         bias = self.bias is not None and self.bias.requires_grad
         return self.spikes.requires_grad or self.weight.requires_grad or bias
 
+    def _current_versions(self) -> list[int]:
+        return [version(x) for x in (self.weight, self.bias) if x is not None]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._versions = self._current_versions()  # copies count their own changes
+
+    def check_unchanged(self) -> None:
+        """Refuse weights that are no longer those that the layer was called with."""
+        if self._current_versions() != self._versions:
+            raise RuntimeError(
+                "the current of a linear layer is computed when it is first used, and the layer's "
+                "weight or bias has been changed in place since it was called: use it before, "
+                "e.g. current.dense() ahead of optimizer.step()"
+            )
+
     def dense(self) -> Tensor:
         """The current as a tensor, differentiable."""
+        self.check_unchanged()
         return self._leading(_product(self.spikes.dense(), self.weight, self.bias))
 
     def detach(self) -> LinearCurrent:
@@ -722,6 +773,11 @@ class LinearCurrent(TimeSequence):
 
     def __repr__(self) -> str:
         return f"LinearCurrent(shape={tuple(self.shape)}, of={self.spikes})"
+
+
+def version(tensor: Tensor) -> int:
+    """Counts the changes of a tensor in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:

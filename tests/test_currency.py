@@ -578,3 +578,15 @@ def test_losses_of_snntorch_and_their_gradients(loss):
         getattr(SF, loss)()(given, torch.tensor([1, 0, 3])).backward()
         grads.append(fast[1].weight.grad)
     torch.testing.assert_close(*grads)
+
+
+def test_windows_that_torch_refuses_or_takes():
+    spikes = SpikeTimes(torch.randint(-1, 30, (2, 3, 6, 6)), 30).fold()
+    dense = spikes.dense()
+    for size in ((2, 2, 2), 0):
+        with pytest.raises(RuntimeError):
+            F.avg_pool2d(dense, size)
+        with pytest.raises(RuntimeError):
+            F.avg_pool2d(spikes, size)
+    pooled = F.avg_pool2d(spikes, np.int64(2))
+    assert torch.equal(pooled.dense(), F.avg_pool2d(dense, 2))

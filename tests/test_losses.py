@@ -459,3 +459,25 @@ def test_errors_name_the_argument_and_the_fix(name):
     kind, message, call = ERRORS[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: losses.ce_temporal_loss(num_steps="5"), "num_steps='5' must be"),
+        (lambda: losses.ce_temporal_loss(num_steps=5.5), "num_steps=5.5 must be"),
+        (
+            lambda: losses.ce_temporal_loss(time_scale="x"),
+            "time_scale='x' must be a number above 0",
+        ),
+        (lambda: losses.ce_temporal_loss(on_target="x"), "on_target='x' must be a number"),
+        (lambda: losses.mse_temporal_loss(True, on_target=3), "on_target and off_target.*out"),
+        (lambda: losses.spike_count_regulariser(lower=float("nan")), "lower=nan must be a number"),
+        (lambda: losses.firing_regulariser(float("inf")), "Lambda=inf must be a number"),
+        (lambda: losses.firing_regulariser(latest=9), "latest=9 does nothing with late=0"),
+        (lambda: losses.firing_regulariser(earliest=9), "earliest=9 does nothing with early=0"),
+    ],
+)
+def test_options_that_are_no_numbers_or_do_nothing(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import snntorch.functional as SF
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from snn_single_spike import metrics
+from snn_single_spike import SingleSpikeLinear, SpikeEvents, metrics
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
 
 
@@ -152,7 +153,7 @@ ERRORS = {
     "mem type": (TypeError, "mem_out must be", lambda: ACCURACY(SPIKES, TARGETS, [1])),
     "membrane": (
         ValueError,
-        "values 0.25 and 0.5, but .* not the membrane",
+        "from 0.25 to 0.5: .* not the membrane",
         lambda: ACCURACY(0.25 * torch.arange(60.0).view(5, 4, 3).clamp(max=2), TARGETS),
     ),
     "per": (ValueError, "per='class'", lambda: metrics.spike_counts(SPIKES, "class")),
@@ -183,3 +184,38 @@ def test_accuracy_by_the_membrane():
         metrics.accuracy_membrane(mem[..., None], targets)
     with pytest.raises(ValueError, match="no samples"):
         metrics.accuracy_membrane(mem[:, :0], targets[:0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_membrane_of_half_types_is_summed_as_the_loss_sums_it(dtype):
+    mem = torch.full((100, 1, 2), 700.0, dtype=dtype)
+    mem[:, :, 1] += 8
+    assert metrics.accuracy_membrane(mem, torch.tensor([1])) == 1
+    assert metrics.accuracy_membrane(mem, torch.tensor([0])) == 0
+
+
+def test_nan_is_never_right_by_the_membrane():
+    mem = torch.full((3, 2, 4), torch.nan)
+    assert metrics.accuracy_membrane(mem, torch.zeros(2, dtype=torch.int64)) == 0
+    mem[:, 0, 2] = -1
+    assert metrics.accuracy_membrane(mem, torch.full((2,), 2)) == 0.5
+
+
+def test_spikes_of_several_heights_are_spikes():
+    counts = torch.zeros(9, 1, 2)
+    counts[3, 0, 0], counts[5, 0, 0] = 1, 2
+    assert metrics.latency_to_decision(SpikeEvents.from_dense(counts)).item() == 3
+
+
+def test_accuracy_is_a_fraction_in_double():
+    times = torch.zeros(10, 2)
+    times[:, 1] = 1
+    times[0] = torch.tensor([1.0, 0.0])
+    assert metrics.accuracy_temporal(times, torch.zeros(10, dtype=torch.int64)) == 0.9
+
+
+@pytest.mark.parametrize("fan_out", [5, 5.0, np.int64(5), SingleSpikeLinear(3, 5, 0.9)])
+def test_kinds_of_fan_out(fan_out):
+    spikes = torch.zeros(4, 2, 3)
+    spikes[1, 0, 0] = 1
+    assert metrics.energy_estimate(spikes, fan_out).synaptic_operations == 2.5

@@ -689,3 +689,82 @@ def test_without_the_packages(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r'pip install "snn-single-spike\[nir\]"'):
         importlib.import_module("snn_single_spike.nir")
+
+
+class Doubled(SingleSpikeLeaky):
+    def forward(self, input_, mem=None):
+        return super().forward(2 * input_, mem)
+
+
+def test_what_a_subclass_does_is_not_lost():
+    net = nn.Sequential(nn.Linear(8, 4), Doubled(0.9, backend="torch"))
+    with pytest.raises(ValueError, match=r"'1' \(Doubled\).*its own forward. Use SingleSpikeLeaky"):
+        export_to_nir(net, torch.rand(STEPS, BATCH, 8))
+
+
+class OneNeuron(nn.Module):
+    def __init__(self, name="lif", change=False, named=False):
+        super().__init__()
+        self.fc, self.name, self.change, self.named = nn.Linear(8, 4), name, change, named
+        self.add_module(name, snn.Leaky(0.9))
+
+    def forward(self, x):
+        lif = getattr(self, self.name)
+        given = {"mem": lif.reset_mem(), "input_": self.fc(x)}
+        spk, mem = lif(**given) if self.named else lif(given["input_"])
+        return spk, mem.mul_(2) if self.change else mem
+
+
+def test_a_membrane_that_is_changed_in_place_is_not_lost():
+    with pytest.raises(ValueError, match="returns something other than what its last layer"):
+        export_to_nir(convert(OneNeuron(change=True)), torch.rand(STEPS, BATCH, 8))
+
+
+@pytest.mark.parametrize("name", ["pop", "train", "training", "forward"])
+def test_nodes_with_the_names_of_what_a_module_has(name):
+    graph = export_to_nir(convert(OneNeuron(named=True)), torch.rand(STEPS, BATCH, 8))
+    graph.nodes[name] = graph.nodes.pop("lif")
+    graph.edges = [tuple(name if x == "lif" else x for x in edge) for edge in graph.edges]
+    net = import_from_nir(graph)
+    assert [*dict(net.named_children())] == ["fc", f"{name}_"]
+    assert net(torch.rand(STEPS, BATCH, 8))[0].shape == (STEPS, BATCH, 4)
+
+
+def test_a_layer_by_itself_has_a_name(tmp_path):
+    layer = SingleSpikeLinear(8, 4, 0.9, backend="torch")
+    data = (torch.rand(STEPS, BATCH, 8) > 0.5).float()
+    graph = through_a_file(export_to_nir(layer, data), tmp_path)
+    assert set(graph.nodes) == {"input", "neuron.linear", "neuron", "output"}
+    assert torch.equal(import_from_nir(graph)(data)[0], layer(data).dense())
+
+
+def test_parameters_with_leading_ones():
+    for beta in (torch.full((1, 4), 0.9), torch.full((1, 1), 0.9)):
+        net = convert(nn.Sequential(nn.Linear(8, 4), leaky(beta)))
+        graph = export_to_nir(net, torch.rand(STEPS, BATCH, 8))
+        assert graph.nodes["1"].tau.shape == (4,)
+
+
+def test_a_convolution_of_groups_is_named():
+    one = np.ones((4, 4, 4), np.float32)
+    conv = nir.Conv2d(
+        input_shape=(6, 6),
+        weight=np.ones((4, 1, 3, 3), np.float32),
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=4,
+        bias=np.zeros(4, np.float32),
+    )
+    graph = nir.NIRGraph(
+        {
+            "input": nir.Input(np.array([4, 6, 6])),
+            "conv": conv,
+            "lif": nir.LIF(tau=one * 1e-3, r=one * 10, v_leak=one * 0, v_threshold=one),
+            "output": nir.Output(np.array([4, 4, 4])),
+        },
+        [("input", "conv"), ("conv", "lif"), ("lif", "output")],
+        type_check=False,
+    )
+    with pytest.raises(ValueError, match=r"node 'conv' \(Conv2d\).*groups=4"):
+        import_from_nir(graph, single_spike=True)

@@ -798,3 +798,21 @@ def test_an_alpha_of_1_learns():
     above, slope = total(1.0)
     below, _ = total(1 - 1e-6)
     assert slope == pytest.approx((above - below) / 1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_of_each_neuron_in_half_types(dtype):
+    x, four = torch.rand(9, 3, 4), torch.linspace(0.5, 1.5, 4)
+    neurons = (
+        SingleSpikeLapicque(R=2 * four, C=2.0),
+        SingleSpikeLapicque(beta=0.8, threshold=four),
+        SingleSpikeRLeaky(0.9, V=four, all_to_all=False),
+        SingleSpikeRLeaky(0.9 * four.clamp(max=1), threshold=four, all_to_all=False),
+    )
+    for neuron in neurons:
+        more = (torch.ones(3, 4),) if isinstance(neuron, SingleSpikeRLeaky) else ()
+        spikes, _ = neuron(x, *more)
+        half = copy.deepcopy(neuron).to(dtype)
+        half_spikes, half_mem = half(x.to(dtype), *(state.to(dtype) for state in more))
+        assert half_spikes.dtype == half_mem.dtype == dtype
+        assert (half_spikes == spikes).float().mean() > 0.9

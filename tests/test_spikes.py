@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from snn_single_spike import (
+    LeakyReadout,
     SingleSpikeAlpha,
     SingleSpikeLeaky,
     SingleSpikeLinear,
@@ -148,7 +149,9 @@ def test_times_are_kept_in_the_smallest_type(steps, expected):
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str
+    "dtype",
+    [torch.uint8, torch.uint16, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64],
+    ids=str,
 )
 def test_times_of_any_integer_type(dtype):
     assert SpikeTimes(torch.tensor([[3, 0]], dtype=dtype), 5).times.tolist() == [[3, 0]]
@@ -687,7 +690,7 @@ def test_dense_tensors_that_are_refused(kind):
 
 
 def test_dense_tensors_that_times_cannot_hold():
-    with pytest.raises(ValueError, match="values other than 0 and 1: pass"):
+    with pytest.raises(ValueError, match="values other than 0 and 1: use SpikeEvents"):
         SpikeTimes.from_dense(graded())
     with pytest.raises(ValueError, match="values other than 0 and 1"):
         SpikeTimes.from_dense(torch.full((2, 1, 1), math.nan))
@@ -781,3 +784,67 @@ def test_one_sample_is_a_batch_of_one(index):
 def test_a_height_must_be_a_tensor():
     with pytest.raises(TypeError, match=r"height must be a tensor, not float: use torch.tensor"):
         SpikeTimes(torch.zeros(3, 4, dtype=torch.int8), 5, height=2.0)
+
+
+@pytest.mark.parametrize("index", [np.int64(1), torch.tensor(1), 1])
+@pytest.mark.parametrize("name", ["times", "events"])
+def test_one_sample_is_no_batch(name, index):
+    with pytest.raises(TypeError, match=r"use samples\(slice\(1, 2\)\) for one of them"):
+        STANDING_FOR_DENSE[name]().samples(index)
+
+
+@pytest.mark.parametrize("index", [(slice(1), slice(2)), torch.zeros(1, 1, dtype=int)])
+@pytest.mark.parametrize("name", ["times", "events"])
+def test_only_samples_are_indexed(name, index):
+    with pytest.raises(TypeError, match="a list or a tensor of one dimension"):
+        STANDING_FOR_DENSE[name]().samples(index)
+
+
+def times_and_linear():
+    return SpikeTimes(torch.randint(-1, 6, (4, 5)), 6), torch.nn.Linear(5, 7)
+
+
+def test_a_current_of_weights_that_have_changed_is_refused():
+    spikes, linear = times_and_linear()
+    current = linear(spikes)
+    copied = copy.deepcopy(current)
+    with torch.no_grad():
+        linear.bias.zero_()
+    for use in (current.dense, lambda: LeakyReadout(0.9)(current)):
+        with pytest.raises(RuntimeError, match=r"changed in place .* ahead of optimizer.step"):
+            use()
+    assert copied.dense().shape == (6, 4, 7)
+
+
+def test_a_current_made_without_gradients_has_none():
+    spikes, linear = times_and_linear()
+    with torch.no_grad():
+        current = linear(spikes)
+        assert not SpikeTimes.from_dense(spikes.dense().requires_grad_()).requires_grad
+    assert not current.requires_grad
+    assert not LeakyReadout(0.9)(current).requires_grad
+    assert linear(spikes).requires_grad
+
+
+def test_events_out_of_order_in_unsigned_types():
+    times = torch.tensor([4, 2, 0], dtype=torch.uint8)
+    events = Events(torch.tensor([0, 3]), times, torch.tensor([0, 1, 2]), None)
+    with pytest.raises(ValueError, match="earlier than the one before it"):
+        SpikeEvents(events, 6, (5,))
+
+
+def test_types_of_dense_tensors_are_floating_point():
+    with pytest.raises(TypeError, match="dtype=torch.int64 must be a floating-point type"):
+        SpikeTimes(torch.zeros(2, 3, dtype=int), 4, dtype=torch.int64)
+
+
+def test_results_are_not_written_where_they_would_be_lost():
+    spikes, _ = times_and_linear()
+    with pytest.raises(TypeError, match="mul with out= would change .* use mul and"):
+        torch.mul(spikes, 5, out=spikes)
+
+
+@pytest.mark.parametrize("size", [(), (3, -1), (3, 4, 2, 1), (0, 4, 2)])
+def test_sensors_of_no_size(size):
+    with pytest.raises(ValueError, match="sensor_size=.* must be the extents"):
+        SpikeEvents.from_structured([], size, 4, time_window=1)
