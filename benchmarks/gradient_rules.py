@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from snn_single_spike.experiments import checkpoint, report, training
+from snn_single_spike.experiments import ExperimentError, checkpoint, report, training
 from snn_single_spike.experiments.config import Config, make
 from snn_single_spike.experiments.files import write_bytes
 from snn_single_spike.experiments.progress import Terminal
@@ -123,7 +123,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gradient_rules"))
     options = parser.parse_args()
     for task in options.tasks:
-        settings(task, options)  # a missing --data is found before the first run
+        try:
+            settings(task, options)  # a missing --data is found before the first run
+        except ExperimentError as error:
+            parser.error(str(error))
 
     lines = ["# Gradient rules", ""]
     folders: list[Path] = []
