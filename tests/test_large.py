@@ -72,6 +72,7 @@ def test_numba_offsets(backend):
 
     from snn_single_spike.kernels.cpu.compiling import RESETS
     from snn_single_spike.kernels.cpu.leaky_forward import leaky_forward_loop
+    from snn_single_spike.kernels.cpu.leaky_forward_vectors import leaky_forward_vectors
     from snn_single_spike.kernels.cpu.simd import LANES as VECTOR
 
     used = VECTOR + 3  # by both loops
@@ -82,9 +83,13 @@ def test_numba_offsets(backend):
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     none2 = np.empty((0, 0), np.float32)
     times = np.zeros(used, np.int64)
+    options = True, RESETS["none"], spikes, mem
+    leaky_forward_vectors(
+        *(0, VECTOR, current, one, one, one, none1, *options, times, none2, none2)
+    )
     leaky_forward_loop(
-        *(0, used, current, one, one, one, *(none1,) * 6, True, RESETS["none"]),
-        *(spikes, mem, none2, none2, times, none2, none2),
+        *(VECTOR, used, current, one, one, one, *(none1,) * 6, *options, none2, none2),
+        *(times, none2, none2),
     )
     assert times.tolist() == [1] * used
     assert spikes[:, :used].sum(1).tolist() == [0, used, 0]

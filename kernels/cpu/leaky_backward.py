@@ -4,7 +4,6 @@ import numpy as np
 
 from .block import BLOCK, clamp_decay, initial_state, integrate, lane_values, reset_steps
 from .compiling import CLEAR, MASKED, NO_RULE, PRE_SPIKE, STRAIGHT_THROUGH, SUBTRACT, compiled
-from .leaky_backward_vectors import leaky_backward_vectors
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
 
@@ -61,33 +60,6 @@ def leaky_backward_loop(
     has_q, has_r = grad_syn.shape[0] > 0, grad_inh.shape[0] > 0
     through = (has_g or fed_back) and rule != NO_RULE
     source = grad_current if recompute else mem
-    if high - low >= LANES and not (second or fed_back or reset == CLEAR):
-        low = leaky_backward_vectors(
-            low,
-            high,
-            steps,
-            mem,
-            current,
-            beta,
-            theta,
-            height,
-            mem_0,
-            clamp,
-            reset,
-            times,
-            grad_spikes,
-            grad_mem,
-            grad_at,
-            grad_before,
-            grad_current,
-            grad_beta,
-            grad_theta,
-            grad_mem_0,
-            rule,
-            surrogate,
-            a,
-            b,
-        )
     # lam lives in the rows of grad_current, or in two rows of its own that take turns
     lam = grad_current if want_current and not second else np.empty((2, BLOCK), dtype)
     decay, th = np.empty(BLOCK, dtype), np.empty(BLOCK, dtype)

@@ -165,7 +165,7 @@ def leaky_backward_vectors(
     a,
     b,
 ):
-    """The same for Leaky, in whole vectors; returns the first lane that is left."""
+    """:func:`leaky_backward_loop` of Leaky, for lanes that are whole vectors."""
     dtype = beta.dtype
     zero = dtype.type(0)
     recompute = current.shape[0] > 0
@@ -189,9 +189,8 @@ def leaky_backward_vectors(
     first = np.empty(block, np.int32)
     membranes = np.empty((steps, block), dtype) if recompute else mem
     active = np.ones(block, np.bool_)
-    whole = low + (high - low) // LANES * LANES
-    for start in range(low, whole, block):
-        stop = min(start + block, whole)
+    for start in range(low, high, block):
+        stop = min(start + block, high)
         n = stop - start
         lane_values(beta, start, n, decay)
         if clamp:
@@ -236,4 +235,3 @@ def leaky_backward_vectors(
             for j in range(n):
                 grad_mem_0[start + j] = decay[j] * lam[j]
     fence()
-    return whole

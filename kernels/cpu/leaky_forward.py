@@ -1,15 +1,13 @@
 """Forward pass of a layer of neurons, once over all time steps.
 
-Whole vectors of Leaky have loops of their own; these take the other neurons, and the lanes that
-are left of a vector.
+Of Leaky, whole vectors of lanes have loops of their own; these take the other neurons, and the
+lanes that are left of a vector.
 """
 
 import numpy as np
 
 from .block import BLOCK, clamp_decay, initial_state, integrate, lane_values
-from .compiling import CLEAR, compiled
-from .leaky_forward_vectors import leaky_forward_vectors
-from .simd import LANES
+from .compiling import compiled
 
 
 @compiled
@@ -44,23 +42,6 @@ def leaky_forward_loop(
     want_syn, want_inh = syn.shape[0] > 0, inh.shape[0] > 0
     want_crossing, want_final = crossing.shape[0] > 0, final.shape[0] > 0
     times_only = not (want_spikes or want_mem or want_syn or want_final)
-    if high - low >= LANES and not (second or fed_back or reset == CLEAR):
-        low = leaky_forward_vectors(
-            low,
-            high,
-            current,
-            beta,
-            theta,
-            height,
-            mem_0,
-            clamp,
-            reset,
-            spikes,
-            mem,
-            times,
-            crossing,
-            final,
-        )
     v, before = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
     s, i = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
     unwanted = np.empty(BLOCK, current.dtype)

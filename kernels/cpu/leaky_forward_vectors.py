@@ -93,7 +93,7 @@ def leaky_forward_vectors(
     crossing,
     final,
 ):
-    """The same for Leaky, in whole vectors; returns the first lane that is left."""
+    """:func:`leaky_forward_loop` of Leaky, for lanes that are whole vectors."""
     steps = current.shape[0]
     never = np.int32(steps)
     dtype = current.dtype
@@ -106,9 +106,8 @@ def leaky_forward_vectors(
     first = np.empty(BLOCK, np.int32)
     active = np.empty(BLOCK, np.bool_)
     tiles = steps // STEPS + steps % STEPS
-    whole = low + (high - low) // LANES * LANES
-    for start in range(low, whole, BLOCK):
-        stop = min(start + BLOCK, whole)
+    for start in range(low, high, BLOCK):
+        stop = min(start + BLOCK, high)
         n = stop - start
         lane_values(beta, start, n, b)
         if clamp:
@@ -135,4 +134,3 @@ def leaky_forward_vectors(
         if want_final:
             final[0, start:stop] = v[:n]
     fence()
-    return whole
