@@ -14,11 +14,8 @@ from snn_single_spike.validation import GRADIENT_RULES, RESETS
 
 numba = pytest.importorskip("numba")
 
-from snn_single_spike.kernels.cpu import block, simd  # noqa: E402
+from snn_single_spike.kernels.cpu import block, leaky_forward_vectors, simd  # noqa: E402
 from snn_single_spike.kernels.cpu.compiling import ZERO  # noqa: E402
-from snn_single_spike.kernels.cpu.leaky_forward_vectors import (  # noqa: E402
-    leaky_forward_vectors,
-)
 
 SURROGATES = {
     "atan": surrogate.atan(),
@@ -145,7 +142,7 @@ def test_no_fused_multiply_adds_decide_a_spike():
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     rows, none2 = np.zeros((5, simd.LANES), np.float32), np.empty((0, 0), np.float32)
     # Compiled afresh: code from numba's cache cannot be read.
-    forward = numba.njit(error_model="numpy")(leaky_forward_vectors.py_func)
+    forward = numba.njit(error_model="numpy")(leaky_forward_vectors._vectors.py_func)
     forward(
         *(0, simd.LANES, rows, one, one, one, none1, True, ZERO),
         *(rows.copy(), none2, np.zeros(simd.LANES, np.int64), none2, none2),
