@@ -14,6 +14,7 @@ import ast
 import copy
 import functools
 import inspect
+import re
 import textwrap
 import threading
 import warnings
@@ -190,7 +191,9 @@ def _own_parts(neuron: nn.Module, kind: type) -> list[str]:
         name
         for cls in classes[: classes.index(kind)]
         for name, value in vars(cls).items()
-        if not name.startswith("__") and (hasattr(kind, name) or isinstance(value, property))
+        if not name.startswith("__")
+        and name != "extra_repr"
+        and (hasattr(kind, name) or isinstance(value, property))
     )
 
 
@@ -230,7 +233,7 @@ class _Converted:
             )
             return self._leave(out)
         except RuntimeError as error:
-            if not any(word in str(error) for word in ("shape", "size", "dim")):
+            if not re.search(r"\b(shapes?|sizes?|dim(ension)?s?)\b", str(error)):
                 raise
             where = _failing_layer(self, error)
             raise ConversionError(f"{where}{error}. {time.advice()}") from error
@@ -552,8 +555,8 @@ def _refuse_what_cannot_fold(model: nn.Module) -> None:
         if isinstance(module, LeakyReadout):
             raise ConversionError(
                 f"layer {path!r} is a LeakyReadout, which takes whole sequences, and the model is "
-                "to compute one time step: leave it out of the model, and give it what the "
-                "converted model returns, readout(fast(data))"
+                "to compute one time step: let the model end with the linear layer before it, and "
+                "give it what the converted model returns, readout(fast(data))"
             )
         if not isinstance(module, SpikingNeuron):
             if type(module).forward is not nn.Sequential.forward:
@@ -626,24 +629,35 @@ def _refuse_loops(path: str, module: nn.Module) -> None:
             raise ConversionError(_loop_message(f"{path}.{hit}" if path else hit))
 
 
-_LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-
-
 def _called_in_loops(owner: type, function: Callable[..., Any]) -> Iterator[str]:
     """Attributes of ``self`` that are called inside a loop, as dotted paths."""
     for method in (function, *_methods(owner, _source(function), set())):
-        for loop in ast.walk(_source(method)):
-            if isinstance(loop, _LOOPS):
-                yield from _called(loop)
-                for inner in _methods(owner, loop, set()):
+        for node in ast.walk(_source(method)):
+            for repeated in _repeated(node):
+                yield from _called(repeated)
+                for inner in _methods(owner, repeated, set()):
                     yield from _called(_source(inner))
+
+
+def _repeated(node: ast.AST) -> list[ast.AST]:
+    """What a loop does again and again; not what it is over, which is computed once."""
+    if isinstance(node, ast.For):
+        return [*node.body]
+    if isinstance(node, ast.While):
+        return [node.test, *node.body]
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+        made = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        conditions = [test for generator in node.generators for test in generator.ifs]
+        return [*made, *conditions, *(generator.iter for generator in node.generators[1:])]
+    return []
 
 
 def _methods(owner: type, tree: ast.AST, seen: set[str]) -> Iterator[Callable[..., Any]]:
     """Methods of a class that a piece of its source calls, and those that they call."""
     for name in _called(tree):
-        method = vars(owner).get(name)
-        if inspect.isfunction(method) and name not in seen:
+        method = getattr(owner, name, None)
+        theirs = getattr(method, "__module__", "").partition(".")[0] in ("torch", "snntorch")
+        if inspect.isfunction(method) and name not in seen and not theirs:
             seen.add(name)
             yield method
             yield from _methods(owner, _source(method), seen)

@@ -120,9 +120,10 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         if isinstance(spikes, Tensor):
             check_current(spikes, "spikes")
         elif not isinstance(spikes, Deferred):
+            fix = ": unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
             raise TypeError(
                 f"spikes must be SpikeTimes, SpikeEvents or a torch.Tensor, not "
-                f"{type(spikes).__name__}"
+                f"{type(spikes).__name__}{fix if isinstance(spikes, tuple) else ''}"
             )
         if spikes.shape[2:] != (self.in_features,):
             raise ValueError(

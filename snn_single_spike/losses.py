@@ -17,6 +17,7 @@ NaN in a recording makes the loss NaN; the mean over an empty batch is NaN, as i
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -192,8 +193,14 @@ class _Temporal:
         graded_spikes_factor: Tensor | float,
     ) -> None:
         check_choice("reduction", reduction, BATCH_REDUCTIONS)
-        whole = isinstance(num_steps, int) and not isinstance(num_steps, bool)
-        if num_steps is not None and not (whole and num_steps >= 1):
+        if num_steps is not None:
+            try:
+                num_steps = operator.index(num_steps)
+            except TypeError:
+                raise TypeError(
+                    f"num_steps={num_steps!r} must be the number of time steps, an integer"
+                ) from None
+        if num_steps is not None and num_steps < 1:
             raise ValueError(f"num_steps={num_steps!r} must be the number of time steps, T >= 1")
         self.reduction = reduction
         self.weight = weight

@@ -57,7 +57,9 @@ def _first(spk_out: Tensor) -> Tensor:
 
 def _refuse_membranes(spk_out: Tensor, fired: Tensor) -> None:
     """Values nearly everywhere, and all kinds of them: no spikes."""
-    if fired.device.type != "cpu" or fired.sum() * 2 <= fired.numel():
+    if not spk_out.is_floating_point() or fired.device.type != "cpu":
+        return
+    if fired.sum() * 2 <= fired.numel():
         return
     heights = spk_out.detach().double().flatten(0, 1)
     least = torch.where(heights != 0, heights, torch.inf).amin(0)
@@ -66,8 +68,8 @@ def _refuse_membranes(spk_out: Tensor, fired: Tensor) -> None:
     if unequal.any():
         low, high = (x[unequal][0].item() for x in (least, most))
         raise ValueError(
-            f"spk_out has values other than 0 at most steps, of one neuron from {low:g} to "
-            f"{high:g}: pass the spikes, not the membrane"
+            f"spk_out has values other than 0 at more than half of the steps, of one neuron from "
+            f"{low:g} to {high:g}: pass the spikes, not the membrane"
         )
 
 
@@ -168,7 +170,7 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
     if scores.shape[0] == 0:
         raise ValueError(f"mem_out has shape {tuple(mem_out.shape)}: no samples to be right about")
     targets = check_targets(targets, scores)
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    scores = scores.double().masked_fill(scores.isnan(), -torch.inf)
     right = (scores.argmax(1) == targets) & (scores.amax(1) > -torch.inf)
     return right.double().mean().item()
 

@@ -511,9 +511,11 @@ class SpikeEvents(Spikes):
         if not time_window > 0:
             raise ValueError(f"time_window={time_window!r} must be positive")
         check_steps(steps)
-        if not 1 <= len(sensor_size) <= 3 or min(sensor_size) < 1:
+        extents = sensor_size if isinstance(sensor_size, Sequence) else ()
+        sound = all(isinstance(n, int | np.integer) and n > 0 for n in extents)
+        if not sound or not 1 <= len(extents) <= 3:
             raise ValueError(
-                f"sensor_size={tuple(sensor_size)} must be the extents of x, y and polarity, "
+                f"sensor_size={sensor_size!r} must be the extents of x, y and polarity, "
                 "positive numbers: 1 for what a recording does not have"
             )
         extent = {name: int(n) for name, n in zip("xyp", sensor_size, strict=False)}
@@ -593,13 +595,13 @@ class SpikeEvents(Spikes):
 def _check_index(index: Any) -> None:
     if isinstance(index, slice):
         return
-    dimensions = np.ndim(index.detach().cpu() if isinstance(index, Tensor) else index)
-    if dimensions == 0:
+    dimensions = index.dim() if isinstance(index, Tensor) else np.ndim(index)
+    if dimensions == 0 and isinstance(index, int | np.integer | Tensor):
         raise TypeError(
             f"samples() of a batch are a batch again: use samples(slice({int(index)}, "
             f"{int(index) + 1})) for one of them"
         )
-    if dimensions > 1 or isinstance(index, tuple):
+    if dimensions != 1 or isinstance(index, tuple):
         raise TypeError(
             "samples() takes a slice, a list or a tensor of one dimension: index features of "
             ".dense()"
@@ -620,6 +622,8 @@ def _is_integer(tensor: Tensor) -> bool:
 
 def _signed(tensor: Tensor) -> Tensor:
     """Differences of unsigned numbers would be unsigned, and torch cannot compare all of them."""
+    if tensor.dtype == torch.uint8:
+        return tensor.to(torch.int16)
     return tensor if tensor.dtype in _SIGNED else tensor.to(torch.int64)
 
 
@@ -748,6 +752,10 @@ class LinearCurrent(TimeSequence):
 
     def _current_versions(self) -> list[int]:
         return [version(x) for x in (self.weight, self.bias) if x is not None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_unchanged()
+        return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

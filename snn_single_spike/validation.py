@@ -19,8 +19,10 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     # A tensor has an opinion of its own on what it is equal to.
     if not isinstance(value, str | None) or value not in choices:
-        found = "of a tensor" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{name}={found} is not known: use one of {', '.join(map(repr, choices))}")
+        found = (
+            f"{name} is a tensor" if isinstance(value, Tensor) else f"{name}={value!r} is not known"
+        )
+        raise ValueError(f"{found}: use one of {', '.join(map(repr, choices))}")
 
 
 def check_current(current: object, name: str = "current") -> Tensor:

@@ -1,6 +1,5 @@
 """Shared fixtures. The interpreter must be chosen before triton is first imported."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -14,13 +13,7 @@ import pytest
 
 from snn_single_spike import backends
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"
-
-# numba's cache of a loop does not see that what it calls in another file has changed.
-LOOPS = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(ROOT.glob("kernels/cpu/*.py"))))
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / LOOPS.hexdigest()[:16]))
-
+SHARED = Path(__file__).parent.parent.parent / "shared"
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")
 

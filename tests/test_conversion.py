@@ -607,6 +607,42 @@ def test_a_shape_that_does_not_fit_names_the_layer():
         convert(net, num_steps=5)(torch.rand(4, 3))
 
 
+class Inherited(Comprehension):
+    """The loop is in a class that does not say what it calls."""
+
+    def forward(self, x):
+        return torch.stack([self.once(step) for step in x])
+
+
+class OverWhatANeuronReturns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(3, 2), snn.Leaky(0.9)
+
+    def forward(self, x):
+        spk, mem = [tensor.clone() for tensor in self.lif(self.fc(x))]
+        for _ in self.fc.parameters():
+            spk = 1.0 * spk
+        return spk, mem
+
+
+def test_loops_in_which_no_neuron_is_called():
+    net = OverWhatANeuronReturns()
+    spk, mem = convert(net)(torch.rand(4, 2, 3))
+    assert spk.shape == mem.shape == (4, 2, 2)
+    with pytest.raises(ConversionError, match="neuron 'lif' is called more than once"):
+        convert(Inherited())
+
+
+def test_other_errors_are_left_alone():
+    class Dimmer(OverWhatANeuronReturns):
+        def forward(self, x):
+            raise RuntimeError("the dimmer is broken")
+
+    with pytest.raises(RuntimeError, match="the dimmer is broken$"):
+        convert(Dimmer())(torch.rand(4, 2, 3))
+
+
 class BatchFirst(nn.Module):
     def __init__(self):
         super().__init__()

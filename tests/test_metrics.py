@@ -219,3 +219,10 @@ def test_kinds_of_fan_out(fan_out):
     spikes = torch.zeros(4, 2, 3)
     spikes[1, 0, 0] = 1
     assert metrics.energy_estimate(spikes, fan_out).synaptic_operations == 2.5
+
+
+def test_integers_are_scores_and_spikes():
+    scores, targets = torch.tensor([[3, 1], [0, 2]]), torch.tensor([0, 0])
+    assert metrics.accuracy_membrane(scores, targets) == 0.5
+    counts = torch.randint(1, 4, (6, 2, 2))
+    assert metrics.latency_to_decision(counts).tolist() == [0, 0]

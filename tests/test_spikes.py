@@ -793,7 +793,7 @@ def test_one_sample_is_no_batch(name, index):
         STANDING_FOR_DENSE[name]().samples(index)
 
 
-@pytest.mark.parametrize("index", [(slice(1), slice(2)), torch.zeros(1, 1, dtype=int)])
+@pytest.mark.parametrize("index", [(slice(1), slice(2)), torch.zeros(1, 1, dtype=int), None, 1.5])
 @pytest.mark.parametrize("name", ["times", "events"])
 def test_only_samples_are_indexed(name, index):
     with pytest.raises(TypeError, match="a list or a tensor of one dimension"):
@@ -810,7 +810,12 @@ def test_a_current_of_weights_that_have_changed_is_refused():
     copied = copy.deepcopy(current)
     with torch.no_grad():
         linear.bias.zero_()
-    for use in (current.dense, lambda: LeakyReadout(0.9)(current)):
+    for use in (
+        current.dense,
+        lambda: LeakyReadout(0.9)(current),
+        lambda: copy.deepcopy(current),
+        lambda: copy.copy(current),
+    ):
         with pytest.raises(RuntimeError, match=r"changed in place .* ahead of optimizer.step"):
             use()
     assert copied.dense().shape == (6, 4, 7)
@@ -844,7 +849,7 @@ def test_results_are_not_written_where_they_would_be_lost():
         torch.mul(spikes, 5, out=spikes)
 
 
-@pytest.mark.parametrize("size", [(), (3, -1), (3, 4, 2, 1), (0, 4, 2)])
+@pytest.mark.parametrize("size", [(), 5, (3, None), (3, -1), (3, 4, 2, 1), (0, 4, 2)])
 def test_sensors_of_no_size(size):
     with pytest.raises(ValueError, match="sensor_size=.* must be the extents"):
         SpikeEvents.from_structured([], size, 4, time_window=1)

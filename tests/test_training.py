@@ -375,7 +375,7 @@ def test_the_terminal_shows_the_figures(tmp_path, capsys):
     assert "epoch   2/2" in text
     assert f"{history[1]['test_accuracy']:.2%}, {history[1]['test_spikes']:.1f} spikes" in text
     assert "8/8" in text  # batches
-    assert f"{tmp_path} has 2 epochs; --resume {tmp_path} --epochs N goes on" in text
+    assert f"{tmp_path} is trained; to go on: snn-single-spike train --resume {tmp_path}" in text
     assert "samples/s" in text
 
 

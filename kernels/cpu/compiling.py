@@ -1,12 +1,10 @@
-"""How loops are compiled, and the numbers that stand for options in them.
-
-numba's cache of a compiled loop sees changes of its own file only: delete the cache after changes
-of what a loop calls in another.
-"""
+"""How loops are compiled, and the numbers that stand for options in them."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -24,8 +22,15 @@ SUM, MAX, LAST = range(3)
 REDUCTIONS = {"sum": SUM, "max": MAX, "last": LAST}
 
 
+_FILES = sorted(Path(__file__).parent.glob("*.py"))
+_DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()[:8]
+
+
 def compiled(function: Any, **options: Any) -> Any:
     """Compile a loop, in numba's cache if there is one."""
+    # The cache sees changes of the loop's own file, and not of those that it calls: so they are
+    # in the name that it is filed under.
+    function.__qualname__ += f"_{_DIGEST}"
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)

@@ -88,7 +88,7 @@ def _measure(device: torch.device, steps: int, batch: int, units: int, lanes: in
     # Not from the generators of torch: what a user draws next must not depend on this.
     when = torch.arange(batch * units, dtype=torch.int32, device=device).view(batch, units) % steps
     events = sort_spikes(when, steps)
-    weight = torch.ones(units, lanes, device=device)
+    weight = torch.ones(units, lanes, dtype=torch.float32, device=device)
     never = weight.new_full((lanes,), math.inf)  # no spikes: every step is computed
     parameters = (weight.new_zeros(lanes), weight.new_full((lanes,), 0.9), never)
     times = torch.empty(batch, lanes, dtype=torch.int32, device=device)

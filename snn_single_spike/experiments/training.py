@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import platform
+import shlex
 import signal
 import threading
 import time
@@ -193,8 +194,8 @@ class _Run:
                         raise Interrupted(f"saved after epoch {epoch}")
             if self.among.main:
                 self._write_json(RASTER, self._raster())
-        again = f"--resume {self.out} --epochs N goes on"
-        self.display.end(f"{self.out} has {len(history)} epochs; {again}")
+        again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
+        self.display.end(f"{self.out} is trained; to go on: {again}")
         return history
 
     def _begin(self, resume: bool) -> Position:
