@@ -16,6 +16,10 @@ REDUCTIONS = ("sum", "max", "last")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+class NaNError(ValueError):
+    """A parameter that is NaN: where training made it so, its learning rate is too high."""
+
+
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     # A tensor has an opinion of its own on what it is equal to.
     if not isinstance(value, str | None) or value not in choices:
@@ -73,7 +77,7 @@ def check_not_nan(name: str, value: Tensor | float) -> None:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number or a tensor, not {value!r}") from None
     if found if isinstance(found, bool) else found.any():
-        raise ValueError(
+        raise NaNError(
             f"{name} contains NaN: initialise it with finite values, or, if training made it so, "
             "lower the learning rate"
         )

@@ -133,6 +133,7 @@ def test_every_setting_has_a_flag():
         ({"milestones": "5,3"}, "--milestones 5,3: write them in rising order"),
         ({"milestones": "3,3"}, "--milestones 3,3: write them in rising order"),
         ({"augment": "turn"}, "--augment turn: 'turn' is not known"),
+        ({"augment": "crop:8"}, "--augment crop:8: images of digits have 8 pixels a side"),
         ({"dataset": "yinyang", "augment": "noise"}, "--augment noise: yinyang has no images"),
         (
             {"dataset": "nmnist", "augment": "flip", **DATA},

@@ -246,6 +246,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert len(state(tmp_path)["position"]["history"]) == 1
 
 
+def test_parameters_that_become_nan_stop_the_run(tmp_path, monkeypatch):
+    def step(optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(ExperimentError, match=r"epoch 1: .* contains NaN.*--lr is 0\.005"):
+        training.train(settings(), tmp_path)
+
+
 def test_the_learning_rate_falls_after_its_milestones(tmp_path):
     made = settings(milestones="1,2", lr_decay="0.5", lr="0.8")
     assert [training.learning_rate(made, epoch) for epoch in (1, 2, 3, 4)] == [0.8, 0.4, 0.2, 0.2]

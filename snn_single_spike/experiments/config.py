@@ -301,7 +301,12 @@ def check(config: Config) -> None:
     ours = config.neuron == "single-spike"
     parse_surrogate(config.surrogate)
     for text in config.augment:
-        parse_augmentation(text)
+        one = parse_augmentation(text)
+        if one.name == "crop" and one.strength >= min(spec.features[1:], default=math.inf):
+            raise ExperimentError(
+                f"--augment {text}: images of {config.dataset} have {spec.features[-1]} pixels a "
+                "side, shift them by fewer"
+            )
     if config.augment and not (spec.coding == "latency" and len(spec.features) == 3):
         raise ExperimentError(
             f"--augment {','.join(config.augment)}: {config.dataset} has no images, leave it out"

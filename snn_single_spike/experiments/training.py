@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spikes import SpikeEvents, SpikeTimes
+from ..validation import NaNError
 from . import ExperimentError, augment, checkpoint, datasets
 from .checkpoint import Position
 from .config import Config, check_device, to_json
@@ -261,7 +262,13 @@ class _Run:
         for batch in range(position["batch"], self.batches):
             # From 1 on, since a trailing 0 would give the numbers of the order of the samples
             generator = _generator(self.config.seed, epoch, batch + 1)
-            loss = self._step(order[batch], generator, figures)
+            try:
+                loss = self._step(order[batch], generator, figures)
+            except NaNError as error:
+                raise ExperimentError(
+                    f"epoch {epoch}: {error} (--lr is {self.config.lr}, the checkpoint is an "
+                    "earlier one)"
+                ) from None
             if self.among.device.type == "cpu":  # reading it would stall a GPU
                 self._check_finite(loss.item(), epoch)
             now = time.perf_counter()
