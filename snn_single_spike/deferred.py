@@ -66,7 +66,7 @@ class Deferred:
                 f"{type(self).__name__} has no attribute {name!r}: .dense() makes it a tensor"
             )
         if name.endswith("_"):
-            raise AttributeError(_in_place(self, name))
+            raise AttributeError(_in_place(self, name, name.rstrip("_")))
         if name in _OF_ONE_TENSOR:
             raise AttributeError(
                 f"{name} would be of a tensor that {type(self).__name__} makes anew each time, and "
@@ -87,9 +87,9 @@ class Deferred:
         name = getattr(function, "__name__", str(function))
         changed = args[0] if args else None
         if name.endswith("_") and not name.startswith("_") and isinstance(changed, Deferred):
-            raise TypeError(_in_place(changed, name))
+            raise TypeError(_in_place(changed, name, name.rstrip("_")))
         if kwargs and isinstance(kwargs.get("out"), Deferred):
-            raise TypeError(_in_place(kwargs["out"], f"{name} with out="))
+            raise TypeError(_in_place(kwargs["out"], f"{name} with out=", name))
 
         def dense(x: Any) -> Any:
             return x.made_dense(name) if isinstance(x, Deferred) else x
@@ -104,10 +104,10 @@ class Deferred:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
 
 
-def _in_place(x: Deferred, name: str) -> str:
+def _in_place(x: Deferred, change: str, instead: str) -> str:
     return (
-        f"{name} would change a tensor that {type(x).__name__} makes anew each time, and be lost: "
-        f"use {name.rstrip('_').removesuffix(' with out=')} and what it returns"
+        f"{change} would change a tensor that {type(x).__name__} makes anew each time, and be "
+        f"lost: use {instead} and what it returns"
     )
 
 

@@ -20,7 +20,7 @@ from .functional import (
     spikes_of_result,
 )
 from .neuron import SingleSpikeNeuron, check_options
-from .spikes import LinearCurrent, version
+from .spikes import LinearCurrent, versions
 from .validation import check_choice, check_parameter, check_state
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
@@ -51,7 +51,7 @@ class Membrane(TimeSequence):
         self._track = torch.is_grad_enabled()
         read = (current.weight, current.bias, current.spikes.height, *parameters)
         self._read = [x for x in read if isinstance(x, Tensor)]
-        self._versions = list(map(version, self._read))
+        self._versions = versions(self._read)
         learns = current.requires_grad or any(x.requires_grad for x in self._read)
         self._requires_grad = self._track and learns
 
@@ -62,7 +62,7 @@ class Membrane(TimeSequence):
     def dense(self) -> Tensor:
         """The membrane as a tensor, differentiable if the neurons were run so; computed once."""
         made = self._make.cache_info().currsize
-        if not made and list(map(version, self._read)) != self._versions:
+        if not made and versions(self._read) != self._versions:
             raise RuntimeError(
                 "the membrane is computed when it is first used, and a weight or parameter it "
                 "is computed from has been changed in place since the neurons ran: use it "

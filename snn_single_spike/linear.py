@@ -13,7 +13,7 @@ from . import backends
 from .deferred import Deferred
 from .leaky import LeakyState, SingleSpikeLeaky
 from .spikes import SpikeEvents, SpikeTimes
-from .validation import check_current
+from .validation import UNPACK, check_current
 
 __all__ = ["SingleSpikeLinear"]
 
@@ -120,10 +120,10 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         if isinstance(spikes, Tensor):
             check_current(spikes, "spikes")
         elif not isinstance(spikes, Deferred):
-            fix = ": unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
+            fix = f": {UNPACK}" if isinstance(spikes, tuple) else ""
             raise TypeError(
                 f"spikes must be SpikeTimes, SpikeEvents or a torch.Tensor, not "
-                f"{type(spikes).__name__}{fix if isinstance(spikes, tuple) else ''}"
+                f"{type(spikes).__name__}{fix}"
             )
         if spikes.shape[2:] != (self.in_features,):
             raise ValueError(

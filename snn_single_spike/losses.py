@@ -200,8 +200,8 @@ class _Temporal:
                 raise TypeError(
                     f"num_steps={num_steps!r} must be the number of time steps, an integer"
                 ) from None
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f"num_steps={num_steps!r} must be the number of time steps, T >= 1")
+            if num_steps < 1:
+                raise ValueError(f"num_steps={num_steps} must be the number of time steps, T >= 1")
         self.reduction = reduction
         self.weight = weight
         self.num_steps = num_steps

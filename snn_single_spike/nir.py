@@ -39,7 +39,7 @@ from .conversion import (
 )
 from .linear import SingleSpikeLinear
 from .neuron import SingleSpikeNeuron
-from .spikes import version
+from .spikes import versions
 
 try:
     import nir
@@ -258,13 +258,10 @@ class _Trace:
 
     def _hand_over(self, out: Any) -> None:
         self.outputs = out if isinstance(out, tuple) else (out,)
-        self.versions = self._versions()  # tell of changes in place
-
-    def _versions(self) -> list[int]:
-        return [version(x) for x in self.outputs if isinstance(x, Tensor)]
+        self.versions = versions(self.outputs)
 
     def _is_current(self, tensor: Any) -> bool:
-        return tensor is self.outputs[0] and self._versions() == self.versions
+        return tensor is self.outputs[0] and versions(self.outputs) == self.versions
 
     def _record(
         self, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any

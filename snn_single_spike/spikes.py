@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -242,7 +242,7 @@ class SpikeTimes(Spikes):
                 f"height must be a tensor, not {type(height).__name__}: use "
                 f"torch.tensor({height!r})"
             )
-        check_dense_type(dtype)
+        _check_dense_type(dtype)
         self._set(times.to(time_dtype(steps)).contiguous(), height, dtype)
 
     def _set(self, times: Tensor, height: Tensor | None, dtype: torch.dtype | None) -> None:
@@ -421,7 +421,7 @@ class SpikeEvents(Spikes):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.steps, self.features = check_steps(steps), torch.Size(features)
-        check_dense_type(dtype)
+        _check_dense_type(dtype)
         offsets, times, units, values, _ = events
         for name, value in (("offsets", offsets), ("times", times), ("units", units)):
             if not _is_integer(value):
@@ -518,7 +518,7 @@ class SpikeEvents(Spikes):
                 f"sensor_size={sensor_size!r} must be the extents of x, y and polarity, "
                 "positive numbers: 1 for what a recording does not have"
             )
-        extent = {name: int(n) for name, n in zip("xyp", sensor_size, strict=False)}
+        extent = {name: int(n) for name, n in zip("xyp", extents, strict=False)}
         axes = [name for name in "pyx" if extent.get(name, 1) > 1] or ["x"]
         features = [extent[name] for name in axes]
         parts, offsets = [], [0]
@@ -630,7 +630,7 @@ def _signed(tensor: Tensor) -> Tensor:
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def check_dense_type(dtype: torch.dtype | None) -> None:
+def _check_dense_type(dtype: torch.dtype | None) -> None:
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype={dtype} must be a floating-point type, such as torch.float32")
 
@@ -740,7 +740,7 @@ class LinearCurrent(TimeSequence):
             spikes, weight = spikes.detach(), weight.detach()
             bias = None if bias is None else bias.detach()
         self.spikes, self.weight, self.bias = spikes.unfold(), weight, bias
-        self._versions = self._current_versions()
+        self._versions = versions((weight, bias))
         self.steps, self.batch, self.folded = spikes.steps, spikes.batch, spikes.folded
         self.features = torch.Size((weight.shape[0],))
         self.dtype, self.device = weight.dtype, weight.device
@@ -750,20 +750,17 @@ class LinearCurrent(TimeSequence):
         bias = self.bias is not None and self.bias.requires_grad
         return self.spikes.requires_grad or self.weight.requires_grad or bias
 
-    def _current_versions(self) -> list[int]:
-        return [version(x) for x in (self.weight, self.bias) if x is not None]
-
     def __getstate__(self) -> dict[str, Any]:
         self.check_unchanged()
         return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._versions = self._current_versions()  # copies count their own changes
+        self._versions = versions((self.weight, self.bias))  # copies count their own changes
 
     def check_unchanged(self) -> None:
         """Refuse weights that are no longer those that the layer was called with."""
-        if self._current_versions() != self._versions:
+        if versions((self.weight, self.bias)) != self._versions:
             raise RuntimeError(
                 "the current of a linear layer is computed when it is first used, and the layer's "
                 "weight or bias has been changed in place since it was called: use it before, "
@@ -783,9 +780,10 @@ class LinearCurrent(TimeSequence):
         return f"LinearCurrent(shape={tuple(self.shape)}, of={self.spikes})"
 
 
-def version(tensor: Tensor) -> int:
-    """Counts the changes of a tensor in place."""
-    return 0 if tensor.is_inference() else tensor._version
+def versions(values: Iterable[Any]) -> list[int]:
+    """How often each of the tensors among these has been changed in place."""
+    tensors = (x for x in values if isinstance(x, Tensor))
+    return [0 if x.is_inference() else x._version for x in tensors]
 
 
 def _linear(spikes: Any, weight: Tensor, bias: Tensor | None = None) -> Any:

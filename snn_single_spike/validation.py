@@ -13,6 +13,7 @@ from .backends.buffers import state_dtype
 GRADIENT_RULES = ("masked", "straight_through", "pre_spike", "spike_time")
 RESETS = ("none", "subtract", "zero")
 REDUCTIONS = ("sum", "max", "last")
+UNPACK = "unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -34,7 +35,7 @@ def check_current(current: object, name: str = "current") -> Tensor:
     if not isinstance(current, Tensor):
         fix = f"use torch.as_tensor({name})"
         if isinstance(current, tuple):
-            fix = "unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
+            fix = UNPACK
         raise TypeError(f"{name} must be a torch.Tensor, not {type(current).__name__}: {fix}")
     if current.dim() < 3:
         raise ValueError(
@@ -73,10 +74,11 @@ def check_not_nan(name: str, value: Tensor | float) -> None:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()  # looked at in a tenth of the time that torch takes
     try:
-        found = math.isnan(value) if isinstance(value, float) else torch.as_tensor(value).isnan()
+        one = isinstance(value, float)
+        found = math.isnan(value) if one else torch.as_tensor(value).isnan().any()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number or a tensor, not {value!r}") from None
-    if found if isinstance(found, bool) else found.any():
+    if found:
         raise NaNError(
             f"{name} contains NaN: initialise it with finite values, or, if training made it so, "
             "lower the learning rate"

@@ -1,22 +1,23 @@
 """Shared fixtures. The interpreter must be chosen before triton is first imported."""
 
 import os
-from pathlib import Path
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 
 from snn_single_spike import backends
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")
 
+SHARED = Path(__file__).parent.parent.parent / "shared"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -13,9 +13,7 @@ from snntorch.functional import probe
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from snn_single_spike import (
-    convert,
-)
+from snn_single_spike import convert
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "guide.md").read_text()
 SECTIONS = {

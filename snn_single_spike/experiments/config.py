@@ -251,10 +251,15 @@ def check_run(file: Path) -> None:
     :raises ExperimentError: there is no such file
     """
     if not file.is_file():
-        raise ExperimentError(
-            f"{file.parent} is not the folder of a run: {file.name} is missing. Give the folder "
-            "that train wrote, its --out or in runs/"
-        )
+        raise not_of_a_run(file)
+
+
+def not_of_a_run(missing: Path) -> ExperimentError:
+    """What is wrong with a folder that has no such file."""
+    return ExperimentError(
+        f"{missing.parent} is not the folder of a run: {missing.name} is missing. Give the folder "
+        "that train wrote, its --out or in runs/"
+    )
 
 
 def read(file: Path) -> dict[str, Any]:

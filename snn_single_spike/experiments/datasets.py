@@ -209,15 +209,18 @@ def load(
                 "fewer"
             )
         splits = [_some(splits[0], slice(hold_out, None)), _some(splits[0], slice(hold_out))]
-    wanted = {"--train-samples": train_samples, "--test-samples": test_samples}
-    for split, (option, number) in zip(splits, wanted.items(), strict=True):
-        if number is not None and number > len(split):
-            raise ExperimentError(f"{option} {number}: there are {len(split):,}, use fewer")
-    train, test = (
-        split if number is None else _some(split, slice(number))
-        for split, number in zip(splits, wanted.values(), strict=True)
-    )
+    train = _first(splits[0], train_samples, "--train-samples")
+    test = _first(splits[1], test_samples, "--test-samples")
     return Dataset(name, train, test, held_out=hold_out is not None)
+
+
+def _first(split: Split, number: int | None, option: str) -> Split:
+    """So many samples, always the same ones; all if no number is given."""
+    if number is None:
+        return split
+    if number > len(split):
+        raise ExperimentError(f"{option} {number}: there are {len(split):,}, use fewer")
+    return _some(split, slice(number))
 
 
 def _some(split: Split, part: slice) -> Split:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ExperimentError, metrics_log, training
-from .config import RESUMABLE, Config, check_run, make
+from .config import RESUMABLE, Config, check_run, make, not_of_a_run
 from .datasets import DATASETS
 from .files import write_bytes
 
@@ -62,9 +62,7 @@ def read_run(folder: Path) -> Run:
             text = (folder / name).read_text(encoding="utf-8")
             return [json.loads(line) for line in text.splitlines()]
         except OSError:
-            raise ExperimentError(
-                f"{folder} is not the folder of a run: {name} is missing"
-            ) from None
+            raise not_of_a_run(folder / name) from None
         except ValueError as error:
             raise ExperimentError(
                 f"{folder / name} is damaged ({error}): go on with the run by --resume {folder}, "
