@@ -3,7 +3,7 @@
     python -m pytest benchmarks                      quick subset; fails where a ratio fell
     python -m pytest benchmarks --full --benchmark-json=FILE
     python -m pytest benchmarks --update-baselines
-    python -m pytest benchmarks/bench_times.py --data DIR      with the spikes of real images
+    python -m pytest benchmarks/suite/bench_times.py --data DIR      with the spikes of real images
 
 A baseline is a ratio to a peer in the same run, never a time, and belongs to one kind of
 machine (``baselines/*.json``): the lowest that runs of the same code came down to, so update it
@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import machine
-from race import CLOCK, Contestant, Ratio, Stopwatch, race, report
+from benchmarks.harness import machine
+from benchmarks.harness.race import CLOCK, Contestant, Ratio, Stopwatch, race, report
 
 BASELINES = Path(__file__).parent / "baselines"
 FALL = 0.8  # of its baseline that a ratio may come down to

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--epochs", type=_positive, default=25, help="passes over the data")
-    demo.add_argument("--steps", type=_positive, default=50, help="time steps per sample")
+    demo.add_argument("--num-steps", type=_positive, default=50, help="time steps per sample")
     demo.add_argument("--seed", type=_seed, default=0, help="weights, order and split of the data")
     demo.add_argument(
         "--out", type=Path, default=Path("single_spike_demo.png"), help="where the figure goes"
@@ -142,7 +142,7 @@ def _demo(options: argparse.Namespace) -> int:
     from . import demo
 
     try:
-        demo.run(options.epochs, options.steps, options.seed, options.out)
+        demo.run(options.epochs, options.num_steps, options.seed, options.out)
     except KeyboardInterrupt:
         return _fail("interrupted")
     return 0

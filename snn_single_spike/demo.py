@@ -17,8 +17,8 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from .leaky import SingleSpikeLeaky
-from .readout import LeakyReadout
+from .modules.leaky import SingleSpikeLeaky
+from .modules.readout import LeakyReadout
 
 HIDDEN, CLASSES = 128, 10
 HIDDEN_BETA, READOUT_BETA = 0.9, 0.95
@@ -95,10 +95,10 @@ class Activity:
     mem: Tensor
 
 
-def latency_code(pixels: Tensor, steps: int) -> Tensor:
+def latency_code(pixels: Tensor, num_steps: int) -> Tensor:
     """Brightness x in [0, 1] as one spike at floor((1 - x)(T - 1)): (B, n) to (T, B, n)."""
-    times = ((1 - pixels) * (steps - 1)).floor().long()
-    return torch.zeros(steps, *pixels.shape).scatter_(0, times[None], 1.0)
+    times = ((1 - pixels) * (num_steps - 1)).floor().long()
+    return torch.zeros(num_steps, *pixels.shape).scatter_(0, times[None], 1.0)
 
 
 def load_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,15 +124,15 @@ def build(seed: int) -> list[Contestant]:
     ]
 
 
-def train_epoch(contestants: list[Contestant], x: Tensor, y: Tensor, steps: int) -> None:
+def train_epoch(contestants: list[Contestant], x: Tensor, y: Tensor, num_steps: int) -> None:
     """One epoch for all, taking turns batch by batch so that the clock is fair to both."""
     elapsed = [0.0] * len(contestants)
     for batch in torch.randperm(len(x)).split(BATCH):
-        coded, target = latency_code(x[batch], steps), y[batch]
+        coded, target = latency_code(x[batch], num_steps), y[batch]
         for i, contestant in enumerate(contestants):
             start = time.perf_counter()
             scores, _, _ = contestant.net(coded)
-            loss = nn.functional.cross_entropy(scores / steps, target)
+            loss = nn.functional.cross_entropy(scores / num_steps, target)
             contestant.optimizer.zero_grad()
             loss.backward()
             contestant.optimizer.step()
@@ -142,16 +142,16 @@ def train_epoch(contestants: list[Contestant], x: Tensor, y: Tensor, steps: int)
 
 
 @torch.no_grad()
-def evaluate(contestant: Contestant, x: Tensor, y: Tensor, steps: int) -> None:
+def evaluate(contestant: Contestant, x: Tensor, y: Tensor, num_steps: int) -> None:
     """Accuracy, and hidden spikes per sample."""
-    scores, spikes, _ = contestant.net(latency_code(x, steps))
+    scores, spikes, _ = contestant.net(latency_code(x, num_steps))
     contestant.accuracy = (scores.argmax(1) == y).float().mean().item()
     contestant.spikes = spikes.sum().item() / len(x)
 
 
 @torch.no_grad()
-def observe(contestant: Contestant, sample: Tensor, steps: int) -> Activity:
-    _, spikes, mem = contestant.net(latency_code(sample[None], steps))
+def observe(contestant: Contestant, sample: Tensor, num_steps: int) -> Activity:
+    _, spikes, mem = contestant.net(latency_code(sample[None], num_steps))
     return Activity(spikes[:, 0], mem[:, 0])
 
 
@@ -221,7 +221,7 @@ def table(contestants: list[Contestant], warm: int) -> Any:
     return out
 
 
-def run(epochs: int, steps: int, seed: int, out: Path) -> None:
+def run(epochs: int, num_steps: int, seed: int, out: Path) -> None:
     """Train both, print the table, write the figure."""
     from rich.console import Console
     from rich.progress import (
@@ -235,10 +235,10 @@ def run(epochs: int, steps: int, seed: int, out: Path) -> None:
     console = Console()
     x_train, y_train, x_test, y_test = load_digits(seed)
     contestants = build(seed)
-    before = [observe(contestant, x_test[0], steps) for contestant in contestants]
+    before = [observe(contestant, x_test[0], num_steps) for contestant in contestants]
     warm = 1 if epochs > 1 else 0  # the first epoch compiles
     console.print(
-        f"{len(x_train)} training and {len(x_test)} test digits, {steps} time steps, "
+        f"{len(x_train)} training and {len(x_test)} test digits, {num_steps} time steps, "
         f"64-{HIDDEN}-{CLASSES}, {torch.get_num_threads()} threads"
     )
     with Progress(
@@ -251,12 +251,12 @@ def run(epochs: int, steps: int, seed: int, out: Path) -> None:
     ) as progress:
         task = progress.add_task("train", total=epochs, status="")
         for _ in range(epochs):
-            train_epoch(contestants, x_train, y_train, steps)
+            train_epoch(contestants, x_train, y_train, num_steps)
             for contestant in contestants:
-                evaluate(contestant, x_test, y_test, steps)
+                evaluate(contestant, x_test, y_test, num_steps)
             status = ", ".join(f"{c.label} {c.accuracy:.1%}" for c in contestants)
             progress.update(task, advance=1, status=status)
-    after = [observe(contestant, x_test[0], steps) for contestant in contestants]
+    after = [observe(contestant, x_test[0], num_steps) for contestant in contestants]
     console.print(table(contestants, warm))
     figure(out, contestants, before, after)
     console.print(f"rasters and membranes before and after: {out}")

@@ -11,20 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, operators
-from .backends.buffers import state_dtype
-from .deferred import as_dense
-from .linear_operators import LinearReadout, LinearSpikes, Source, SpikeCount
-from .spikes import (
-    LinearCurrent,
-    SpikeEvents,
-    SpikeTimes,
-    carrier,
-    first_steps,
-    spikes_carrier,
-)
-from .surrogate import SpikeGrad, Surrogate, split
-from .validation import (
+from . import backends
+from .backends._types import state_dtype
+from .ops import neuron as operators
+from .ops.linear import LinearReadout, LinearSpikes, Source, SpikeCount
+from .ops.surrogate import SpikeGrad, Surrogate, split
+from .ops.validation import (
     GRADIENT_RULES,
     REDUCTIONS,
     RESETS,
@@ -33,6 +25,15 @@ from .validation import (
     check_parameter,
     check_recording,
     check_state,
+)
+from .spikes.lazy import materialize
+from .spikes.times import (
+    LazyCurrent,
+    SpikeEvents,
+    SpikeTimes,
+    carrier,
+    first_steps,
+    spikes_carrier,
 )
 
 __all__ = [
@@ -90,9 +91,9 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (times,) = ctx.saved_tensors
-        steps = grad.shape[0]
-        first = torch.where(times < 0, steps, times)
-        step = torch.arange(steps, device=grad.device).view(-1, *[1] * times.dim())
+        num_steps = grad.shape[0]
+        first = torch.where(times < 0, num_steps, times)
+        step = torch.arange(num_steps, device=grad.device).view(-1, *[1] * times.dim())
         if ctx.rule == "masked":
             return torch.where(step <= first, grad, 0.0).to(ctx.dtype), None, None, None
         wide = grad.to(torch.float32 if grad.dtype != torch.float64 else grad.dtype)
@@ -108,7 +109,7 @@ def run_single_spike(
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
     surrogate: Surrogate | None,
-    own: SpikeGrad | None,
+    custom_surrogate: SpikeGrad | None,
     gradient: str,
     reset: str,
     *,
@@ -127,8 +128,8 @@ def run_single_spike(
 ) -> Result:
     """Check the arguments, run the operator, restore the shapes.
 
-    The neuron and its ``reset`` are those of :class:`snn_single_spike.backends.buffers.Neuron`;
-    ``surrogate`` and ``own`` as from :func:`snn_single_spike.surrogate.split`. Synaptic
+    The neuron and its ``reset`` are those of :class:`snn_single_spike.backends._types.Neuron`;
+    ``surrogate`` and ``own`` as from :func:`snn_single_spike.ops.surrogate.split`. Synaptic
     currents are returned with the membrane.
     """
     check_current(current)
@@ -141,7 +142,7 @@ def run_single_spike(
     # An exported program has no backward pass to save for.
     track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     # A surrogate of the user's own: the operator gives the membrane, autograd the rest.
-    composed = track and want_spikes and own is not None and not exact
+    composed = track and want_spikes and custom_surrogate is not None and not exact
     learns = any(isinstance(x, Tensor) and x.requires_grad for x in (current, beta, feedback))
     if composed and feedback is not None and learns:
         raise ValueError(
@@ -164,7 +165,7 @@ def run_single_spike(
         reset,
         gradient,
         None if exact else surrogate,
-        exact and not (surrogate is None and own is None),
+        exact and not (surrogate is None and custom_surrogate is None),
         (want_spikes, want_mem or composed, want_mem and alpha is not None, want_final),
         # Integrating again costs plain torch a second pass, the fused loops next to nothing.
         (not want_mem and chosen != "torch") if recompute is None else recompute,
@@ -175,8 +176,8 @@ def run_single_spike(
     spikes = spikes.view(shape) if want_spikes else None
     membrane = membrane.view(shape) if want_mem or composed else None
     times = times.view(shape[1:])
-    if composed and own is not None and spikes is not None and membrane is not None:
-        crossings = own(membrane.to(threshold_.dtype) - _broadcast(threshold_, shape))
+    if composed and custom_surrogate is not None and spikes is not None and membrane is not None:
+        crossings = custom_surrogate(membrane.to(threshold_.dtype) - _broadcast(threshold_, shape))
         spikes = _Gate.apply(crossings, spikes, times, gradient)
         spikes = (spikes * _broadcast(factor, shape)).to(current.dtype)
     return Result(
@@ -370,7 +371,7 @@ def first_spike_time(
     ).times
 
 
-def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
+def _of_spikes(current: LazyCurrent) -> tuple[Source, Tensor, Tensor]:
     """What a linear layer takes, its weights with the heights of the spikes, and its bias."""
     current.check_unchanged()
     spikes = current.spikes
@@ -380,7 +381,7 @@ def _of_spikes(current: LinearCurrent) -> tuple[Source, Tensor, Tensor]:
         weight = weight * spikes.height.to(state)
     bias = current.bias
     bias = weight.new_zeros(len(weight)) if bias is None else bias.to(state)
-    source = Source(spikes.events(), spikes.steps, spikes.tau is not None)
+    source = Source(spikes.events(), spikes.num_steps, spikes.interpolated_times is not None)
     return source, weight.contiguous(), bias.contiguous()
 
 
@@ -390,18 +391,18 @@ def clip_decay(decay: Tensor) -> Tensor:
     return torch.where(decay == clipped, decay, clipped)
 
 
-def _decay(beta: Tensor | float, current: LinearCurrent) -> Tensor:
+def _decay(beta: Tensor | float, current: LazyCurrent) -> Tensor:
     """One decay for every neuron."""
     return clip_decay(check_parameter("beta", beta, current)).expand(current.features)
 
 
 def spikes_of_current(
-    current: Tensor | LinearCurrent,
+    current: Tensor | LazyCurrent,
     beta: Tensor | float,
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
     surrogate: Surrogate | None,
-    own: SpikeGrad | None,
+    custom_surrogate: SpikeGrad | None,
     gradient: str,
     reset: str,
     backend: str,
@@ -411,15 +412,15 @@ def spikes_of_current(
     chosen = backends.select(backend, current.device.type)
     track = torch.is_grad_enabled()
     exact = gradient == "spike_time"
-    if isinstance(current, Tensor) or (own is not None and not exact and track):
+    if isinstance(current, Tensor) or (custom_surrogate is not None and not exact and track):
         # A compiler has made it dense; or autograd differentiates it on the dense membrane.
         result = run_single_spike(
-            as_dense(current),
+            materialize(current),
             beta,
             threshold,
             1.0,
             surrogate,
-            own,
+            custom_surrogate,
             gradient,
             reset,
             want_mem=False,
@@ -429,7 +430,7 @@ def spikes_of_current(
     source, weight, bias = _of_spikes(current)
     given = current.spikes.carrier
     theta = check_parameter("threshold", threshold, current).expand(current.features)
-    carrier, times, tau = LinearSpikes.apply(
+    carrier, times, interpolated_times = LinearSpikes.apply(
         given,
         weight,
         bias,
@@ -442,37 +443,39 @@ def spikes_of_current(
         track,
         chosen,
     )
-    if surrogate is None and own is None:  # snnTorch's surrogate_disable; tau has its gradient
+    if (
+        surrogate is None and custom_surrogate is None
+    ):  # snnTorch's surrogate_disable; tau has its gradient
         carrier = carrier.detach()
     return SpikeTimes.of_neuron(
         times,
-        current.steps,
+        current.num_steps,
         _height(graded_spikes_factor, current),
         current.dtype,
         carrier,
-        tau if exact else None,
+        interpolated_times if exact else None,
     )
 
 
 def spikes_of_result(
-    result: Result, steps: int, graded_spikes_factor: Tensor | float
+    result: Result, num_steps: int, graded_spikes_factor: Tensor | float
 ) -> SpikeTimes:
     """Spike times of neurons that were run on a dense current, with spikes of height 1."""
     spikes = result.spikes
     assert spikes is not None
     times = result.times
-    tau = times if times.is_floating_point() else None
+    interpolated_times = times if times.is_floating_point() else None
     return SpikeTimes.of_neuron(
-        times if tau is None else first_steps(spikes.detach() != 0),
-        steps,
+        times if interpolated_times is None else first_steps(spikes.detach() != 0),
+        num_steps,
         _height(graded_spikes_factor, spikes),
         spikes.dtype,
         spikes_carrier(spikes),
-        tau,
+        interpolated_times,
     )
 
 
-def _height(factor: Tensor | float, like: Tensor | LinearCurrent) -> Tensor | None:
+def _height(factor: Tensor | float, like: Tensor | LazyCurrent) -> Tensor | None:
     """None for spikes of height 1 that do not learn another."""
     height = check_parameter("graded_spikes_factor", factor, like)
     if not height.requires_grad and height.numel() == 1 and bool(height == 1):
@@ -500,14 +503,14 @@ def single_spike_linear(
     """
     A linear layer and its single-spike neurons, from spike times to spike times.
 
-    What :func:`single_spike_leaky` computes from `torch.nn.functional.linear(spikes.dense(),
+    What :func:`single_spike_leaky` computes from `torch.nn.functional.linear(spikes.to_dense(),
     weight, bias)`, with its gradients by every rule, and without a current `(T, B, out)`: every
     spike adds its column of weights once. Under the surrogate rules time grows with T when going
     back, under `gradient="spike_time"` it does not, and nothing of size T is kept by either.
 
     Example::
 
-        spikes = SpikeTimes(times, steps=100)                  # (B, 784)
+        spikes = SpikeTimes(times, num_steps=100)                  # (B, 784)
         hidden = single_spike_linear(spikes, weight, bias, beta=0.9)
         hidden.times                                           # (B, out)
 
@@ -524,7 +527,7 @@ def single_spike_linear(
     Other arguments as in :func:`single_spike_leaky`. A surrogate of the user's own runs on dense
     tensors.
 
-    :return: spike times of shape `(B, out)`, with interpolated ones in `tau` if
+    :return: spike times of shape `(B, out)`, with interpolated ones in `interpolated_times` if
         `gradient="spike_time"`
     :rtype: SpikeTimes
 
@@ -556,7 +559,7 @@ def single_spike_linear(
 
 
 def leaky_readout(
-    current: Tensor | LinearCurrent,
+    current: Tensor | LazyCurrent,
     beta: Tensor | float,
     *,
     mem: Tensor | None = None,
@@ -576,7 +579,7 @@ def leaky_readout(
 
     :param current: input current of shape `(T, B, *features)`; that of a linear layer from
         :class:`snn_single_spike.SpikeTimes` is never written
-    :type current: torch.Tensor or LinearCurrent
+    :type current: torch.Tensor or LazyCurrent
 
     :param beta: decay rate per step, clipped between 0 and 1, a number or one value per neuron
     :type beta: float or torch.Tensor
@@ -597,10 +600,10 @@ def leaky_readout(
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    if isinstance(current, LinearCurrent) and mem is None:
+    if isinstance(current, LazyCurrent) and mem is None:
         chosen = backends.select(backend, current.device.type)
         return _readout_of_spikes(current, beta, reduction, chosen)
-    current = check_current(as_dense(current))
+    current = check_current(materialize(current))
     chosen = backends.select(backend, current.device.type)
     value = operators.LeakyReadout.apply(
         current.flatten(1).contiguous(),
@@ -614,7 +617,7 @@ def leaky_readout(
 
 
 def _readout_of_spikes(
-    current: LinearCurrent, beta: Tensor | float, reduction: str, chosen: str
+    current: LazyCurrent, beta: Tensor | float, reduction: str, chosen: str
 ) -> Tensor:
     source, weight, bias = _of_spikes(current)
     given = current.spikes.carrier
@@ -664,8 +667,8 @@ def spike_count(spk_out: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
         times, given = spk_out.times.flatten(1), spk_out.carrier
         if given is None:
             like = times.new_empty(0, dtype=spk_out.dtype)
-            given = carrier(spk_out.steps, spk_out.batch, times.shape[1], like)
+            given = carrier(spk_out.num_steps, spk_out.batch, times.shape[1], like)
         return SpikeCount.apply(given, times, per)
-    dense: Tensor = as_dense(spk_out, "spike_count")
+    dense: Tensor = materialize(spk_out, "spike_count")
     check_recording("spk_out", dense)
     return dense.flatten(2).sum((0, 1 if per == "neuron" else 2), dtype=state_dtype(dense.dtype))

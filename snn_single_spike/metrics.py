@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backends.buffers import state_dtype
-from .deferred import Deferred, as_dense
-from .linear import SingleSpikeLinear
-from .validation import REDUCTIONS, check_choice, check_recording, check_targets
+from .backends._types import state_dtype
+from .modules.linear import SingleSpikeLinear
+from .ops.validation import REDUCTIONS, check_choice, check_recording, check_targets
+from .spikes.lazy import LazyTensor, materialize
 
 __all__ = [
     "ACCUMULATE_PJ",
@@ -39,7 +39,7 @@ COUNTED = ("train", "sample", "neuron")
 
 def _first(spk_out: Tensor) -> Tensor:
     """Step of the first spike (B, C), infinity if silent, from spikes or from times."""
-    spk_out = as_dense(spk_out, "a metric")
+    spk_out = materialize(spk_out, "a metric")
     if isinstance(spk_out, Tensor) and spk_out.dim() == 2:
         times = spk_out if spk_out.is_floating_point() else spk_out.double()
         return torch.where(times >= 0, times, torch.inf)
@@ -75,7 +75,7 @@ def _refuse_membranes(spk_out: Tensor, fired: Tensor) -> None:
 
 def _fired(spk_out: Tensor) -> Tensor:
     """Where there are spikes, (T, B, *features) bool."""
-    spk_out = as_dense(spk_out, "a metric")
+    spk_out = materialize(spk_out, "a metric")
     check_recording("spk_out", spk_out, differentiable=False)
     # Comparing magnitudes leaves NaN out; spikes may be negative.
     return spk_out if spk_out.dtype == torch.bool else spk_out.detach().abs() > 0
@@ -153,7 +153,7 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
     :raises TypeError: targets that are not integers
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    scores = mem_out = as_dense(mem_out, "a metric")
+    scores = mem_out = materialize(mem_out, "a metric")
     if not (isinstance(mem_out, Tensor) and mem_out.dim() == 2):
         check_recording("mem_out", mem_out)
         if reduction == "last":
@@ -177,7 +177,7 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
 
 def _scores(mem_out: Tensor, spk_out: Tensor, earliest: Tensor) -> Tensor:
     """Membranes (B, C) at the step of the decision; anything where there is none."""
-    mem_out = as_dense(mem_out, "a metric")
+    mem_out = materialize(mem_out, "a metric")
     if not isinstance(mem_out, Tensor):
         raise TypeError(f"mem_out must be a torch.Tensor, not {type(mem_out).__name__}")
     shape = spk_out.shape[-2:]
@@ -318,7 +318,7 @@ def energy_estimate(
         many fan-outs as layers not given
     :raises TypeError: a fan-out of another type
     """
-    layers = [spk_out] if isinstance(spk_out, (Tensor, Deferred)) else list(spk_out)
+    layers = [spk_out] if isinstance(spk_out, (Tensor, LazyTensor)) else list(spk_out)
     fans = list(fan_out) if isinstance(fan_out, Sequence) else [fan_out]
     if len(layers) != len(fans):
         raise ValueError(

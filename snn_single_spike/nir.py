@@ -28,7 +28,7 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from .conversion import (
+from .conversion.api import (
     _BATCH_NORM,
     _DROPOUT,
     _MAX_POOL,
@@ -37,9 +37,9 @@ from .conversion import (
     convert,
     revert,
 )
-from .linear import SingleSpikeLinear
-from .neuron import SingleSpikeNeuron
-from .spikes import versions
+from .modules._base import SingleSpikeNeuron
+from .modules.linear import SingleSpikeLinear
+from .spikes.times import versions
 
 try:
     import nir
@@ -174,7 +174,7 @@ def import_from_nir(
     :type single_spike: bool, optional, keyword only
 
     :param options: as in :func:`snn_single_spike.convert`: `num_steps`, `gradient`, `backend`,
-        `currency`
+        `spike_format`
 
     :return: converted :class:`torch.nn.Sequential` in float32, with the names of the nodes.
         It returns the spikes and the states of its last neuron, `(time, batch, ...)`, or the
@@ -354,9 +354,9 @@ def _plain_neuron(path: str, neuron: Any, features: torch.Size) -> nn.Module:
             "layer before it times time_step / C",
         )
     known = next(c for c in type(neuron).__mro__ if c.__module__.split(".")[0] in _KNOWN)
-    own = ", ".join(_own_parts(neuron, known))
-    if own:
-        _refuse(path, neuron, f"it has its own {own}", f"Use {known.__name__} itself")
+    custom_parts = ", ".join(_own_parts(neuron, known))
+    if custom_parts:
+        _refuse(path, neuron, f"it has its own {custom_parts}", f"Use {known.__name__} itself")
     if not isinstance(neuron, _NEURONS):
         _refuse(path, neuron, "NIR has no primitive for it", "Use snntorch.Leaky or Synaptic")
     if (neuron.graded_spikes_factor != 1).any():

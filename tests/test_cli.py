@@ -24,7 +24,7 @@ def _demo_installed():
 @pytest.mark.usefixtures("_demo_installed")
 def test_demo_trains_draws_and_reports(tmp_path, capsys):
     out = tmp_path / "figure.png"
-    assert cli.main(["demo", "--epochs", "2", "--steps", "12", "--out", str(out)]) == 0
+    assert cli.main(["demo", "--epochs", "2", "--num-steps", "12", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     for word in ("test accuracy", "hidden spikes per sample", "seconds per epoch", "faster"):
         assert word in text
@@ -81,7 +81,7 @@ def test_bad_usage(arguments):
     assert stop.value.code == 2
 
 
-TRAIN = ["train", "--dataset", "digits", "--steps", "10", "--layers", "20", "--epochs", "1"]
+TRAIN = ["train", "--dataset", "digits", "--num-steps", "10", "--layers", "20", "--epochs", "1"]
 
 
 @pytest.mark.usefixtures("_demo_installed")

@@ -8,8 +8,8 @@ from snntorch import surrogate
 from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.functional import single_spike_leaky
 
-from conftest import SHARED, device_of
-from oracle import relative_error
+from tests.support.devices import SHARED, device_of
+from tests.support.oracle import relative_error
 
 GOLDEN = sorted((SHARED / "golden").glob("*.npz"))
 RULES = ("straight_through", "pre_spike")

@@ -140,13 +140,13 @@ def test_spike_times_of_the_page_are_its_dense_spikes():
     low = [code.replace("beta=0.9", "beta=0.9, threshold=0.2") for code in SECTIONS[TIMES]]
     dense, times, loop, converted = (run(code) for code in low[:4])  # low, so that all fire
     assert dense["spk_rec"].any()
-    assert torch.equal(times["spikes"].dense(), dense["spikes"])
-    assert torch.equal(times["spk_rec"].dense(), dense["spk_rec"])
-    assert torch.allclose(times["mem_rec"].dense(), dense["mem_rec"], atol=1e-5)
+    assert torch.equal(times["spikes"].to_dense(), dense["spikes"])
+    assert torch.equal(times["spk_rec"].to_dense(), dense["spk_rec"])
+    assert torch.allclose(times["mem_rec"].to_dense(), dense["mem_rec"], atol=1e-5)
     for name in ("spk_rec", "mem_rec"):
         assert converted[name].shape == loop[name].shape
     hidden = converted["net"][1]
-    assert hidden.currency == "times"
+    assert hidden.spike_format == "times"
     assert list(converted["net"].state_dict()) == list(loop["net"].state_dict())
     assert converted["mem_rec"].max(0).values.shape == (3, 10)
 
@@ -165,7 +165,7 @@ def test_the_log_of_the_page_is_what_is_logged(caplog):
 
 def test_recordings_of_the_page_are_their_events():
     space = run(SECTIONS[TIMES][5])
-    assert space["spikes"].dense().sum((0, 2, 3, 4)).tolist() == [40, 0, 25]
+    assert space["spikes"].to_dense().sum((0, 2, 3, 4)).tolist() == [40, 0, 25]
     assert space["spk_rec"].shape == space["mem_rec"].shape == (STEPS, 3, 10)
 
 

@@ -15,10 +15,10 @@ from snn_single_spike.functional import first_spike_time, single_spike_leaky
 
 
 def slow_accuracy(spikes, targets, mem=None):
-    steps, batch, classes = spikes.shape
+    num_steps, batch, classes = spikes.shape
     right = 0.0
     for b in range(batch):
-        for t in range(steps):
+        for t in range(num_steps):
             winners = [c for c in range(classes) if spikes[t, b, c] != 0]
             if winners:
                 if mem is not None:
@@ -34,9 +34,9 @@ shapes = st.tuples(st.integers(1, 8), st.integers(1, 6), st.integers(1, 5), st.i
 
 @given(shapes, st.floats(0, 0.5), st.booleans())
 def test_accuracy_against_a_loop(shape, rate, with_mem):
-    steps, batch, classes, seed = shape
+    num_steps, batch, classes, seed = shape
     torch.manual_seed(seed)
-    spikes = (torch.rand(steps, batch, classes) < rate) * 0.7  # repeated and graded
+    spikes = (torch.rand(num_steps, batch, classes) < rate) * 0.7  # repeated and graded
     targets = torch.randint(classes, (batch,))
     # Few levels, so that membranes tie too
     mem = torch.randint(3, spikes.shape).float() if with_mem else None
@@ -46,9 +46,9 @@ def test_accuracy_against_a_loop(shape, rate, with_mem):
 
 
 def test_accuracy_is_snntorchs_without_ties_and_silent_samples():
-    steps, batch, classes = 50, 200, 10
-    times = torch.rand(batch, steps).argsort(1)[:, :classes]  # distinct within a sample
-    spikes = torch.zeros(steps, batch, classes).scatter_(0, times[None], 1.0)
+    num_steps, batch, classes = 50, 200, 10
+    times = torch.rand(batch, num_steps).argsort(1)[:, :classes]  # distinct within a sample
+    spikes = torch.zeros(num_steps, batch, classes).scatter_(0, times[None], 1.0)
     targets = torch.randint(classes, (batch,))
     ours = metrics.accuracy_temporal(spikes, targets)
     assert ours == pytest.approx(SF.accuracy_temporal(spikes, targets))
@@ -91,8 +91,8 @@ def test_latency_and_counts_against_loops(dtype):
     flat = spikes.flatten(2)
     latency = metrics.latency_to_decision(flat)
     for b in range(7):
-        steps = [t for t in range(6) if flat[t, b].any()]
-        assert latency[b] == steps[0] if steps else math.isnan(latency[b])
+        num_steps = [t for t in range(6) if flat[t, b].any()]
+        assert latency[b] == num_steps[0] if num_steps else math.isnan(latency[b])
         assert metrics.spike_counts(spikes)[b] == sum(bool(s) for s in flat[:, b].flatten())
     per_train = metrics.spike_counts(spikes, per="train")
     assert per_train.shape == (7, 2, 3)

@@ -227,7 +227,7 @@ def test_a_linear_layer_with_its_neurons_is_two_nodes(tmp_path):
     model = nn.Sequential(
         SingleSpikeLinear(8, 12, 0.9, backend="torch", reset_mechanism="zero"),
         nn.Linear(12, 6, bias=False),
-        SingleSpikeLeaky(0.8, init_hidden=True, currency="times", backend="torch"),
+        SingleSpikeLeaky(0.8, init_hidden=True, spike_format="times", backend="torch"),
         SingleSpikeLinear(6, 4, 0.7, bias=False, threshold=0.5, backend="torch"),
     )
     for layer in model:
@@ -239,7 +239,7 @@ def test_a_linear_layer_with_its_neurons_is_two_nodes(tmp_path):
         if names:
             assert set(graph.nodes) == {"input", "output", *names}
             assert graph.nodes["0"].metadata["reset_mechanism"] == "zero"
-        spikes = part(data).dense()
+        spikes = part(data).to_dense()
         assert 0 < spikes.sum(0).mean() < 1
         assert torch.equal(import_from_nir(graph)(data)[0], spikes)
 
@@ -735,7 +735,7 @@ def test_a_layer_by_itself_has_a_name(tmp_path):
     data = (torch.rand(STEPS, BATCH, 8) > 0.5).float()
     graph = through_a_file(export_to_nir(layer, data), tmp_path)
     assert set(graph.nodes) == {"input", "neuron.linear", "neuron", "output"}
-    assert torch.equal(import_from_nir(graph)(data)[0], layer(data).dense())
+    assert torch.equal(import_from_nir(graph)(data)[0], layer(data).to_dense())
 
 
 def test_parameters_with_leading_ones():

@@ -8,7 +8,7 @@ backend    what it is                          needs
 ``torch``  plain torch, in cache-sized blocks  nothing more; any device, any dtype
 ========== =================================== ======================================
 
-Every implementation is a module with ``leaky_forward``, ``leaky_backward`` and
+Every implementation is a module with ``neuron_forward``, ``neuron_backward`` and
 ``leaky_readout``, called with two-dimensional (T, M) contiguous tensors.
 """
 
@@ -24,13 +24,10 @@ from types import ModuleType
 
 import torch
 
-from ..compiling import constant_when_compiled
+from ._compiling import constant_when_compiled
 
 BACKENDS = ("triton", "numba", "torch")
 
-_MODULES = {"triton": "triton_gpu", "numba": "numba_cpu", "torch": "eager"}
-# From spike times instead of dense currents
-_LINEAR = {"triton": "triton_linear", "numba": "numba_linear", "torch": "eager_linear"}
 _INSTALL = {"triton": "pip install triton", "numba": "pip install numba"}
 
 logger = logging.getLogger("snn_single_spike")
@@ -100,13 +97,7 @@ def missing(backend: str, device_type: str) -> str | None:
 
 
 @functools.cache
-def load(backend: str) -> ModuleType:
-    """Import an implementation, once, on its first use."""
-    logger.info("using backend %s", backend)
-    return importlib.import_module(f"{__name__}.{_MODULES[backend]}")
-
-
-@functools.cache
-def load_linear(backend: str) -> ModuleType:
-    """The implementation of linear layers from spike times, likewise."""
-    return importlib.import_module(f"{__name__}.{_LINEAR[backend]}")
+def load(backend: str, op: str) -> ModuleType:
+    """Import the implementation of an operator, once, on its first use."""
+    logger.info("using backend %s for %s", backend, op)
+    return importlib.import_module(f"{__name__}.{backend}.{op}")

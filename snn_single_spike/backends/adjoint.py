@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..surrogate import Surrogate
-from .buffers import Impulses, InputGradients, Neuron, OutputGradients, Saved
+from ._surrogate import Surrogate
+from ._types import ClosedFormAdjoint, InputGradients, Neuron, OutputGradients, Saved
 
 
 def adjoint_rows(
-    implementation: ModuleType, steps: int, beta: Tensor, adjoint: Impulses, samples: slice
+    neuron_backward: Callable[..., None],
+    num_steps: int,
+    beta: Tensor,
+    adjoint: ClosedFormAdjoint,
+    samples: slice,
 ) -> Tensor:
-    """lam[k] = h[k] + beta lam[k+1] of some samples, (T, n, O), by a dense implementation."""
+    """lam[k] = h[k] + beta lam[k+1] of some samples, (T, n, O), by the dense implementation of a backend."""
     every, at, before, when = (None if x is None else x[samples].contiguous() for x in adjoint)
     given = at if every is None else every
     assert given is not None
-    out = torch.empty(steps, given.numel(), dtype=beta.dtype, device=beta.device)
+    out = torch.empty(num_steps, given.numel(), dtype=beta.dtype, device=beta.device)
     if when is None:
         when = torch.full_like(given, -1, dtype=torch.int64)
     if at is not None and before is None:
@@ -32,8 +36,8 @@ def adjoint_rows(
         None if before is None else before.flatten(),
     )
     if given.numel():
-        implementation.leaky_backward(
-            steps,
+        neuron_backward(
+            num_steps,
             beta.dtype,
             Saved(None, False, None, None),
             Neuron(beta, beta, beta, *(None,) * 6, clamp=False, reset="none"),
@@ -43,4 +47,4 @@ def adjoint_rows(
             Surrogate("straight_through_estimator"),
             InputGradients(out, *(None,) * 8),
         )
-    return out.view(steps, *given.shape)
+    return out.view(num_steps, *given.shape)

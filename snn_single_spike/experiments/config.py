@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..leaky import CURRENCIES
-from ..validation import GRADIENT_RULES, REDUCTIONS
+from ..modules.leaky import SPIKE_FORMATS
+from ..ops.validation import GRADIENT_RULES, REDUCTIONS
 from . import ExperimentError
 from .augment import parse as parse_augmentation
 from .datasets import DATASETS, NEEDS_FILES
@@ -52,7 +52,7 @@ class Config:
     hold_out: int | None = _setting(
         None, "count?", "test on N samples kept out of training, not on the test set"
     )
-    steps: int = _setting(100, "count", "time steps per sample")
+    num_steps: int = _setting(100, "count", "time steps per sample")
 
     layers: str = _setting(
         "100",
@@ -67,11 +67,11 @@ class Config:
         "spikes or with its first only",
         NEURONS,
     )
-    currency: str = _setting(
+    spike_format: str = _setting(
         "times",
         "word",
         "what layers hand on: dense tensors, or spike times, which no loop takes",
-        CURRENCIES,
+        SPIKE_FORMATS,
     )
     gradient: str = _setting("masked", "word", "gradient rule", GRADIENT_RULES)
     surrogate: str = _setting(
@@ -208,7 +208,7 @@ def make(flags: Mapping[str, Any], file: Path | None = None) -> Config:
     if values.get("neuron", "single-spike") != "single-spike" or (
         values.get("precision") == "bfloat16"
     ):
-        values.setdefault("currency", "dense")
+        values.setdefault("spike_format", "dense")
     for key, value in values.items():
         f = FIELDS[key]
         try:
@@ -329,20 +329,20 @@ def check(config: Config) -> None:
             f"--gradient {config.gradient}: a loop over time ({config.neuron}) is differentiated "
             "step by step; use --neuron single-spike, or leave --gradient out"
         )
-    if not ours and config.currency != "dense":
+    if not ours and config.spike_format != "dense":
         raise ExperimentError(
-            f"--currency {config.currency}: a loop over time ({config.neuron}) takes dense "
-            "tensors; use --neuron single-spike, or --currency dense"
+            f"--spike-format {config.spike_format}: a loop over time ({config.neuron}) takes dense "
+            "tensors; use --neuron single-spike, or --spike-format dense"
         )
     if config.spike_penalty and ours and config.gradient == "spike_time":
         raise ExperimentError(
             f"--spike-penalty {config.spike_penalty}: the number of spikes has no gradient by "
             "--gradient spike_time, which moves their times; use another rule, or leave it out"
         )
-    if config.precision == "bfloat16" and config.currency != "dense":
+    if config.precision == "bfloat16" and config.spike_format != "dense":
         raise ExperimentError(
-            f"--currency {config.currency}: layers of spike times are not computed in bfloat16; "
-            "use --precision float32, or --currency dense"
+            f"--spike-format {config.spike_format}: layers of spike times are not computed in bfloat16; "
+            "use --precision float32, or --spike-format dense"
         )
     if sorted(set(config.milestones)) != list(config.milestones):
         raise ExperimentError(

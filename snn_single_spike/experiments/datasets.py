@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..spikes import SpikeEvents, SpikeTimes
+from ..spikes.times import SpikeEvents, SpikeTimes
 from . import ExperimentError, events, idx, yinyang
 from .augment import Transform
 
@@ -84,7 +84,7 @@ class Intensities(Split):
     values: Tensor
     """(N, *features) uint8, 255 being the most, or floating-point in [0, 1]."""
     labels: Tensor
-    steps: int
+    num_steps: int
     dtype: torch.dtype = torch.float32
 
     def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeTimes:
@@ -92,14 +92,16 @@ class Intensities(Split):
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         if transform is not None:
             x = transform(x)
-        times = ((1 - x) * (self.steps - 1)).floor()
-        return SpikeTimes(times.int(), self.steps, dtype=self.dtype)
+        times = ((1 - x) * (self.num_steps - 1)).floor()
+        return SpikeTimes(times.int(), self.num_steps, dtype=self.dtype)
 
     def samples(self, index: Tensor) -> Intensities:
-        return Intensities(self.values[index], self.labels[index], self.steps, self.dtype)
+        return Intensities(self.values[index], self.labels[index], self.num_steps, self.dtype)
 
     def to(self, device: torch.device) -> Intensities:
-        return Intensities(self.values.to(device), self.labels.to(device), self.steps, self.dtype)
+        return Intensities(
+            self.values.to(device), self.labels.to(device), self.num_steps, self.dtype
+        )
 
 
 @dataclass
@@ -155,7 +157,7 @@ def _size(split: Split, whole: int) -> str:
 
 def load(
     name: str,
-    steps: int,
+    num_steps: int,
     *,
     data: Path | None = None,
     cache: Path | None = None,
@@ -169,12 +171,12 @@ def load(
 
     Example::
 
-        dataset = load("fashion-mnist", steps=100, data=Path("data"))
+        dataset = load("fashion-mnist", num_steps=100, data=Path("data"))
         spikes = dataset.train.batch(torch.arange(128))     # SpikeTimes (100, 128, 1, 28, 28)
-        spikes.dense()                                      # a tensor of that shape
+        spikes.to_dense()                                      # a tensor of that shape
 
     :param name: one of `DATASETS`
-    :param steps: number of time steps T
+    :param num_steps: number of time steps T
     :param data: folder in which its files are
     :param cache: folder for decoded events. Defaults to `default_cache()`
     :param dtype: type of the dense tensors. Defaults to float32
@@ -187,21 +189,21 @@ def load(
     """
     if name not in DATASETS:
         raise ExperimentError(f"dataset {name!r} is not known, use {', '.join(DATASETS)}")
-    if steps < 1:
-        raise ExperimentError(f"steps={steps}: use at least one")
+    if num_steps < 1:
+        raise ExperimentError(f"num_steps={num_steps}: use at least one")
     data = None if data is None else Path(data).expanduser()
     if name in NEEDS_FILES and data is None:
         raise ExperimentError(
             f"--dataset {name} needs --data DIR, the folder in which its files are"
         )
     if name in ("mnist", "fashion-mnist"):
-        splits = _images(name, Path(data or ""), steps, dtype)
+        splits = _images(name, Path(data or ""), num_steps, dtype)
     elif name in ("nmnist", "shd"):
-        splits = _recordings(name, Path(data or ""), cache or default_cache(), steps, dtype)
+        splits = _recordings(name, Path(data or ""), cache or default_cache(), num_steps, dtype)
     elif name == "digits":
-        splits = _digits(steps, dtype)
+        splits = _digits(num_steps, dtype)
     else:
-        splits = _yinyang(steps, dtype)
+        splits = _yinyang(num_steps, dtype)
     if hold_out is not None:
         if hold_out >= len(splits[0]):
             raise ExperimentError(
@@ -234,15 +236,17 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn-single-spike"
 
 
-def _yinyang(steps: int, dtype: torch.dtype) -> list[Split]:
+def _yinyang(num_steps: int, dtype: torch.dtype) -> list[Split]:
     made: list[Split] = []
     for size, seed in zip(DATASETS["yinyang"].sizes, YINYANG_SEEDS, strict=True):
         values, classes = yinyang.generate(size, seed)
-        made.append(Intensities(torch.from_numpy(values), torch.from_numpy(classes), steps, dtype))
+        made.append(
+            Intensities(torch.from_numpy(values), torch.from_numpy(classes), num_steps, dtype)
+        )
     return made
 
 
-def _digits(steps: int, dtype: torch.dtype) -> list[Split]:
+def _digits(num_steps: int, dtype: torch.dtype) -> list[Split]:
     try:
         from ..demo import load_digits
 
@@ -252,7 +256,7 @@ def _digits(steps: int, dtype: torch.dtype) -> list[Split]:
             "--dataset digits needs scikit-learn: pip install scikit-learn"
         ) from None
     return [
-        Intensities(x.view(-1, 1, 8, 8), y.long(), steps, dtype)
+        Intensities(x.view(-1, 1, 8, 8), y.long(), num_steps, dtype)
         for x, y in ((x_train, y_train), (x_test, y_test))
     ]
 
@@ -260,7 +264,7 @@ def _digits(steps: int, dtype: torch.dtype) -> list[Split]:
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 
-def _images(name: str, data: Path, steps: int, dtype: torch.dtype) -> list[Split]:
+def _images(name: str, data: Path, num_steps: int, dtype: torch.dtype) -> list[Split]:
     folders = [data / _IDX_FOLDERS[name] / "raw", data / _IDX_FOLDERS[name], data / "raw", data]
     made: list[Split] = []
     for prefix in ("train", "t10k"):
@@ -286,7 +290,9 @@ def _images(name: str, data: Path, steps: int, dtype: torch.dtype) -> list[Split
                 f"{DATASETS[name].classes - 1}: it is corrupt, fetch it again"
             )
         values = torch.from_numpy(images.copy()).unsqueeze(1)
-        made.append(Intensities(values, torch.from_numpy(labels.astype(np.int64)), steps, dtype))
+        made.append(
+            Intensities(values, torch.from_numpy(labels.astype(np.int64)), num_steps, dtype)
+        )
     return made
 
 
@@ -302,7 +308,9 @@ def _find_idx(name: str, folders: list[Path], file: str) -> Path:
     )
 
 
-def _recordings(name: str, data: Path, cache: Path, steps: int, dtype: torch.dtype) -> list[Split]:
+def _recordings(
+    name: str, data: Path, cache: Path, num_steps: int, dtype: torch.dtype
+) -> list[Split]:
     spec = DATASETS[name]
     made: list[Split] = []
     for part in ("train", "test"):
@@ -320,7 +328,15 @@ def _recordings(name: str, data: Path, cache: Path, steps: int, dtype: torch.dty
                 return events.shd_recordings(files[0])
 
         held, labels, late = events.load_events(
-            f"{name}-{part}", root, files, decode, cache, steps, spec.step_us, spec.features, dtype
+            f"{name}-{part}",
+            root,
+            files,
+            decode,
+            cache,
+            num_steps,
+            spec.step_us,
+            spec.features,
+            dtype,
         )
         made.append(Recordings(held, labels, late))
     return made

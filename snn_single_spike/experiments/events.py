@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backends.buffers import Events
-from ..spikes import SpikeEvents
+from ..backends._events import Events
+from ..spikes.times import SpikeEvents
 from . import ExperimentError
 from .files import write_atomically
 
@@ -143,7 +143,7 @@ def load_events(
     files: list[Path],
     decode: Callable[[], Iterator[Recording]],
     cache: Path,
-    steps: int,
+    num_steps: int,
     step_us: int,
     features: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
@@ -159,24 +159,24 @@ def load_events(
     :raises ExperimentError: from `decode`, or a cache that cannot be written
     """
     place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    path = cache / f"{name}-{place}-{steps}x{step_us}us.npz"
+    path = cache / f"{name}-{place}-{num_steps}x{step_us}us.npz"
     source = fingerprint(files, root)
     arrays = _read_cache(path, source)
     if arrays is None:
         logger.info("decoding %s into %s", root, path)
-        arrays = _bin(decode(), steps, step_us)
+        arrays = _bin(decode(), num_steps, step_us)
         content: dict[str, Any] = {"source": np.array(source), **arrays}
         write_atomically(path, lambda file: np.savez(file, **content))
     offsets, times, units, labels, late = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
-    events = SpikeEvents(Events(offsets, times, units, None), steps, features, dtype=dtype)
+    events = SpikeEvents(Events(offsets, times, units, None), num_steps, features, dtype=dtype)
     return events, labels, late
 
 
-def _bin(recordings: Iterator[Recording], steps: int, step_us: int) -> dict[str, np.ndarray]:
+def _bin(recordings: Iterator[Recording], num_steps: int, step_us: int) -> dict[str, np.ndarray]:
     times, units, labels, offsets, late = [], [], [], [0], []
     for time, unit, label in recordings:
         step = time // step_us
-        inside = step < steps
+        inside = step < num_steps
         times.append(step[inside].astype(np.int16))
         units.append(unit[inside].astype(np.int16))
         labels.append(label)

@@ -12,10 +12,10 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from ..deferred import TimeSequence
 from ..functional import spike_count
-from ..leaky import SingleSpikeLeaky
-from ..readout import LeakyReadout
+from ..modules.leaky import SingleSpikeLeaky
+from ..modules.readout import LeakyReadout
+from ..spikes.lazy import LazySequence
 from . import ExperimentError
 from .config import Config, parse_surrogate
 from .datasets import DATASETS
@@ -69,8 +69,8 @@ class EachStep(nn.Module):
         self.layer = layer
 
     def forward(self, x: Any) -> Any:
-        out = self.layer(x.fold() if isinstance(x, TimeSequence) else x.flatten(0, 1))
-        return out.unfold() if isinstance(out, TimeSequence) else out.unflatten(0, x.shape[:2])
+        out = self.layer(x.fold() if isinstance(x, LazySequence) else x.flatten(0, 1))
+        return out.unfold() if isinstance(out, LazySequence) else out.unflatten(0, x.shape[:2])
 
 
 class Network(nn.Module):
@@ -186,7 +186,7 @@ def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
             init_hidden=True,
             learn_beta=config.learn_beta,
             gradient=config.gradient,
-            currency=config.currency,
+            spike_format=config.spike_format,
         )
     return LeakyLoop(
         beta,

@@ -215,7 +215,7 @@ def _shown(value: Any) -> str:
 
 def _matters(config: Config, name: str) -> bool:
     """Whether a network of this kind of neuron has such a setting."""
-    if name in ("gradient", "currency"):
+    if name in ("gradient", "spike_format"):
         return config.neuron == "single-spike"
     return name != "surrogate" or config.gradient != "spike_time"
 
@@ -224,7 +224,7 @@ def _task(run: Run) -> str:
     """What is trained on, a heading and the size of the data, which may be a part of the set."""
     config, spec = run.config, DATASETS[run.config.dataset]
     network = f"{math.prod(spec.features)}-{config.layers}-{spec.classes}"
-    return f"{config.dataset}, {network}, T={config.steps}\n\n{run.facts['data']}."
+    return f"{config.dataset}, {network}, T={config.num_steps}\n\n{run.facts['data']}."
 
 
 def _table(groups: list[Group]) -> list[str]:

@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..spikes import SpikeEvents, SpikeTimes
-from ..validation import NaNError
+from ..ops.validation import NaNError
+from ..spikes.times import SpikeEvents, SpikeTimes
 from . import ExperimentError, augment, checkpoint, datasets
 from .checkpoint import Position
 from .config import Config, check_device, to_json
@@ -137,7 +137,7 @@ def load_dataset(config: Config) -> Dataset:
     """The dataset of a run."""
     return datasets.load(
         config.dataset,
-        config.steps,
+        config.num_steps,
         data=None if config.data is None else Path(config.data),
         cache=None if config.cache is None else Path(config.cache),
         dtype=DTYPES[config.precision],
@@ -327,7 +327,7 @@ class _Run:
     def _forward(
         self, network: nn.Module, spikes: SpikeTimes | SpikeEvents
     ) -> tuple[Tensor, list[Any]]:
-        x = spikes.dense() if self.config.currency == "dense" else spikes
+        x = spikes.to_dense() if self.config.spike_format == "dense" else spikes
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.among.device.type, torch.bfloat16, enabled=half):
             scores, hidden = network(x)
@@ -353,7 +353,7 @@ class _Run:
         scores, hidden = self._forward(self.network, self.testing.batch(first))
         layers = []
         for spikes in hidden:
-            dense = spikes.dense() if isinstance(spikes, SpikeTimes) else spikes
+            dense = spikes.to_dense() if isinstance(spikes, SpikeTimes) else spikes
             times, neurons = dense[:, 0].flatten(1).nonzero(as_tuple=True)
             layers.append(
                 {
@@ -365,7 +365,7 @@ class _Run:
         return {
             "label": int(self.testing.labels[0]),
             "answer": int(scores.argmax()),
-            "steps": self.config.steps,
+            "steps": self.config.num_steps,
             "layers": layers,
         }
 

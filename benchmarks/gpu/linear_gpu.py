@@ -1,0 +1,172 @@
+"""Linear layers from spike times on a GPU: checks the kernels, then times them.
+
+    python -m benchmarks.gpu.linear_gpu [--out results.json]
+
+For every T: spike times, scores and gradients of 784-1000-10 by every rule are compared with
+those of plain torch on the CPU. Then one forward pass of the first layer is timed in the event
+form, the tensor-core form, and as a dense product (cuBLAS) with the scan of `first_spike_time`;
+and a training step from spike times against one from dense tensors. The forms are timed for short
+sequences, too: where they take as long as each other is what `triton_linear.py` should find when
+it times them itself. `--smoke` runs a tiny network in Triton's interpreter, to see that the
+script itself works; its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from benchmarks.gpu.neuron_gpu import (
+    DEVICE,
+    SMOKE,
+    error,
+    median_ms,
+)  # chooses the interpreter: first
+
+import torch
+import triton
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes
+from snn_single_spike.backends.triton import linear as triton_linear
+from snn_single_spike.functional import first_spike_time, single_spike_linear
+from snn_single_spike.ops.validation import GRADIENT_RULES
+
+STEPS, SIZES, BATCH = ((5,), (9, 12, 3), 2) if SMOKE else ((64, 256, 1024), (784, 1000, 10), 128)
+SHORT = (2, 3) if SMOKE else (8, 16, 32, 48, 64, 96, 128)
+BACKEND = "triton"
+EVENTS, DOT = "event form", "tensor-core form"
+
+
+def network(rule: str, spike_format: str, device: str, backend: str) -> nn.Module:
+    torch.manual_seed(0)
+    inputs, hidden, classes = SIZES
+    options = {"init_hidden": True, "learn_beta": True, "backend": backend}
+    net = nn.Sequential(
+        nn.Linear(inputs, hidden),
+        SingleSpikeLeaky(
+            torch.full((hidden,), 0.9), gradient=rule, spike_format=spike_format, **options
+        ),
+        nn.Linear(hidden, classes),
+        LeakyReadout(torch.full((classes,), 0.95), learn_beta=True, backend=backend),
+    )
+    with torch.no_grad():
+        net[0].weight *= 3
+    return net.to(device)
+
+
+def codes(num_steps: int, device: str) -> SpikeTimes:
+    make = torch.Generator().manual_seed(num_steps)
+    return SpikeTimes(torch.randint(num_steps, (BATCH, SIZES[0]), generator=make), num_steps).to(
+        device
+    )
+
+
+def check(num_steps: int) -> dict[str, float]:
+    """Largest relative error of scores and gradients against the CPU, for each rule."""
+    worst = {}
+    for rule in GRADIENT_RULES:
+        runs = []
+        for device, backend in (("cpu", "torch"), (DEVICE, BACKEND)):
+            net = network(rule, "times", device, backend)
+            scores = net(codes(num_steps, device))
+            scores.square().mean().backward()
+            runs.append([scores, *(p.grad for p in net.parameters())])
+        pairs = zip(runs[1], runs[0], strict=True)
+        worst[rule] = max(error(mine.detach(), theirs.detach()) for mine, theirs in pairs)
+    assert max(worst.values()) < 1e-3, worst
+    return worst
+
+
+def forms(num_steps: int) -> dict[str, float]:
+    """Milliseconds of the first spikes of one layer."""
+    spikes = codes(num_steps, DEVICE)
+    linear = network("masked", "times", DEVICE, BACKEND)[0]
+    dense = spikes.to_dense()
+
+    def times() -> Tensor:
+        with torch.no_grad():
+            layer = (linear.weight, linear.bias, 0.9)
+            return single_spike_linear(spikes, *layer, backend=BACKEND).times
+
+    def product() -> Tensor:
+        with torch.no_grad():
+            return first_spike_time(linear(dense), 0.9, backend=BACKEND)
+
+    found = {"dense product and scan": median_ms(product)}
+    expected = product()
+    for name, pays in ((EVENTS, False), (DOT, True)):
+        with mock.patch.object(triton_linear, "dot_pays", return_value=pays):
+            differ = (times() != expected).float().mean().item()
+            assert differ < 1e-3, f"{name}: {differ:.1%} of the spike times differ"
+            found[name] = median_ms(times)
+    return found
+
+
+def level(figures: dict[int, dict[str, float]]) -> float:
+    """Steps at which both forms take as long, between the two measured ones around them."""
+    before = None
+    for num_steps, ms in sorted(figures.items()):
+        lead = math.log(ms[DOT] / ms[EVENTS])
+        if lead > 0:
+            if before is None:
+                return num_steps
+            earlier, its_lead = before
+            return earlier + (num_steps - earlier) * its_lead / (its_lead - lead)
+        before = num_steps, lead
+    return max(figures)
+
+
+def training(num_steps: int, rule: str) -> dict[str, float]:
+    """Milliseconds of forward and backward of the network."""
+    spikes = codes(num_steps, DEVICE)
+    targets = torch.arange(BATCH, device=DEVICE) % SIZES[2]
+
+    def step(spike_format: str) -> Callable[[], None]:
+        net = network(rule, spike_format, DEVICE, BACKEND)
+        given = spikes if spike_format == "times" else spikes.to_dense()
+        return lambda: F.cross_entropy(net(given), targets).backward()
+
+    return {
+        f"{spike_format}, {rule}": median_ms(step(spike_format))
+        for spike_format in ("dense", "times")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    if not SMOKE and not torch.cuda.is_available():
+        parser.error("no GPU found; --smoke runs a tiny network in Triton's interpreter")
+    name = "interpreter" if SMOKE else torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
+    figures = {}
+    for num_steps in STEPS:
+        errors = check(num_steps)
+        print(f"T={num_steps}: largest relative error {max(errors.values()):.1e}", flush=True)
+        figures[num_steps] = forms(num_steps)
+        for rule in ("masked", "spike_time"):
+            figures[num_steps] |= training(num_steps, rule)
+        for what, milliseconds in figures[num_steps].items():
+            print(f"  {what:28s}{milliseconds:10.3f} ms", flush=True)
+    short = {num_steps: forms(num_steps) for num_steps in SHORT}
+    for num_steps, found in short.items():
+        times = ", ".join(f"{what} {ms:.3f}" for what, ms in found.items())
+        print(f"T={num_steps}: {times} ms", flush=True)
+    products, itself = level(short), triton_linear.dot_products(codes(1, DEVICE).times.device)
+    print(f"forms are level at {products:.0f} steps; the package itself finds {itself:.0f}")
+    if options.out:
+        machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
+        content = {"machine": machine, "ms": short | figures, "level": products, "found": itself}
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Which gradient rule trains best, with which surrogate, and which revives a silent network.
+
+    python -m benchmarks.studies.gradient_rules --data DIR [--tasks yinyang digits] [--seeds 3]
+
+Every rule with every surrogate (the `spike_time` rule has none) on Yin-Yang 4-120-3, digits
+64-128-10 and Fashion-MNIST 784-200-10, by the papers' recipe with fewer epochs and without
+augmentation; and from a silent network, whose first weights are a tenth of what they would be.
+A run that was stopped goes on where it was, and a finished one is not made again. The tables, with
+learning curves, are written beside the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from snn_single_spike.experiments import ExperimentError, checkpoint, report, training
+from snn_single_spike.experiments.config import Config, make
+from snn_single_spike.experiments.files import write_bytes
+from snn_single_spike.experiments.progress import Terminal
+from snn_single_spike.ops.validation import GRADIENT_RULES
+
+TASKS: dict[str, dict[str, Any]] = {
+    "yinyang": {"epochs": 30, "milestones": (20,)},
+    "digits": {"epochs": 30},
+    "fashion-mnist": {"epochs": 10, "milestones": (7,), "layers": "200", "augment": ()},
+}
+# Of the papers' second and first version, snnTorch's default, and two of other shapes
+SURROGATES = ("fast_sigmoid:10", "fast_sigmoid:100", "atan:2", "sigmoid:25", "triangular:1")
+SILENT = 0.1
+
+Runs = dict[tuple[str, str], list[Path]]
+"""Folders of the seeds by rule and surrogate."""
+
+
+def settings(task: str, options: argparse.Namespace, **changes: Any) -> Config:
+    files = {"data": options.data} if task == "fashion-mnist" else {}
+    changes |= {"epochs": options.epochs} if options.epochs else {}
+    return make({"dataset": task, **TASKS[task], **files, **changes})
+
+
+def train(config: Config, folder: Path) -> Path:
+    print(f"\n{folder}", flush=True)
+    try:
+        training.train(
+            config,
+            folder,
+            resume=(folder / checkpoint.NAME).exists(),
+            show=lambda batches: Terminal(config, batches),
+        )
+    except training.Interrupted as stopped:
+        sys.exit(f"{stopped}; the same command goes on")
+    return folder
+
+
+def compare(task: str, options: argparse.Namespace, silent: bool) -> Runs:
+    """Train every rule with every surrogate; silent networks with the first surrogate only."""
+    found: Runs = {}
+    surrogates = options.surrogates[:1] if silent else options.surrogates
+    for rule in GRADIENT_RULES:
+        for surrogate in surrogates if rule != "spike_time" else surrogates[:1]:
+            for seed in range(options.seeds):
+                name = f"{task}-{rule}-{surrogate.replace(':', '-')}-{seed}"
+                config = settings(task, options, gradient=rule, surrogate=surrogate, seed=seed)
+                if silent:
+                    name += "-silent"
+                    scales = (*config.weight_scale, 1.0)[:2]
+                    config = settings(
+                        task,
+                        options,
+                        gradient=rule,
+                        surrogate=surrogate,
+                        seed=seed,
+                        weight_scale=(SILENT * scales[0], scales[1]),
+                    )
+                key = rule, surrogate if rule != "spike_time" else ""
+                found.setdefault(key, []).append(train(config, options.out / name))
+    return found
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def by_surrogate(runs: Runs) -> list[str]:
+    """Test accuracy after the last epoch in %, its mean and extremes."""
+    surrogates = list(dict.fromkeys(surrogate for _, surrogate in runs if surrogate))
+    lines = [f"| | {' | '.join(surrogates)} |", "|---" + "|--:" * len(surrogates) + "|"]
+    for rule in dict.fromkeys(rule for rule, _ in runs):
+        cells = []
+        for surrogate in surrogates:
+            folders = runs.get((rule, surrogate)) or runs[rule, ""]
+            last = [report.read_run(folder).last for folder in folders]
+            cells.append(spread([100 * record["test_accuracy"] for record in last]))
+        lines.append(f"| `{rule}` | {' | '.join(cells)} |")
+    return lines
+
+
+def from_silence(runs: Runs) -> list[str]:
+    """Spikes per sample in the first epochs and at the end, and what was reached."""
+    lines = ["| | spikes in epoch 1 | epoch 2 | last | accuracy |", "|---|--:|--:|--:|--:|"]
+    for (rule, _), folders in runs.items():
+        histories = [report.read_run(folder).history for folder in folders]
+        spikes = [
+            statistics.mean(history[at]["train_spikes"] for history in histories)
+            for at in (0, min(1, len(histories[0]) - 1), -1)
+        ]
+        reached = spread([100 * history[-1]["test_accuracy"] for history in histories])
+        lines.append(f"| `{rule}` | " + " | ".join(f"{s:.1f}" for s in spikes) + f" | {reached} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="folder with Fashion-MNIST")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--surrogates", nargs="+", default=SURROGATES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="instead of each task's own")
+    parser.add_argument("--out", type=Path, default=Path("runs/gradient_rules"))
+    options = parser.parse_args()
+    for task in options.tasks:
+        try:
+            settings(task, options)  # a missing --data is found before the first run
+        except ExperimentError as error:
+            parser.error(str(error))
+
+    lines = ["# Gradient rules", ""]
+    folders: list[Path] = []
+    for task in options.tasks:
+        runs, silent = (compare(task, options, silent) for silent in (False, True))
+        epochs = settings(task, options).epochs
+        lines += [
+            f"## {task}",
+            "",
+            f"Test accuracy in % after {epochs} epochs, mean and extremes of {options.seeds} "
+            "seeds. `spike_time` has no surrogate.",
+            "",
+            *by_surrogate(runs),
+            "",
+            f"From a silent network (first weights x{SILENT}), {options.surrogates[0]}:",
+            "",
+            *from_silence(silent),
+            "",
+        ]
+        folders += [folder for found in runs.values() for folder in found]
+    page = report.write(folders, options.out / "report")
+    lines.append(f"Learning curves: [{page.name}](report/{page.name})")
+    write_bytes(options.out / "gradient_rules.md", "\n".join([*lines, ""]).encode())
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""A block of neighbouring neurons: their parameters and initial states."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_lanes(parameter, start, lane, P):
+    """One value per lane of a parameter of ``P`` elements, repeated over the batch."""
+    return tl.load(parameter + ((start % P).to(tl.int32) + lane) % P)
+
+
+@triton.jit
+def clamp_decay(decay, CLAMP: tl.constexpr = True):
+    """clamp(decay, 0, 1), and NaN stays NaN as in torch."""
+    if CLAMP:
+        decay = tl.maximum(decay, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        decay = tl.minimum(decay, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return decay
+
+
+@triton.jit
+def pass_gradient(decay, gradient, CLAMP: tl.constexpr = True):
+    """The gradient of a decay, 0 where its clamp is active."""
+    if CLAMP:
+        gradient = tl.where((decay >= 0.0) & (decay <= 1.0), gradient, 0.0)
+    return gradient
+
+
+@triton.jit
+def initial_state(state, start, lane, inside, BLOCK: tl.constexpr, STATE: tl.constexpr):
+    """A state before the first step, zeros where it is not given."""
+    if state is not None:
+        return tl.load(state + start + lane, mask=inside, other=0.0).to(STATE)
+    else:
+        return tl.zeros((BLOCK,), STATE)

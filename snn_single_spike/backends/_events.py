@@ -1,0 +1,61 @@
+"""Spikes of a batch as events, in the order of their samples and times."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Events(NamedTuple):
+    """Spikes of a batch, ordered by sample and within a sample by time."""
+
+    offsets: Tensor
+    """(B + 1,) int64: the spikes of sample b are those from offsets[b] to offsets[b + 1]."""
+    times: Tensor
+    """(E,) int32."""
+    units: Tensor
+    """(E,) int32: index into the flattened features."""
+    values: Tensor | None
+    """(E,) height of each spike, floating-point; None if all are 1."""
+    once: bool = False
+    """Whether it is known that no unit of a sample spikes twice, and that heights are 1."""
+
+    def part(self, samples: slice) -> Events:
+        """The spikes of some samples; their offsets count from the first spike of all."""
+        if samples.start == 0 and samples.stop == len(self.offsets) - 1:
+            return self  # to read the offsets back would be to wait for a GPU
+        low, high = int(self.offsets[samples.start]), int(self.offsets[samples.stop])
+        values = None if self.values is None else self.values[low:high]
+        offsets = self.offsets[samples.start : samples.stop + 1]
+        return Events(offsets, self.times[low:high], self.units[low:high], values, self.once)
+
+    def samples(self) -> Tensor:
+        """Sample of each spike, (E,) int64."""
+        samples = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return samples.repeat_interleave(self.offsets.diff(), output_size=len(self.times))
+
+    def to_dense(self, num_steps: int, units: int, dtype: torch.dtype) -> Tensor:
+        """The spikes as a tensor (T, B, N); those of a unit in the same step add up."""
+        shape = (num_steps, len(self.offsets) - 1, units)
+        spikes = torch.zeros(shape, dtype=dtype, device=self.times.device)
+        heights = spikes.new_ones(1) if self.values is None else self.values.to(dtype)
+        where = (self.times.long(), self.samples(), self.units.long())
+        return spikes.index_put_(where, heights, accumulate=True)
+
+
+def offsets_of(counts: Tensor) -> Tensor:
+    """Where the parts of these lengths begin, and the last one ends: (n,) to (n + 1,) int64."""
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return offsets
+
+
+def sort_by_time(times: Tensor, num_steps: int) -> Events:
+    # Stable: spikes at the same time keep the order of their units.
+    order = torch.where(times < 0, num_steps, times.to(torch.int32)).sort(dim=1, stable=True)
+    fired = (times >= 0).sum(1)
+    keep = torch.arange(times.shape[1], device=times.device) < fired[:, None]
+    units = order.indices[keep].to(torch.int32)
+    return Events(offsets_of(fired), order.values[keep], units, None, once=True)

@@ -1,0 +1,1 @@
+"""Launches the compiled CPU loops of ``kernels/numba``."""

@@ -1,0 +1,34 @@
+"""The compiled loop of the non-firing readout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from snn_single_spike.kernels.numba.compiling import REDUCTIONS
+from snn_single_spike.kernels.numba.readout import readout_loop
+
+from .._types import ReadoutOutputs, state_dtype
+from ._launch import WidenedOutputs, as_array, run_pieces
+
+
+def readout(
+    current: Tensor, beta: Tensor, mem: Tensor | None, reduction: str, out: ReadoutOutputs
+) -> None:
+    num_steps, lanes = current.shape
+    dtype = state_dtype(current.dtype)
+    results = WidenedOutputs(dtype)
+    run_pieces(
+        readout_loop,
+        num_steps,
+        0,
+        lanes,
+        as_array(current, 2, dtype),
+        as_array(beta, 1, dtype),
+        as_array(mem, 1, dtype),
+        results.array(out.value, 1),
+        results.array(out.sensitivity, 1),
+        as_array(out.step, 1, torch.int64),
+        REDUCTIONS[reduction],
+    )
+    results.copy_back()

@@ -1,0 +1,1 @@
+"""Plain torch: any device, any dtype, nothing to install or compile."""

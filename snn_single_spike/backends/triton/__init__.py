@@ -1,0 +1,1 @@
+"""Launches the Triton kernels of ``kernels/triton``."""

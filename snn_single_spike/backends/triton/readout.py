@@ -1,0 +1,39 @@
+"""Launches the Triton kernel of the non-firing readout."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from snn_single_spike.kernels.triton.readout import readout_kernel
+
+from .._types import ReadoutOutputs
+from ._launch import FORWARD_STEPS, LAUNCH, neurons_per_program, on_device_of, state_type
+
+
+def readout(
+    current: torch.Tensor,
+    beta: torch.Tensor,
+    mem: torch.Tensor | None,
+    reduction: str,
+    out: ReadoutOutputs,
+) -> None:
+    num_steps, lanes = current.shape
+    block = neurons_per_program(lanes)
+    with on_device_of(current):
+        readout_kernel[(triton.cdiv(lanes, block),)](
+            current,
+            beta,
+            mem,
+            out.value,
+            out.sensitivity,
+            out.step,
+            num_steps,
+            lanes,
+            beta.numel(),
+            REDUCTION=reduction,
+            STATE=state_type(current.dtype),
+            BLOCK=block,
+            U=FORWARD_STEPS,
+            **LAUNCH,
+        )

@@ -1,0 +1,179 @@
+"""What the single-spike forms of snnTorch's neurons have in common."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from snntorch._neurons.neurons import SpikingNeuron
+from torch import Tensor
+
+from .. import backends
+from ..functional import Result, run_single_spike
+from ..ops.surrogate import SpikeGrad, Surrogate, recognise, split, surrogate_disabled
+from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_current, check_not_nan
+
+# Options of snnTorch's neurons, the one value that works without a loop over time, and why.
+NEEDS_THE_LOOP = (
+    ("inhibition", False, "it lets neurons silence each other at every step"),
+    ("state_quant", False, "it makes the membrane non-linear in its input"),
+    ("reset_delay", True, "the reset comes one step after the spike"),
+    ("all_to_all", False, "its spikes drive other neurons at the next step"),
+)
+# What a neuron carries from one call to the next; not in its state_dict.
+STATES = ("spk", "mem", "syn", "syn_exc", "syn_inh")
+
+
+def check_options(
+    keep: str,
+    gradient: str,
+    backend: str,
+    given: dict[str, object],
+    reset_mechanism: str = "none",
+    **parameters: Tensor | float,
+) -> None:
+    """Refuse what cannot be computed over a whole sequence, before anything is made.
+
+    ``keep`` is the snnTorch class that can; ``given`` the options of :data:`NEEDS_THE_LOOP`.
+    """
+    for option, only, reason in NEEDS_THE_LOOP:
+        if option in given and given[option] is not only:
+            raise ValueError(
+                f"{option}={given[option]!r} cannot be honoured by a neuron that is computed over "
+                f"the whole sequence at once ({reason}): pass {option}={only}, or keep "
+                f"snntorch.{keep} for this layer"
+            )
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    check_choice("gradient", gradient, GRADIENT_RULES)
+    check_choice("backend", backend, ("auto", *backends.BACKENDS))
+    for name, value in parameters.items():
+        check_not_nan(name, value)
+
+
+class SingleSpikeNeuron:
+    """Mixed into a snnTorch neuron: over a whole sequence, and at most one spike.
+
+    The neuron itself stays as snnTorch made it, with its parameters and buffers.
+    """
+
+    gradient: str
+    backend: str
+    beta: Tensor
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+    reset_mechanism: str
+    init_hidden: bool
+    output: bool
+    spike_grad: Any
+    surrogate_disable: bool
+
+    def _init_single_spike(self, gradient: str, backend: str) -> None:
+        """Turn a neuron that snnTorch has just made, or that was in use, into this class."""
+        if self.surrogate_disable:
+            self.spike_grad = surrogate_disabled
+        else:
+            self.spike_grad = recognise(self.spike_grad) or self.spike_grad
+        self.gradient = gradient
+        self.backend = backend
+        self._track()
+
+    def _sync_with_snntorch(self) -> None:
+        """Bring up to date what snnTorch's own module would read, and this one does not."""
+
+    def extra_repr(self) -> str:
+        """The options that decide what the layer computes."""
+        return (
+            f"reset_mechanism={self.reset_mechanism!r}, gradient={self.gradient!r}, "
+            f"backend={self.backend!r}"
+        )
+
+    def _run(self, input_: Tensor, dtype: torch.dtype | None = None, /, **neuron: Any) -> Result:
+        """The whole sequence, and the states of its last step kept as attributes.
+
+        ``dtype`` is the type of the user's input, where a neuron widened it.
+        """
+        dtype = dtype or input_.dtype
+
+        def widened(value: Any) -> Any:
+            same = isinstance(value, Tensor) and value.dtype == dtype
+            return value.to(input_.dtype) if same else value
+
+        neuron = {name: widened(value) for name, value in neuron.items()}
+        # In a compiled graph an attribute of varying shape would compile it again each time.
+        keep_states = not torch.compiler.is_compiling()
+        surrogate, custom_surrogate = self._surrogate()
+        result = run_single_spike(
+            input_,
+            widened(neuron.pop("beta", self.beta)),
+            widened(self.threshold),
+            widened(neuron.pop("graded_spikes_factor", self.graded_spikes_factor)),
+            surrogate,
+            custom_surrogate,
+            self.gradient,
+            self._reset(),
+            **neuron,
+            want_mem=self.output or not self.init_hidden,
+            want_final=keep_states,
+            backend=self.backend,
+        )
+        if result.final is not None:
+            for name, state in zip(self._integrated(), result.final, strict=True):
+                setattr(self, name, state.detach().to(dtype))
+        if dtype != input_.dtype:
+            wide = ("spikes", "mem", "syn", "inh")
+            given = {name: getattr(result, name) for name in wide}
+            result = result._replace(**{k: x.to(dtype) for k, x in given.items() if x is not None})
+        return result
+
+    def _reset(self) -> str:
+        """All but Leaky set the membrane to zero after they have integrated it."""
+        return "clear" if self.reset_mechanism == "zero" else self.reset_mechanism
+
+    def _integrated(self) -> tuple[str, ...]:
+        """States that the operator integrates, the membrane first."""
+        return ("mem",)
+
+    def _initial(self, input_: Tensor, **given: Tensor | None) -> dict[str, Tensor | None]:
+        """Initial states by name; an empty one, or one left over from another batch, is None.
+
+        Called first by every ``forward``, so that the input is checked before it is used.
+        """
+        check_current(input_)
+        if self.init_hidden and any(state is not None for state in given.values()):
+            named = " or ".join(f"`{name}`" for name in given)
+            raise TypeError(f"{named} should not be passed as an argument while `init_hidden=True`")
+        here = (input_.shape[1:], input_.dtype)
+
+        def left_over(name: str, state: Tensor | None) -> bool:
+            if not isinstance(state, Tensor) or (state.shape, state.dtype) == here:
+                return False
+            return state.shape == (0,) or state is getattr(self, name)  # from reset_mem()
+
+        return {n: None if left_over(n, state) else state for n, state in given.items()}
+
+    def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
+        known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is surrogate_disabled
+        if torch.compiler.is_compiling() and not known:
+            return None, self.spike_grad  # looked at when the neuron was made
+        return split(self.spike_grad)
+
+    def _track(self) -> None:
+        """Let snnTorch's resets reach this neuron without keeping it alive for ever."""
+        listed = SpikingNeuron.instances
+        listed[:] = [neuron for neuron in listed if neuron is not self and neuron is not None]
+        listed.append(weakref.proxy(self, _forget))
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        self._sync_with_snntorch()
+        super()._save_to_state_dict(*arguments)  # type: ignore[misc]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self._track()  # a copied or loaded neuron is reset like any other
+
+
+def _forget(proxy: Any) -> None:
+    # None rather than a shorter list: snnTorch may be walking it by index right now.
+    listed = SpikingNeuron.instances
+    listed[:] = [None if neuron is proxy else neuron for neuron in listed]

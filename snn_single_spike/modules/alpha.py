@@ -1,0 +1,194 @@
+"""The single-spike form of :class:`snntorch.Alpha`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from ..functional import DEFAULT_GRADIENT, clip_decay
+from ..ops.validation import check_state
+from ..spikes.lazy import materialize
+from ._base import SingleSpikeNeuron, check_options
+
+__all__ = ["SingleSpikeAlpha"]
+
+
+class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
+    """
+    Alpha membrane neuron that spikes at most once per sample, over a whole sequence in one
+    call. Takes the constructor arguments of :class:`snntorch.Alpha`.
+
+    .. math::
+
+            I_{\\rm exc}[t] = αI_{\\rm exc}[t-1] + I_{\\rm in}[t] \\\\
+            I_{\\rm inh}[t] = βI_{\\rm inh}[t-1] - I_{\\rm in}[t] \\\\
+            U[t] = τ_{α}(I_{\\rm exc}[t] + I_{\\rm inh}[t]) \\\\
+            S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
+
+    with :math:`τ_{α} = 1 + \\log α / (\\log β - \\log α)`. One step after the spike, once, the
+    reset sets all states to zero (`"zero"`), or does what snnTorch calls `"subtract"` here:
+    the threshold is taken off the excitatory current, the inhibitory one is cleared, and its
+    last value is added to the membrane of that step. Spikes up to and including the first, and
+    the states up to the step after it, are those of :class:`snntorch.Alpha`. Before the first
+    spike the neuron is linear in its input, as in Taylor, King and Harper, arXiv:2205.15286.
+
+    Example::
+
+        lif = SingleSpikeAlpha(alpha=0.9, beta=0.8)          # was snn.Alpha(...)
+        spk, syn_exc, syn_inh, mem = lif(current)            # (time, batch, features)
+
+    :param alpha: decay rate per step of the excitatory current, greater than beta. Clipped
+        between 0 and 1. A number, or a tensor that broadcasts to the features
+    :type alpha: float or torch.tensor
+
+    :param beta: decay rate per step of the inhibitory current, less than 1. Likewise
+    :type beta: float or torch.tensor
+
+    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :type threshold: float or torch.tensor, optional
+
+    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate` or any
+        differentiable function of `mem - threshold`. Defaults to None (ATan)
+    :type spike_grad: Callable, optional
+
+    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :type surrogate_disable: bool, optional
+
+    :param init_hidden: return the spikes only. Defaults to False
+    :type init_hidden: bool, optional
+
+    :param inhibition: not supported, must be False: it couples neurons at every step
+
+    :param learn_alpha: make alpha a parameter (snnTorch 1.0 itself fails on it). Training must
+        keep it above beta. Defaults to False
+    :type learn_alpha: bool, optional
+
+    :param learn_beta: make beta a parameter. Defaults to False
+    :type learn_beta: bool, optional
+
+    :param learn_threshold: make threshold a parameter. Defaults to False
+    :type learn_threshold: bool, optional
+
+    :param reset_mechanism: "zero", "subtract" or "none". Defaults to "zero"
+    :type reset_mechanism: str, optional
+
+    :param state_quant: not supported, must be False: it makes the membrane non-linear
+
+    :param output: return spikes and states although `init_hidden=True`. Defaults to False
+    :type output: bool, optional
+
+    :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
+        Defaults to "masked"
+    :type gradient: str, optional, keyword only
+
+    :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
+    :type backend: str, optional, keyword only
+
+    Inputs: \\input_, syn_exc_0, syn_inh_0, mem_0
+        - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
+          float64, float16 or bfloat16
+        - **syn_exc_0**, **syn_inh_0**, **mem_0** of shape `(batch, *features)`: states before
+          the first step, zeros by default. The membrane follows from the currents, so that
+          mem_0 has no effect
+
+    Outputs: spk, syn_exc, syn_inh, mem
+        - **spk**, **syn_exc**, **syn_inh**, **mem** of shape `(time, batch, *features)`, type
+          of the input: spikes, synaptic currents and membrane at every step. With
+          `init_hidden=True` only the spikes are returned, unless `output=True`
+
+    After a call `self.syn_exc`, `self.syn_inh` and `self.mem` are those of the last step,
+    detached.
+
+    :raises ValueError: also where alpha is not greater than beta, or beta is 1
+    :raises TypeError, RuntimeError: as :class:`SingleSpikeLeaky`
+    """
+
+    alpha: Tensor
+
+    def __init__(
+        self,
+        alpha,
+        beta,
+        threshold=1.0,
+        spike_grad=None,
+        surrogate_disable=False,
+        init_hidden=False,
+        inhibition=False,
+        learn_alpha=False,
+        learn_beta=False,
+        learn_threshold=False,
+        reset_mechanism="zero",
+        state_quant=False,
+        output=False,
+        *,
+        gradient: str = DEFAULT_GRADIENT,
+        backend: str = "auto",
+    ) -> None:
+        check_options(
+            "Alpha",
+            gradient,
+            backend,
+            {"inhibition": inhibition, "state_quant": state_quant},
+            reset_mechanism,
+            alpha=alpha,
+            beta=beta,
+            threshold=threshold,
+        )
+        super().__init__(
+            alpha,
+            beta,
+            threshold,
+            spike_grad,
+            surrogate_disable,
+            init_hidden,
+            inhibition,
+            False,  # snnTorch puts a clipped tensor in the place of its own parameter, and fails
+            learn_beta,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+        )
+        if learn_alpha:
+            clipped = self.alpha
+            del self.alpha
+            self.alpha = nn.Parameter(clipped)
+        self._init_single_spike(gradient, backend)
+
+    def forward(
+        self,
+        input_: Tensor,
+        syn_exc: Tensor | None = None,
+        syn_inh: Tensor | None = None,
+        mem: Tensor | None = None,
+    ) -> Any:
+        input_ = materialize(input_)
+        states = self._initial(input_, syn_exc=syn_exc, syn_inh=syn_inh, mem=mem)
+        check_state("mem", states["mem"], input_)  # the currents tell the membrane
+        result = self._run(
+            input_,
+            alpha=self.alpha,
+            gain=self._gain(),
+            syn=states["syn_exc"],
+            inh=states["syn_inh"],
+        )
+        if result.mem is None:
+            return result.spikes
+        return result.spikes, result.syn, result.inh, result.mem
+
+    def _gain(self) -> Tensor:
+        """Membrane per difference of the currents, as snnTorch computes it."""
+        alpha, beta = torch.log(clip_decay(self.alpha)), torch.log(clip_decay(self.beta))
+        gain = alpha / (beta - alpha) + 1
+        if gain.device.type == "cpu" and not torch.compiler.is_compiling() and gain.isnan().any():
+            raise ValueError(
+                "alpha and beta are equal, both at or above 1, or NaN, where the membrane of Alpha "
+                "is not defined: keep alpha above beta in training"
+            )
+        return gain
+
+    def _integrated(self) -> tuple[str, ...]:
+        return "mem", "syn_exc", "syn_inh"

@@ -1,0 +1,336 @@
+"""The single-spike form of :class:`snntorch.Leaky`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import snntorch as snn
+import torch
+from torch import Tensor
+
+from ..backends._types import state_dtype
+from ..functional import (
+    DEFAULT_GRADIENT,
+    clip_decay,
+    run_single_spike,
+    spikes_of_current,
+    spikes_of_result,
+)
+from ..ops.validation import check_choice, check_parameter, check_state
+from ..spikes.lazy import LazySequence, materialize
+from ..spikes.times import LazyCurrent, versions
+from ._base import SingleSpikeNeuron, check_options
+
+__all__ = ["LeakyState", "SingleSpikeLeaky"]
+
+SPIKE_FORMATS = ("dense", "times")
+
+
+class LeakyState(NamedTuple):
+    """State of :meth:`SingleSpikeLeaky.step` between two time steps."""
+
+    mem: Tensor
+    """Membrane, `(B, *features)`, float32 or float64."""
+    times: Tensor
+    """Step of the first spike so far, `(B, *features)` int64, -1 while silent."""
+    num_steps: int
+    """Time steps taken."""
+
+
+class LazyMembrane(LazySequence):
+    """The membrane (T, B, *features) of neurons that were run from spike times."""
+
+    def __init__(
+        self, current: LazyCurrent, parameters: Sequence[Any], make: Callable[[], Tensor]
+    ) -> None:
+        self.num_steps, self.batch, self.folded = current.num_steps, current.batch, False
+        self.features, self.dtype, self.device = current.features, current.dtype, current.device
+        self._make = functools.cache(make)  # once also for what is folded or unfolded of this
+        self._track = torch.is_grad_enabled()
+        read = (current.weight, current.bias, current.spikes.height, *parameters)
+        self._read = [x for x in read if isinstance(x, Tensor)]
+        self._versions = versions(self._read)
+        learns = current.requires_grad or any(x.requires_grad for x in self._read)
+        self._requires_grad = self._track and learns
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
+
+    def to_dense(self) -> Tensor:
+        """The membrane as a tensor, differentiable if the neurons were run so; computed once."""
+        made = self._make.cache_info().currsize
+        if not made and versions(self._read) != self._versions:
+            raise RuntimeError(
+                "the membrane is computed when it is first used, and a weight or parameter it "
+                "is computed from has been changed in place since the neurons ran: use it "
+                "before, e.g. mem.to_dense() ahead of optimizer.step()"
+            )
+        # It may be used first where nothing is recorded, and then for a loss.
+        with torch.inference_mode(False), torch.set_grad_enabled(self._track):
+            membrane = self._make()
+        return self._leading(membrane)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a membrane that is computed later cannot be saved: save mem.to_dense()")
+
+
+class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
+    """
+    Leaky integrate-and-fire neuron that spikes at most once per sample, over a whole
+    sequence in one call. Takes the constructor arguments of :class:`snntorch.Leaky`.
+
+    .. math::
+
+            U[t] = βU[t-1] + I_{\\rm in}[t] - R[t] \\\\
+            S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
+
+    The reset R acts once, one step after the spike, by ``reset_mechanism``; spikes up to and
+    including the first, and the membrane up to the step after it, are those of
+    :class:`snntorch.Leaky`. Method: Taylor, King and Harper, arXiv:2205.15286.
+
+    Example::
+
+        import torch, torch.nn as nn
+        from snn_single_spike import SingleSpikeLeaky
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc1 = nn.Linear(784, 1000)
+                self.lif1 = SingleSpikeLeaky(beta=0.9)       # was snn.Leaky(beta=0.9)
+                self.fc2 = nn.Linear(1000, 10)
+                self.lif2 = SingleSpikeLeaky(beta=0.9)
+
+            def forward(self, x):                            # x: (time, batch, 784)
+                spk1, _ = self.lif1(self.fc1(x))             # no loop over time
+                return self.lif2(self.fc2(spk1))             # spk2, mem2
+
+    Every call is one sample from its start: the state of an earlier call is not carried
+    over, so ``utils.reset(net)`` is allowed but not needed. For streaming use :meth:`step`.
+
+    :param beta: membrane potential decay rate. Clipped between 0 and 1 during the forward
+        pass. A number, or a tensor that broadcasts to the features (one value per neuron)
+    :type beta: float or torch.tensor
+
+    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :type threshold: float or torch.tensor, optional
+
+    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate` or any
+        differentiable function of `mem - threshold`. Defaults to None (ATan)
+    :type spike_grad: Callable, optional
+
+    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :type surrogate_disable: bool, optional
+
+    :param init_hidden: return the spikes only. Defaults to False
+    :type init_hidden: bool, optional
+
+    :param inhibition: not supported, must be False: it couples neurons at every step
+
+    :param learn_beta: make beta a parameter. Defaults to False
+    :type learn_beta: bool, optional
+
+    :param learn_threshold: make threshold a parameter. Defaults to False
+    :type learn_threshold: bool, optional
+
+    :param reset_mechanism: what the spike does to the membrane: "subtract" the threshold,
+        set to "zero", or "none". Defaults to "subtract"
+    :type reset_mechanism: str, optional
+
+    :param state_quant: not supported, must be False: it makes the membrane non-linear
+
+    :param output: return spikes and membrane although `init_hidden=True`. Defaults to False
+    :type output: bool, optional
+
+    :param graded_spikes_factor: height of a spike. Defaults to 1
+    :type graded_spikes_factor: float or torch.tensor
+
+    :param learn_graded_spikes_factor: make it a parameter. Defaults to False
+    :type learn_graded_spikes_factor: bool, optional
+
+    :param reset_delay: must be True: the reset comes one step after the spike
+
+    :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
+        Defaults to "masked"
+    :type gradient: str, optional, keyword only
+
+    :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
+    :type backend: str, optional, keyword only
+
+    :param currency: what spikes are returned as: a "dense" tensor, or
+        :class:`snn_single_spike.SpikeTimes` ("times"). A linear layer before the neuron that is
+        given spike times is then computed from them, see :mod:`snn_single_spike.spikes`.
+        Compiled modules stay with dense tensors. Defaults to "dense"
+    :type currency: str, optional, keyword only
+
+    Inputs: \\input_, mem_0
+        - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
+          float64, float16 or bfloat16; or what `nn.Linear` makes of spike times
+        - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
+          default. The empty tensor of `reset_mem()` means zeros too
+
+    Outputs: spk, mem
+        - **spk** of shape `(time, batch, *features)`: the spikes, in the type of the input
+          (snnTorch's are float32 whatever the input)
+        - **mem** of the same shape: the membrane at every step, type of the input. Not
+          returned with `init_hidden=True`, unless `output=True`. With `spike_format="times"` it is
+          computed when it is first used
+
+    After a call `self.mem` is the membrane of the last step, detached. Compiled and exported
+    modules, and those that compute spike times only, leave it as it was.
+
+    :raises ValueError, TypeError, RuntimeError: as
+        :func:`snn_single_spike.functional.single_spike_leaky`; for an option that cannot be
+        honoured; for a membrane passed in with `init_hidden=True`
+    """
+
+    mem: Tensor
+    spike_format: str = "dense"  # of neurons that were saved before there was another
+
+    def __init__(
+        self,
+        beta,
+        threshold=1.0,
+        spike_grad=None,
+        surrogate_disable=False,
+        init_hidden=False,
+        inhibition=False,
+        learn_beta=False,
+        learn_threshold=False,
+        reset_mechanism="subtract",
+        state_quant=False,
+        output=False,
+        graded_spikes_factor=1.0,
+        learn_graded_spikes_factor=False,
+        reset_delay=True,
+        *,
+        gradient: str = DEFAULT_GRADIENT,
+        backend: str = "auto",
+        spike_format: str = "dense",
+    ) -> None:
+        check_choice("spike_format", spike_format, SPIKE_FORMATS)
+        check_options(
+            "Leaky",
+            gradient,
+            backend,
+            {"inhibition": inhibition, "state_quant": state_quant, "reset_delay": reset_delay},
+            reset_mechanism,
+            beta=beta,
+            threshold=threshold,
+            graded_spikes_factor=graded_spikes_factor,
+        )
+        super().__init__(
+            beta,
+            threshold,
+            spike_grad,
+            surrogate_disable,
+            init_hidden,
+            inhibition,
+            learn_beta,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+            graded_spikes_factor,
+            learn_graded_spikes_factor,
+            reset_delay,
+        )
+        self._init_single_spike(gradient, backend)
+        self.spike_format = spike_format
+
+    def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
+        times = self.spike_format == "times" and not torch.compiler.is_compiling()
+        zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
+        if times and isinstance(input_, LazyCurrent) and zeros:
+            return self._from_spikes(input_)
+        input_ = materialize(input_)
+        # The height of spike times is kept apart from them.
+        height = {"graded_spikes_factor": 1.0} if times else {}
+        result = self._run(input_, **self._initial(input_, mem=mem), **height)
+        spikes: Any = result.spikes
+        if times:
+            spikes = spikes_of_result(result, input_.shape[0], self.graded_spikes_factor)
+        return spikes if result.mem is None else (spikes, result.mem)
+
+    def _from_spikes(self, current: LazyCurrent) -> Any:
+        surrogate, custom_surrogate = self._surrogate()
+        neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, custom_surrogate)
+        rules = (self.gradient, self._reset())
+        current = current.unfold()
+        spikes = spikes_of_current(current, *neuron, *rules, self.backend)
+        if self.init_hidden and not self.output:
+            return spikes
+
+        def membrane() -> Tensor:
+            dense = current.to_dense()
+            result = run_single_spike(
+                dense, *neuron, *rules, want_spikes=False, backend=self.backend
+            )
+            assert result.mem is not None
+            return result.mem
+
+        return spikes, LazyMembrane(current, neuron[:2], membrane)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, spike_format={self.spike_format!r}"
+
+    def _reset(self) -> str:
+        return self.reset_mechanism
+
+    def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
+        """
+        One time step of the same neuron, for streaming: the same spikes, bit for bit on the
+        CPU, as :meth:`forward` on the stacked sequence.
+
+        Example::
+
+            state = None
+            for x in stream:                       # x: (batch, *features)
+                spk, state = lif.step(x, state)
+
+        Differentiable by backpropagation through time, which is the `"masked"` rule; other
+        rules need the whole sequence.
+
+        :param input_: current of one step, of shape `(batch, *features)`
+        :type input_: torch.Tensor
+        :param state: what the last step returned; None starts a sample
+        :type state: LeakyState, optional
+        :return: spikes `(batch, *features)` and the state for the next step
+        :rtype: tuple(torch.Tensor, LeakyState)
+        :raises ValueError: fewer than two dimensions, or a state of another shape
+        """
+        if not isinstance(input_, Tensor) or input_.dim() < 2:
+            raise ValueError(
+                "input_ of one step must be a tensor of shape (batch, *features), not "
+                f"{tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__}"
+            )
+        sequence = input_[None]
+        shape = input_.shape[1:]
+        beta, theta, factor = (
+            check_parameter(name, getattr(self, name), sequence).expand(shape.numel()).view(shape)
+            for name in ("beta", "threshold", "graded_spikes_factor")
+        )
+        if state is None:
+            mem = torch.zeros_like(input_, dtype=state_dtype(input_.dtype))
+            state = LeakyState(mem, torch.full_like(input_, -1, dtype=torch.int64), 0)
+        if not isinstance(state, LeakyState):
+            raise TypeError(
+                f"state must be what the last step returned, or None to start a sample, not "
+                f"{type(state).__name__}"
+            )
+        check_state("mem", state.mem, sequence)
+        mem, times, now = state
+        reset = (times >= 0) & (times == now - 1)
+        if self.reset_mechanism == "zero":
+            mem = torch.where(reset, 0.0, mem)
+        mem = clip_decay(beta) * mem + input_
+        if self.reset_mechanism == "subtract":
+            mem = torch.where(reset, mem - theta, mem)
+        fire = (mem > theta) & (times < 0)
+        allowed = ((times < 0) | fire).to(mem.dtype)  # at most once, as a detached gate
+        path = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor.detach()
+        spk = fire.to(mem.dtype) * factor + (path - path.detach())
+        return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)

@@ -1,0 +1,103 @@
+"""The non-firing output layer of the papers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import backends
+from ..functional import leaky_readout, run_single_spike
+from ..ops.validation import REDUCTIONS, check_choice, check_not_nan
+from ..spikes.lazy import materialize
+
+__all__ = ["LeakyReadout"]
+
+
+class LeakyReadout(nn.Module):
+    """
+    Leaky integrator that never fires: class scores from its membrane over time.
+
+    .. math::
+
+            U[t] = βU[t-1] + I_{\\rm in}[t], \\qquad
+            y = \\sum_t U[t], \\; \\max_t U[t] \\text{ or } U[T-1]
+
+    The reduction is fused into the integration: the membrane over time is not stored.
+    The readout of arXiv:2205.15286.
+
+    Example::
+
+        readout = LeakyReadout(beta=0.95, learn_beta=True)
+        scores = readout(fc2(spk1))                  # (time, batch, 10) -> (batch, 10)
+        loss = torch.nn.functional.cross_entropy(scores, targets)
+
+    :param beta: decay rate per step, clipped between 0 and 1. A number, or a tensor that
+        broadcasts to the features (one value per class)
+    :type beta: float or torch.tensor
+
+    :param learn_beta: make beta a parameter. Defaults to False
+    :type learn_beta: bool, optional
+
+    :param reduction: `"sum"`, `"max"` or `"last"` over time, or None for the membrane at
+        every step. Defaults to `"sum"`
+    :type reduction: str, optional, keyword only
+
+    :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
+    :type backend: str, optional, keyword only
+
+    Inputs: \\input_, mem_0
+        - **input_** of shape `(time, batch, *features)`
+        - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
+          default
+
+    Outputs: y of shape `(batch, *features)`, or `(time, batch, *features)` without reduction
+
+    :raises ValueError, TypeError, RuntimeError: as
+        :func:`snn_single_spike.functional.leaky_readout`
+    """
+
+    def __init__(
+        self,
+        beta: Tensor | float,
+        learn_beta: bool = False,
+        *,
+        reduction: str | None = "sum",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if reduction is not None:
+            check_choice("reduction", reduction, (*REDUCTIONS, None))
+        check_choice("backend", backend, ("auto", *backends.BACKENDS))
+        check_not_nan("beta", beta)
+        beta = torch.as_tensor(beta)
+        if learn_beta:
+            self.beta = nn.Parameter(beta)
+        else:
+            self.register_buffer("beta", beta)
+        self.reduction = reduction
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, backend={self.backend!r}"
+
+    def forward(self, input_: Any, mem: Tensor | None = None) -> Tensor | None:
+        if self.reduction is not None:
+            return leaky_readout(
+                input_, self.beta, mem=mem, reduction=self.reduction, backend=self.backend
+            )
+        input_ = materialize(input_)
+        return run_single_spike(
+            input_,
+            self.beta,
+            float("inf"),
+            1.0,
+            None,
+            None,
+            "masked",
+            "none",
+            mem=mem,
+            want_spikes=False,
+            backend=self.backend,
+        ).mem

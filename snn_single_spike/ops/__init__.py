@@ -1,0 +1,1 @@
+"""The registered operators, their gradients, and the checks of their arguments."""

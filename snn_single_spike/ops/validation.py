@@ -1,0 +1,206 @@
+"""Argument checks. Every error names the argument, the value found and the fix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends._types import state_dtype
+
+GRADIENT_RULES = ("masked", "straight_through", "pre_spike", "spike_time")
+RESETS = ("none", "subtract", "zero")
+REDUCTIONS = ("sum", "max", "last")
+UNPACK = "unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class NaNError(ValueError):
+    """A parameter that is NaN: where training made it so, its learning rate is too high."""
+
+
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    # A tensor has an opinion of its own on what it is equal to.
+    if not isinstance(value, str | None) or value not in choices:
+        found = (
+            f"{name} is a tensor" if isinstance(value, Tensor) else f"{name}={value!r} is not known"
+        )
+        raise ValueError(f"{found}: use one of {', '.join(map(repr, choices))}")
+
+
+def check_current(current: object, name: str = "current") -> Tensor:
+    """A floating-point (T, B, *features) tensor with T >= 1."""
+    if not isinstance(current, Tensor):
+        fix = f"use torch.as_tensor({name})"
+        if isinstance(current, tuple):
+            fix = UNPACK
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(current).__name__}: {fix}")
+    if current.dim() < 3:
+        raise ValueError(
+            f"{name} has shape {tuple(current.shape)}, but the whole sequence is expected at "
+            "once, (time, batch, *features). Drop the loop over time and pass all steps "
+            "(torch.stack(steps), or the encoded input itself); for a single step use "
+            f"{name}.unsqueeze(0), or step() of a SingleSpikeLeaky; for one neuron per sample add "
+            f"a feature dimension with {name}.unsqueeze(-1)"
+        )
+    if current.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name} has dtype {current.dtype}, but must be one of float32, float64, float16 or "
+            f"bfloat16: use {name}.float()"
+        )
+    _check_extent(name, current)
+    return current
+
+
+def _check_extent(name: str, sequence: Tensor) -> None:
+    """At least one time step and one neuron; a batch may be empty."""
+    if sequence.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(sequence.shape)}: no time steps (T=0)")
+    if 0 in sequence.shape[2:]:
+        raise ValueError(f"{name} has shape {tuple(sequence.shape)}: no neurons")
+
+
+def check_device(name: str, value: Tensor, device: torch.device, of: str = "input") -> None:
+    if value.device != device:
+        raise ValueError(
+            f"{name} is on {value.device}, but the {of} is on {device}: move it with "
+            f"{name}.to({str(device)!r})"
+        )
+
+
+def check_not_nan(name: str, value: Tensor | float) -> None:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()  # looked at in a tenth of the time that torch takes
+    try:
+        one = isinstance(value, float)
+        found = math.isnan(value) if one else torch.as_tensor(value).isnan().any()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or a tensor, not {value!r}") from None
+    if found:
+        raise NaNError(
+            f"{name} contains NaN: initialise it with finite values, or, if training made it so, "
+            "lower the learning rate"
+        )
+
+
+def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
+    """A parameter as a flat (P,) tensor in state precision, P = 1 or the number of features."""
+    state = state_dtype(current.dtype)
+    if not isinstance(value, Tensor):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{name} must be a number or a tensor, not {type(value).__name__}"
+            ) from None
+        if not torch.compiler.is_compiling() and math.isnan(number):
+            raise ValueError(f"{name} is NaN: pass a finite number")
+        return torch.full((1,), number, dtype=state, device=current.device)
+    check_device(name, value, current.device)
+    # A 0-dimensional tensor takes the type of the others, as in torch.
+    if value.dim() > 0 and value.dtype not in (current.dtype, state):
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, but the input has {current.dtype}: convert one of "
+            f"them, {name}.to({current.dtype}) or the whole module"
+        )
+    # Reading a value back from a GPU would stall it, so there NaN is left to propagate.
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_not_nan(name, value)
+    features = current.shape[2:]
+    if value.numel() == 1:
+        return value.reshape(1).to(state)
+    shape = value.shape
+    while len(shape) > len(features) and shape[0] == 1:
+        shape = shape[1:]
+    padded = (1,) * (len(features) - len(shape)) + tuple(shape)
+    if len(padded) != len(features) or any(
+        size not in (1, full) for size, full in zip(padded, features, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, which does not broadcast to the features "
+            f"{tuple(features)} of an input of shape {tuple(current.shape)}: pass a scalar, one "
+            "value per neuron, or for the channels of images (C, 1, 1)"
+        )
+    return value.to(state).reshape(padded).expand(features).flatten().contiguous()
+
+
+def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | None:
+    """An initial membrane or synaptic current (B, *features), flat and in state precision."""
+    if state is None:
+        return None
+    if not isinstance(state, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or None, not {type(state).__name__}")
+    check_device(name, state, current.device)
+    precision = state_dtype(current.dtype)
+    if state.dtype not in (current.dtype, precision):
+        raise TypeError(
+            f"{name} has dtype {state.dtype}, but the input has {current.dtype}: use "
+            f"{name}.to({current.dtype})"
+        )
+    if state.shape != current.shape[1:]:
+        hint = ""
+        if state.shape == current.shape:
+            hint = (
+                ": drop the loop over time and pass the whole sequence once, without "
+                f"{name}; or, to go on after an earlier sequence, pass {name}[-1]"
+            )
+        elif state.dim() == current.dim():
+            hint = f": to go on after an earlier sequence pass {name}[-1]"
+        raise ValueError(
+            f"{name} has shape {tuple(state.shape)}, but an initial state has the shape of one "
+            f"time step, {tuple(current.shape[1:])}{hint}"
+        )
+    return state.to(precision).flatten().contiguous()
+
+
+def check_recording(name: str, value: Tensor, differentiable: bool = True) -> None:
+    """A (T, B, *features) tensor with T >= 1, floating-point if it is to be differentiable."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.dim() < 3:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, but all steps are expected at once, (time, "
+            "batch, *features): pass torch.stack(steps)"
+        )
+    if differentiable and not value.is_floating_point():
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, but must be floating-point to have a gradient: use "
+            f"{name}.float()"
+        )
+    _check_extent(name, value)
+
+
+def check_targets(targets: Tensor, scores: Tensor) -> Tensor:
+    """Class indices (B,) for scores (B, C), as int64."""
+    batch, classes = scores.shape
+    if not isinstance(targets, Tensor):
+        raise TypeError(
+            f"targets must be a torch.Tensor, not {type(targets).__name__}: use "
+            "torch.as_tensor(targets)"
+        )
+    if targets.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(
+            f"targets has dtype {targets.dtype}, but class indices are integers: use "
+            "targets.long(), or targets.argmax(1) for one-hot targets"
+        )
+    if targets.dim() != 1:
+        raise ValueError(
+            f"targets has shape {tuple(targets.shape)}, but one class index per sample is "
+            f"expected, ({batch},): use targets.argmax(1) for one-hot targets"
+        )
+    if targets.shape[0] != batch:
+        raise ValueError(
+            f"targets has {targets.shape[0]} samples, but the recording has {batch} (its second "
+            "dimension, after time): pass targets of the same batch, or put time first"
+        )
+    check_device("targets", targets, scores.device, "recording")
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = targets[(targets < 0) | (targets >= classes)]
+        if wrong.numel():
+            raise ValueError(
+                f"targets contains {wrong[0].item()}, but there are {classes} classes: indices "
+                f"run from 0 to {classes - 1}"
+            )
+    return targets.long()

@@ -1,0 +1,186 @@
+"""Which implementation runs, and what is said when one cannot."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from snn_single_spike import SingleSpikeLeaky, backends
+from snn_single_spike.functional import single_spike_leaky
+
+CURRENT = torch.randn(5, 2, 3)
+
+WITHOUT = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in {names} else find(name, *rest)
+for name in {names}:
+    sys.modules[name] = None  # importing it raises
+import torch
+import snn_single_spike
+from snn_single_spike.functional import single_spike_leaky
+"""
+
+
+def run(script, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def without(names, script):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return run(WITHOUT.format(names=names) + script, **environment)
+
+
+def test_works_with_neither_triton_nor_numba():
+    done = without(
+        ["triton", "numba"],
+        "x = torch.randn(5, 2, 3, requires_grad=True)\n"
+        "single_spike_leaky(x, 0.9).spikes.sum().backward()\n"
+        "print(snn_single_spike.backends.select('auto', 'cpu'), x.grad.shape)\n",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch torch.Size([5, 2, 3])" in done.stdout
+
+
+def test_importing_loads_no_backend_and_no_other_package():
+    done = without(
+        [],
+        "print(sorted(name for name in ('triton', 'numba', 'matplotlib', 'sklearn', 'rich')"
+        " if name in sys.modules))\n",
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.strip()
+    alone = run(
+        "import sys, torch, snntorch\nprint(sorted(name for name in "
+        "('triton', 'numba', 'matplotlib', 'sklearn', 'rich') if name in sys.modules))"
+    )
+    assert loaded == alone.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("names", "backend", "message"),
+    [
+        (["triton"], "triton", "it needs tensors on a GPU"),
+        (["numba"], "numba", "numba is not installed: pip install"),
+    ],
+)
+def test_forcing_a_backend_that_is_not_installed(names, backend, message):
+    done = without(names, f"single_spike_leaky(torch.zeros(2, 1, 1), 0.9, backend={backend!r})\n")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "RuntimeError" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_forcing_triton_without_a_gpu_says_what_is_missing():
+    pytest.importorskip("triton")
+    done = without(
+        [],
+        "try:\n    single_spike_leaky(torch.zeros(2, 1, 1), 0.9, backend='triton')\n"
+        "except RuntimeError as error:\n    print(error)\n",
+    )
+    assert "needs tensors on a GPU" in done.stdout
+    assert "this machine has none" in done.stdout
+    assert "TRITON_INTERPRET=1" in done.stdout
+
+
+def test_numba_refuses_tensors_elsewhere():
+    pytest.importorskip("numba")
+    with pytest.raises(RuntimeError, match="runs on CPU tensors"):
+        backends.select("numba", "cuda")
+
+
+def test_auto_says_why():
+    for device in ("cpu", "cuda", "mps"):
+        chosen, reason = backends.explain(device)
+        assert chosen in backends.BACKENDS
+        assert reason
+    assert backends.explain("mps")[0] == "torch"
+
+
+def test_the_chosen_backend_is_logged(caplog):
+    backends.load.cache_clear()
+    with caplog.at_level(logging.INFO, "snn_single_spike"):
+        single_spike_leaky(CURRENT, 0.9, backend="torch")
+        single_spike_leaky(CURRENT, 0.9, backend="torch")
+    assert caplog.messages == ["using backend torch for neuron"]
+
+
+def test_module_passes_its_backend_on(monkeypatch):
+    seen = []
+    select = backends.select
+    monkeypatch.setattr(backends, "select", lambda *a: seen.append(a) or select(*a))
+    SingleSpikeLeaky(0.9, backend="torch")(CURRENT)
+    assert seen == [("torch", "cpu")]
+
+
+def test_a_forked_process_gets_threads_of_its_own():
+    pytest.importorskip("numba")
+    script = """
+import os, torch
+from snn_single_spike.functional import single_spike_leaky
+torch.set_num_threads(2)
+x = torch.randn(100, 8, 1000)
+expected = single_spike_leaky(x, 0.9, backend="numba").times
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(single_spike_leaky(x, 0.9, backend="numba").times, expected) else 1)
+print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = run(script, **os.environ)
+    assert "child 0" in done.stdout, done.stderr
+
+
+def test_a_thread_that_outlives_the_main_thread():
+    pytest.importorskip("numba")
+    script = """
+import threading, time, torch
+from snn_single_spike.functional import single_spike_leaky
+torch.set_num_threads(2)
+x = torch.randn(100, 8, 1000)
+expected = single_spike_leaky(x, 0.9, backend="numba").times
+def late():
+    time.sleep(0.5)
+    print("late", torch.equal(single_spike_leaky(x, 0.9, backend="numba").times, expected))
+threading.Thread(target=late).start()
+"""
+    done = run(script, **os.environ)
+    assert "late True" in done.stdout, done.stderr
+
+
+def test_numba_runs_where_no_cache_can_be_written(monkeypatch):
+    numba = pytest.importorskip("numba")
+    from snn_single_spike.kernels.numba.compiling import compiled
+
+    njit = numba.njit
+
+    def read_only(*function, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*function, **options)
+
+    monkeypatch.setattr(numba, "njit", read_only)
+    assert compiled(lambda x: x + 1)(1) == 2
+
+
+def test_many_threads_at_once(cpu_backend):
+    """Autograd and DataParallel call from several Python threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    inputs = [torch.randn(40, 4, 1000) for _ in range(8)]
+    expected = [single_spike_leaky(x, 0.9, backend=cpu_backend) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda x: single_spike_leaky(x, 0.9, backend=cpu_backend), inputs))
+    for mine, right in zip(results, expected, strict=True):
+        assert torch.equal(mine.spikes, right.spikes)
+        assert torch.equal(mine.mem, right.mem)

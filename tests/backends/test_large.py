@@ -1,0 +1,96 @@
+"""Offsets beyond 2**31 elements. Memory that is never touched costs nothing."""
+
+import pytest
+import torch
+
+from tests.support.devices import runnable
+
+STEPS, LANES, USED = 3, 1 << 30, 8
+
+
+@pytest.fixture
+def rows():
+    """current, spikes, mem of 3 x 2**30 float16, with a current in a few lanes at the end."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 3 * 2 * STEPS * LANES:
+        pytest.skip("less than 19 GB of GPU memory free")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        made = [torch.empty(STEPS, LANES, dtype=torch.float16, device=device) for _ in range(3)]
+    except RuntimeError as error:
+        pytest.skip(f"cannot reserve address space: {error}")
+    made[0][:, :USED] = torch.tensor([0.5, 0.75, 0.25], device=device)[:, None]
+    return made
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+def test_kernel_offsets(backend, rows):
+    import triton.language as tl
+
+    from snn_single_spike.kernels.triton.neuron import neuron_backward_kernel, neuron_forward_kernel
+
+    current, spikes, mem = rows
+    one = torch.ones(1, device=current.device)
+    times = torch.zeros(USED, dtype=torch.int64, device=current.device)
+    sizes = (STEPS, LANES, 1, 1, 1, 1, 1, 1)
+    options = {
+        "CLAMP": True,
+        "RESET": "none",
+        "STATE": tl.float32,
+        "BLOCK": USED,
+        "U": 2,
+        "num_warps": 1,
+    }
+    neuron_forward_kernel[(1,)](
+        current,
+        one,
+        one,
+        one,
+        *(None,) * 6,
+        spikes,
+        mem,
+        *(None, None),
+        times,
+        *(None, None),
+        *sizes,
+        **options,
+    )
+    assert times.tolist() == [1] * USED
+    assert spikes[:, :USED].sum(1).tolist() == [0, USED, 0]
+    assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]
+    # The gradient of the spikes overwrites the current, and comes from the spikes themselves.
+    neuron_backward_kernel[(1,)](
+        mem, None, None, None, one, one, one, *(None,) * 6, times, spikes, *(None,) * 5,
+        current, *(None,) * 8, *sizes, LANES, 0, 0, 0, *(0.0,) * 4,
+        RULE="masked", SURROGATE="straight_through_estimator", **options,
+    )  # fmt: skip
+    assert current[:, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", runnable("numba"))
+def test_numba_offsets(backend):
+    import numpy as np
+
+    from snn_single_spike.kernels.numba.compiling import RESETS
+    from snn_single_spike.kernels.numba.neuron_forward import neuron_forward_loop
+    from snn_single_spike.kernels.numba.neuron_forward_vectors import neuron_forward_vectors
+    from snn_single_spike.kernels.numba.simd import LANES as VECTOR
+
+    used = VECTOR + 3  # by both loops
+
+    current = torch.empty(STEPS, LANES).numpy()
+    current[:, :used] = np.array([[0.5], [0.75], [0.25]], np.float32)
+    spikes, mem = torch.empty(STEPS, LANES).numpy(), torch.empty(STEPS, LANES).numpy()
+    one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
+    none2 = np.empty((0, 0), np.float32)
+    times = np.zeros(used, np.int64)
+    options = True, RESETS["none"], spikes, mem
+    neuron_forward_vectors(
+        *(0, VECTOR, current, one, one, one, none1, *options, times, none2, none2)
+    )
+    neuron_forward_loop(
+        *(VECTOR, used, current, one, one, one, *(none1,) * 6, *options, none2, none2),
+        *(times, none2, none2),
+    )
+    assert times.tolist() == [1] * used
+    assert spikes[:, :used].sum(1).tolist() == [0, used, 0]
+    assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]

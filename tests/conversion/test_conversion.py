@@ -1,0 +1,690 @@
+"""Models of snnTorch's tutorials, as users have them, converted and back."""
+
+import copy
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import snntorch as snn
+import torch
+import torch.nn.functional as F
+from snntorch import utils
+from snntorch._neurons.neurons import SpikingNeuron
+from torch import nn
+
+from snn_single_spike import ConversionError, LeakyReadout, SingleSpikeLeaky, convert, revert
+from snn_single_spike.modules._base import SingleSpikeNeuron
+
+from tests.support.networks import (
+    MODELS,
+    Tutorial5,
+    Tutorial5Loop,
+    Tutorial6,
+    awake,
+    leaky,
+    population,
+    readme,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*MaxPool after a neuron")
+
+
+def gate_once(neuron):
+    """Let a neuron pass on its first spikes only, with a detached gate, as the method does."""
+    state = {}
+
+    def hook(module, inputs, output):
+        spk = output[0] if isinstance(output, tuple) else output
+        fired = state.get("fired", torch.zeros_like(spk))
+        once = (spk * (1 - fired)).to(inputs[0].dtype)  # snnTorch's spikes are always float32
+        state["fired"] = torch.maximum(fired, (spk > 0).to(fired)).detach()
+        return (once, *output[1:]) if isinstance(output, tuple) else once
+
+    neuron.register_forward_hook(hook)
+
+
+def loop(model, x):
+    """The model step by step, as its user would run it, every neuron gated to its first spike."""
+    model = copy.deepcopy(model)
+    neurons = [m for m in model.modules() if isinstance(m, SpikingNeuron)]
+    for neuron in neurons:
+        gate_once(neuron)
+    # Tutorial 5 zeroes its membranes inside forward: here only before the first step
+    for neuron in neurons:
+        neuron.init_leaky = lambda neuron=neuron: None
+    outs = [model(step) for step in x]
+    flat = [flatten(out) for out in outs]
+    return model, [torch.stack(parts) for parts in zip(*flat, strict=True)]
+
+
+def flatten(out):
+    if isinstance(out, torch.Tensor):
+        return [out]
+    values = out.values() if isinstance(out, dict) else out
+    return [tensor for value in values for tensor in flatten(value)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_original_step_by_step(name):
+    make, shape = MODELS[name]
+    # In float64: folding time into the batch changes the rounding of matrix products, and a
+    # membrane near threshold magnifies that.
+    model = awake(make()).eval().double()
+    x = torch.rand(7, 3, *shape, dtype=torch.float64) * 3
+    original, expected = loop(model, x)
+    fast = convert(model)
+    outs = flatten(fast(x))
+    assert (expected[0] > 0).any()
+    for mine, right in zip(outs, expected, strict=True):
+        assert mine.shape == right.shape
+    assert torch.equal(outs[0], expected[0])  # the first spikes of the output layer
+    before = expected[0].cumsum(0) - expected[0] == 0
+    assert torch.allclose(outs[1][before], expected[1][before], atol=1e-5)
+
+    weight = torch.randn_like(expected[0])
+    (expected[0] * weight).sum().backward()
+    (outs[0] * weight).sum().backward()
+    grads = dict(original.named_parameters())
+    for key, parameter in fast.named_parameters():
+        if grads[key].grad is not None:
+            difference = (parameter.grad - grads[key].grad).norm()
+            assert difference <= 1e-5 * grads[key].grad.norm(), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_static_input_equals_the_repeated_one_and_runs_the_front_once(name):
+    make, shape = MODELS[name]
+    model = make().eval()
+    image = torch.rand(3, *shape) * 3
+    calls = []
+    static = convert(model, num_steps=6)
+    first = next(m for m in static.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    first.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    once = flatten(static(image))
+    repeated = flatten(convert(model)(image.expand(6, *image.shape)))
+    assert calls == [3]
+    for mine, right in zip(once, repeated, strict=True):
+        assert torch.allclose(mine, right, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpoints_and_the_way_back(name):
+    make, shape = MODELS[name]
+    model = make()
+    fast = convert(model)
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert [n for n, _ in fast.named_parameters()] == [n for n, _ in model.named_parameters()]
+    other = make()
+    fast.load_state_dict(other.state_dict(), strict=True)
+    back = revert(fast)
+    assert type(back) is type(model)
+    model.load_state_dict(fast.state_dict(), strict=True)
+    x = torch.rand(3, *shape) * 3
+    for net in (back, model):
+        for neuron in net.modules():
+            assert not isinstance(neuron, SingleSpikeNeuron)
+    for mine, right in zip(flatten(back(x)), flatten(model(x)), strict=True):
+        assert torch.equal(mine, right)
+
+
+def test_the_old_model_is_untouched_and_parameters_are_copied_or_shared():
+    model = readme()
+    keys = {k: v.clone() for k, v in model.state_dict().items()}
+    for share in (False, True):
+        fast = convert(model, share_parameters=share)
+        for (name, p), (_, q) in zip(
+            fast.named_parameters(), model.named_parameters(), strict=True
+        ):
+            assert (p is q) == share, name
+    assert all(torch.equal(keys[k], v) for k, v in model.state_dict().items())
+    assert not any(isinstance(m, SingleSpikeNeuron) for m in model.modules())
+    assert revert(convert(model, share_parameters=True), share_parameters=True)[0].weight is (
+        model[0].weight
+    )
+
+
+def test_a_model_that_has_run_converts():
+    """snnTorch's own neurons cannot be copied then."""
+    model = readme()
+    model(torch.rand(2, 1, 28, 28))
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model)
+    assert convert(model)(torch.rand(5, 2, 1, 28, 28))[0].shape == (5, 2, 10)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "save"])
+def test_converted_models_copy_and_save_after_a_forward(how):
+    fast = convert(population())
+    x = torch.rand(5, 3, 8, 8) * 3
+    out = fast(x)[0]
+    if how == "deepcopy":
+        other = copy.deepcopy(fast)
+    else:
+        file = io.BytesIO()
+        torch.save(fast, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert torch.equal(other(x)[0], out)
+    assert other[2].time is not fast[2].time
+    assert other[2].time is other[4].time
+    utils.reset(other)
+
+
+def test_compile_and_export():
+    fast = convert(population()).eval()
+    x = torch.rand(5, 3, 8, 8) * 3
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x)[0], fast(x)[0])
+    program = torch.export.export(fast, (x,))
+    assert torch.equal(program.module()(x)[0], fast(x)[0])
+
+
+def test_autocast():
+    fast = convert(population())
+    with torch.autocast("cpu", torch.bfloat16):
+        spk, _ = fast(torch.rand(5, 3, 8, 8) * 3)
+    assert spk.dtype == torch.bfloat16
+    spk.float().sum().backward()
+    assert fast[1].weight.grad.dtype == torch.float32
+
+
+def test_probes_of_snntorch_record_the_folded_sequence():
+    from snntorch.functional import probe
+
+    fast = convert(population())
+    monitor = probe.OutputMonitor(fast, instance=snn.Leaky)
+    fast(torch.rand(5, 3, 8, 8) * 3)
+    assert monitor.records[0].unflatten(0, (5, 3)).shape == (5, 3, 40)
+
+
+DDP = """
+import os, sys, torch, snntorch as snn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from snn_single_spike import convert
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(6, 8), snn.Leaky(0.9, init_hidden=True, learn_beta=True),
+                    nn.Linear(8, 3), snn.Leaky(0.9, init_hidden=True, output=True))
+fast = convert(net)
+x = torch.rand(10, 4, 6) * 4
+fast(x)[1].square().mean().backward()
+whole = [p.grad.clone() for p in fast.parameters()]
+fast.zero_grad()
+parallel = DistributedDataParallel(fast)
+parallel(x[:, 2 * rank : 2 * rank + 2])[1].square().mean().backward()
+for p, grad in zip(fast.parameters(), whole):
+    assert torch.allclose(p.grad, grad, atol=1e-6), (p.grad, grad)
+torch.distributed.destroy_process_group()
+print("rank", rank, "agrees")
+"""
+
+
+def test_two_processes_get_the_gradients_of_one(tmp_path):
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env=os.environ
+            | {
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(processes):
+        output, _ = process.communicate(timeout=120)
+        assert f"rank {rank} agrees" in output, output
+
+
+def test_hidden_state_of_users_does_not_clash():
+    fast = convert(Tutorial5(), num_steps=4)
+    assert fast.num_steps == 25
+    assert fast(torch.rand(2, 20))[0].shape == (4, 2, 10)
+
+
+def test_batch_norm_is_said_and_its_momentum_matched():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), leaky(output=True))
+    with pytest.warns(UserWarning, match="'1': when training, BatchNorm"):
+        fast = convert(model, num_steps=10)
+    x = torch.rand(6, 4)
+    fast(x)
+    for _ in range(10):  # the same input ten times
+        model(x)
+    assert torch.allclose(fast[1].running_mean, model[1].running_mean, atol=1e-6)
+    assert fast[1].momentum == 0.1
+
+
+def test_max_pool_after_a_neuron_is_said():
+    with pytest.warns(UserWarning, match="'1': MaxPool after a neuron"):
+        convert(nn.Sequential(leaky(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2), leaky()))
+
+
+def test_dropout_draws_at_every_step():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 50), leaky(output=True))
+    _, mem = convert(model, num_steps=3)(torch.ones(2, 50))
+    currents = mem[1] - 0.5 * mem[0]
+    assert not torch.allclose(currents, mem[0], atol=1e-3)
+    _, mem = convert(model, num_steps=3).eval()(torch.ones(2, 50))
+    assert torch.allclose((mem[1] - 0.5 * mem[0])[mem[0] <= 1], mem[0][mem[0] <= 1], atol=1e-5)
+
+
+class ListLoop(nn.Module):
+    """A loop over layers is no loop over time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), leaky(), nn.Linear(4, 4), leaky()])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Hidden(nn.Module):
+    """A loop over time that the source does not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = leaky()
+
+    def forward(self, x):
+        return torch.stack([run(x) for run in [self.lif] * 3])
+
+
+def test_loops_over_layers_convert():
+    assert convert(ListLoop())(torch.rand(5, 2, 4)).shape == (5, 2, 4)
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.lif = nn.Linear(3, 3), nn.Linear(3, 3), leaky()
+
+    def forward(self, x):
+        return self.lif(self.fc2(self.lif(self.fc1(x))))
+
+
+class PlainList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lifs, self.lif = [leaky()], leaky()
+
+    def forward(self, x):
+        return self.lif(self.lifs[0](x))
+
+
+class OwnFire(snn.Leaky):
+    def fire(self, mem):
+        return 0 * super().fire(mem)
+
+
+class OwnForward(snn.Leaky):
+    def forward(self, input_, mem=None):
+        return super().forward(2 * input_, mem)
+
+
+class Comprehension(nn.Module):
+    """A loop over time without a for statement, and the neuron in a method of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = leaky()
+
+    def once(self, x):
+        return self.once_more(x)
+
+    def once_more(self, x):
+        return self.lif(x)
+
+    def forward(self, x):
+        return torch.stack([self.once(step) for step in x])
+
+
+REFUSED = {
+    "loop in forward": (Tutorial5Loop, r"neuron 'lif1'.*take the loop out of forward"),
+    "loop in a part": (
+        lambda: nn.Sequential(Tutorial5Loop()),
+        r"neuron '0.lif1' is called more than once",
+    ),
+    "loop in a comprehension": (Comprehension, r"neuron 'lif' is called more than once"),
+    "SLSTM": (lambda: nn.Sequential(snn.SLSTM(3, 4)), r"'0' \(SLSTM\).*non-linear in its own past"),
+    "SConv2dLSTM": (lambda: nn.Sequential(snn.SConv2dLSTM(1, 2, 3)), "SConv2dLSTM"),
+    "all-to-all recurrence": (
+        lambda: nn.Sequential(snn.RLeaky(beta=0.9, linear_features=3)),
+        r"'0' cannot be converted: all_to_all=True.*drive other neurons.*with all_to_all=False",
+    ),
+    "RSynaptic": (
+        lambda: nn.Sequential(snn.RSynaptic(alpha=0.9, beta=0.8, all_to_all=False)),
+        r"'0' \(RSynaptic\) .*its spikes are fed back into it. Replace it by snntorch.Synaptic",
+    ),
+    "a neuron with a forward of its own": (
+        lambda: nn.Sequential(OwnForward(0.9)),
+        r"'0' \(OwnForward\) cannot be converted: it has its own forward in the place of",
+    ),
+    "a neuron with a fire of its own": (
+        lambda: nn.Sequential(OwnFire(0.9)),
+        r"'0' \(OwnFire\) cannot be converted: it has its own fire in the place of",
+    ),
+    "neurons in a list": (
+        PlainList,
+        "'lifs' is a plain list of neurons.*make it an nn.ModuleList",
+    ),
+    "BatchNorm through time": (
+        lambda: nn.Sequential(snn.BatchNormTT1d(4, 5), leaky()),
+        "'0' cannot be converted.*BatchNorm for every time step.*Use one BatchNorm",
+    ),
+    "LeakyParallel": (
+        lambda: nn.Sequential(snn.LeakyParallel(4, 5)),
+        r"'0' \(LeakyParallel\).*weights between its neurons",
+    ),
+    "one neuron for two layers": (
+        Shared,
+        "'lif' is called more than once.*make one for each",
+    ),
+    "no single-spike form": (
+        lambda: nn.Sequential(snn.StateLeaky(0.9, channels=3)),
+        r"'0' \(StateLeaky\) cannot be converted: it has no single-spike form here",
+    ),
+    "recurrent layer": (lambda: nn.Sequential(nn.GRU(3, 3), leaky()), r"'0' \(GRU\).*recurrent"),
+    "inhibition": (
+        lambda: nn.Sequential(leaky(inhibition=True)),
+        r"'0'.*inhibition=True.*Make it with inhibition=False",
+    ),
+    "state quantisation": (
+        lambda: nn.Sequential(leaky(state_quant=lambda mem: mem)),
+        r"'0'.*state_quant.*Make it with state_quant=False",
+    ),
+    "immediate reset": (lambda: nn.Sequential(leaky(reset_delay=False)), "reset_delay=True"),
+    "no neuron": (lambda: nn.Sequential(nn.Linear(2, 2)), "no snntorch neuron"),
+    "a neuron alone": (lambda: snn.Leaky(0.9), "single neuron"),
+    "single-spike already": (
+        lambda: nn.Sequential(SingleSpikeLeaky(0.9)),
+        "'0' is a SingleSpikeLeaky already",
+    ),
+    "a readout": (
+        lambda: nn.Sequential(nn.Linear(3, 2), leaky(), LeakyReadout(0.9)),
+        r"layer '2' is a LeakyReadout.*readout\(fast\(data\)\)",
+    ),
+    "converted already": (lambda: convert(ListLoop()), "converted already"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_converted_is_refused_with_a_reason(case):
+    make, message = REFUSED[case]
+    with pytest.raises(ConversionError, match=message):
+        convert(make())(torch.rand(4, 2, 3))
+
+
+def test_a_loop_that_the_source_hides_is_caught_when_it_runs():
+    with pytest.raises(ConversionError, match="neuron 'lif' is called more than once"):
+        convert(Hidden())(torch.rand(4, 2, 3))
+
+
+class FixedBatch(Tutorial6):
+    def forward(self, x):
+        spk2 = self.lif2(F.max_pool2d(self.conv2(F.max_pool2d(self.conv1(x), 4)), 2))
+        return self.fc1(spk2.view(2, -1))
+
+
+def test_a_shape_that_does_not_fit_names_the_layer():
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 2)), leaky())
+    with pytest.raises(ConversionError, match=r"layer '0.0' \(Linear\).*convert it with num_steps"):
+        convert(net)(torch.rand(4, 2, 3))
+    with pytest.raises(ConversionError, match=r"converted with num_steps=5, and may have been"):
+        convert(net, num_steps=5)(torch.rand(4, 3))
+
+
+class Inherited(Comprehension):
+    """The loop is in a class that does not say what it calls."""
+
+    def forward(self, x):
+        return torch.stack([self.once(step) for step in x])
+
+
+class OverWhatANeuronReturns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(3, 2), snn.Leaky(0.9)
+
+    def forward(self, x):
+        spk, mem = [tensor.clone() for tensor in self.lif(self.fc(x))]
+        for _ in self.fc.parameters():
+            spk = 1.0 * spk
+        return spk, mem
+
+
+def test_loops_in_which_no_neuron_is_called():
+    net = OverWhatANeuronReturns()
+    spk, mem = convert(net)(torch.rand(4, 2, 3))
+    assert spk.shape == mem.shape == (4, 2, 2)
+    with pytest.raises(ConversionError, match="neuron 'lif' is called more than once"):
+        convert(Inherited())
+
+
+def test_other_errors_are_left_alone():
+    class Dimmer(OverWhatANeuronReturns):
+        def forward(self, x):
+            raise RuntimeError("the dimmer is broken")
+
+    with pytest.raises(RuntimeError, match="the dimmer is broken$"):
+        convert(Dimmer())(torch.rand(4, 2, 3))
+
+
+class BatchFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lif = leaky()
+
+    def forward(self, x):
+        return self.lif(x.permute(1, 0, 2))
+
+
+def test_a_sequence_with_its_batch_first_is_advised():
+    with pytest.raises(ConversionError, match="swaps the first two dimensions"):
+        convert(BatchFirst())(torch.rand(4, 2, 3))
+
+
+def test_a_fixed_batch_size_says_what_to_write():
+    with pytest.raises(ConversionError, match=r"fixed batch size.*x.flatten\(1\)"):
+        convert(FixedBatch())(torch.rand(4, 2, 1, 68, 68))
+
+
+class StateGiven(nn.Module):
+    """A membrane from outside, an output summed over the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = snn.Leaky(beta=0.9)
+
+    def forward(self, x, mem=None, total=False):
+        spk, mem = self.lif(x, mem)
+        return spk.sum() if total else spk
+
+
+def test_membranes_from_outside_and_outputs_without_a_batch():
+    model = StateGiven()
+    fast = convert(model)
+    x = torch.rand(4, 2, 3)
+    for nothing in (None, fast.lif.init_leaky()):
+        assert fast(x, nothing).shape == (4, 2, 3)
+    with pytest.raises(ConversionError, match="pass None for initial membranes"):
+        fast(x, torch.zeros(2, 3))
+    with pytest.raises(ConversionError, match="sums over the batch"):
+        fast(x, total=True)
+
+
+def test_calls_step_by_step_or_of_the_wrong_kind_say_how_the_input_was_read():
+    net = readme()
+    with pytest.raises(ConversionError, match="time=2, batch=1.*called step by step"):
+        convert(net)(torch.rand(2, 1, 28, 28))
+    with pytest.raises(ConversionError, match="converted with num_steps="):
+        convert(net, num_steps=5)(torch.rand(5, 2, 1, 28, 28))
+
+
+def test_a_neuron_put_in_later_and_states_from_outside_are_refused():
+    fast = convert(nn.Sequential(nn.Linear(3, 4), leaky(), nn.Linear(4, 2), leaky()))
+    fast[3] = leaky()
+    with pytest.raises(ConversionError, match=r"neuron '3' \(Leaky\) was put into.*revert\(\)"):
+        fast(torch.rand(5, 2, 3))
+
+    class Zeros(StateGiven):
+        def forward(self, x):
+            return self.lif(x, torch.zeros(x.size(0), 3))
+
+    with pytest.raises(ConversionError, match="neuron 'lif' is given an initial state.*leave it"):
+        convert(Zeros())(torch.rand(5, 2, 3))
+
+
+class OwnInit(snn.Leaky):
+    def __init__(self):
+        super().__init__(0.9, init_hidden=True)
+
+
+def test_a_subclass_comes_back_as_itself():
+    model = nn.Sequential(nn.Linear(3, 4), OwnInit())
+    fast = convert(model)
+    fast(torch.rand(5, 2, 3))
+    assert type(revert(fast)[1]) is OwnInit
+
+
+def test_states_by_name():
+    class Named(StateGiven):
+        def forward(self, x):
+            return self.lif(x, mem=None)[0]
+
+    assert convert(Named())(torch.rand(5, 2, 3)).shape == (5, 2, 3)
+
+
+def test_a_model_that_keeps_a_graph_says_what_to_delete():
+    model = nn.Sequential(nn.Linear(3, 4), leaky())
+    model.kept = [model[0](torch.rand(2, 3))]
+    with pytest.raises(ConversionError, match="cannot be copied.*Delete the tensors"):
+        convert(model)
+
+
+def test_a_tensor_that_was_computed_keeps_its_value_and_is_told_of():
+    class Scaled(StateGiven):
+        def __init__(self):
+            super().__init__()
+            self.raw = nn.Parameter(torch.rand(3))
+            self.scale = self.raw.sigmoid()
+
+        def forward(self, x):
+            return self.lif(x * self.scale)[0]
+
+    model, x = Scaled(), torch.rand(5, 2, 3) * 3
+    with pytest.warns(UserWarning, match="'scale' of Scaled was computed.*not its gradient"):
+        fast = convert(model)
+    assert torch.equal(fast.scale, model.scale)
+    assert not fast.scale.requires_grad
+    assert fast(x).sum() > 0
+
+
+def test_a_part_of_a_converted_model_is_refused():
+    fast = convert(population())
+    with pytest.raises(ConversionError, match="part of a converted model.*convert the part"):
+        fast[:3](torch.rand(5, 3, 8, 8))
+
+
+def test_static_input_of_an_empty_batch():
+    fast = convert(population(), num_steps=5)
+    assert fast(torch.rand(0, 8, 8))[0].shape == (5, 0, 50)
+
+
+def test_what_is_computed_once_cannot_meet_what_is_not():
+    class Skip(StateGiven):
+        def forward(self, x):
+            return self.lif(x)[0] + x
+
+    x = torch.rand(2, 3) * 2
+    with pytest.raises(ConversionError, match=r"before the first neuron.*x\.expand\(num_steps"):
+        convert(Skip(), num_steps=5)(x)
+    assert convert(Skip())(x.expand(5, *x.shape)).shape == (5, 2, 3)
+
+
+def test_a_block_that_is_checkpointed_says_to_checkpoint_the_model():
+    from torch.utils.checkpoint import checkpoint
+
+    class Block(StateGiven):
+        def forward(self, x):
+            return checkpoint(lambda x: self.lif(x)[0], x, use_reentrant=False)
+
+    x = torch.rand(5, 2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="checkpoint the model as a whole"):
+        convert(Block())(x).sum().backward()
+    fast = convert(StateGiven())
+    checkpoint(fast, x, use_reentrant=False).sum().backward()
+    through, x.grad = x.grad, None
+    fast(x).sum().backward()
+    assert torch.equal(x.grad, through)
+
+
+def test_threads_run_one_model_at_once():
+    fast = convert(population()).eval()
+    inputs = [torch.rand(6, 4, 64) * 3, torch.rand(4, 6, 64) * 3]  # equal once time is folded
+    expected = [fast(x)[0] for x in inputs]
+    inside = threading.Barrier(2)
+    fast[0].register_forward_pre_hook(lambda *_: (inside.wait(), None)[1])
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda x: fast(x)[0], inputs))
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_replicas_of_data_parallel():
+    """As DataParallel makes and runs them, which needs GPUs itself."""
+    fast = convert(population())
+    x = torch.rand(6, 7, 64) * 3
+    expected = fast(x)[0]
+    modules = list(fast.modules())
+    replicas = []
+    for _ in range(2):
+        copies = {module: module._replicate_for_data_parallel() for module in modules}
+        for module, copied in copies.items():
+            copied._parameters, copied._buffers = module._parameters, dict(module._buffers)
+            copied._modules = {name: copies[child] for name, child in module._modules.items()}
+        replicas.append(copies[fast])
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda net, part: net(part)[0], replicas, x.chunk(2, dim=1)))
+    assert torch.equal(torch.cat(found, 1), expected)
+
+
+def test_converted_neurons_print_as_what_they_are():
+    assert "SingleSpikeLeaky(reset_mechanism='subtract'" in repr(convert(readme()))
+
+
+def test_bad_calls():
+    with pytest.raises(ValueError, match="no time steps"):
+        convert(readme())(torch.rand(0, 2, 1, 28, 28))
+    with pytest.raises(TypeError, match="torch.nn.Module, not list"):
+        convert([])
+    with pytest.raises(ValueError, match="num_steps=0"):
+        convert(readme(), num_steps=0)
+    with pytest.raises(TypeError, match="nothing to revert"):
+        revert(readme())
+    with pytest.raises(ValueError, match=r"whole sequence, \(time, batch"):
+        convert(population())(torch.rand(3, 64))
+    fast = convert(population())
+    with pytest.raises(RuntimeError, match="neuron '2'.*called outside of it"):
+        fast[2](torch.rand(3, 40))

@@ -1,0 +1,137 @@
+"""The papers' networks."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from snn_single_spike import SpikeTimes
+from snn_single_spike.experiments import ExperimentError
+from snn_single_spike.experiments.config import make
+from snn_single_spike.experiments.network import Network, count_spikes
+
+
+def network(**flags):
+    torch.manual_seed(0)
+    defaults = {"dataset": "digits", "layers": "30", "weight_scale": "3"}
+    if flags.get("neuron", "single-spike") == "single-spike":
+        defaults["spike_format"] = "dense"
+    return Network(make({**defaults, **flags}))
+
+
+@pytest.fixture
+def codes():
+    """(T, B, 1, 8, 8): every pixel spikes once."""
+    return SpikeTimes(torch.randint(0, 20, (6, 1, 8, 8)), 20).to_dense()
+
+
+def test_weights_start_as_in_the_papers():
+    net = network(layers="40-30", weight_scale="2,1,0.1")
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    for layer, scale, inputs in zip(layers, (2, 1, 0.1), (64, 40, 30), strict=True):
+        bound = scale / math.sqrt(inputs)
+        assert layer.in_features == inputs
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.mean().abs() < 0.1 * bound
+        assert not layer.bias.any()
+    state = net.state_dict()
+    assert torch.equal(state["stages.1.beta"], torch.full((40,), math.exp(-1 / 10)))
+    assert torch.equal(state["readout.beta"], torch.full((10,), math.exp(-1 / 20)))
+    assert net.stages[1].beta.requires_grad
+    assert not network(learn_beta=False).stages[1].beta.requires_grad
+
+
+@pytest.mark.parametrize("readout", ["sum", "max", "last"])
+@pytest.mark.parametrize("layers", ["30", "30-20", "4C3-P2-20"])
+def test_single_spikes_are_those_of_the_loop_and_so_are_gradients(codes, layers, readout):
+    results = []
+    for neuron in ("single-spike", "single-spike-loop"):
+        net = network(neuron=neuron, layers=layers, readout=readout, precision="float64").double()
+        scores, hidden = net(codes.double())
+        nn.functional.cross_entropy(scores, torch.arange(6)).backward()
+        results.append((scores, hidden, [p.grad for p in net.parameters()]))
+    (ours, hidden, gradients), (loop, hidden_loop, gradients_loop) = results
+    assert all(torch.equal(a, b) for a, b in zip(hidden, hidden_loop, strict=True))
+    assert count_spikes(hidden) > 20
+    assert torch.allclose(ours, loop)
+    assert gradients[0].abs().max() > 0
+    for a, b in zip(gradients, gradients_loop, strict=True):
+        assert torch.allclose(a, b)
+
+
+def test_multi_spike_neurons_fire_first_where_single_spikes_are(codes):
+    (_, (once,)), (_, (many,)) = (
+        network(neuron=neuron, weight_scale="8")(codes)
+        for neuron in ("single-spike", "multi-spike")
+    )
+    assert many.sum(0).max() > 1
+    assert torch.equal(once > 0, (many > 0) & (many.cumsum(0) == 1))
+
+
+def test_networks_of_one_seed_share_their_weights():
+    first = network().state_dict()
+    for neuron in ("multi-spike", "single-spike-loop"):
+        other = network(neuron=neuron)
+        assert all(torch.equal(first[key], other.state_dict()[key]) for key in first)
+        other.load_state_dict(first, strict=False)
+
+
+@pytest.mark.parametrize("rule", ["straight_through", "pre_spike", "spike_time"])
+def test_gradient_rules_reach_the_first_weights(codes, rule):
+    gradients = []
+    for gradient in ("masked", rule):
+        net = network(gradient=gradient)
+        nn.functional.cross_entropy(net(codes)[0], torch.arange(6)).backward()
+        gradients.append(net.stages[0].weight.grad)
+    assert gradients[1].abs().max() > 0
+    assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize(
+    "surrogate",
+    ["fast_sigmoid:25", "atan", "sigmoid:5", "triangular", "straight_through_estimator"],
+)
+def test_surrogates_are_those_asked_for(codes, surrogate):
+    gradients = []
+    for asked in ("fast_sigmoid:10", surrogate):
+        net = network(surrogate=asked)
+        nn.functional.cross_entropy(net(codes)[0], torch.arange(6)).backward()
+        gradients.append(net.stages[0].weight.grad)
+    assert not torch.allclose(*gradients)
+
+
+def test_convolutions_and_poolings_have_the_shapes_they_say(codes):
+    for spike_format in ("dense", "times"):
+        scores, (maps, units) = network(layers="4C3-P2-20", spike_format=spike_format)(codes)
+        assert maps.shape == (20, 6, 4, 6, 6)
+        assert units.shape == (20, 6, 20)
+        assert scores.shape == (6, 10)
+    assert network(layers="4C3-P2-20").stages[1].beta.shape == (4, 1, 1)
+
+
+def test_spikes_are_counted_in_every_form(codes):
+    times = SpikeTimes(torch.tensor([[0, -1], [3, 2]]), 5)
+    assert count_spikes([times, times.to_dense(), codes.to(torch.bfloat16)]) == 3 + 3 + 6 * 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"layers": "ten"}, "--layers ten, 'ten': use numbers of neurons"),
+        ({"layers": "10-"}, "--layers 10-, '': use numbers"),
+        ({"layers": "0"}, "'0': use numbers from 1 on"),
+        ({"layers": "10-4C3"}, "'4C3': images are needed, but what comes in are 10 units"),
+        ({"layers": "4C9"}, "'4C9': the images that come in are only 8 x 8"),
+        ({"layers": "P2-10"}, "'P2': put a layer of neurons before the first pooling"),
+        ({"layers": "4C3-P7"}, "'P7': the maps that come in are only 6 x 6"),
+        ({"dataset": "yinyang", "layers": "4C3"}, "'4C3': images are needed.*4 units"),
+        (
+            {"layers": "10-10", "weight_scale": "1,2"},
+            "--weight-scale 1.0,2.0: give 1 factor, or 3, one for each layer",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(flags, message):
+    with pytest.raises(ExperimentError, match=message):
+        network(**flags)

@@ -1,0 +1,182 @@
+"""Vectors of lanes on the CPU, and the loops of Leaky in them against those lane by lane."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from snntorch import surrogate
+
+from snn_single_spike.functional import first_spike_time, single_spike_leaky
+from snn_single_spike.ops.surrogate import Surrogate
+from snn_single_spike.ops.validation import GRADIENT_RULES, RESETS
+
+numba = pytest.importorskip("numba")
+
+from snn_single_spike.kernels.numba import block, neuron_forward_vectors, simd  # noqa: E402
+from snn_single_spike.kernels.numba.compiling import ZERO  # noqa: E402
+
+SURROGATES = {
+    "atan": surrogate.atan(),
+    "fast_sigmoid": surrogate.fast_sigmoid(),
+    "sigmoid": surrogate.sigmoid(slope=5),
+    "straight_through_estimator": surrogate.straight_through_estimator(),
+    "triangular": surrogate.triangular(),
+    "heaviside": surrogate.heaviside(),
+    "spike_rate_escape": surrogate.spike_rate_escape(),
+    "SFS": surrogate.SFS(),
+    "LSO": Surrogate("LSO", 0.1),
+}
+
+
+class Case:
+    """A layer of whole vectors and a few lanes more, every parameter one value per neuron."""
+
+    def __init__(self, num_steps, lanes=2 * simd.LANES + 3, dtype=torch.float32):
+        def lane(low, high):
+            return torch.empty(lanes, dtype=dtype).uniform_(low, high).requires_grad_()
+
+        self.current = (0.5 * torch.randn(num_steps, 1, lanes, dtype=dtype)).requires_grad_()
+        self.beta, self.theta = lane(0.5, 1.1), lane(0.5, 1.5)  # of some betas the clamp is active
+        self.factor, self.mem = lane(0.5, 2.0), lane(-0.5, 0.4)
+        self.g, self.h = torch.randn(2, num_steps, 1, lanes, dtype=dtype).unbind(0)
+
+    def run(self, part=slice(None), mem=True, spikes=True, **options):
+        """Outputs and gradients of some of the lanes."""
+        inputs = (self.current, self.beta, self.theta, self.factor, self.mem)
+        current, beta, theta, factor, mem_0 = (x[..., part] for x in inputs)
+        out = single_spike_leaky(
+            *(current, beta, theta),
+            mem=mem_0[None],
+            graded_spikes_factor=factor,
+            return_mem=mem,
+            return_spikes=spikes,
+            backend="numba",
+            **options,
+        )
+        loss = torch.zeros((), dtype=current.dtype)
+        if out.spikes is not None:
+            loss = loss + (out.spikes * self.g[..., part]).sum()
+        if out.mem is not None:
+            loss = loss + (out.mem * self.h[..., part]).sum()
+        if out.times.is_floating_point():
+            loss = loss + (out.times * self.g[0, :, part]).sum()
+        if not loss.requires_grad:
+            return out, ()
+        return out, torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+    def check(self, **options):
+        """As a whole it is what its lanes are one by one, for which there are other loops."""
+        whole, grads = self.run(**options)
+        lanes = self.current.shape[2]
+        pieces = [
+            self.run(slice(start, min(start + 5, lanes)), **options) for start in range(0, lanes, 5)
+        ]
+        for name, mine in whole._asdict().items():
+            if mine is not None:
+                theirs = torch.cat([getattr(out, name) for out, _ in pieces], -1)
+                assert torch.equal(mine, theirs), name
+        for mine, theirs in zip(grads, zip(*(g for _, g in pieces), strict=True), strict=False):
+            torch.testing.assert_close(mine, sum(theirs))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, block.STEPS, 2 * block.STEPS + 1])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("gradient", GRADIENT_RULES)
+def test_leaky_in_vectors_is_leaky_lane_by_lane(num_steps, reset, gradient):
+    for dtype in (torch.float32, torch.float64):
+        case = Case(num_steps, dtype=dtype)
+        for mem, spikes in ((True, True), (False, True), (True, False), (False, False)):
+            case.check(mem=mem, spikes=spikes, reset_mechanism=reset, gradient=gradient)
+        case.check(mem=True, recompute=True, reset_mechanism=reset, gradient=gradient)
+        case.check(mem=False, recompute=False, reset_mechanism=reset, gradient=gradient)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates(name):
+    for dtype in (torch.float32, torch.float64):
+        Case(9, dtype=dtype).check(spike_grad=SURROGATES[name])
+
+
+@pytest.mark.parametrize("lanes", [1, 15, 16, 17, block.BLOCK + 16, 2 * block.BLOCK + 31])
+def test_any_number_of_lanes(lanes):
+    Case(6, lanes).check()
+    Case(6, lanes).check(mem=False)
+
+
+@pytest.mark.parametrize("neurons", [1024, 1021])
+def test_results_beyond_the_cache(neurons):
+    """Large results are written past it, where their rows begin with a line of it."""
+    current = torch.randn(41, 32, neurons, requires_grad=True)
+    assert current.nbytes > block.STREAM
+    results = []
+    for backend in ("numba", "torch"):
+        for mem in (False, True):
+            out = single_spike_leaky(current, 0.9, return_mem=mem, backend=backend)
+            total = out.spikes.cumsum(0).sum() + (0.0 if out.mem is None else out.mem.sum())
+            results.append((out, torch.autograd.grad(total, current)[0]))
+    for (mine, grad), (theirs, expected) in zip(results[:2], results[2:], strict=True):
+        assert torch.equal(mine.spikes, theirs.spikes)
+        assert mine.mem is None or torch.equal(mine.mem, theirs.mem)
+        torch.testing.assert_close(grad, expected)
+
+
+def test_nothing_is_read_after_the_last_spike_of_a_vector():
+    """Neither by the forward pass, if the membrane is not asked for, nor for the gradient."""
+    current = torch.full((20, 1, simd.LANES), 0.75)
+    current[10:] = torch.nan
+    current.requires_grad_()
+    spikes, _, times = single_spike_leaky(current, 0.9, return_mem=False, backend="numba")
+    assert (times == 1).all()
+    assert not spikes.isnan().any()
+    spikes.sum().backward()
+    assert (current.grad[:2] > 0).all()
+    assert (current.grad[2:] == 0).all()
+    assert (first_spike_time(current, 0.9, backend="numba") == 1).all()
+
+
+def test_no_fused_multiply_adds_decide_a_spike():
+    import numpy as np
+
+    one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
+    rows, none2 = np.zeros((5, simd.LANES), np.float32), np.empty((0, 0), np.float32)
+    # Compiled afresh: code from numba's cache cannot be read.
+    forward = numba.njit(error_model="numpy")(neuron_forward_vectors._vectors.py_func)
+    forward(
+        *(0, simd.LANES, rows, one, one, one, none1, True, ZERO),
+        *(rows.copy(), none2, np.zeros(simd.LANES, np.int64), none2, none2),
+    )
+    (assembly,) = forward.inspect_asm().values()
+    assert "mul" in assembly
+    assert not any(fused in assembly for fused in ("vfmadd", "vfnmadd", "vfmsub", "fmla", "fmadd"))
+
+
+def test_on_a_processor_with_narrow_registers(tmp_path):
+    script = """
+import torch
+from snn_single_spike.functional import single_spike_leaky
+current = torch.randn(9, 4, 9, requires_grad=True)
+for mem in (False, True):
+    spikes, grads = [], []
+    for backend in ("numba", "torch"):
+        spikes.append(single_spike_leaky(current, 0.9, return_mem=mem, backend=backend).spikes)
+        grads += torch.autograd.grad(spikes[-1].cumsum(0).sum(), current)
+    assert torch.equal(*spikes)
+    torch.testing.assert_close(*grads)
+print("the same")
+"""
+    narrow = {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | narrow,
+        timeout=300,
+        check=False,
+    )
+    assert "the same" in done.stdout, done.stderr

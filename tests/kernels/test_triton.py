@@ -1,0 +1,361 @@
+"""The Triton kernels: interpreted results, and what compilers make of them for each GPU."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from snntorch import surrogate
+
+import snn_single_spike as snn
+from snn_single_spike import SpikeEvents, SpikeTimes
+from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
+from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS, RESETS
+
+from tests.support.devices import device_of, runnable
+from tests.support.oracle import operator_run, relative_error
+from tests.support.problems import problem
+
+pytest.importorskip("triton", reason="triton is not installed: the kernels cannot be compiled")
+
+
+from snn_single_spike.backends.triton import linear as triton_linear
+from snn_single_spike.backends.triton import neuron as triton_neuron
+from snn_single_spike.backends.triton.linear import DOT_PRODUCTS, EVENTS
+from snn_single_spike.kernels.triton import linear as kernels_linear
+from snn_single_spike.kernels.triton import neuron as kernels_neuron
+
+from tests.support.compiled import BASELINE, LINEAR, TARGETS, VARIANTS, ahead, compile_all
+from tests.support.launches import compile_launches, recorded
+
+NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
+
+
+@pytest.fixture(scope="session")
+def facts():
+    # Older ones lack tools for some targets, fuse multiply-adds on sm_100 unasked, or spill
+    # scalar registers on gfx942.
+    pytest.importorskip("triton", minversion="3.9")
+    return compile_all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
+def test_compiled_facts_do_not_worsen(name, target, facts):
+    """Against those that `python -m tests.support.compiled --store` wrote, by the same compiler."""
+    import triton
+
+    baseline = json.loads(BASELINE.read_text())
+    if baseline["triton"].split(".")[:2] != triton.__version__.split(".")[:2]:
+        pytest.skip(f"the facts stored are those of triton {baseline['triton']}")
+    known = baseline["facts"][f"{name} {target}"]
+    for fact, now in facts[f"{name} {target}"].summary().items():
+        allowed = known[fact] * (1.1 if fact == "registers" else 1)
+        assert now <= allowed, f"{fact}: {now}, and {known[fact]} before"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
+def test_compiles_without_spills(name, target, facts):
+    assert facts[f"{name} {target}"].spilled == 0
+
+
+EVENT_FORM = [name for name in LINEAR if name != "linear dot"]
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("name", [*VARIANTS, *EVENT_FORM])
+def test_no_barrier_or_shared_memory_in_the_loop_over_time(name, target, facts):
+    loops = facts[f"{name} {target}"].loops
+    assert loops
+    for instructions in loops:
+        names = " ".join(instructions)
+        assert not any(word in names for word in ("BAR.", "LDS", "STS", "LDSM")), names
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].wide])
+def test_loads_are_wide_and_ahead(name, target, facts):
+    variant = VARIANTS[name]
+    read = {"current", "grad_spikes", "grad_mem"}
+    if "backward" in variant.kernel:
+        read |= {"mem", "syn", "inh"}
+    streams = len(read & set(variant.tensors))
+    if "current" in variant.tensors and "backward" in variant.kernel:
+        streams += 1  # the membrane that was integrated again is read back
+    bits = 32 * variant.dtype.itemsize  # four neurons a thread
+    wide = facts[f"{name} {target}"].count(rf"LDG\.E(\.\w+)*\.{bits}(\.\w+)*")
+    assert wide >= streams * ahead(variant)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("forward")])
+def test_spikes_are_decided_without_fused_multiply_add(name, facts):
+    for target in NVIDIA:
+        assert facts[f"{name} {target}"].count(r"FFMA.*") == 0
+    assert facts[f"{name} gfx942"].count(r"v_(pk_)?(fma|fmac|mac|mad)_(f32|legacy).*") == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["linear first spikes", "linear crossing", "linear membrane", "linear readout sum"]
+)
+def test_events_are_integrated_without_fused_multiply_add(name, facts):
+    for target in NVIDIA:
+        assert facts[f"{name} {target}"].count(r"FFMA.*") == 0
+    assert facts[f"{name} gfx942"].count(r"v_(pk_)?(fma|fmac|mac|mad)_(f32|legacy).*") == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_tensor_core_form_uses_tensor_cores(target, facts):
+    found = facts[f"linear dot {target}"].count(r"HMMA.*|HGMMA.*|UTC\w*MMA.*|v_mfma_.*")
+    assert found >= 8
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize(
+    "name", ["linear first spikes", "linear readout sum", "linear weight rows"]
+)
+def test_rows_of_weights_are_loaded_wide_and_ahead(name, target, facts):
+    wide = facts[f"{name} {target}"].count(r"LDG\.E(\.\w+)*\.128(\.\w+)*")
+    assert wide >= EVENTS
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+def test_a_small_layer_over_a_long_time(backend):
+    arguments = problem((2048, 16, 100), torch.float32, per_neuron=True)
+    arguments["beta"] = 0.9 + 0.1 * arguments["beta"]
+    options = {"surrogate": surrogate.atan(), "rule": "masked", "reset": "subtract"}
+    cpu = operator_run(**arguments, **options, backend="torch")
+    moved = {name: value.to(device_of(backend)) for name, value in arguments.items()}
+    gpu = operator_run(**moved, **options, backend=backend)
+    assert torch.equal(gpu.spikes.cpu(), cpu.spikes)
+    for name in ("mem", "current", "beta", "threshold"):
+        assert relative_error(getattr(gpu, name), getattr(cpu, name)) < 1e-4, name
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@settings(max_examples=20)
+@given(
+    num_steps=st.integers(1, 20),
+    features=st.integers(1, 9),
+    rule=st.sampled_from(GRADIENT_RULES),
+    reset=st.sampled_from(RESETS),
+    recompute=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_kernels_equal_the_cpu(backend, num_steps, features, rule, reset, recompute, dtype, seed):
+    arguments = problem((num_steps, 2, features), dtype, seed=seed)
+    options = {
+        "surrogate": surrogate.fast_sigmoid(slope=10),
+        "rule": rule,
+        "reset": reset,
+        "recompute": recompute,
+    }
+    cpu = operator_run(**arguments, **options, backend="torch")
+    moved = {name: value.to(device_of(backend)) for name, value in arguments.items()}
+    gpu = operator_run(**moved, **options, backend=backend)
+    assert torch.equal(gpu.spikes.cpu(), cpu.spikes)
+    assert torch.equal(gpu.mem.cpu(), cpu.mem)
+    for name in ("times", "current", "beta", "threshold", "factor", "mem_0"):
+        error = relative_error(getattr(gpu, name), getattr(cpu, name))
+        assert error < (1e-5 if dtype == torch.float32 else 1e-12), name
+
+
+def _linear_run(backend, spikes, dtype, rule, reset, reduction, surrogate_, device):
+    """Scores and all gradients of two layers and a readout, from spike times."""
+    make = torch.Generator().manual_seed(3)
+
+    def draw(*shape, low=-1.0, high=1.0):
+        values = torch.rand(*shape, generator=make, dtype=torch.float64) * (high - low) + low
+        return values.to(device, dtype).requires_grad_()
+
+    n, hidden, out = spikes.features[0], 11, 3
+    first = (draw(hidden, n), draw(hidden, high=0.2), draw(hidden, low=0.5))
+    second = (draw(hidden, hidden), draw(hidden, low=0.2), draw(hidden, low=0.5))
+    last = (draw(out, hidden), draw(out), draw(out, low=0.5))
+    options = {"gradient": rule, "reset_mechanism": reset, "backend": backend}
+    options |= {"spike_grad": surrogate_}
+    x, theta = spikes.to(device), draw(hidden, low=0.1, high=0.6)
+    x = single_spike_linear(x, *first, theta, **options)
+    y = single_spike_linear(x, *second, theta, **options)
+    current = torch.nn.functional.linear(y, *last[:2])
+    scores = leaky_readout(current, last[2], reduction=reduction, backend=backend)
+    weights = torch.linspace(-1, 1, scores.numel(), dtype=dtype, device=device).view_as(scores)
+    grads = torch.autograd.grad((scores * weights).sum(), (*first, *second, *last, theta))
+    return (x.times, y.times), (scores, *grads)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@settings(max_examples=12)
+@given(
+    num_steps=st.integers(1, 12),
+    units=st.integers(1, 9),
+    rule=st.sampled_from(GRADIENT_RULES),
+    reset=st.sampled_from(RESETS),
+    reduction=st.sampled_from(REDUCTIONS),
+    weighted=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_linear_kernels_equal_plain_torch(
+    backend, num_steps, units, rule, reset, reduction, weighted, dtype, seed
+):
+    make = torch.Generator().manual_seed(seed)
+    spikes = SpikeTimes(torch.randint(-1, num_steps, (2, units), generator=make), num_steps)
+    if weighted:
+        dense = torch.rand(num_steps, 2, units, generator=make, dtype=dtype).round(decimals=1)
+        spikes = SpikeEvents.from_dense(dense * (dense > 0.6))
+    options = (spikes, dtype, rule, reset, reduction, surrogate.fast_sigmoid(slope=10))
+    times, values = _linear_run("torch", *options, "cpu")
+    their_times, theirs = _linear_run(backend, *options, device_of(backend))
+    for mine, other in zip(times, their_times, strict=True):
+        assert torch.equal(other.cpu(), mine)
+    for mine, other in zip(values, theirs, strict=True):
+        assert relative_error(other, mine) < (1e-4 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@pytest.mark.parametrize("num_steps", [16, 20, DOT_PRODUCTS])
+def test_tensor_core_form_against_float64(backend, num_steps, monkeypatch):
+    """Spikes equal those in float64 but where the membrane is within 1e-5 of the threshold."""
+    device = device_of(backend)
+    monkeypatch.setattr(triton_linear, "dot_products", lambda device: 2 * num_steps)
+    times = torch.randint(-1, num_steps, (3, 50))
+    weight, bias = torch.randn(70, 50) / 5, torch.randn(70) / 20
+    beta = torch.rand(70)
+    layer = (weight.to(device), bias.to(device), beta.to(device))
+    spikes = SpikeTimes(times.to(device), num_steps)
+    found = single_spike_linear(spikes, *layer, backend=backend).times.cpu()
+    current = torch.nn.functional.linear(
+        SpikeTimes(times, num_steps, dtype=torch.float64).to_dense(), weight.double(), bias.double()
+    )
+    exact = single_spike_leaky(current, beta.double(), backend="torch")
+    assert exact.mem is not None
+    close = ((exact.mem - 1).abs() < 1e-5).any(0)
+    assert torch.equal(found[~close].long(), exact.times[~close])
+    assert close.float().mean() < 0.01
+    assert (found >= 0).any()
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "silent", "dtype", "faster"),
+    [
+        (DOT_PRODUCTS, 0, torch.float32, True),
+        (DOT_PRODUCTS + 1, 0, torch.float32, False),
+        (DOT_PRODUCTS // 2, 25, torch.float32, True),
+        (DOT_PRODUCTS // 2, 26, torch.float32, False),
+        (DOT_PRODUCTS // 2, 0, torch.float64, False),
+    ],
+)
+def test_tensor_core_form_where_it_takes_less_time(num_steps, silent, dtype, faster, monkeypatch):
+    monkeypatch.setattr(triton_linear, "dot_products", lambda device: DOT_PRODUCTS)
+    times = torch.zeros(3, 50, dtype=torch.int32)
+    times[:, :silent] = -1
+    weight = torch.zeros(7, 50, dtype=dtype)
+    events = triton_linear.sort_spikes(times, num_steps)
+    assert triton_linear.dot_pays(events, num_steps, weight) is faster
+    assert not triton_linear.dot_pays(events._replace(once=False), num_steps, weight)
+
+
+@pytest.fixture
+def timeable(monkeypatch):
+    """As if each form took so long on a GPU; both run, in the interpreter on the CPU."""
+    taken = []
+
+    def milliseconds(run):
+        run()
+        return taken.pop(0)
+
+    small = {"num_steps": 16, "batch": 2, "units": 9, "lanes": 5}
+    monkeypatch.setattr(triton_linear, "_TIMED", small)
+    monkeypatch.setattr(triton_linear, "_measured", {})
+    monkeypatch.setattr(triton_linear, "_milliseconds", milliseconds)
+    monkeypatch.setattr(triton_linear, "warp_size", lambda: 32)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return taken
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+def test_forms_are_timed_once_for_each_device(backend, timeable):
+    device = torch.device(device_of(backend))
+    generator = torch.get_rng_state()
+    timeable += [1.0, 4.0, "not timed again"]  # 16 products in a quarter of the time: 4
+    assert triton_linear.dot_products(device) == 4
+    assert triton_linear.dot_products(device) == 4
+    assert torch.equal(torch.get_rng_state(), generator)
+    timeable[:] = [1.0, 4.3]
+    triton_linear._measured.clear()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert triton_linear.dot_products(device) == 4  # rounded: the next run chooses the same
+    finally:
+        torch.set_default_dtype(default)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+def test_form_where_nothing_may_be_timed(backend, timeable, monkeypatch):
+    device = torch.device(device_of(backend))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert triton_linear.dot_products(device) == DOT_PRODUCTS
+    timeable += [1.0, 1.0]
+    assert triton_linear.dot_products(device) == 16
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert triton_linear.dot_products(device) == DOT_PRODUCTS
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+NEURONS = {
+    "leaky": lambda n, **o: snn.SingleSpikeLeaky(torch.rand(n), learn_beta=True, **o),
+    "one beta": lambda n, **o: snn.SingleSpikeLeaky(0.9, **o),
+    "synaptic": lambda n, **o: snn.SingleSpikeSynaptic(0.9, torch.rand(n), learn_alpha=True, **o),
+    "alpha": lambda n, **o: snn.SingleSpikeAlpha(0.9, 0.8, learn_alpha=True, **o),
+    "feedback": lambda n, **o: snn.SingleSpikeRLeaky(0.9, V=0.1, all_to_all=False, **o),
+}
+
+
+def _launch_all(shape, dtype, rule):
+    """Every kernel both ways, on (T, B, N)."""
+    options = {"gradient": rule, "reset_mechanism": "subtract", "backend": "triton"}
+    for make in NEURONS.values():
+        neuron = make(shape[2], **options).to(dtype)
+        out = neuron(torch.randn(shape, dtype=dtype, requires_grad=True))
+        sum(x.sum() for x in out if x.requires_grad).backward()
+    if dtype not in (torch.float32, torch.float64):
+        return
+    fast = surrogate.fast_sigmoid(slope=10)
+    spikes = SpikeTimes(torch.randint(-1, shape[0], shape[1:]), shape[0])
+    for reduction in ("sum", "max"):
+        _linear_run("triton", spikes, dtype, rule, "subtract", reduction, fast, "cpu")
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    leaky_readout(x, 0.9, reduction="max", backend="triton").sum().backward()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the launches themselves are it")
+def test_launches_compile(monkeypatch):
+    monkeypatch.setattr(triton_linear, "warp_size", lambda: 32)
+    monkeypatch.setattr(triton_linear, "_PIECE_BYTES", 1)  # the second piece begins at sample 1
+    every = [(torch.float32, rule) for rule in GRADIENT_RULES]
+    every += [(torch.float64, "masked"), (torch.float64, "spike_time"), (torch.bfloat16, "masked")]
+    with recorded() as launches:
+        for products in (0, 100):
+            monkeypatch.setattr(triton_linear, "dot_products", lambda device, n=products: n)
+            _launch_all((1, 1, 1), torch.float32, "masked")
+            _launch_all((3, 2, 16), torch.float32, "masked")
+        for dtype, rule in every:
+            _launch_all((3, 2, 5), dtype, rule)
+    made = {launch.kernel for launch in launches.values()}
+    for module in (kernels_neuron, kernels_linear):
+        assert {name for name in vars(module) if name.endswith("_kernel")} <= made
+    compile_launches(list(launches.values()))
+
+
+def test_numbers_for_a_kernel_in_two_parts():
+    a, b, a_rest, b_rest = triton_neuron._single(0.1, 25.0)
+    assert (a, b, b_rest) == (float(np.float32(0.1)), 25.0, 0.0)
+    assert a + a_rest == 0.1

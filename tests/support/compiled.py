@@ -1,0 +1,428 @@
+"""Compiles the kernels for GPUs that are not here, and reads what the compiler made of them.
+
+`python -m tests.support.compiled` prints the facts of every variant and target as JSON, a process of its
+own because one that interprets kernels cannot compile them. With `--store` it writes those that
+must not worsen to benchmarks/baselines/kernels.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from snn_single_spike.backends.triton import _launch
+from snn_single_spike.backends.triton import linear as triton_linear
+from snn_single_spike.kernels.triton import linear, neuron, readout
+
+from tests.support.devices import ROOT
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+BASELINE = ROOT / "benchmarks" / "baselines" / "kernels.json"
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+ALWAYS = {"beta": "*fp32", "threshold": "*fp32", "graded_spikes_factor": "*fp32", "times": "*i64"}
+STATE = ("crossing", "mem_0", "grad_at", "grad_before", "grad_beta", "grad_threshold")
+STATE += ("grad_mem_0", "sensitivity", "alpha", "gain", "feedback", "syn_0", "inh_0")
+STATE += ("grad_alpha", "grad_gain", "grad_feedback", "grad_syn_0", "grad_inh_0")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of a kernel, as the launcher would ask for it."""
+
+    kernel: str
+    tensors: tuple[str, ...]
+    """Optional tensors that are present."""
+    options: tuple[tuple[str, str], ...] = ()
+    dtype: torch.dtype = torch.float32
+    wide: bool = True
+    scalar: bool = False
+    """Parameters of one value: a size of 1 is compiled in."""
+
+
+MASKED = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "subtract"))
+RAMP = (("RULE", "straight_through"), ("SURROGATE", "fast_sigmoid"), ("RESET", "none"))
+CLEAR = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "clear"))
+LEARNED = ("grad_beta", "grad_threshold", "grad_mem_0", "mem_0")
+VARIANTS = {
+    "forward": Variant(
+        "neuron_forward_kernel", ("current", "spikes", "mem", "final"), (("RESET", "subtract"),)
+    ),
+    "forward small": Variant(
+        "neuron_forward_kernel", ("current", "spikes", "mem"), (("RESET", "zero"),), wide=False
+    ),
+    "forward bf16": Variant(
+        "neuron_forward_kernel",
+        ("current", "spikes", "mem", "final"),
+        (("RESET", "subtract"),),
+        torch.bfloat16,
+    ),
+    "forward scalar": Variant(
+        "neuron_forward_kernel", ("current", "spikes", "mem"), (("RESET", "none"),), scalar=True
+    ),
+    "backward scalar": Variant(
+        "neuron_backward_kernel",
+        ("mem", "grad_spikes", "grad_current", "grad_beta"),
+        MASKED,
+        scalar=True,
+    ),
+    "forward times": Variant("neuron_forward_kernel", ("current",), (("RESET", "none"),)),
+    "forward crossing": Variant(
+        "neuron_forward_kernel", ("current", "crossing", "mem_0"), (("RESET", "none"),)
+    ),
+    "backward masked": Variant(
+        "neuron_backward_kernel", ("mem", "grad_spikes", "grad_current"), MASKED
+    ),
+    "backward learned": Variant(
+        "neuron_backward_kernel",
+        ("mem", "grad_spikes", "grad_mem", "grad_current", *LEARNED),
+        MASKED,
+    ),
+    "backward ramp": Variant(
+        "neuron_backward_kernel", ("mem", "grad_spikes", "grad_current", "grad_beta"), RAMP
+    ),
+    "backward recompute": Variant(
+        "neuron_backward_kernel",
+        ("current", "grad_spikes", "grad_mem", "grad_current", *LEARNED),
+        MASKED,
+    ),
+    "backward spike time": Variant(
+        "neuron_backward_kernel",
+        ("grad_at", "grad_before", "grad_current"),
+        (("RULE", "spike_time"), ("SURROGATE", "atan"), ("RESET", "none")),
+    ),
+    "backward bf16": Variant(
+        "neuron_backward_kernel",
+        ("mem", "grad_spikes", "grad_current", *LEARNED),
+        MASKED,
+        torch.bfloat16,
+    ),
+    "forward synaptic": Variant(
+        "neuron_forward_kernel",
+        ("current", "alpha", "spikes", "mem", "syn", "final"),
+        (("RESET", "subtract"),),
+    ),
+    "forward alpha": Variant(
+        "neuron_forward_kernel",
+        ("current", "alpha", "gain", "spikes", "mem", "syn", "inh", "final"),
+        (("RESET", "clear"),),
+    ),
+    "forward feedback": Variant(
+        "neuron_forward_kernel",
+        ("current", "feedback", "spikes", "mem", "final"),
+        (("RESET", "subtract"),),
+    ),
+    "backward synaptic": Variant(
+        "neuron_backward_kernel", ("mem", "alpha", "grad_spikes", "grad_current"), MASKED
+    ),
+    "backward synaptic learned": Variant(
+        "neuron_backward_kernel",
+        ("mem", "syn", "alpha", "grad_spikes", "grad_current", "grad_alpha", "grad_beta"),
+        MASKED,
+    ),
+    "backward synaptic recompute": Variant(
+        "neuron_backward_kernel", ("current", "alpha", "grad_spikes", "grad_current"), MASKED
+    ),
+    "backward alpha": Variant(
+        "neuron_backward_kernel", ("mem", "alpha", "gain", "grad_spikes", "grad_current"), CLEAR
+    ),
+    "backward alpha learned": Variant(
+        "neuron_backward_kernel",
+        (
+            *("mem", "syn", "inh", "alpha", "gain", "grad_spikes"),
+            *("grad_current", "grad_alpha", "grad_beta", "grad_gain"),
+        ),
+        CLEAR,
+    ),
+    "backward feedback": Variant(
+        "neuron_backward_kernel",
+        ("mem", "feedback", "grad_spikes", "grad_current", "grad_feedback"),
+        MASKED,
+    ),
+    "readout sum": Variant(
+        "readout_kernel", ("current", "value", "sensitivity"), (("REDUCTION", "sum"),)
+    ),
+    "readout max": Variant(
+        "readout_kernel", ("current", "value", "sensitivity", "step"), (("REDUCTION", "max"),)
+    ),
+}
+
+
+POINTERS = {"offsets": "*i64", "times": "*i32", "units": "*i32", "samples": "*i32"}
+POINTERS |= {"spiked": "*i32", "first_spikes": "*i32", "when": "*i64", "taken": "*i64"}
+EVENTS = ("offsets", "times", "units", "weight", "bias", "beta", "threshold")
+READOUT = ("offsets", "times", "units", "weight", "bias", "beta", "value")
+BY_UNIT = ("offsets", "times", "samples", "grad_weight")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One specialisation of a kernel of linear layers from spike times."""
+
+    kernel: str
+    tensors: tuple[str, ...]
+    options: tuple[tuple[str, str], ...] = ()
+
+
+LINEAR = {
+    "linear first spikes": Linear(
+        "linear_first_spikes_kernel", (*EVENTS, "first_spikes"), (("RESET", "none"),)
+    ),
+    "linear crossing": Linear(
+        "linear_first_spikes_kernel",
+        (*EVENTS, "values", "first_spikes", "crossing", "sensitivity"),
+        (("RESET", "none"),),
+    ),
+    "linear membrane": Linear(
+        "linear_first_spikes_kernel", (*EVENTS, "spiked", "mem"), (("RESET", "subtract"),)
+    ),
+    "linear dot": Linear(
+        "linear_first_spikes_dot_kernel",
+        ("times", "weight", "bias", "beta", "threshold", "first_spikes"),
+    ),
+    "linear readout sum": Linear(
+        "linear_readout_kernel", (*READOUT, "sensitivity"), (("REDUCTION", "sum"),)
+    ),
+    "linear readout max": Linear(
+        "linear_readout_kernel", (*READOUT, "sensitivity", "taken"), (("REDUCTION", "max"),)
+    ),
+    "linear weight rows": Linear("linear_backward_weight_kernel", (*BY_UNIT, "lam")),
+    "linear weight impulses": Linear(
+        "linear_backward_weight_kernel",
+        (*BY_UNIT, "values", "at", "before", "when", "log_decay"),
+    ),
+    "linear weight sum": Linear(
+        "linear_backward_weight_kernel", (*BY_UNIT, "every", "log_decay", "geometric")
+    ),
+    "linear input impulses": Linear(
+        "linear_backward_input_kernel",
+        (
+            *("times", "units", "samples", "weight", "at", "before", "when", "log_decay"),
+            "grad_inputs",
+        ),
+    ),
+}
+
+
+@dataclass
+class Facts:
+    """What a compiler made of one variant."""
+
+    registers: int
+    spilled: int
+    """Bytes or registers in local memory."""
+    instructions: dict[str, int]
+    loops: list[dict[str, int]]
+    """Instructions of each loop over time (NVIDIA only)."""
+
+    def count(self, pattern: str) -> int:
+        """Instructions whose name matches."""
+        return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
+
+    def summary(self) -> dict[str, int]:
+        """What must not grow from one version of the kernels to the next."""
+        narrow = self.count(r"LDG\.E(?!\S*\.(64|128)).*")
+        barriers = sum(n for body in self.loops for name, n in body.items() if "BAR." in name)
+        return {
+            "registers": self.registers,
+            "spilled": self.spilled,
+            "narrow loads": narrow,
+            "barriers in loops": barriers,
+        }
+
+
+def ahead(variant: Variant, warp: int = 32) -> int:
+    """Time steps that the variant loads ahead."""
+    if "readout" in variant.kernel:
+        return _launch.FORWARD_STEPS
+    if "forward" in variant.kernel:
+        return _launch.forward_steps("alpha" in variant.tensors, warp)
+    recompute = "current" in variant.tensors
+    return _launch.RECOMPUTE_STEPS if recompute else _launch.BACKWARD_STEPS
+
+
+def compile_linear(name: str, target_name: str) -> Facts:
+    variant, target = LINEAR[name], TARGETS[target_name]
+    kernel = getattr(linear, variant.kernel)
+    constants = dict(variant.options) | {"STATE": tl.float32, "BLOCK": 128}
+    constants["U"] = triton_linear.EVENTS
+    options = dict(_launch.LAUNCH)
+    if name == "linear dot":
+        constants |= triton_linear.dot_tile(target.warp_size)
+        options = {"num_warps": 4}
+    signature, values, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in variant.tensors:
+            signature[name] = POINTERS.get(name, "*fp32")
+        elif name in constants:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif name in ("T", "B", "N", "O", "n", "start"):
+            signature[name] = "i32"
+        else:
+            signature[name], values[name] = "constexpr", None
+        if signature[name][0] == "*" or name in ("N", "O"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    return _facts(triton.compile(source, target=target, options=options), target)
+
+
+def _facts(binary: object, target: GPUTarget) -> Facts:
+    return _amd(binary) if target.backend == "hip" else _nvidia(binary)
+
+
+def compile_any(name: str, target_name: str) -> Facts:
+    return (compile_linear if name in LINEAR else compile_variant)(name, target_name)
+
+
+def compile_variant(name: str, target_name: str) -> Facts:
+    variant = VARIANTS[name]
+    kernel = getattr(neuron, variant.kernel, None) or getattr(readout, variant.kernel)
+    target = TARGETS[target_name]
+    lanes = 1 << 20 if variant.wide else 128
+    constants = dict(variant.options) | {
+        "CLAMP": True,
+        "STATE": tl.float32,
+        "BLOCK": _launch.block_size(lanes, target.warp_size),
+        "U": ahead(variant, target.warp_size),
+    }
+    signature, values, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif name in ALWAYS:
+            signature[name] = ALWAYS[name]
+        elif name == "step" and name in variant.tensors:
+            signature[name] = "*i64"
+        elif name in variant.tensors:
+            signature[name] = "*fp32" if name in STATE else "*" + TYPES[variant.dtype]
+        elif name in ("a", "b", "a_rest", "b_rest"):
+            signature[name] = "fp32"
+        elif variant.scalar and name.startswith("P_"):
+            signature[name], values[name] = "constexpr", 1
+        elif name.isupper():
+            signature[name] = "i32"
+        else:
+            signature[name], values[name] = "constexpr", None
+        if signature[name][0] == "*" or name in (
+            "M",
+            "STEP_SPIKES",
+            "STEP_MEM",
+            "STEP_SYN",
+            "STEP_INH",
+        ):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    return _facts(triton.compile(source, target=target, options=dict(_launch.LAUNCH)), target)
+
+
+def _nvidia(binary: object) -> Facts:
+    tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+
+        def run(*command: str) -> str:
+            path, *arguments = command
+            return subprocess.run(
+                [os.path.join(tools, path), *arguments, file.name],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+
+        usage = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", run("cuobjdump", "-res-usage")))
+        text = run("nvdisasm", "-c")
+    return Facts(
+        registers=int(usage["REG"]),
+        spilled=int(usage["STACK"]) + int(usage["LOCAL"]),
+        instructions=_instructions(text),
+        loops=[_instructions(body) for body in _loops(text)],
+    )
+
+
+def _instructions(text: str) -> dict[str, int]:
+    pattern = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
+    return dict(Counter(re.findall(pattern, text, re.M)))
+
+
+def _loops(text: str) -> list[str]:
+    """Bodies of the backward branches of an NVIDIA disassembly."""
+    lines = text.splitlines()
+    labels = {
+        match.group(1): number
+        for number, line in enumerate(lines)
+        if (match := re.match(r"(\.L_x_\d+):", line))
+    }
+    bodies = []
+    for number, line in enumerate(lines):
+        match = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        # The last instruction of a program is a branch to itself.
+        if match and labels.get(match.group(1), number) < number - 2:
+            bodies.append("\n".join(lines[labels[match.group(1)] : number]))
+    return bodies
+
+
+def _amd(binary: object) -> Facts:
+    text = binary.asm["amdgcn"]
+    facts = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text))
+    private = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text).group(1))
+    return Facts(
+        registers=int(facts["vgpr_count"]),
+        spilled=int(facts["vgpr_spill_count"]) + int(facts["sgpr_spill_count"]) + private,
+        instructions=dict(Counter(re.findall(r"^\t([a-z]\w+)", text, re.M))),
+        loops=[],
+    )
+
+
+def compile_all() -> dict[str, Facts]:
+    """Facts of every variant and target, compiled in a process without the interpreter."""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    output = subprocess.run(
+        [sys.executable, "-m", "tests.support.compiled"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if output.returncode:
+        raise RuntimeError(f"compiling the kernels failed:\n{output.stderr}")
+    return {key: Facts(**facts) for key, facts in json.loads(output.stdout).items()}
+
+
+def store(facts: dict[str, Facts]) -> None:
+    summaries = {key: value.summary() for key, value in facts.items()}
+    contents = {"triton": triton.__version__, "facts": summaries}
+    BASELINE.parent.mkdir(exist_ok=True)
+    BASELINE.write_text(json.dumps(contents, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    pairs = [(name, target) for name in (*VARIANTS, *LINEAR) for target in TARGETS]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(compile_any, *zip(*pairs, strict=True))
+        facts = {
+            f"{name} {target}": result
+            for (name, target), result in zip(pairs, results, strict=True)
+        }
+    if "--store" in sys.argv:
+        store(facts)
+    else:
+        print(json.dumps({key: asdict(value) for key, value in facts.items()}))

@@ -1,0 +1,135 @@
+"""Compiles launches as they were made: recorded in the interpreter, in a process without it.
+
+`compiled.py` compiles the variants whose instructions matter, with signatures written by hand.
+What a launcher really passes (sizes of 1, which are compiled in, absent tensors, unaligned ones,
+float64) shows only in its calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from triton.runtime import driver, interpreter
+
+from tests.support.compiled import TARGETS
+
+TARGET = TARGETS["sm_90"]
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What the compiler is told of a tensor."""
+
+    dtype: torch.dtype
+    aligned: bool
+
+    def data_ptr(self) -> int:
+        return 0 if self.aligned else 1
+
+    def ptr_range(self) -> int:
+        return 0
+
+
+class Launch(NamedTuple):
+    module: str
+    kernel: str
+    arguments: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+
+    def specialisation(self) -> tuple[Any, ...]:
+        """The same for two launches that are compiled once."""
+        arguments = tuple(_kind(argument) for argument in self.arguments)
+        return self.module, self.kernel, arguments, self.options
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return Pointer(value.dtype, value.data_ptr() % 16 == 0)
+    return value.name if isinstance(value, tl.dtype) else value  # types cannot be pickled
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, float):
+        return float
+    if isinstance(value, int):
+        return int, value == 1, value % 16 == 0, abs(value) < 2**31
+    return value
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[tuple[Any, ...], Launch]]:
+    """The launches made meanwhile, one of each specialisation."""
+    launches: dict[tuple[Any, ...], Launch] = {}
+    run = interpreter.InterpretedFunction.run
+
+    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        options = tuple((name, _argument(value)) for name, value in sorted(kwargs.items()))
+        launch = Launch(self.fn.__module__, self.fn.__name__, tuple(map(_argument, args)), options)
+        launches.setdefault(launch.specialisation(), launch)
+        return run(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+    interpreter.InterpretedFunction.run = record
+    try:
+        yield launches
+    finally:
+        interpreter.InterpretedFunction.run = run
+
+
+def compile_launches(launches: list[Launch]) -> None:
+    """Compile each as on a GPU that is not here."""
+    with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
+        pickle.dump([tuple(launch) for launch in launches], file)
+        file.flush()
+        environment = os.environ | {"TRITON_INTERPRET": "0"}
+        command = [sys.executable, "-m", "tests.support.launches", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"compiling the launches failed:\n{done.stderr[-10_000:]}")
+
+
+class _Driver:
+    """Says that the current device is the target; launches nothing."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return TARGET
+
+
+def _compile(launch: Launch) -> None:
+    driver.set_active(_Driver())
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    options = {
+        name: tl.dtype(value) if name == "STATE" else value for name, value in launch.options
+    }
+    try:
+        kernel.run(*launch.arguments, grid=(1,), warmup=True, **options)
+    except Exception as error:
+        raise RuntimeError(f"{launch} does not compile") from error
+
+
+def main() -> None:
+    with open(sys.argv[1], "rb") as file:
+        launches = [Launch(*launch) for launch in pickle.load(file)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_compile, launches))
+
+
+if __name__ == "__main__":
+    main()
