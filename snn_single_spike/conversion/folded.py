@@ -253,8 +253,10 @@ class Converted:
 
 def make_converted(model: Any, time: Time, num_steps: int | None) -> None:
     """Turn a model with folded neurons into a converted model, in place."""
-    model.__class__ = _converted_class(type(model))
-    model._single_spike = _Conversion(time, num_steps)
+    original: Any = type(model)
+    model.__class__ = _converted_class(original)
+    converted: Any = model
+    converted._single_spike = _Conversion(time, num_steps)
 
 
 def original_class(model: Converted) -> type:

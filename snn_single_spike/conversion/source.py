@@ -41,7 +41,7 @@ def _repeated(node: ast.AST) -> list[ast.AST]:
 def _called_methods(owner: type, tree: ast.AST, seen: set[str]) -> Iterator[Callable[..., Any]]:
     """Methods of ``owner`` that a syntax tree calls, directly or through other methods."""
     for name in _called(tree):
-        method = getattr(owner, name, None)
+        method: Any = getattr(owner, name, None)
         package = getattr(method, "__module__", "").partition(".")[0]
         written_by_user = inspect.isfunction(method) and package not in ("torch", "snntorch")
         if written_by_user and name not in seen:

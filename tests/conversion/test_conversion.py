@@ -695,5 +695,5 @@ def test_bad_calls():
     with pytest.raises(ValueError, match=r"whole sequence, \(time, batch"):
         convert(population())(torch.rand(3, 64))
     fast = convert(population())
-    with pytest.raises(RuntimeError, match="neuron '2'.*called outside of it"):
+    with pytest.raises(RuntimeError, match="neuron '2'.*called outside of the model"):
         fast[2](torch.rand(3, 40))
