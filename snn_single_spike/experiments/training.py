@@ -365,7 +365,7 @@ class _Run:
         return {
             "label": int(self.testing.labels[0]),
             "answer": int(scores.argmax()),
-            "steps": self.config.num_steps,
+            "num_steps": self.config.num_steps,
             "layers": layers,
         }
 
