@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .backends._events import Events
 from .backends._types import state_dtype
 from .ops import neuron as operators
 from .ops.linear import LinearReadout, LinearSpikes, Source, SpikeCount
@@ -20,6 +21,7 @@ from .ops.validation import (
     GRADIENT_RULES,
     REDUCTIONS,
     RESETS,
+    NaNError,
     check_choice,
     check_current,
     check_parameter,
@@ -38,6 +40,11 @@ from .spikes.times import (
 
 __all__ = [
     "DEFAULT_GRADIENT",
+    "GRADIENT_RULES",
+    "REDUCTIONS",
+    "SPIKE_FORMATS",
+    "Events",
+    "NaNError",
     "SingleSpikes",
     "first_spike_time",
     "leaky_readout",
@@ -49,6 +56,7 @@ __all__ = [
 COUNTED = ("neuron", "sample")
 
 DEFAULT_GRADIENT = "masked"
+SPIKE_FORMATS = ("dense", "times")
 
 
 class SingleSpikes(NamedTuple):
