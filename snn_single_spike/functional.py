@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .backends._events import Events
 from .backends._types import state_dtype
 from .ops.linear import LinearReadout, LinearSpikes, Source, SpikeCount
 from .ops.neuron import INPUTS, Settings, SingleSpike, Wanted
@@ -21,6 +22,7 @@ from .ops.validation import (
     GRADIENT_RULES,
     REDUCTIONS,
     RESETS,
+    NaNError,
     check_choice,
     check_current,
     check_parameter,
@@ -39,6 +41,11 @@ from .spikes.times import (
 
 __all__ = [
     "DEFAULT_GRADIENT",
+    "GRADIENT_RULES",
+    "REDUCTIONS",
+    "SPIKE_FORMATS",
+    "Events",
+    "NaNError",
     "SingleSpikes",
     "first_spike_time",
     "leaky_readout",
@@ -50,6 +57,7 @@ __all__ = [
 COUNTED = ("neuron", "sample")
 
 DEFAULT_GRADIENT = "masked"
+SPIKE_FORMATS = ("dense", "times")
 
 
 def leaky_reset(reset_mechanism: str) -> str:
