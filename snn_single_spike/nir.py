@@ -33,7 +33,7 @@ from .conversion.checks import BATCH_NORM, MAX_POOL, overridden_parts
 from .conversion.folded import DROPOUT, Converted, static_steps
 from .modules._base import SingleSpikeNeuron
 from .modules.linear import SingleSpikeLinear
-from .spikes.times import versions
+from .spikes.lazy import versions
 
 try:
     import nir

@@ -27,9 +27,8 @@ from snn_single_spike import (
     revert,
 )
 from snn_single_spike.ops.validation import GRADIENT_RULES
-from snn_single_spike.spikes import pooling
+from snn_single_spike.spikes import LazyCurrent, pooling
 from snn_single_spike.spikes.lazy import LazyTensor
-from snn_single_spike.spikes.times import LazyCurrent
 
 from tests.support import networks
 from tests.support.networks import (

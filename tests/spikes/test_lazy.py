@@ -16,8 +16,8 @@ from snn_single_spike import (
     SpikeEvents,
     SpikeTimes,
 )
+from snn_single_spike.spikes import LazyCurrent
 from snn_single_spike.spikes.lazy import LazyTensor
-from snn_single_spike.spikes.times import LazyCurrent
 
 from tests.support.spikes import (
     BATCH,

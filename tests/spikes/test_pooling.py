@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from snn_single_spike import LeakyReadout, SpikeEvents, SpikeTimes
+from snn_single_spike.spikes import LazyCurrent
 from snn_single_spike.spikes.lazy import LazyTensor
 from snn_single_spike.spikes.pooling import AveragedSpikes
-from snn_single_spike.spikes.times import LazyCurrent
 
 from tests.support.networks import loss_of
 

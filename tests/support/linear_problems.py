@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from snn_single_spike import SpikeEvents, SpikeTimes
 from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
-from snn_single_spike.spikes.times import LazyCurrent
+from snn_single_spike.spikes import LazyCurrent
 
 from tests.support import sequential
 from tests.support.devices import runnable
