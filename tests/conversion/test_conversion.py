@@ -262,6 +262,15 @@ def test_batch_norm_is_said_and_its_momentum_matched():
     assert fast[1].momentum == 0.1
 
 
+def test_warnings_point_at_the_call_of_convert():
+    model = nn.Sequential(nn.BatchNorm2d(1), leaky(), nn.MaxPool2d(2))
+    model.computed = model[0].weight * 2
+    with pytest.warns(UserWarning, match="'computed' of Sequential") as warned:
+        revert(convert(model))
+    assert len(warned) == 3
+    assert {warning.filename for warning in warned} == {__file__}
+
+
 def test_max_pool_after_a_neuron_is_said():
     with pytest.warns(UserWarning, match="'1': MaxPool after a neuron"):
         convert(nn.Sequential(leaky(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2), leaky()))
