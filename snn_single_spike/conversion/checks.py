@@ -223,7 +223,7 @@ def warn_about_differences(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, BATCH_NORM):
             warnings.warn(
-                f"{path!r}: when training, BatchNorm computes its statistics over all time steps "
+                f"{path!r}: when training, BatchNorm takes its statistics over all time steps "
                 "together, not over each step; in eval mode nothing differs",
                 stacklevel=3,
             )
