@@ -1,4 +1,4 @@
-"""What :func:`convert` rejects, and what it warns about.
+"""Rejects layers that :func:`convert` does not support, and warns about differences.
 
 Every error names the layer, the reason and the edit.
 """
@@ -99,7 +99,7 @@ def _reject_hidden_neurons(path: str, module: nn.Module) -> None:
 
 
 def _reject_layers_over_time(path: str, module: nn.Module) -> None:
-    """Layers with weights or statistics of their own for every time step."""
+    """Layers with separate weights or statistics for every time step, or with recurrence."""
     name = type(module).__name__
     if isinstance(module, snn.LeakyParallel):
         raise ConversionError(

@@ -1,4 +1,4 @@
-"""What the writer and the reader of NIR graphs share."""
+"""Constants and helpers of the writer and the reader of NIR graphs."""
 
 from __future__ import annotations
 

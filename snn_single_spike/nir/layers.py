@@ -1,6 +1,7 @@
 """Layers and neurons in the form that snnTorch's exporter accepts.
 
-The exporter drops what it does not support, or prints a line. These functions raise instead.
+The exporter drops a layer that it does not support, or prints a line. These functions raise an
+error instead.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def _exportable_pool(path: str, pool: nn.AvgPool2d) -> nn.Module:
 
 def _check_conv(path: str, conv: nn.Conv2d) -> None:
     height, width = conv.kernel_size
-    for refused, reason, edit in (
+    for unsupported, reason, edit in (
         (conv.padding_mode != "zeros", "NIR pads with zeros", 'Use padding_mode="zeros"'),
         (conv.groups != 1, "nir cannot read groups back from a file", "Use groups=1"),
         (
@@ -202,5 +203,5 @@ def _check_conv(path: str, conv: nn.Conv2d) -> None:
             'Use a square kernel, or padding="same"',
         ),
     ):
-        if refused:
+        if unsupported:
             reject(path, conv, reason, edit)

@@ -1,7 +1,7 @@
 """Writes single-spike models as NIR graphs, by snnTorch's exporter.
 
-The exporter receives a plain chain of layers, not the model: what it does not support in a model
-it drops, or it prints a line.
+The exporter receives a plain chain of layers, not the model: without an error it drops operations
+and layers that it does not support.
 """
 
 from __future__ import annotations

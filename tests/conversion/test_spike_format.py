@@ -77,7 +77,7 @@ def stack():
 
 
 def mixed():
-    """Neurons that make dense spikes between those that do not."""
+    """Neurons that return dense spikes between neurons that return spike times."""
     return nn.Sequential(
         nn.Linear(20, 15),
         leaky(),
