@@ -2,7 +2,7 @@
 
 - :mod:`~snn_single_spike.conversion.api`: :func:`convert` and :func:`revert`
 - :mod:`~snn_single_spike.conversion.folded`: runs a converted model
-- :mod:`~snn_single_spike.conversion.checks`: what is rejected, and what is warned about
+- :mod:`~snn_single_spike.conversion.checks`: rejects unsupported layers, warns about differences
 - :mod:`~snn_single_spike.conversion.source`: finds loops in the source of a class
 
 Imports run in this order: api, folded, checks, source.

@@ -1,4 +1,4 @@
-"""What :func:`convert` rejects, and what it warns about.
+"""Rejects layers that :func:`convert` does not support, and warns about differences.
 
 Every error names the layer, the reason and the edit.
 """
@@ -99,7 +99,7 @@ def _reject_hidden_neurons(path: str, module: nn.Module) -> None:
 
 
 def _reject_layers_over_time(path: str, module: nn.Module) -> None:
-    """Layers with weights or statistics of their own for every time step."""
+    """Layers with separate weights or statistics for every time step, or with recurrence."""
     name = type(module).__name__
     if isinstance(module, snn.LeakyParallel):
         raise ConversionError(
@@ -223,7 +223,7 @@ def warn_about_differences(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, BATCH_NORM):
             warnings.warn(
-                f"{path!r}: when training, BatchNorm computes its statistics over all time steps "
+                f"{path!r}: when training, BatchNorm takes its statistics over all time steps "
                 "together, not over each step; in eval mode nothing differs",
                 stacklevel=3,
             )

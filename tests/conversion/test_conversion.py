@@ -262,6 +262,7 @@ def test_batch_norm_is_said_and_its_momentum_matched():
     assert fast[1].momentum == 0.1
 
 
+@pytest.mark.filterwarnings("ignore:.*BatchNorm takes its statistics")
 def test_warnings_point_at_the_call_of_convert():
     model = nn.Sequential(nn.BatchNorm2d(1), leaky(), nn.MaxPool2d(2))
     model.computed = model[0].weight * 2

@@ -26,6 +26,7 @@ from snn_single_spike import (
     metrics,
     revert,
 )
+from snn_single_spike.functional import spike_count
 from snn_single_spike.ops.validation import GRADIENT_RULES
 from snn_single_spike.spikes import LazyCurrent, pooling
 from snn_single_spike.spikes.lazy import LazyTensor
@@ -84,7 +85,7 @@ def stack():
 
 
 def mixed():
-    """Neurons that make dense spikes between those that do not."""
+    """Neurons that return dense spikes between neurons that return spike times."""
     return nn.Sequential(
         nn.Linear(20, 15),
         leaky(),
@@ -379,7 +380,7 @@ def test_losses_and_metrics_take_what_a_model_returns():
         losses.spike_count_regulariser(upper=0.5),
         losses.firing_regulariser(),
         lambda spikes: metrics.accuracy_temporal(spikes, targets),
-        metrics.spike_counts,
+        spike_count,
         metrics.latency_to_decision,
         lambda spikes: metrics.energy_estimate(spikes, 10)[0],
         lambda spikes: SF.ce_rate_loss()(spikes, targets),
