@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from snn_single_spike.experiments import ExperimentError, checkpoint, report, training
-from snn_single_spike.experiments.config import Config, make
+from snn_single_spike.experiments.config import Config
 from snn_single_spike.experiments.files import write_bytes
 from snn_single_spike.experiments.progress import Terminal
+from snn_single_spike.experiments.sources import make
 from snn_single_spike.functional import GRADIENT_RULES
 
 TASKS: dict[str, dict[str, Any]] = {

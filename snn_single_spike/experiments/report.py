@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import statistics
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from . import ExperimentError, metrics_log, training
-from .config import RESUMABLE, Config, check_run, make, not_of_a_run
+from .config import RESUMABLE, Config
 from .datasets import DATASETS
 from .files import write_bytes
+from .sources import check_run, make, not_of_a_run
 
 PAGE = "report.md"
 MANY = "multi-spike"
@@ -175,7 +175,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
     """Groups of repetitions by what they are trained on, each with its label."""
     tasks: dict[str, dict[tuple, Group]] = {}
     for run in runs:
-        settings = dataclasses.asdict(run.config)
+        settings = run.config.model_dump()
         repeated = tuple(value for key, value in settings.items() if key not in _REPEATED)
         by_settings = tasks.setdefault(_task(run), {})
         by_settings.setdefault(repeated, Group([])).runs.append(run)
@@ -185,7 +185,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
         groups = sorted(by_settings.values(), key=lambda group: group.config.neuron != MANY)
         differing = [
             key
-            for key in Config.__dataclass_fields__
+            for key in Config.model_fields
             if key not in (*_REPEATED, *_TASK, "neuron", "epochs")
             and len({getattr(g.config, key) for g in groups if _matters(g.config, key)}) > 1
         ]
@@ -262,7 +262,7 @@ def _table(groups: list[Group]) -> list[str]:
 
 def _alike(one: Config, other: Config) -> int:
     """In how many settings two runs agree, apart from their seeds and lengths."""
-    names = set(Config.__dataclass_fields__) - {*_REPEATED, "epochs"}
+    names = set(Config.model_fields) - {*_REPEATED, "epochs"}
     return sum(getattr(one, name) == getattr(other, name) for name in names)
 
 

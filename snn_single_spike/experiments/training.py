@@ -28,9 +28,9 @@ from torch.nn import functional as F
 
 from .. import SpikeEvents, SpikeTimes
 from ..functional import NaNError
-from . import ExperimentError, augment, checkpoint, datasets
+from . import ExperimentError, augment, checkpoint, datasets, rules
 from .checkpoint import Position
-from .config import Config, check_device, to_json
+from .config import Config, to_json
 from .datasets import Dataset, Intensities
 from .distributed import Processes, processes
 from .files import remove_leftovers, write_bytes
@@ -92,13 +92,13 @@ def train(
 
     Example::
 
-        from snn_single_spike.experiments import config, training
+        from snn_single_spike.experiments import sources, training
 
-        settings = config.make({"dataset": "digits", "epochs": 5, "gradient": "pre_spike"})
+        settings = sources.make({"dataset": "digits", "epochs": 5, "gradient": "pre_spike"})
         history = training.train(settings, Path("runs/digits"))
         history[-1]["test_accuracy"]
 
-    :param config: from :func:`snn_single_spike.experiments.config.make`
+    :param config: from :func:`snn_single_spike.experiments.sources.make`
     :param out: folder of the run
     :param resume: go on from the checkpoint in it. Defaults to False
     :param show: makes what shows the progress, from the number of batches in an epoch.
@@ -110,7 +110,7 @@ def train(
     """
     if not resume:
         _refuse_run(out)
-    check_device(config.device)
+    rules.check_device(config.device)
     torch.manual_seed(config.seed)
     network = Network(config).to(DTYPES[config.precision])
     with processes(config.device) as among, _stop_signals() as stop:

@@ -1,6 +1,5 @@
 """The page made from runs."""
 
-import dataclasses
 import json
 import shutil
 import statistics
@@ -8,7 +7,7 @@ import statistics
 import pytest
 
 from snn_single_spike.experiments import ExperimentError, report, training
-from snn_single_spike.experiments.config import make
+from snn_single_spike.experiments.sources import make
 
 pytest.importorskip("sklearn", reason="scikit-learn has the digits")
 pytest.importorskip("matplotlib", reason="matplotlib draws the figures")
@@ -132,7 +131,7 @@ def test_a_run_that_is_not_finished_says_so(runs, tmp_path):
     begun = shutil.copytree(runs / "single-0", tmp_path / "begun")
     (begun / "raster.json").unlink()
     config = make({}, begun / "config.json")
-    (begun / "config.json").write_text(json.dumps(dataclasses.asdict(config) | {"epochs": 9}))
+    (begun / "config.json").write_text(json.dumps(config.model_dump() | {"epochs": 9}))
     page = report.write([begun], tmp_path / "page")
     assert {row[0]: row[2] for row in rows(page)}["single-spike"] == "2 of 9"
     assert "rasters" not in page.read_text()

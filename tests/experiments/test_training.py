@@ -17,8 +17,8 @@ from snn_single_spike.experiments import (
     files,
     training,
 )
-from snn_single_spike.experiments.config import make
 from snn_single_spike.experiments.progress import Silent, Terminal
+from snn_single_spike.experiments.sources import make
 
 from tests.support.devices import DEVICE
 from tests.support.recordings import write_nmnist
