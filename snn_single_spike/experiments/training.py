@@ -7,6 +7,7 @@ several processes, sees the samples that one uninterrupted process would.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import platform
@@ -31,7 +32,7 @@ from ..functional import NaNError
 from . import ExperimentError, augment, checkpoint, datasets, rules
 from .checkpoint import Position
 from .config import Config, to_json
-from .datasets import Dataset, Intensities
+from .datasets import Dataset
 from .distributed import Processes, processes
 from .files import remove_leftovers, write_bytes
 from .metrics_log import MetricsLog
@@ -111,6 +112,8 @@ def train(
     if not resume:
         _refuse_run(out)
     rules.check_device(config.device)
+    if config.augment:
+        augment.check_installed()
     torch.manual_seed(config.seed)
     network = Network(config).to(DTYPES[config.precision])
     with processes(config.device) as among, _stop_signals() as stop:
@@ -256,14 +259,13 @@ class _Run:
         # The sums of a checkpoint are those of all processes together
         figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)
         start, shown = time.perf_counter() - position["seconds"], 0.0
-        order = torch.randperm(
-            len(self.training), generator=_generator(self.config.seed, epoch)
-        ).split(self.config.batch)
+        generator = torch.Generator().manual_seed(_seed(self.config.seed, epoch))
+        order = torch.randperm(len(self.training), generator=generator).split(self.config.batch)
         for batch in range(position["batch"], self.batches):
             # From 1 on, since a trailing 0 would give the numbers of the order of the samples
-            generator = _generator(self.config.seed, epoch, batch + 1)
+            seed = _seed(self.config.seed, epoch, batch + 1)
             try:
-                loss = self._step(order[batch], generator, figures)
+                loss = self._step(order[batch], seed, figures)
             except NaNError as error:
                 raise ExperimentError(
                     f"epoch {epoch}: {error} (--lr is {self.config.lr}, the checkpoint is an "
@@ -303,16 +305,20 @@ class _Run:
                 "is an earlier one)"
             )
 
-    def _step(self, index: Tensor, generator: torch.Generator, figures: Figures) -> Tensor:
+    def _step(self, index: Tensor, seed: int, figures: Figures) -> Tensor:
         """One step of the optimizer, on this process's share of the batch."""
-        share = index[self.among.share].to(self.among.device)
-        transform = None
-        if self.augmentations and isinstance(self.training, Intensities):
-            shape = (len(index), *self.training.values.shape[1:])
-            transform = augment.draw(self.augmentations, shape, generator)
-            transform = transform.samples(self.among.share)
-        labels = self.training.labels[share]
-        scores, hidden = self._forward(self.wrapped, self.training.batch(share, transform))
+        share = self.among.share
+        index = index.to(self.among.device)
+        if self.augmentations:
+            # Every process transforms the whole batch, so that it sees what one process would
+            transform = functools.partial(
+                augment.augment, augmentations=self.augmentations, seed=seed
+            )
+            spikes = self.training.batch(index, transform).samples(share)
+        else:
+            spikes = self.training.batch(index[share])
+        labels = self.training.labels[index[share]]
+        scores, hidden = self._forward(self.wrapped, spikes)
         loss = F.cross_entropy(scores, labels, reduction="sum")
         cost = loss
         if self.config.spike_penalty:
@@ -423,10 +429,9 @@ def _machine(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    """Random numbers that follow from these."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+def _seed(*numbers: int) -> int:
+    """A seed of 64 bits that follows from these numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @contextlib.contextmanager

@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     with pytest.raises(ExperimentError, match=r"the loss of epoch 2 is nan: lower --lr 0\.005"):
         training.train(settings(), tmp_path, resume=True)
     # On a GPU it is looked at once an epoch
-    monkeypatch.setattr(training._Run, "_step", lambda run, index, generator, figures: nan(figures))
+    monkeypatch.setattr(training._Run, "_step", lambda run, index, seed, figures: nan(figures))
     with pytest.raises(ExperimentError, match=r"the loss of epoch 2 is nan"):
         training.train(settings(), tmp_path, resume=True)
     assert len(state(tmp_path)["position"]["history"]) == 1
