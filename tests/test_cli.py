@@ -1,5 +1,6 @@
 """The command line, as a newcomer types it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -91,9 +92,10 @@ def test_train_resume_and_report(tmp_path, capsys, monkeypatch):
     few = ["--train-samples", "100", "--test-samples", "20"]
     assert cli.main([*TRAIN, *few]) == 0
     run = tmp_path / "runs" / "digits-single-spike-masked-0"
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+    lines = (run / "run.jsonl").read_text().splitlines()
+    assert [next(iter(json.loads(line))) for line in lines] == ["settings", "epoch", "raster"]
     assert cli.main(["train", "--resume", str(run), "--epochs", "2"]) == 0
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((run / "run.jsonl").read_text().splitlines()) == 4
     assert "epoch   2/2" in capsys.readouterr().out
     assert cli.main(["report", str(run), "--out", "page"]) == 0
     assert capsys.readouterr().out.strip() == "page/report.md"
@@ -107,9 +109,9 @@ def test_train_resume_and_report(tmp_path, capsys, monkeypatch):
         (["train"], "--dataset is missing"),
         ([*TRAIN, "--gradient", "none"], "--gradient none: use one of masked"),
         ([*TRAIN, "--layers", "x"], "--layers x"),
-        (["train", "--resume", "nowhere"], "nowhere is not the folder of a run"),
+        (["train", "--resume", "nowhere"], "nowhere is not a run: there is no nowhere/run.jsonl"),
         (["train", "--resume", "a", "--out", "b"], "omit --config and --out"),
-        (["report", "nowhere"], "nowhere is not the folder of a run"),
+        (["report", "nowhere"], "nowhere is not a run: there is no nowhere/run.jsonl"),
         ([*TRAIN, "--out", "file"], "--out file is a file"),
         ([*TRAIN, "--train-samples", "2000"], "--train-samples 2000: there are 1,437"),
     ],

@@ -128,8 +128,3 @@ RESUMABLE = ("data", "cache", "device", "epochs", "tensorboard")
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def to_json(config: Config) -> str:
-    """JSON that :func:`read` reads."""
-    return config.model_dump_json(indent=1) + "\n"

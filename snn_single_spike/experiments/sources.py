@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from . import ExperimentError
+from . import ExperimentError, record
 from .config import RESUMABLE, Config, flag
 from .datasets import DATASETS
 from .recipes import RECIPES
@@ -42,7 +42,7 @@ def make(flags: Mapping[str, Any], file: Path | None = None) -> Config:
     Combine and validate the settings of a run.
 
     :param flags: settings by name; they take precedence over the file
-    :param file: TOML or JSON
+    :param file: TOML, JSON, or the record of a run
     :raises ExperimentError: an unknown or invalid setting; the message names it and the fix
     """
     saved = read(file) if file else {}
@@ -79,16 +79,16 @@ def _explain(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     return f"{flag(name)} {values[name]}: {expected}"
 
 
-def resumed(file: Path, flags: Mapping[str, Any]) -> Config:
+def resumed(run: Path, flags: Mapping[str, Any]) -> Config:
     """
     Combine the settings of a run that is resumed.
 
-    :param file: settings of the run
+    :param run: folder of the run
     :param flags: settings by name; they take precedence
     :raises ExperimentError: as :func:`make`; a setting that must not change
     """
-    check_run(file)
-    saved, config = make({}, file), make(flags, file)
+    saved = make(record.read_header(run).settings)
+    config = make({**saved.model_dump(), **flags})
     for name in Config.model_fields:
         before, now = getattr(saved, name), getattr(config, name)
         if before != now and name not in RESUMABLE:
@@ -100,32 +100,16 @@ def resumed(file: Path, flags: Mapping[str, Any]) -> Config:
     return config
 
 
-def check_run(file: Path) -> None:
-    """
-    Check that the folder of a run holds this file.
-
-    :raises ExperimentError: there is no such file
-    """
-    if not file.is_file():
-        raise not_of_a_run(file)
-
-
-def not_of_a_run(missing: Path) -> ExperimentError:
-    """The error of a folder without this file."""
-    return ExperimentError(
-        f"{missing.parent} is not the folder of a run: {missing.name} is missing. Give the folder "
-        "that train wrote: its --out, or a folder in runs/"
-    )
-
-
 def read(file: Path) -> dict[str, Any]:
     """
-    Settings saved as TOML or JSON.
+    Settings saved as TOML or JSON, or in the record of a run.
 
     :raises ExperimentError: the file is missing, invalid, or does not hold settings by name
     """
+    if file.suffix == ".jsonl":
+        return record.read_header(file).settings
     if file.suffix not in (".toml", ".json"):
-        raise ExperimentError(f"--config {file}: the name must end in .toml or .json")
+        raise ExperimentError(f"--config {file}: the name must end in .toml, .json or .jsonl")
     try:
         text = file.read_text(encoding="utf-8")
         held = _toml(text) if file.suffix == ".toml" else json.loads(text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import platform
 import shlex
@@ -29,17 +28,16 @@ from torch.nn import functional as F
 
 from .. import SpikeEvents, SpikeTimes
 from ..functional import NaNError
-from . import ExperimentError, augment, checkpoint, datasets, rules
+from . import ExperimentError, augment, checkpoint, datasets, record, rules
 from .checkpoint import Position
-from .config import Config, to_json
+from .config import Config
 from .datasets import Dataset
 from .distributed import Processes, processes
-from .files import remove_leftovers, write_bytes
-from .metrics_log import MetricsLog
+from .files import remove_leftovers
 from .network import Network, count_spikes
 from .progress import Silent
 
-CONFIG, FACTS, RASTER, LOCK = "config.json", "run.json", "raster.json", ".lock"
+LOCK = ".lock"
 SHOWN_EVERY = 0.5  # seconds between updates of the terminal
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -87,9 +85,8 @@ def train(
     show: Callable[[int], Silent] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Train, test after every epoch, and leave in the folder `out`: the settings (`config.json`),
-    what ran where (`run.json`), metrics of each epoch (`metrics.jsonl`), the state
-    (`checkpoint.pt`) and the hidden spikes of a test sample (`raster.json`).
+    Train, and test after every epoch. Writes the record of the run (`run.jsonl`) and the state
+    from which it can be resumed (`checkpoint.pt`) into the folder `out`.
 
     Example::
 
@@ -186,18 +183,18 @@ class _Run:
                 done = len(history) * self.batches + position["batch"]
                 self.display.begin(self.description + self.left_out, done)
                 for epoch in range(len(history) + 1, self.config.epochs + 1):
-                    record = self._epoch(epoch, position)
-                    history.append(record)
+                    metrics = self._epoch(epoch, position)
+                    history.append(metrics)
                     position = checkpoint.after(history)
                     if log:
-                        log.write(record)
+                        log.epoch(metrics)
                         self._save(position)
-                    self.display.epoch(record)
+                    self.display.epoch(metrics)
                     if self.among.any(self.stop.is_set()) and epoch < self.config.epochs:
                         self.among.wait()  # torchrun ends all processes when the first one ends
                         raise Interrupted(f"saved after epoch {epoch}")
-            if self.among.main:
-                self._write_json(RASTER, self._raster())
+                if log:
+                    log.end(self._raster())
         again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
         self.display.end(f"{self.out} is trained; to go on: {again}")
         return history
@@ -248,7 +245,21 @@ class _Run:
         if not self.among.main:
             return contextlib.nullcontext()
         left = len(history) < self.config.epochs
-        return MetricsLog(self._make_folder(left), history, self.config.tensorboard)
+        # A finished run that is resumed trained where its record says
+        facts = self._facts() if left else record.read_header(self.out).facts
+        begun = record.Record(self.config.model_dump(mode="json"), facts, history)
+        return record.Log(self.out, begun, self.config.tensorboard)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "data": self.description,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "processes": self.among.count,
+            "threads": torch.get_num_threads(),
+            "machine": _machine(self.among.device),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
 
     def _epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         """Train for the rest of an epoch, then test."""
@@ -393,28 +404,6 @@ class _Run:
 
     def _save(self, position: Position) -> None:
         checkpoint.save(self.out, self.network, self.optimizer, position)
-
-    def _make_folder(self, left: bool) -> Path:
-        """The folder of the run, with its settings, and if work is left where it is done."""
-        write_bytes(self.out / CONFIG, to_json(self.config).encode())
-        if not left:
-            return self.out
-        self._write_json(
-            FACTS,
-            {
-                "data": self.description,
-                "parameters": sum(p.numel() for p in self.network.parameters()),
-                "processes": self.among.count,
-                "threads": torch.get_num_threads(),
-                "machine": _machine(self.among.device),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        )
-        return self.out
-
-    def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        write_bytes(self.out / name, (json.dumps(content) + "\n").encode())
 
 
 def _machine(device: torch.device) -> str:

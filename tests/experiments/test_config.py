@@ -64,9 +64,12 @@ def test_settings_survive_their_file(tmp_path):
         }
     )
     assert made.weight_scale == (0.1,)
-    file = tmp_path / "config.json"
-    file.write_text(config.to_json(made))
-    assert make({}, file) == made
+    for file, content in (
+        (tmp_path / "config.json", made.model_dump_json()),
+        (tmp_path / "run.jsonl", json.dumps({"settings": made.model_dump()}) + "\ncut off"),
+    ):
+        file.write_text(content)
+        assert make({}, file) == made
 
 
 def test_every_setting_has_a_flag():
@@ -176,9 +179,12 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("run.yaml", "", r"run\.yaml: the name must end in \.toml or \.json"),
+        ("run.yaml", "", r"run\.yaml: the name must end in \.toml, \.json or \.jsonl"),
         ("missing.json", None, r"missing\.json: No such file"),
         ("run.json", "{", r"run\.json is not valid json"),
+        ("run.jsonl", "{", r"run\.jsonl is damaged in line 1"),
+        ("run.jsonl", "[]", r"run\.jsonl is damaged in line 1"),
+        ("run.jsonl", None, r"run\.jsonl is not a run: there is no"),
         ("run.toml", "num_steps =", r"run\.toml is not valid toml"),
         ("run.json", "[1]", r"run\.json: an object of settings by name is expected"),
         (
@@ -198,11 +204,11 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, text, message):
 
 
 def test_what_makes_another_run_is_refused_when_one_goes_on(tmp_path):
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"dataset": "digits", "epochs": 3}))
-    assert sources.resumed(file, {"epochs": "9", "num_steps": "50"}).epochs == 9
+    file = tmp_path / "run.jsonl"
+    file.write_text(json.dumps({"settings": {"dataset": "digits", "epochs": 3}}))
+    assert sources.resumed(tmp_path, {"epochs": "9", "num_steps": "50"}).epochs == 9
     with pytest.raises(ExperimentError, match="--num-steps 20: the run was started with 50"):
-        sources.resumed(file, {"num_steps": "20"})
+        sources.resumed(tmp_path, {"num_steps": "20"})
 
 
 def test_large_seeds_are_taken_as_they_are():
