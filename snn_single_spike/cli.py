@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from .experiments.config import add_flags
-
-_DEMO_PACKAGES = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
-_INTERRUPTED = 130  # as shells say it
+# What each command imports beyond the core installation: module and package
+_EXTRAS = {
+    "demo": {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"},
+    "train": {"pydantic": "pydantic", "rich": "rich", "filelock": "filelock"},
+    "report": {"pydantic": "pydantic", "matplotlib": "matplotlib", "filelock": "filelock"},
+}
+_INTERRUPTED = 130  # exit status of a shell's command after Ctrl-C
 
 
 def _positive(text: str) -> int:
@@ -29,7 +32,8 @@ def _seed(text: str) -> int:
     return value
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(train_flags: bool = True) -> argparse.ArgumentParser:
+    """The parser of all commands; the flags of `train` need its packages."""
     out = argparse.ArgumentParser(
         prog="snn-single-spike", description="Single-spike layers for snnTorch."
     )
@@ -57,14 +61,17 @@ def parser() -> argparse.ArgumentParser:
         "GPUs: torchrun --nproc-per-node 2 --no-python "
         "snn-single-spike train ...",
     )
-    train.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML or JSON")
+    train.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML or JSON, or the run.jsonl of a run")
     train.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: in runs/)"
     )
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with an earlier run")
-    add_flags(train)
+    train.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
+    if train_flags:
+        from .experiments.sources import add_flags
+
+        add_flags(train)
     page = commands.add_parser("report", help="one page with tables and figures from runs")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, or run.jsonl files")
     page.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="folder of the page"
     )
@@ -72,41 +79,44 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    if options.command == "info":
-        from .info import report
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = given[0] if given else ""
+    absent = [
+        package
+        for module, package in _EXTRAS.get(command, {}).items()
+        if not importlib.util.find_spec(module)
+    ]
+    if absent:
+        return _fail(f"{command} needs {', '.join(absent)}: pip install {' '.join(absent)}")
+    options = parser(train_flags=command == "train").parse_args(given)
+    return {"info": _info, "demo": _demo, "train": _train, "report": _report}[options.command](
+        options
+    )
 
-        print(report())
-        return 0
-    if options.command == "train":
-        return _missing("train", {"rich": "rich"}) or _train(options)
-    if options.command == "report":
-        return _missing("report", {"matplotlib": "matplotlib"}) or _report(options)
-    return _missing("the demo", _DEMO_PACKAGES) or _demo(options)
 
+def _info(options: argparse.Namespace) -> int:
+    from .info import report
 
-def _missing(what: str, packages: dict[str, str]) -> int:
-    absent = [p for module, p in packages.items() if not importlib.util.find_spec(module)]
-    if not absent:
-        return 0
-    return _fail(f"{what} needs {', '.join(absent)}: pip install {' '.join(absent)}")
+    print(report())
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
-    from .experiments import ExperimentError, config, training
+    from .experiments import ExperimentError, sources, training
+    from .experiments.config import Config
     from .experiments.progress import Terminal
 
-    flags = {name: value for name, value in vars(options).items() if name in config.FIELDS}
+    flags = {name: value for name, value in vars(options).items() if name in Config.model_fields}
     out: Path = options.resume
     try:
         if options.resume is None:
-            settings = config.make(flags, options.config)
+            settings = sources.make(flags, options.config)
             name = f"{settings.dataset}-{settings.neuron}-{settings.gradient}-{settings.seed}"
             out = options.out or Path("runs") / name
         elif options.config or options.out:
-            return _fail("--resume RUN has its own --config and --out: leave them out")
+            return _fail("--resume RUN reuses settings and folder: omit --config and --out")
         else:
-            settings = config.resumed(out / training.CONFIG, flags)
+            settings = sources.resumed(out, flags)
         training.train(
             settings,
             out,
@@ -116,9 +126,9 @@ def _train(options: argparse.Namespace) -> int:
     except ExperimentError as error:
         return _fail(str(error))
     except training.Interrupted as error:
-        return _fail(f"{error}; go on by: snn-single-spike train --resume {out}", _INTERRUPTED)
+        return _fail(f"{error}; to resume: snn-single-spike train --resume {out}", _INTERRUPTED)
     except KeyboardInterrupt:
-        return _fail("interrupted, without saving", _INTERRUPTED)
+        return _fail("interrupted; nothing was saved", _INTERRUPTED)
     return 0
 
 

@@ -320,7 +320,7 @@ def main() -> None:
     if options.out:
         report_ = {
             "machine": machine.describe() | {"threads": torch.get_num_threads()},
-            "task": {"steps": STEPS, "hidden": HIDDEN, "epochs": EPOCHS, "seeds": SEEDS},
+            "task": {"num_steps": STEPS, "hidden": HIDDEN, "epochs": EPOCHS, "seeds": SEEDS},
             "chosen_beta": chosen,
             "validation_accuracy": tried,
             "reference": reference,

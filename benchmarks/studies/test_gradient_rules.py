@@ -28,7 +28,7 @@ def test_the_study_writes_its_tables_and_trains_once(
     assert text.count("| 0.0 | 0.0 | 0.0 |") >= 1  # silent at first
     assert (tmp_path / "report" / "curves-1.png").exists()
     # 3 rules with 2 surrogates, spike_time, and 4 rules from silence; 2 seeds each
-    metrics = {path: path.read_text() for path in tmp_path.glob("*/metrics.jsonl")}
-    assert len(metrics) == 2 * (3 * 2 + 1 + 4)
+    records = {path: path.read_text() for path in tmp_path.glob("*/run.jsonl")}
+    assert len(records) == 2 * (3 * 2 + 1 + 4)
     gradient_rules.main()
-    assert metrics == {path: path.read_text() for path in metrics}
+    assert records == {path: path.read_text() for path in records}

@@ -7,6 +7,7 @@ downloaded.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from .. import SpikeEvents, SpikeTimes
 from . import ExperimentError, digits, events, idx, yinyang
-from .augment import Transform
+
+Transform = Callable[[Tensor], Tensor]
+"""From images `(B, C, H, W)` in [0, 1] to the same."""
 
 # Of digits, of samples held out and of parts: the same ones whatever the seed of a run
 SPLIT_SEED = 0

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from .. import LeakyReadout, SingleSpikeLeaky
 from ..functional import spike_count
 from . import ExperimentError
-from .config import Config, parse_surrogate
+from .config import Config
 from .datasets import DATASETS
+from .rules import parse_surrogate
 
 _LAYER = re.compile(r"(?P<neurons>\d+)|(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)")
 

@@ -1,9 +1,7 @@
-"""One Markdown page with tables and figures from the folders of runs."""
+"""One Markdown page with tables and figures from the records of runs."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import ExperimentError, metrics_log, training
-from .config import RESUMABLE, Config, check_run, make, not_of_a_run
+from . import ExperimentError, record
+from .config import RESUMABLE, Config
 from .datasets import DATASETS
 from .files import write_bytes
+from .sources import make
 
 PAGE = "report.md"
 MANY = "multi-spike"
@@ -26,9 +25,9 @@ _TASK = ("dataset", "layers", "num_steps", "train_samples", "test_samples", "hol
 
 @dataclass
 class Run:
-    """What the folder of a run holds."""
+    """A recorded run."""
 
-    folder: Path
+    name: str
     config: Config
     facts: dict[str, Any]
     history: list[dict[str, Any]]
@@ -41,7 +40,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Training time of an epoch; the first one also compiles."""
-        times = [record["train_seconds"] for record in self.history]
+        times = [metrics["train_seconds"] for metrics in self.history]
         return statistics.median(times[1:] or times)
 
     @property
@@ -50,43 +49,25 @@ class Run:
         return tuple(self.facts[key] for key in ("machine", "threads", "processes"))
 
 
-def read_run(folder: Path) -> Run:
+def read_runs(path: Path) -> list[Run]:
     """
-    Read the folder of a run.
+    Read the runs that a file records.
 
-    :raises ExperimentError: it is not one, a file is damaged, or no epoch is finished
+    :param path: the file, or the folder of a run
+    :raises ExperimentError: no such file, the file is damaged, or no epoch is finished
     """
-
-    def lines(name: str) -> list[dict[str, Any]]:
-        try:
-            text = (folder / name).read_text(encoding="utf-8")
-            return [json.loads(line) for line in text.splitlines()]
-        except OSError:
-            raise not_of_a_run(folder / name) from None
-        except ValueError as error:
+    runs = []
+    for found in record.read(path):
+        if not found.history:
             raise ExperimentError(
-                f"{folder / name} is damaged ({error}): go on with the run by --resume {folder}, "
-                "which writes it anew"
-            ) from None
-
-    def one(name: str) -> dict[str, Any]:
-        held = lines(name)
-        if len(held) != 1:
-            raise ExperimentError(
-                f"{folder / name} is damaged (it has {len(held)} lines): go on with the run by "
-                f"--resume {folder}, or train anew"
+                f"{path} has no finished epoch: wait for the first one, or resume the run"
             )
-        return held[0]
-
-    check_run(folder / training.CONFIG)
-    config = make({}, folder / training.CONFIG)
-    history = lines(metrics_log.NAME)
-    if not history:
-        raise ExperimentError(
-            f"{folder} has no finished epoch: let it train, and if it was stopped, train again"
-        )
-    raster = one(training.RASTER) if (folder / training.RASTER).is_file() else None
-    return Run(folder, config, one(training.FACTS), history, raster)
+        config = make(found.settings)
+        runs.append(Run(str(path), config, found.facts, found.history, found.raster))
+    if len(runs) > 1:
+        for number, run in enumerate(runs, 1):
+            run.name += f", {number}"
+    return runs
 
 
 @dataclass
@@ -125,19 +106,19 @@ class Group:
         return {run.place for run in self.runs}
 
 
-def write(folders: Sequence[Path], out: Path) -> Path:
+def write(paths: Sequence[Path], out: Path) -> Path:
     """
     Write the page and its figures.
 
-    :param folders: of the runs
+    :param paths: folders of runs, or files with the records of runs
     :param out: folder of the page
     :return: the page
-    :raises ExperimentError: a folder is not that of a run, or `out` cannot be written to
+    :raises ExperimentError: a path is not a run, or `out` cannot be written to
     """
     from . import figures
 
-    once = {folder.resolve(): folder for folder in folders}
-    runs = [read_run(folder) for folder in once.values()]
+    once = {path.resolve(): path for path in paths}
+    runs = [run for path in once.values() for run in read_runs(path)]
     if out.is_file():
         raise ExperimentError(f"--out {out} is a file: choose a folder")
     lines = [
@@ -163,10 +144,10 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     for run in runs:
         facts = run.facts
         lines.append(
-            f"| {run.folder} | {facts['data']} | {facts['machine']} | {facts['threads']} "
+            f"| {run.name} | {facts['data']} | {facts['machine']} | {facts['threads']} "
             f"| {facts['processes']} | {facts['torch']} |"
         )
-    lines += ["", "Each run can be repeated by `snn-single-spike train --config RUN/config.json`."]
+    lines += ["", "`snn-single-spike train --config FILE` repeats a run: FILE is its `run.jsonl`."]
     write_bytes(out / PAGE, "\n".join([*lines, ""]).encode())
     return out / PAGE
 
@@ -175,7 +156,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
     """Groups of repetitions by what they are trained on, each with its label."""
     tasks: dict[str, dict[tuple, Group]] = {}
     for run in runs:
-        settings = dataclasses.asdict(run.config)
+        settings = run.config.model_dump()
         repeated = tuple(value for key, value in settings.items() if key not in _REPEATED)
         by_settings = tasks.setdefault(_task(run), {})
         by_settings.setdefault(repeated, Group([])).runs.append(run)
@@ -185,7 +166,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
         groups = sorted(by_settings.values(), key=lambda group: group.config.neuron != MANY)
         differing = [
             key
-            for key in Config.__dataclass_fields__
+            for key in Config.model_fields
             if key not in (*_REPEATED, *_TASK, "neuron", "epochs")
             and len({getattr(g.config, key) for g in groups if _matters(g.config, key)}) > 1
         ]
@@ -262,7 +243,7 @@ def _table(groups: list[Group]) -> list[str]:
 
 def _alike(one: Config, other: Config) -> int:
     """In how many settings two runs agree, apart from their seeds and lengths."""
-    names = set(Config.__dataclass_fields__) - {*_REPEATED, "epochs"}
+    names = set(Config.model_fields) - {*_REPEATED, "epochs"}
     return sum(getattr(one, name) == getattr(other, name) for name in names)
 
 

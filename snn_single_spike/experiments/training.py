@@ -7,7 +7,7 @@ several processes, sees the samples that one uninterrupted process would.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import math
 import platform
 import shlex
@@ -28,17 +28,16 @@ from torch.nn import functional as F
 
 from .. import SpikeEvents, SpikeTimes
 from ..functional import NaNError
-from . import ExperimentError, augment, checkpoint, datasets
+from . import ExperimentError, augment, checkpoint, datasets, record, rules
 from .checkpoint import Position
-from .config import Config, check_device, to_json
-from .datasets import Dataset, Intensities
+from .config import Config
+from .datasets import Dataset
 from .distributed import Processes, processes
-from .files import remove_leftovers, write_bytes
-from .metrics_log import MetricsLog
+from .files import remove_leftovers
 from .network import Network, count_spikes
 from .progress import Silent
 
-CONFIG, FACTS, RASTER, LOCK = "config.json", "run.json", "raster.json", ".lock"
+LOCK = ".lock"
 SHOWN_EVERY = 0.5  # seconds between updates of the terminal
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -86,19 +85,18 @@ def train(
     show: Callable[[int], Silent] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Train, test after every epoch, and leave in the folder `out`: the settings (`config.json`),
-    what ran where (`run.json`), metrics of each epoch (`metrics.jsonl`), the state
-    (`checkpoint.pt`) and the hidden spikes of a test sample (`raster.json`).
+    Train, and test after every epoch. Writes the record of the run (`run.jsonl`) and the state
+    from which it can be resumed (`checkpoint.pt`) into the folder `out`.
 
     Example::
 
-        from snn_single_spike.experiments import config, training
+        from snn_single_spike.experiments import sources, training
 
-        settings = config.make({"dataset": "digits", "epochs": 5, "gradient": "pre_spike"})
+        settings = sources.make({"dataset": "digits", "epochs": 5, "gradient": "pre_spike"})
         history = training.train(settings, Path("runs/digits"))
         history[-1]["test_accuracy"]
 
-    :param config: from :func:`snn_single_spike.experiments.config.make`
+    :param config: from :func:`snn_single_spike.experiments.sources.make`
     :param out: folder of the run
     :param resume: go on from the checkpoint in it. Defaults to False
     :param show: makes what shows the progress, from the number of batches in an epoch.
@@ -110,7 +108,9 @@ def train(
     """
     if not resume:
         _refuse_run(out)
-    check_device(config.device)
+    rules.check_device(config.device)
+    if config.augment:
+        augment.check_installed()
     torch.manual_seed(config.seed)
     network = Network(config).to(DTYPES[config.precision])
     with processes(config.device) as among, _stop_signals() as stop:
@@ -183,18 +183,18 @@ class _Run:
                 done = len(history) * self.batches + position["batch"]
                 self.display.begin(self.description + self.left_out, done)
                 for epoch in range(len(history) + 1, self.config.epochs + 1):
-                    record = self._epoch(epoch, position)
-                    history.append(record)
+                    metrics = self._epoch(epoch, position)
+                    history.append(metrics)
                     position = checkpoint.after(history)
                     if log:
-                        log.write(record)
+                        log.epoch(metrics)
                         self._save(position)
-                    self.display.epoch(record)
+                    self.display.epoch(metrics)
                     if self.among.any(self.stop.is_set()) and epoch < self.config.epochs:
                         self.among.wait()  # torchrun ends all processes when the first one ends
                         raise Interrupted(f"saved after epoch {epoch}")
-            if self.among.main:
-                self._write_json(RASTER, self._raster())
+                if log:
+                    log.end(self._raster())
         again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
         self.display.end(f"{self.out} is trained; to go on: {again}")
         return history
@@ -245,7 +245,21 @@ class _Run:
         if not self.among.main:
             return contextlib.nullcontext()
         left = len(history) < self.config.epochs
-        return MetricsLog(self._make_folder(left), history, self.config.tensorboard)
+        # A finished run that is resumed trained where its record says
+        facts = self._facts() if left else record.read_header(self.out).facts
+        begun = record.Record(self.config.model_dump(mode="json"), facts, history)
+        return record.Log(self.out, begun, self.config.tensorboard)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "data": self.description,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "processes": self.among.count,
+            "threads": torch.get_num_threads(),
+            "machine": _machine(self.among.device),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
 
     def _epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         """Train for the rest of an epoch, then test."""
@@ -256,14 +270,13 @@ class _Run:
         # The sums of a checkpoint are those of all processes together
         figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)
         start, shown = time.perf_counter() - position["seconds"], 0.0
-        order = torch.randperm(
-            len(self.training), generator=_generator(self.config.seed, epoch)
-        ).split(self.config.batch)
+        generator = torch.Generator().manual_seed(_seed(self.config.seed, epoch))
+        order = torch.randperm(len(self.training), generator=generator).split(self.config.batch)
         for batch in range(position["batch"], self.batches):
             # From 1 on, since a trailing 0 would give the numbers of the order of the samples
-            generator = _generator(self.config.seed, epoch, batch + 1)
+            seed = _seed(self.config.seed, epoch, batch + 1)
             try:
-                loss = self._step(order[batch], generator, figures)
+                loss = self._step(order[batch], seed, figures)
             except NaNError as error:
                 raise ExperimentError(
                     f"epoch {epoch}: {error} (--lr is {self.config.lr}, the checkpoint is an "
@@ -303,16 +316,20 @@ class _Run:
                 "is an earlier one)"
             )
 
-    def _step(self, index: Tensor, generator: torch.Generator, figures: Figures) -> Tensor:
+    def _step(self, index: Tensor, seed: int, figures: Figures) -> Tensor:
         """One step of the optimizer, on this process's share of the batch."""
-        share = index[self.among.share].to(self.among.device)
-        transform = None
-        if self.augmentations and isinstance(self.training, Intensities):
-            shape = (len(index), *self.training.values.shape[1:])
-            transform = augment.draw(self.augmentations, shape, generator)
-            transform = transform.samples(self.among.share)
-        labels = self.training.labels[share]
-        scores, hidden = self._forward(self.wrapped, self.training.batch(share, transform))
+        share = self.among.share
+        index = index.to(self.among.device)
+        if self.augmentations:
+            # Every process transforms the whole batch, so that it sees what one process would
+            transform = functools.partial(
+                augment.augment, augmentations=self.augmentations, seed=seed
+            )
+            spikes = self.training.batch(index, transform).samples(share)
+        else:
+            spikes = self.training.batch(index[share])
+        labels = self.training.labels[index[share]]
+        scores, hidden = self._forward(self.wrapped, spikes)
         loss = F.cross_entropy(scores, labels, reduction="sum")
         cost = loss
         if self.config.spike_penalty:
@@ -388,28 +405,6 @@ class _Run:
     def _save(self, position: Position) -> None:
         checkpoint.save(self.out, self.network, self.optimizer, position)
 
-    def _make_folder(self, left: bool) -> Path:
-        """The folder of the run, with its settings, and if work is left where it is done."""
-        write_bytes(self.out / CONFIG, to_json(self.config).encode())
-        if not left:
-            return self.out
-        self._write_json(
-            FACTS,
-            {
-                "data": self.description,
-                "parameters": sum(p.numel() for p in self.network.parameters()),
-                "processes": self.among.count,
-                "threads": torch.get_num_threads(),
-                "machine": _machine(self.among.device),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        )
-        return self.out
-
-    def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        write_bytes(self.out / name, (json.dumps(content) + "\n").encode())
-
 
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
@@ -423,10 +418,9 @@ def _machine(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    """Random numbers that follow from these."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+def _seed(*numbers: int) -> int:
+    """A seed of 64 bits that follows from these numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @contextlib.contextmanager

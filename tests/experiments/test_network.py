@@ -8,8 +8,8 @@ from torch import nn
 
 from snn_single_spike import SpikeTimes
 from snn_single_spike.experiments import ExperimentError
-from snn_single_spike.experiments.config import make
 from snn_single_spike.experiments.network import Network, count_spikes
+from snn_single_spike.experiments.sources import make
 
 
 def network(**flags):
