@@ -17,8 +17,8 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from .modules.leaky import SingleSpikeLeaky
-from .modules.readout import LeakyReadout
+from . import LeakyReadout, SingleSpikeLeaky
+from .experiments.digits import load_digits
 
 HIDDEN, CLASSES = 128, 10
 HIDDEN_BETA, READOUT_BETA = 0.9, 0.95
@@ -99,17 +99,6 @@ def latency_code(pixels: Tensor, num_steps: int) -> Tensor:
     """Brightness x in [0, 1] as one spike at floor((1 - x)(T - 1)): (B, n) to (T, B, n)."""
     times = ((1 - pixels) * (num_steps - 1)).floor().long()
     return torch.zeros(num_steps, *pixels.shape).scatter_(0, times[None], 1.0)
-
-
-def load_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pixels in [0, 1] and labels, for training and for testing."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    x, y = load_digits(return_X_y=True)
-    parts = train_test_split(x / 16.0, y, test_size=0.2, random_state=seed, stratify=y)
-    x_train, x_test, y_train, y_test = (torch.as_tensor(part) for part in parts)
-    return x_train.float(), y_train, x_test.float(), y_test
 
 
 def build(seed: int) -> list[Contestant]:

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .backends._events import Events
 from .backends._types import state_dtype
-from .ops import neuron as operators
 from .ops.linear import LinearReadout, LinearSpikes, Source, SpikeCount
+from .ops.neuron import INPUTS, Settings, SingleSpike, Wanted
+from .ops.readout import LeakyReadout
 from .ops.surrogate import SpikeGrad, Surrogate, split
 from .ops.validation import (
     GRADIENT_RULES,
     REDUCTIONS,
     RESETS,
+    NaNError,
     check_choice,
     check_current,
     check_parameter,
@@ -38,6 +41,11 @@ from .spikes.times import (
 
 __all__ = [
     "DEFAULT_GRADIENT",
+    "GRADIENT_RULES",
+    "REDUCTIONS",
+    "SPIKE_FORMATS",
+    "Events",
+    "NaNError",
     "SingleSpikes",
     "first_spike_time",
     "leaky_readout",
@@ -49,6 +57,12 @@ __all__ = [
 COUNTED = ("neuron", "sample")
 
 DEFAULT_GRADIENT = "masked"
+SPIKE_FORMATS = ("dense", "times")
+
+
+def leaky_reset(reset_mechanism: str) -> str:
+    """Leaky's "zero" acts before the integration."""
+    return "zero_before" if reset_mechanism == "zero" else reset_mechanism
 
 
 class SingleSpikes(NamedTuple):
@@ -150,27 +164,37 @@ def run_single_spike(
             "is fed back needs one of those: use e.g. snntorch.surrogate.atan(), or "
             "gradient='spike_time', which needs none"
         )
-    spikes, membrane, syn_rec, inh_rec, times, final = operators.SingleSpike.apply(
-        current.flatten(1).contiguous(),
-        check_parameter("beta", beta, current),
-        threshold_,
-        torch.ones_like(factor) if composed else factor,
-        check_state("mem", mem, current),
-        None if alpha is None else check_parameter("alpha", alpha, current),
-        None if gain is None else check_parameter("gain", gain, current),
-        None if feedback is None else check_parameter("V", feedback, current),
-        check_state("syn" if gain is None else "syn_exc", syn, current),
-        check_state("syn_inh", inh, current),
-        clamp,
-        reset,
-        gradient,
-        None if exact else surrogate,
-        exact and not (surrogate is None and custom_surrogate is None),
-        (want_spikes, want_mem or composed, want_mem and alpha is not None, want_final),
+    settings = Settings(
+        clamp=clamp,
+        reset=reset,
+        rule=gradient,
+        surrogate=None if exact else surrogate,
+        spikes_move_times=exact and not (surrogate is None and custom_surrogate is None),
+        wanted=Wanted(
+            spikes=want_spikes,
+            mem=want_mem or composed,
+            syn=want_mem and alpha is not None,
+            final=want_final,
+        ),
         # Integrating again costs plain torch a second pass, the fused loops next to nothing.
-        (not want_mem and chosen != "torch") if recompute is None else recompute,
-        track,
-        chosen,
+        recompute=(not want_mem and chosen != "torch") if recompute is None else recompute,
+        track=track,
+        backend=chosen,
+    )
+    inputs = {
+        "current": current.flatten(1).contiguous(),
+        "beta": check_parameter("beta", beta, current),
+        "threshold": threshold_,
+        "graded_spikes_factor": torch.ones_like(factor) if composed else factor,
+        "alpha": None if alpha is None else check_parameter("alpha", alpha, current),
+        "gain": None if gain is None else check_parameter("gain", gain, current),
+        "feedback": None if feedback is None else check_parameter("V", feedback, current),
+        "mem_0": check_state("mem", mem, current),
+        "syn_0": check_state("syn" if gain is None else "syn_exc", syn, current),
+        "inh_0": check_state("syn_inh", inh, current),
+    }
+    spikes, membrane, syn_rec, inh_rec, times, final = SingleSpike.apply(
+        settings, *(inputs[name] for name in INPUTS)
     )
     shape = current.shape
     spikes = spikes.view(shape) if want_spikes else None
@@ -312,7 +336,7 @@ def single_spike_leaky(
         graded_spikes_factor,
         *split(spike_grad),
         gradient,
-        reset_mechanism,
+        leaky_reset(reset_mechanism),
         mem=mem,
         want_spikes=return_spikes,
         want_mem=return_mem,
@@ -553,7 +577,7 @@ def single_spike_linear(
         graded_spikes_factor,
         *split(spike_grad),
         gradient,
-        reset_mechanism,
+        leaky_reset(reset_mechanism),
         backend,
     )
 
@@ -605,7 +629,7 @@ def leaky_readout(
         return _readout_of_spikes(current, beta, reduction, chosen)
     current = check_current(materialize(current))
     chosen = backends.select(backend, current.device.type)
-    value = operators.LeakyReadout.apply(
+    value = LeakyReadout.apply(
         current.flatten(1).contiguous(),
         check_parameter("beta", beta, current),
         check_state("mem", mem, current),

@@ -28,15 +28,9 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from .conversion.api import (
-    _BATCH_NORM,
-    _DROPOUT,
-    _MAX_POOL,
-    _Converted,
-    _own_parts,
-    convert,
-    revert,
-)
+from .conversion.api import convert, revert
+from .conversion.checks import BATCH_NORM, MAX_POOL, overridden_parts
+from .conversion.folded import DROPOUT, Converted, static_steps
 from .modules._base import SingleSpikeNeuron
 from .modules.linear import SingleSpikeLinear
 from .spikes.times import versions
@@ -60,7 +54,7 @@ _NEURONS = (snn.Leaky, snn.Synaptic, snn.RLeaky)
 _NEURON_NODES = (nir.LIF, nir.CubaLIF)
 _LAYERS = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.Flatten)
 _LAYER_NODES = (nir.Linear, nir.Affine, nir.Conv2d, nir.AvgPool2d, nir.Flatten)
-_IDENTITIES = (nn.Identity, _DROPOUT)
+_IDENTITIES = (nn.Identity, DROPOUT)
 _INPUTS = ("input_", "input", "spikes")  # as neurons, layers of torch and ours call it
 _KNOWN = ("snntorch", "snn_single_spike")
 _PLAIN = nn.Sequential()
@@ -114,9 +108,9 @@ def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:
     if not isinstance(sample_data, Tensor):
         raise TypeError(f"sample_data must be a torch.Tensor, not {type(sample_data).__name__}")
     _refuse_other_neurons(model)
-    if isinstance(model, _Converted):
+    if isinstance(model, Converted):
         one_step, leading = revert(model), 1  # (batch, ...)
-        if model._single_spike.num_steps is None:
+        if static_steps(model) is None:
             if sample_data.dim() < 3:
                 raise ValueError(
                     f"sample_data has shape {tuple(sample_data.shape)}, but the model takes whole "
@@ -354,7 +348,7 @@ def _plain_neuron(path: str, neuron: Any, features: torch.Size) -> nn.Module:
             "layer before it times time_step / C",
         )
     known = next(c for c in type(neuron).__mro__ if c.__module__.split(".")[0] in _KNOWN)
-    custom_parts = ", ".join(_own_parts(neuron, known))
+    custom_parts = ", ".join(overridden_parts(neuron, known))
     if custom_parts:
         _refuse(path, neuron, f"it has its own {custom_parts}", f"Use {known.__name__} itself")
     if not isinstance(neuron, _NEURONS):
@@ -417,9 +411,9 @@ def _plain_layer(path: str, layer: Any, given: Any, leading: int) -> nn.Module |
         return None
     if type(layer) not in _LAYERS:
         edit = "Replace it by one of these, or export the model without it"
-        if isinstance(layer, _BATCH_NORM):
+        if isinstance(layer, BATCH_NORM):
             edit = "Fold it into the layer before it: fuse_conv_bn_eval of torch.nn.utils.fusion"
-        elif isinstance(layer, _MAX_POOL):
+        elif isinstance(layer, MAX_POOL):
             edit = "Use nn.AvgPool2d"
         known = ", ".join(f"nn.{kind.__name__}" for kind in _LAYERS)
         _refuse(path, layer, f"snnTorch writes {known} and neurons only", edit)

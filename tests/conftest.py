@@ -1,6 +1,7 @@
 """Shared fixtures. The interpreter must be chosen before triton is first imported."""
 
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -36,3 +37,12 @@ def linear_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take most of the time of small products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -21,7 +21,7 @@ from snn_single_spike.experiments import ExperimentError, checkpoint, report, tr
 from snn_single_spike.experiments.config import Config, make
 from snn_single_spike.experiments.files import write_bytes
 from snn_single_spike.experiments.progress import Terminal
-from snn_single_spike.ops.validation import GRADIENT_RULES
+from snn_single_spike.functional import GRADIENT_RULES
 
 TASKS: dict[str, dict[str, Any]] = {
     "yinyang": {"epochs": 30, "milestones": (20,)},

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .compiling import CLEAR, SUBTRACT, ZERO, compiled, inlined
+from .compiling import SUBTRACT, ZERO_AFTER, ZERO_BEFORE, compiled, inlined
 from .simd import LINE, store, stream
 
 BLOCK = 1024
@@ -43,7 +43,9 @@ def initial_state(mem, start, n, v):
 @inlined
 def reset_steps(reset, t):
     """The steps whose spikes subtract, or zero, the membrane at ``t``; -2 is no step."""
-    return np.int32(t - 1 if reset == SUBTRACT else -2), np.int32(t - 1 if reset == ZERO else -2)
+    return np.int32(t - 1 if reset == SUBTRACT else -2), np.int32(
+        t - 1 if reset == ZERO_BEFORE else -2
+    )
 
 
 @compiled
@@ -52,7 +54,7 @@ def integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, th
     zero = v.dtype.type(0)
     subtract, zeroed = reset_steps(reset, t)
     last = np.int32(t - 1)
-    cleared = last if reset == CLEAR else np.int32(-2)
+    cleared = last if reset == ZERO_AFTER else np.int32(-2)
     if third:
         for j in range(n):
             held = i[j]

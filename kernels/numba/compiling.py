@@ -9,8 +9,8 @@ from typing import Any
 
 import numba
 
-SUBTRACT, ZERO, CLEAR = 1, 2, 3
-RESETS = {"none": 0, "subtract": SUBTRACT, "zero": ZERO, "clear": CLEAR}
+SUBTRACT, ZERO_BEFORE, ZERO_AFTER = 1, 2, 3
+RESETS = {"none": 0, "subtract": SUBTRACT, "zero_before": ZERO_BEFORE, "zero_after": ZERO_AFTER}
 MASKED, PRE_SPIKE, STRAIGHT_THROUGH, NO_RULE = range(4)
 RULES = {
     "masked": MASKED,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .compiling import MASKED, PRE_SPIKE, SUBTRACT, ZERO, helper, inlined_helper
+from .compiling import MASKED, PRE_SPIKE, SUBTRACT, ZERO_BEFORE, helper, inlined_helper
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
 from .tile import TILE, copy_row, gather, scatter, tile_values
@@ -135,7 +135,7 @@ def linear_backward_scan_loop(
     d_bias, d_beta, d_theta = work[9], work[10], work[11]
     lam = work[12]
     causal = rule in (MASKED, PRE_SPIKE)
-    zeroes, subtracts = reset == ZERO and not causal, reset == SUBTRACT and not causal
+    zeroes, subtracts = reset == ZERO_BEFORE and not causal, reset == SUBTRACT and not causal
     first, limit = marked[0], marked[1]
     for tile in range(tile_low, tile_high):
         weights, gradient = packed[tile], grad_packed[tile]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .block import BLOCK, clamp_decay, initial_state, integrate, lane_values, reset_steps
-from .compiling import CLEAR, MASKED, NO_RULE, PRE_SPIKE, STRAIGHT_THROUGH, SUBTRACT, compiled
+from .compiling import MASKED, NO_RULE, PRE_SPIKE, STRAIGHT_THROUGH, SUBTRACT, ZERO_AFTER, compiled
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
 
@@ -20,10 +20,10 @@ def neuron_backward_loop(
     beta,
     theta,
     height,
-    mem_0,
     alpha,
     gain,
     feedback,
+    mem_0,
     syn_0,
     inh_0,
     clamp,
@@ -38,10 +38,10 @@ def neuron_backward_loop(
     grad_current,
     grad_beta,
     grad_theta,
-    grad_mem_0,
     grad_alpha,
     grad_gain,
     grad_feedback,
+    grad_mem_0,
     grad_syn_0,
     grad_inh_0,
     rule,
@@ -168,12 +168,12 @@ def neuron_backward_loop(
                 for j in range(n):
                     row[j] += grad_at[start + j] if first[j] == now else zero
                     row[j] += grad_before[start + j] if first[j] == now + np.int32(1) else zero
-            if second or fed_back or reset == CLEAR:
+            if second or fed_back or reset == ZERO_AFTER:
                 if grad_feedback.shape[0] > 0:
                     for j in range(n):
                         if first[j] == now:
                             grad_feedback[start + j] = after[j]
-                if reset == CLEAR:
+                if reset == ZERO_AFTER:
                     for j in range(n):
                         row[j] = zero if first[j] == now - np.int32(1) else row[j]
                 if want_alpha:
@@ -212,7 +212,7 @@ def neuron_backward_loop(
                     for j in range(n):
                         lam_s[j] += gn[j] * row[j]
                         lam_i[j] += gn[j] * row[j]
-                    if reset == CLEAR:
+                    if reset == ZERO_AFTER:
                         for j in range(n):
                             lam_s[j] = zero if first[j] == now - np.int32(1) else lam_s[j]
                             lam_i[j] = zero if first[j] == now - np.int32(1) else lam_i[j]

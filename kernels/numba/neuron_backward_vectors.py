@@ -18,7 +18,7 @@ from .compiling import (
     PRE_SPIKE,
     STRAIGHT_THROUGH,
     SUBTRACT,
-    ZERO,
+    ZERO_BEFORE,
     compiled,
     inlined,
 )
@@ -179,7 +179,7 @@ def _vectors(
     default = default and not (has_h or has_at or want_beta or want_theta)
     streams = past_the_cache(grad_current, low)
     # A reset comes this many steps after the spike, or never.
-    lags = 1 if reset == ZERO else steps + 1, 1 if reset == SUBTRACT else steps + 1
+    lags = 1 if reset == ZERO_BEFORE else steps + 1, 1 if reset == SUBTRACT else steps + 1
     tiles = steps // STEPS + steps % STEPS
     block = BLOCK
     if recompute:

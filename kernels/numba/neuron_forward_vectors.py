@@ -12,7 +12,7 @@ from .block import (
     past_the_cache,
     write_lanes,
 )
-from .compiling import SUBTRACT, ZERO, compiled, inlined
+from .compiling import SUBTRACT, ZERO_BEFORE, compiled, inlined
 from .simd import LANES, any_lane, fence, full_like, load, prefetch, store, where
 
 
@@ -59,7 +59,7 @@ def _leaky_rows(
             t = early + k
             prefetch(current, (ahead + k, lane))
             before = u
-            held = where(fires, 0.0, u) if reset == ZERO else u
+            held = where(fires, 0.0, u) if reset == ZERO_BEFORE else u
             u = decay * held + load(current, (t, lane)) - where(fires, fall, 0.0)
             fires = u > level
             level = where(fires, np.inf, level)

@@ -97,7 +97,7 @@ def linear_first_spikes_kernel(
             now = when[u]
             while t < now:
                 before = v
-                if RESET == "zero":
+                if RESET == "zero_before":
                     before = tl.where(first == t - 1, 0.0, before)
                 if sensitivity is not None:
                     held = slope

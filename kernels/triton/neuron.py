@@ -31,10 +31,10 @@ from .surrogate import surrogate_slope
 def _integrate(v, s, i, x, beta, threshold, alpha, gain, feedback, reset, RESET: tl.constexpr):
     """V, syn, inh at t from t-1, with the one reset (and feedback) that follows the spike.
 
-    reset: the spike was at t-1. "zero" acts before the integration (Leaky), "clear" after it.
+    reset: the spike was at t-1. The reset is "zero_before" the integration (Leaky), or "zero_after" it.
     """
     if alpha is None:
-        if RESET == "zero":
+        if RESET == "zero_before":
             v = tl.where(reset, 0.0, v)
         v = beta * v + x
     elif gain is None:
@@ -54,7 +54,7 @@ def _integrate(v, s, i, x, beta, threshold, alpha, gain, feedback, reset, RESET:
             v = tl.where(reset, v + held, v)
             s = tl.where(reset, s - threshold, s)
             i = tl.where(reset, 0.0, i)
-    if RESET == "clear":
+    if RESET == "zero_after":
         v = tl.where(reset, 0.0, v)
         if gain is not None:
             s = tl.where(reset, 0.0, s)
@@ -85,7 +85,7 @@ def neuron_forward_kernel(
     M,
     P_BETA,
     P_THRESHOLD,
-    P_GRADED,
+    P_GRADED_SPIKES_FACTOR,
     P_ALPHA,
     P_GAIN,
     P_FEEDBACK,
@@ -108,7 +108,7 @@ def neuron_forward_kernel(
     decay = clamp_decay(load_lanes(beta, start, lane, P_BETA), CLAMP)
     theta = load_lanes(threshold, start, lane, P_THRESHOLD)
     if spikes is not None or feedback is not None:
-        height = load_lanes(graded_spikes_factor, start, lane, P_GRADED)
+        height = load_lanes(graded_spikes_factor, start, lane, P_GRADED_SPIKES_FACTOR)
     alpha_ = None
     gain_ = None
     feedback_ = None
@@ -224,7 +224,7 @@ def neuron_backward_kernel(
     M,
     P_BETA,
     P_THRESHOLD,
-    P_GRADED,
+    P_GRADED_SPIKES_FACTOR,
     P_ALPHA,
     P_GAIN,
     P_FEEDBACK,
@@ -276,7 +276,7 @@ def neuron_backward_kernel(
     first = tl.load(times + start + lane, mask=inside, other=0).to(tl.int32)
     first = tl.where(first < 0, T, first)
     if grad_spikes is not None or feedback is not None:
-        height = load_lanes(graded_spikes_factor, start, lane, P_GRADED)
+        height = load_lanes(graded_spikes_factor, start, lane, P_GRADED_SPIKES_FACTOR)
     alpha_ = None
     gain_ = None
     feedback_ = None
@@ -386,7 +386,7 @@ def neuron_backward_kernel(
             k = k0 - u
             row = tl.maximum(k, 0)
             carry = lam
-            if RESET == "zero":
+            if RESET == "zero_before":
                 carry = tl.where(first == k, 0.0, carry)
             if RESET == "subtract" and (grad_threshold is not None and gain is None):
                 d_threshold -= tl.where(first == row, tl.where(k >= 0, carry, 0.0), 0.0)
@@ -423,7 +423,7 @@ def neuron_backward_kernel(
                 new += h_rows[u].to(STATE)
             if grad_at is not None:
                 new += tl.where(first == row, at, 0.0) + tl.where(first == row + 1, before, 0.0)
-            if RESET == "clear":
+            if RESET == "zero_after":
                 new = tl.where(first == k - 1, 0.0, new)
             if alpha is not None:
                 if grad_alpha is not None:
@@ -450,7 +450,7 @@ def neuron_backward_kernel(
                         new_i = tl.where(first == k - 1, 0.0, new_i)
                     new_s += gain_ * new
                     new_i += gain_ * new
-                    if RESET == "clear":
+                    if RESET == "zero_after":
                         new_s = tl.where(first == k - 1, 0.0, new_s)
                         new_i = tl.where(first == k - 1, 0.0, new_i)
                     lam_i = tl.where(k >= 0, new_i, lam_i)

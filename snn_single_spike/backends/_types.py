@@ -1,17 +1,33 @@
-"""What the operators hand to an implementation: tensors to read, tensors to fill.
+"""The declarations: what a neuron is, which options exist, and what operators hand to a backend.
 
-Time-major (T, M), M = batch * features, contiguous. ``None`` stands for an input that is
-absent or an output that nobody asked for, which is then neither computed nor written.
-State precision is float32, or float64 for float64 input.
+:class:`Neuron` is declared once, here. The schema of the registered operators, the arguments of
+the kernels, the gradients and the tables of the tests derive from its fields.
+
+Tensors are time-major (T, M), M = batch * features, and contiguous. None is an input that is
+absent, or an output that is not wanted: a backend neither computes nor writes it. State precision
+is float32, or float64 for float64 input.
 """
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+GRADIENT_RULES = ("masked", "straight_through", "pre_spike", "spike_time")
+"""How a loss on the spikes reaches the membrane; see docs/method.md."""
+RESETS = ("none", "subtract", "zero")
+"""snnTorch's reset mechanisms."""
+KERNEL_RESETS = ("none", "subtract", "zero_before", "zero_after")
+"""What the kernels do one step after the spike.
+
+snnTorch's "zero" acts before the integration in Leaky, and after it in every other neuron.
+"""
+REDUCTIONS = ("sum", "max", "last")
+"""How the readout reduces its membrane over time."""
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -22,28 +38,61 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 class Neuron(NamedTuple):
     """Parameters (P,), P = 1 or features, and initial states (M,), all in state precision.
 
-    ``alpha`` makes a neuron that is driven by a synaptic current (snnTorch's Synaptic), and
-    ``gain`` as well one that is driven by the difference of two (Alpha): ``beta`` is then the
-    decay of the inhibitory one. ``feedback`` is the weight of its own spike (RLeaky).
+    A neuron with ``alpha`` is driven by a synaptic current (snnTorch's Synaptic). A neuron with
+    ``gain`` as well is driven by the difference of two currents (Alpha); ``beta`` is then the decay
+    of the inhibitory current.
     """
 
     beta: Tensor
     threshold: Tensor
     graded_spikes_factor: Tensor
-    mem: Tensor | None
-    alpha: Tensor | None
-    gain: Tensor | None
-    feedback: Tensor | None
-    syn: Tensor | None
-    inh: Tensor | None
-    clamp: bool
+    alpha: Tensor | None = None
+    gain: Tensor | None = None
+    feedback: Tensor | None = None
+    """Weight of the neuron's own spike, one step later (RLeaky)."""
+    mem_0: Tensor | None = None
+    syn_0: Tensor | None = None
+    inh_0: Tensor | None = None
+    clamp: bool = True
     """Clip beta between 0 and 1."""
-    reset: str
-    """One step after the spike: "none", "subtract", "zero" before the integration (Leaky) or
-    "clear" after it (the others)."""
+    reset: str = "none"
+    """One of :data:`KERNEL_RESETS`."""
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Parameters and initial states by name."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    @property
+    def num_states(self) -> int:
+        """States that are integrated: the membrane, and up to two synaptic currents."""
+        return 1 + (self.alpha is not None) + (self.gain is not None)
+
+
+STATES = ("mem_0", "syn_0", "inh_0")
+TENSORS = tuple(name for name in Neuron._fields if name not in ("clamp", "reset"))
+PARAMETERS = tuple(name for name in TENSORS if name not in STATES)
+# A spike of the height enters no state (but as feedback): its gradient needs no scan.
+SCANNED = ("current", *(name for name in TENSORS if name != "graded_spikes_factor"))
+"""Inputs whose gradients the reverse scan computes."""
+
+
+def schema(of: type) -> str:
+    """The fields of a NamedTuple as arguments of a registered operator."""
+    kinds = {
+        Tensor: "Tensor",
+        Tensor | None: "Tensor?",
+        bool: "bool",
+        str: "str",
+        int: "SymInt",
+        float: "float",
+    }
+    hints = typing.get_type_hints(of)
+    return ", ".join(f"{kinds[hints[name]]} {name}" for name in of._fields)  # type: ignore[attr-defined]
 
 
 class ForwardOutputs(NamedTuple):
+    """Outputs of the forward scan, to be filled."""
+
     spikes: Tensor | None
     """(T, M), type of the input."""
     mem: Tensor | None
@@ -52,60 +101,61 @@ class ForwardOutputs(NamedTuple):
     """(T, M), type of the input."""
     inh: Tensor | None
     """(T, M), type of the input."""
-    times: Tensor
-    """(M,) int64, -1 for a silent neuron."""
     crossing: Tensor | None
     """(2, M): V[t*-1] and V[t*], state precision; 0 for a silent neuron."""
     final: Tensor | None
     """(1 to 3, M): V, syn, inh at T-1, type of the input."""
+    times: Tensor
+    """(M,) int64, -1 for a silent neuron."""
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads, (T, M) each; None if it is not needed."""
+    """What the reverse scan reads, (T, M) each; None if it is not needed."""
 
-    tensor: Tensor | None
+    saved: Tensor | None = None
     """The membrane, or the current to integrate it from again."""
-    recompute: bool
-    syn: Tensor | None
+    recompute: bool = False
+    """Whether ``saved`` is the current."""
+    syn: Tensor | None = None
     """For the gradients of alpha and of gain."""
-    inh: Tensor | None
+    inh: Tensor | None = None
     """For the gradients of gain, and of beta where it is the decay of ``inh``."""
 
 
 class OutputGradients(NamedTuple):
     """Gradients to the outputs; (1, M) where the gradient is the same at every step."""
 
-    spikes: Tensor | None
-    mem: Tensor | None
-    syn: Tensor | None
-    inh: Tensor | None
-    at: Tensor | None
+    grad_spikes: Tensor | None = None
+    grad_mem: Tensor | None = None
+    grad_syn: Tensor | None = None
+    grad_inh: Tensor | None = None
+    grad_at: Tensor | None = None
     """(M,) gradient to V[t*], state precision."""
-    before: Tensor | None
-    """(M,) gradient to V[t*-1], state precision; given together with ``at``."""
+    grad_before: Tensor | None = None
+    """(M,) gradient to V[t*-1], state precision; given together with ``grad_at``."""
 
 
-class InputGradients(NamedTuple):
-    """Gradients to the inputs, to be filled.
+InputGradients = dict[str, Tensor]
+"""Gradients to be filled, by names of :data:`SCANNED`; an absent one is not wanted.
 
-    All but ``current`` are (M,): one value per lane, for the caller to sum.
-    """
+"current" is (T, M), and present whenever ``Saved.recompute`` is, as its work space. All others are
+(M,): one value per neuron and sample, for the caller to sum.
+"""
 
-    current: Tensor | None
-    """(T, M); present whenever ``Saved.recompute`` is, as its work space."""
-    beta: Tensor | None
-    threshold: Tensor | None
-    mem: Tensor | None
-    alpha: Tensor | None
-    gain: Tensor | None
-    feedback: Tensor | None
-    """Gradient to the current that the spike feeds back, one step after it."""
-    syn: Tensor | None
-    inh: Tensor | None
+
+class ReadoutOutputs(NamedTuple):
+    """Outputs of the readout, to be filled."""
+
+    value: Tensor
+    """(M,), type of the input."""
+    sensitivity: Tensor | None
+    """(M,) d value / d beta, state precision."""
+    step: Tensor | None
+    """(M,) int64, the step of a maximum or last value."""
 
 
 class LinearNeurons(NamedTuple):
-    """A linear layer (O, N) and what its neurons are, (O,) each, all of one floating type."""
+    """A linear layer (O, N) and its neurons (O,), all of one floating type."""
 
     weight: Tensor
     bias: Tensor
@@ -113,28 +163,34 @@ class LinearNeurons(NamedTuple):
     """Between 0 and 1."""
     threshold: Tensor
     reset: str
-    """One step after the spike: "none", "subtract" or "zero"."""
+    """One of :data:`RESETS`."""
+
+    def neuron(self) -> Neuron:
+        """The neurons alone."""
+        reset = "zero_before" if self.reset == "zero" else self.reset
+        height = torch.ones_like(self.threshold[:1])
+        return Neuron(self.beta, self.threshold, height, clamp=False, reset=reset)
 
 
 class ClosedFormAdjoint(NamedTuple):
     """An adjoint in closed form: lam[k] = h[k] + beta lam[k+1], (B, O) each."""
 
-    every: Tensor | None
+    every: Tensor | None = None
     """h[k] at every step: the gradient to a sum over time."""
-    at: Tensor | None
+    at: Tensor | None = None
     """h[k] at the step ``when``."""
-    before: Tensor | None
+    before: Tensor | None = None
     """h[k] at the step before it; given together with ``at``."""
-    when: Tensor | None
+    when: Tensor | None = None
     """int64, -1 for none."""
 
 
 class GradientFactors(NamedTuple):
-    """The gradient to dense spikes (T, B, O), made a few samples at a time."""
+    """The gradient to dense spikes (T, B, O), computed a few samples at a time."""
 
     rows: Callable[[slice], Tensor]
-    """(T or 1, n, O) of some samples; one row where it is the same at every step. Or its first
-    factor, (T, n, P)."""
+    """(T or 1, n, O) of some samples; one row where the gradient is the same at every step. With a
+    second factor, (T or 1, n, P)."""
     weight: Tensor | None
     """The second factor, (P, O)."""
 
@@ -161,12 +217,3 @@ class LinearGradients(NamedTuple):
     threshold: Tensor
     current: Tensor | None
     """(T, B, O) if the adjoint itself is wanted; overwritten."""
-
-
-class ReadoutOutputs(NamedTuple):
-    value: Tensor
-    """(M,), type of the input."""
-    sensitivity: Tensor | None
-    """(M,) d value / d beta, state precision."""
-    step: Tensor | None
-    """(M,) int64, the step that a maximum or last value was taken at."""

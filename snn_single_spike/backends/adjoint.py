@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._surrogate import Surrogate
-from ._types import ClosedFormAdjoint, InputGradients, Neuron, OutputGradients, Saved
+from ._types import ClosedFormAdjoint, Neuron, OutputGradients, Saved
 
 
 def adjoint_rows(
@@ -18,7 +18,7 @@ def adjoint_rows(
     adjoint: ClosedFormAdjoint,
     samples: slice,
 ) -> Tensor:
-    """lam[k] = h[k] + beta lam[k+1] of some samples, (T, n, O), by the dense implementation of a backend."""
+    """lam[k] = h[k] + beta lam[k+1] of some samples, (T, n, O), by the scan of a backend."""
     every, at, before, when = (None if x is None else x[samples].contiguous() for x in adjoint)
     given = at if every is None else every
     assert given is not None
@@ -28,23 +28,20 @@ def adjoint_rows(
     if at is not None and before is None:
         before = torch.zeros_like(at)
     grads = OutputGradients(
-        None,
-        None if every is None else every.view(1, -1),
-        None,
-        None,
-        None if at is None else at.flatten(),
-        None if before is None else before.flatten(),
+        grad_mem=None if every is None else every.view(1, -1),
+        grad_at=None if at is None else at.flatten(),
+        grad_before=None if before is None else before.flatten(),
     )
     if given.numel():
         neuron_backward(
             num_steps,
             beta.dtype,
-            Saved(None, False, None, None),
-            Neuron(beta, beta, beta, *(None,) * 6, clamp=False, reset="none"),
+            Saved(),
+            Neuron(beta, threshold=beta, graded_spikes_factor=beta, clamp=False),
             when.flatten(),
             grads,
             "none",
             Surrogate("straight_through_estimator"),
-            InputGradients(out, *(None,) * 8),
+            {"current": out},
         )
     return out.view(num_steps, *given.shape)

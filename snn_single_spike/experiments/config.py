@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..modules.leaky import SPIKE_FORMATS
-from ..ops.validation import GRADIENT_RULES, REDUCTIONS
+from ..functional import GRADIENT_RULES, REDUCTIONS, SPIKE_FORMATS
 from . import ExperimentError
 from .augment import parse as parse_augmentation
 from .datasets import DATASETS, NEEDS_FILES

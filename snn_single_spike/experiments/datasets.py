@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..spikes.times import SpikeEvents, SpikeTimes
-from . import ExperimentError, events, idx, yinyang
+from .. import SpikeEvents, SpikeTimes
+from . import ExperimentError, digits, events, idx, yinyang
 from .augment import Transform
 
 # Of digits, of samples held out and of parts: the same ones whatever the seed of a run
@@ -110,17 +110,21 @@ class Recordings(Split):
 
     events: SpikeEvents
     labels: Tensor
+    kept: Tensor
+    """(N,) int64: number of events."""
     late: Tensor
-    """(N,) int64: events that come after the last step, and are left out."""
+    """(N,) int64: number of further events, which come after the last step and are left out."""
 
     def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeEvents:
         return self.events.samples(index)
 
     def samples(self, index: Tensor) -> Recordings:
-        return Recordings(self.events.samples(index), self.labels[index], self.late[index])
+        counts = (x[index] for x in (self.labels, self.kept, self.late))
+        return Recordings(self.events.samples(index), *counts)
 
     def to(self, device: torch.device) -> Recordings:
-        return Recordings(self.events.to(device), self.labels.to(device), self.late.to(device))
+        counts = (x.to(device) for x in (self.labels, self.kept, self.late))
+        return Recordings(self.events.to(device), *counts)
 
 
 @dataclass
@@ -147,7 +151,7 @@ class Dataset:
         late = sum(int(split.late.sum()) for split in recorded)
         if not late:
             return ""
-        events = late + sum(int(split.events.count().sum()) for split in recorded)
+        events = late + sum(int(split.kept.sum()) for split in recorded)
         return f"; {late:,} of {events:,} events come after the last step and are left out"
 
 
@@ -248,9 +252,7 @@ def _yinyang(num_steps: int, dtype: torch.dtype) -> list[Split]:
 
 def _digits(num_steps: int, dtype: torch.dtype) -> list[Split]:
     try:
-        from ..demo import load_digits
-
-        x_train, y_train, x_test, y_test = load_digits(SPLIT_SEED)
+        x_train, y_train, x_test, y_test = digits.load_digits(SPLIT_SEED)
     except ImportError:
         raise ExperimentError(
             "--dataset digits needs scikit-learn: pip install scikit-learn"
@@ -327,7 +329,7 @@ def _recordings(
             def decode(files: list[Path] = files):
                 return events.shd_recordings(files[0])
 
-        held, labels, late = events.load_events(
+        loaded = events.load_events(
             f"{name}-{part}",
             root,
             files,
@@ -338,7 +340,7 @@ def _recordings(
             spec.features,
             dtype,
         )
-        made.append(Recordings(held, labels, late))
+        made.append(Recordings(*loaded))
     return made
 
 

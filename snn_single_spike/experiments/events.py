@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backends._events import Events
-from ..spikes.times import SpikeEvents
+from .. import SpikeEvents
+from ..functional import Events
 from . import ExperimentError
 from .files import write_atomically
 
@@ -147,15 +147,16 @@ def load_events(
     step_us: int,
     features: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
-) -> tuple[SpikeEvents, torch.Tensor, torch.Tensor]:
+) -> tuple[SpikeEvents, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Events and labels of a set of recordings, from the cache if it is of these files.
+    Load a set of recordings, from the cache if the cache was made from these files.
 
-    Events beyond the last step are dropped; how many in each recording is returned, too.
+    Events after the last step are left out.
 
     :param name: of the set; with the place of the files and the steps it names the cache file
     :param decode: gives the recordings, with times in microseconds
     :param step_us: duration of a time step
+    :return: events, labels, and for each recording the number of events kept and left out
     :raises ExperimentError: from `decode`, or a cache that cannot be written
     """
     place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
@@ -169,7 +170,7 @@ def load_events(
         write_atomically(path, lambda file: np.savez(file, **content))
     offsets, times, units, labels, late = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
     events = SpikeEvents(Events(offsets, times, units, None), num_steps, features, dtype=dtype)
-    return events, labels, late
+    return events, labels, offsets.diff(), late
 
 
 def _bin(recordings: Iterator[Recording], num_steps: int, step_us: int) -> dict[str, np.ndarray]:

@@ -63,7 +63,7 @@ def rasters(groups: list[Group]) -> bytes:
             f"answer {raster['answer']}",
             xlabel="time step",
             ylabel="hidden neuron",
-            xlim=(-1, raster["steps"]),
+            xlim=(-1, raster["num_steps"]),
             ylim=(-1, below),
         )
         axes.title.set_fontsize(8)

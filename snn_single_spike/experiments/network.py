@@ -12,10 +12,8 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
+from .. import LeakyReadout, SingleSpikeLeaky
 from ..functional import spike_count
-from ..modules.leaky import SingleSpikeLeaky
-from ..modules.readout import LeakyReadout
-from ..spikes.lazy import LazySequence
 from . import ExperimentError
 from .config import Config, parse_surrogate
 from .datasets import DATASETS
@@ -69,8 +67,8 @@ class EachStep(nn.Module):
         self.layer = layer
 
     def forward(self, x: Any) -> Any:
-        out = self.layer(x.fold() if isinstance(x, LazySequence) else x.flatten(0, 1))
-        return out.unfold() if isinstance(out, LazySequence) else out.unflatten(0, x.shape[:2])
+        out = self.layer(x.flatten(0, 1) if isinstance(x, Tensor) else x.fold())
+        return out.unflatten(0, x.shape[:2]) if isinstance(out, Tensor) else out.unfold()
 
 
 class Network(nn.Module):

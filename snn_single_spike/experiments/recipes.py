@@ -13,7 +13,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         # Four inputs drive a neuron to its threshold only through large weights
         "weight_scale": (4.0, 1.0),
     },
-    "digits": {"layers": "128", "steps": 50, "lr": 2e-3, "epochs": 30},
+    "digits": {"layers": "128", "num_steps": 50, "lr": 2e-3, "epochs": 30},
     "mnist": {
         "layers": "800",
         "epochs": 150,
@@ -26,6 +26,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "milestones": (15, 90, 120),
         "augment": ("perspective:0.1:0.3", "flip", "crop:1", "noise:0.05"),
     },
-    "nmnist": {"layers": "300", "steps": 300, "epochs": 140, "milestones": (30, 60, 90)},
-    "shd": {"layers": "300", "steps": 500, "lr": 2e-4, "epochs": 140, "milestones": (30, 60, 90)},
+    "nmnist": {"layers": "300", "num_steps": 300, "epochs": 140, "milestones": (30, 60, 90)},
+    "shd": {
+        "layers": "300",
+        "num_steps": 500,
+        "lr": 2e-4,
+        "epochs": 140,
+        "milestones": (30, 60, 90),
+    },
 }

@@ -21,7 +21,7 @@ MANY = "multi-spike"
 # Runs that differ only in these are repetitions of one another
 _REPEATED = ("seed", *(name for name in RESUMABLE if name != "epochs"))
 # Runs that share these are compared with each other
-_TASK = ("dataset", "layers", "steps", "train_samples", "test_samples", "hold_out")
+_TASK = ("dataset", "layers", "num_steps", "train_samples", "test_samples", "hold_out")
 
 
 @dataclass

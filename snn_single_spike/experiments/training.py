@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.validation import NaNError
-from ..spikes.times import SpikeEvents, SpikeTimes
+from .. import SpikeEvents, SpikeTimes
+from ..functional import NaNError
 from . import ExperimentError, augment, checkpoint, datasets
 from .checkpoint import Position
 from .config import Config, check_device, to_json
@@ -365,7 +365,7 @@ class _Run:
         return {
             "label": int(self.testing.labels[0]),
             "answer": int(scores.argmax()),
-            "steps": self.config.num_steps,
+            "num_steps": self.config.num_steps,
             "layers": layers,
         }
 

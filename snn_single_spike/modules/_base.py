@@ -128,7 +128,7 @@ class SingleSpikeNeuron:
 
     def _reset(self) -> str:
         """All but Leaky set the membrane to zero after they have integrated it."""
-        return "clear" if self.reset_mechanism == "zero" else self.reset_mechanism
+        return "zero_after" if self.reset_mechanism == "zero" else self.reset_mechanism
 
     def _integrated(self) -> tuple[str, ...]:
         """States that the operator integrates, the membrane first."""

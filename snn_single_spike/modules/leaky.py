@@ -14,6 +14,7 @@ from ..backends._types import state_dtype
 from ..functional import (
     DEFAULT_GRADIENT,
     clip_decay,
+    leaky_reset,
     run_single_spike,
     spikes_of_current,
     spikes_of_result,
@@ -278,7 +279,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         return f"{super().extra_repr()}, spike_format={self.spike_format!r}"
 
     def _reset(self) -> str:
-        return self.reset_mechanism
+        return leaky_reset(self.reset_mechanism)
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """

@@ -32,7 +32,7 @@ from ..backends._types import (
 from ..backends.adjoint import adjoint_rows
 from ..backends.memory import empty
 from ..spikes.times import carrier
-from .neuron import at_steps, interpolate, through_crossing
+from .crossing import at_steps, interpolate, through_crossing
 from .surrogate import Surrogate
 
 

@@ -1,181 +1,167 @@
-"""The registered operators and their gradients.
+"""The operators of a layer of neurons, and their gradient.
 
-``torch.ops.snn_single_spike.*`` are what ``torch.compile`` and ``torch.export`` see: opaque,
-functional, with shapes known from :func:`register_fake <torch.library.register_fake>`.
-They take flattened time-major tensors (T, M) and parameters (P,), allocate what was asked
-for, and hand it to one implementation (:mod:`snn_single_spike.backends`). An output that
-was not asked for is an empty tensor at this boundary, where None cannot be returned.
-
-The autograd functions on top decide what to ask for and what to save: one (T, M) tensor at
-most, and where the decay of a synaptic current is learned the currents as well.
+``neuron_forward`` and ``neuron_backward`` take flattened time-major tensors (T, M) and parameters
+(P,). :class:`SingleSpike` decides which outputs are wanted and what is saved: one (T, M) tensor at
+most, and the currents as well where the decay of a synaptic current is learned.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import backends
+from ..backends._surrogate import Surrogate
 from ..backends._types import (
+    PARAMETERS,
+    SCANNED,
+    TENSORS,
     ForwardOutputs,
-    InputGradients,
     Neuron,
     OutputGradients,
-    ReadoutOutputs,
     Saved,
+    schema,
     state_dtype,
 )
-from ..backends.memory import copy, empty
-from .surrogate import Surrogate
+from ..backends.memory import copy
+from ._library import New, allocate_fake, given, register, take
+from .crossing import at_steps, interpolate, per_neuron, through_crossing
 
-_library = torch.library.Library("snn_single_spike", "DEF")
-# The fields of Neuron, in their order
-_NEURON = (
-    "Tensor beta, Tensor threshold, Tensor graded_spikes_factor, Tensor? mem_0, Tensor? alpha, "
-    "Tensor? gain, Tensor? feedback, Tensor? syn_0, Tensor? inh_0, bool clamp, str reset"
-)
-_library.define(
-    f"neuron_forward(Tensor current, {_NEURON}, bool spikes, bool mem, bool syn, bool crossing, "
-    "bool final, str backend) -> (Tensor spikes, Tensor mem, Tensor syn, Tensor inh, "
-    "Tensor crossing, Tensor final, Tensor times)"
-)
-_library.define(
-    "neuron_backward(Tensor? saved, bool recompute, Tensor? syn, Tensor? inh, "
-    f"{_NEURON}, Tensor times, Tensor? grad_spikes, Tensor? grad_mem, Tensor? grad_syn, "
-    "Tensor? grad_inh, Tensor? grad_at, Tensor? grad_before, SymInt num_steps, ScalarType dtype, "
-    "str rule, str surrogate, float a, float b, bool[9] needs, str backend) -> (Tensor current, "
-    "Tensor beta, Tensor threshold, Tensor mem_0, Tensor alpha, Tensor gain, Tensor feedback, "
-    "Tensor syn_0, Tensor inh_0)"
-)
-_library.define(
-    "leaky_readout(Tensor current, Tensor beta, Tensor? mem_0, str reduction, bool sensitivity, "
-    "bool step, str backend) -> (Tensor value, Tensor sensitivity, Tensor step)"
-)
+INPUTS = ("current", *TENSORS)
+"""Tensors of :class:`SingleSpike`, in their order."""
 
 
-def _wanted(tensor: Tensor) -> Tensor | None:
-    """None for the empty tensor that stands for an output nobody asked for."""
-    return tensor if tensor.numel() else None
+class Wanted(NamedTuple):
+    """The outputs of ``neuron_forward`` that are computed; spike times always are."""
+
+    spikes: bool = True
+    mem: bool = True
+    syn: bool = False
+    """The synaptic currents, as many as the neuron has."""
+    crossing: bool = False
+    final: bool = False
 
 
-def _leaky_forward(current: Tensor, *given: Any, fake: bool = False) -> tuple[Tensor, ...]:
-    neuron = Neuron(*given[: len(Neuron._fields)])
-    spikes, mem, syn, crossing, final, backend = given[len(Neuron._fields) :]
-    num_steps, lanes = current.shape
+class Settings(NamedTuple):
+    """What :class:`SingleSpike` is given beside tensors."""
+
+    clamp: bool
+    reset: str
+    rule: str
+    surrogate: Surrogate | None
+    spikes_move_times: bool
+    """Whether a loss on the spikes counts as one on their times, under "spike_time"."""
+    wanted: Wanted
+    recompute: bool
+    track: bool
+    """Whether a gradient may follow; ``ctx.needs_input_grad`` ignores ``torch.no_grad()``."""
+    backend: str
+
+
+def _neuron_forward(new: New, current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    neuron, wanted = take(Neuron, arguments), take(Wanted, arguments)
+    (backend,) = arguments
+    num_steps, neurons = current.shape
     dtype, device = current.dtype, current.device
-    states = 1 + (neuron.alpha is not None) + (neuron.gain is not None)
-    new = torch.empty if fake else empty
-    out = (
-        new((num_steps, lanes) if spikes else (0,), dtype=dtype, device=device),
-        new((num_steps, lanes) if mem else (0,), dtype=dtype, device=device),
-        new((num_steps, lanes) if syn and states > 1 else (0,), dtype=dtype, device=device),
-        new((num_steps, lanes) if syn and states > 2 else (0,), dtype=dtype, device=device),
-        new((2, lanes) if crossing else (0,), dtype=state_dtype(dtype), device=device),
-        new((states, lanes) if final else (0,), dtype=dtype, device=device),
-        new((lanes,), dtype=torch.int64, device=device),
+    whole = (num_steps, neurons)
+    states = neuron.num_states
+    out = ForwardOutputs(
+        spikes=new(wanted.spikes, whole, dtype, device),
+        mem=new(wanted.mem, whole, dtype, device),
+        syn=new(wanted.syn and states > 1, whole, dtype, device),
+        inh=new(wanted.syn and states > 2, whole, dtype, device),
+        crossing=new(wanted.crossing, (2, neurons), state_dtype(dtype), device),
+        final=new(wanted.final, (states, neurons), dtype, device),
+        times=new(True, (neurons,), torch.int64, device),
     )
-    if not fake and lanes:
+    if new is not allocate_fake and neurons:
         backends.load(backend, "neuron").neuron_forward(
-            current,
-            neuron,
-            ForwardOutputs(
-                spikes=_wanted(out[0]),
-                mem=_wanted(out[1]),
-                syn=_wanted(out[2]),
-                inh=_wanted(out[3]),
-                crossing=_wanted(out[4]),
-                final=_wanted(out[5]),
-                times=out[6],
-            ),
+            current, neuron, ForwardOutputs(*map(given, out))
         )
-    return out
+    return tuple(out)
 
 
-def _leaky_backward(
-    saved: Tensor | None,
-    recompute: bool,
-    syn: Tensor | None,
-    inh: Tensor | None,
-    *given: Any,
-    fake: bool = False,
-) -> tuple[Tensor, ...]:
-    neuron = Neuron(*given[: len(Neuron._fields)])
-    times, *rest = given[len(Neuron._fields) :]
-    grads = OutputGradients(*rest[: len(OutputGradients._fields)])
-    num_steps, dtype, rule, surrogate, a, b, needs, backend = rest[len(OutputGradients._fields) :]
-    lanes, device = times.shape[0], times.device
-    need_current, *need_lanes = needs
+def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    saved, neuron, times = take(Saved, arguments), take(Neuron, arguments), next(arguments)
+    grads = take(OutputGradients, arguments)
+    num_steps, dtype, rule = next(arguments), next(arguments), next(arguments)
+    surrogate = take(Surrogate, arguments)
+    needs, backend = arguments
+    neurons, device = times.shape[0], times.device
     state = neuron.beta.dtype
-    new = torch.empty if fake else empty
-    out = (
-        new((num_steps, lanes) if need_current or recompute else (0,), dtype=dtype, device=device),
-        *(new((lanes,) if need else (0,), dtype=state, device=device) for need in need_lanes),
-    )
-    if not fake and lanes:
+    out = {
+        name: new(need or saved.recompute, (num_steps, neurons), dtype, device)
+        if name == "current"
+        else new(need, (neurons,), state, device)
+        for name, need in zip(SCANNED, needs, strict=True)
+    }
+    if new is not allocate_fake and neurons:
         backends.load(backend, "neuron").neuron_backward(
             num_steps,
             dtype,
-            Saved(saved, recompute, syn, inh),
+            saved,
             neuron,
             times,
             grads,
             rule,
-            Surrogate(surrogate, a, b),
-            InputGradients(*(_wanted(tensor) for tensor in out)),
+            surrogate,
+            {name: tensor for name, tensor in out.items() if tensor.numel()},
         )
-    return out
+    return tuple(out.values())
 
 
-def _leaky_readout(
-    current: Tensor,
-    beta: Tensor,
-    mem_0: Tensor | None,
-    reduction: str,
-    sensitivity: bool,
-    step: bool,
+register(
+    f"neuron_forward(Tensor current, {schema(Neuron)}, {schema(Wanted)}, str backend) -> "
+    f"({', '.join(f'Tensor out_{name}' for name in ForwardOutputs._fields)})",
+    _neuron_forward,
+)
+register(
+    f"neuron_backward({schema(Saved)}, {schema(Neuron)}, Tensor times, {schema(OutputGradients)}, "
+    f"SymInt num_steps, ScalarType dtype, str rule, {schema(Surrogate)}, "
+    f"bool[{len(SCANNED)}] needs, str backend) -> "
+    f"({', '.join(f'Tensor out_{name}' for name in SCANNED)})",
+    _neuron_backward,
+)
+
+
+def neuron_backward(
+    saved: Saved,
+    neuron: Neuron,
+    times: Tensor,
+    grads: OutputGradients,
+    num_steps: int,
+    dtype: torch.dtype,
+    rule: str,
+    surrogate: Surrogate | None,
+    needs: dict[str, bool],
     backend: str,
-    *,
-    fake: bool = False,
-) -> tuple[Tensor, ...]:
-    lanes, device = current.shape[1], current.device
-    new = torch.empty if fake else empty
-    out = (
-        new((lanes,), dtype=current.dtype, device=device),
-        new((lanes,) if sensitivity else (0,), dtype=state_dtype(current.dtype), device=device),
-        new((lanes,) if step else (0,), dtype=torch.int64, device=device),
+) -> dict[str, Tensor]:
+    """The gradients that are needed, by names of :data:`SCANNED`."""
+    out = torch.ops.snn_single_spike.neuron_backward(
+        *saved,
+        *neuron,
+        times,
+        *grads,
+        num_steps,
+        dtype,
+        rule,
+        *(surrogate or Surrogate("straight_through_estimator")),
+        [needs.get(name, False) for name in SCANNED],
+        backend,
     )
-    if not fake and lanes:
-        backends.load(backend, "readout").readout(
-            current,
-            beta,
-            mem_0,
-            reduction,
-            ReadoutOutputs(out[0], _wanted(out[1]), _wanted(out[2])),
-        )
-    return out
+    return {name: grad for name, grad in zip(SCANNED, out, strict=True) if needs.get(name)}
 
 
-for _name, _function in (
-    ("neuron_forward", _leaky_forward),
-    ("neuron_backward", _leaky_backward),
-    ("leaky_readout", _leaky_readout),
-):
-    # One implementation for every device: the `backend` argument already says which code runs.
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(
-        f"snn_single_spike::{_name}", functools.partial(_function, fake=True), lib=_library
-    )
-
-
-def _rows(gradient: Tensor | None) -> Tensor | None:
+def rows_of(gradient: Tensor | None) -> Tensor | None:
     """An upstream gradient as contiguous rows: one row if it is the same at every step.
 
-    The gradient of a sum over time is an expanded tensor; reading its one row T times costs
-    nothing, writing it out T times would cost as much as the whole backward pass.
+    The gradient of a sum over time is an expanded tensor. Reading its one row T times costs
+    nothing; writing it out T times would cost as much as the whole backward pass.
     """
     if gradient is None:
         return None
@@ -185,8 +171,8 @@ def _rows(gradient: Tensor | None) -> Tensor | None:
     return gradient.contiguous()
 
 
-def _sum_lanes(gradient: Tensor | None, like: Tensor) -> Tensor | None:
-    """Gradient of a parameter (P,) from one value per lane (M,)."""
+def sum_to_parameter(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    """Gradient of a parameter (P,) from one value for each neuron and sample (M,)."""
     if gradient is None:
         return None
     return gradient.view(-1, like.shape[0]).sum(0).to(like.dtype)
@@ -195,290 +181,136 @@ def _sum_lanes(gradient: Tensor | None, like: Tensor) -> Tensor | None:
 class SingleSpike(torch.autograd.Function):
     """Spikes, states and spike times of a layer, differentiable in every input.
 
-    Returns (spikes, mem, syn, inh, times, final); those not asked for are empty. ``times``
-    are int64 steps, or interpolated and differentiable under the ``spike_time`` rule.
+    ``tensors`` are :data:`INPUTS`. Returns (spikes, mem, syn, inh, times, final); an unwanted one
+    is empty. ``times`` are int64 steps, or interpolated and differentiable under "spike_time".
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        current: Tensor,
-        beta: Tensor,
-        threshold: Tensor,
-        graded_spikes_factor: Tensor,
-        mem_0: Tensor | None,
-        alpha: Tensor | None,
-        gain: Tensor | None,
-        feedback: Tensor | None,
-        syn_0: Tensor | None,
-        inh_0: Tensor | None,
-        clamp: bool,
-        reset: str,
-        rule: str,
-        surrogate: tuple[str, float, float] | None,
-        spikes_move_times: bool,
-        want: tuple[bool, bool, bool, bool],
-        recompute: bool,
-        track: bool,
-        backend: str,
-    ) -> tuple[Tensor, ...]:
-        want_spikes, want_mem, want_syn, want_final = want
-        neuron = (
-            beta,
-            threshold,
-            graded_spikes_factor,
-            mem_0,
-            alpha,
-            gain,
-            feedback,
-            syn_0,
-            inh_0,
-        )
-        exact = rule == "spike_time"
-        # needs_input_grad does not know of torch.no_grad()
-        needs = ctx.needs_input_grad[:10] if track else (False,) * 10
-        _, need_beta, _, need_factor, _, need_alpha, need_gain, *_ = needs
-        # All but the factor, unless the spike of that height is fed back
-        upstream = any(needs[:3]) or any(needs[4:]) or (need_factor and feedback is not None)
+    def forward(ctx: Any, settings: Settings, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        inputs = dict(zip(INPUTS, tensors, strict=True))
+        current = inputs.pop("current")
+        assert current is not None
+        neuron = Neuron(**inputs, clamp=settings.clamp, reset=settings.reset)  # type: ignore[arg-type]
+        wanted, surrogate = settings.wanted, settings.surrogate
+        exact = settings.rule == "spike_time"
+        needs = {
+            name: settings.track and need
+            for name, need in zip(INPUTS, ctx.needs_input_grad[1:], strict=True)
+        }
+        need_factor = needs.pop("graded_spikes_factor")
+        # The height of a spike enters a state only where the spike is fed back.
+        scans = any(needs.values()) or (need_factor and neuron.feedback is not None)
         through_spikes = surrogate is not None and not exact
-        through_spikes = through_spikes and (want_spikes or feedback is not None)
-        # The membrane is read by the surrogate and by the gradient of its decay, the synaptic
-        # currents by those of theirs and of the gain, and nothing else is.
-        need_saved = upstream and (through_spikes or (need_beta and gain is None))
-        save_syn = need_alpha or need_gain or (gain is not None and need_beta)
-        save_mem = need_saved and (save_syn or (not recompute and (want_spikes or want_mem)))
-        spikes, mem, syn, inh, crossing, final, times = torch.ops.snn_single_spike.neuron_forward(
-            current,
-            *neuron,
-            clamp,
-            reset,
-            want_spikes,
-            want_mem or save_mem,
-            want_syn or save_syn,
-            exact,
-            want_final,
-            backend,
+        through_spikes = through_spikes and (wanted.spikes or neuron.feedback is not None)
+        # The surrogate and the gradient of its decay read the membrane; the gradients of their
+        # decays and of the gain read the synaptic currents. Nothing else is read.
+        need_saved = scans and (through_spikes or (needs["beta"] and neuron.gain is None))
+        save_syn = needs["alpha"] or needs["gain"] or (neuron.gain is not None and needs["beta"])
+        returned = wanted.spikes or wanted.mem
+        save_mem = need_saved and (save_syn or (not settings.recompute and returned))
+        computed = wanted._replace(
+            mem=wanted.mem or save_mem, syn=wanted.syn or save_syn, crossing=exact
         )
-        num_steps = times
+        out = ForwardOutputs(
+            *torch.ops.snn_single_spike.neuron_forward(
+                current, *neuron, *computed, settings.backend
+            )
+        )
+        assert out.crossing is not None
+        assert out.spikes is not None
+        times = out.times
         if exact:
-            times = interpolate(num_steps, crossing, threshold)
-        elif upstream or need_factor:
-            times = copy(times)  # the caller may write -1 over with what suits a loss
+            times = interpolate(out.times, out.crossing, neuron.threshold)
+        elif scans or need_factor:
+            times = copy(times)  # the caller may overwrite -1 with a value that suits a loss
         ctx.set_materialize_grads(False)
-        carries = need_factor or (spikes_move_times if exact else surrogate is not None)
-        constant = [final] if exact else [final, times]
-        ctx.mark_non_differentiable(*constant, *([] if carries else [spikes]))
+        carries = need_factor or (settings.spikes_move_times if exact else surrogate is not None)
+        constant = [out.final] if exact else [out.final, times]
+        ctx.mark_non_differentiable(*constant, *([] if carries else [out.spikes]))
         ctx.save_for_backward(
-            (mem if save_mem else current) if need_saved else None,
-            syn if save_syn else None,
-            inh if save_syn and gain is not None else None,
-            *neuron,
-            num_steps,
-            crossing if exact else None,
+            (out.mem if save_mem else current) if need_saved else None,
+            out.syn if save_syn else None,
+            out.inh if save_syn and neuron.gain is not None else None,
+            out.times,
+            out.crossing if exact else None,
+            *neuron.tensors().values(),
         )
+        ctx.settings = settings
         ctx.recompute = need_saved and not save_mem
-        ctx.clamp, ctx.reset, ctx.rule = clamp, reset, rule if through_spikes else "none"
-        ctx.exact, ctx.surrogate, ctx.backend = exact, surrogate, backend
-        ctx.moves = spikes_move_times
+        ctx.rule = settings.rule if through_spikes else "none"
         ctx.num_steps, ctx.dtype = current.shape[0], current.dtype
-        both = want_syn and gain is not None
-        ctx.want = want_spikes and carries, want_mem, want_syn, both, exact
+        both = wanted.syn and neuron.gain is not None
+        ctx.has_gradient = wanted.spikes and carries, wanted.mem, wanted.syn, both, exact
+        empty = out.spikes.new_empty(0)
         return (
-            spikes,
-            mem if want_mem else mem.new_empty(0),
-            syn if want_syn else mem.new_empty(0),
-            inh if both else mem.new_empty(0),
+            out.spikes,
+            out.mem if wanted.mem else empty,  # type: ignore[return-value]
+            out.syn if wanted.syn else out.spikes.new_empty(0),  # type: ignore[return-value]
+            out.inh if both else out.spikes.new_empty(0),  # type: ignore[return-value]
             times,
-            final,
+            out.final,  # type: ignore[return-value]
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        settings: Settings = ctx.settings
         # A compiled graph hands in zeros for outputs that do not exist.
         grad_spikes, grad_mem, grad_syn, grad_inh, grad_times = (
-            grad if wanted else None for grad, wanted in zip(grads, ctx.want, strict=False)
+            grad if has else None for grad, has in zip(grads, ctx.has_gradient, strict=False)
         )
-        saved, syn, inh, *neuron, times, crossing = ctx.saved_tensors
-        beta, threshold, factor, _, alpha, gain, feedback, _, _ = neuron
-        needs = list(ctx.needs_input_grad[:10])
-        need_factor = needs.pop(3)
+        saved, syn, inh, times, crossing, *tensors = ctx.saved_tensors
+        neuron = Neuron(*tensors, clamp=settings.clamp, reset=settings.reset)
+        factor, feedback = neuron.graded_spikes_factor, neuron.feedback
+        needs = dict(zip(INPUTS, ctx.needs_input_grad[1:], strict=True))
+        need_factor = needs.pop("graded_spikes_factor")
+        neurons = len(times)
 
         at_spike = None  # gradient to the height of a spike
         if need_factor and grad_spikes is not None:
             at_spike = at_steps(grad_spikes, times).to(factor.dtype)
         grad_at = grad_before = direct_threshold = None
-        if ctx.exact:
+        if crossing is not None:
             rise = None
-            if grad_spikes is not None and ctx.moves:
+            if grad_spikes is not None and settings.spikes_move_times:
                 rise = at_steps(grad_spikes, times) - at_steps(grad_spikes, times, back=1)
-                rise = rise.to(crossing.dtype) * _per_lane(factor, len(times))
+                rise = rise.to(crossing.dtype) * per_neuron(factor, neurons)
             grad_at, grad_before, direct_threshold = through_crossing(
-                rise, grad_times, times, crossing, threshold
+                rise, grad_times, times, crossing, neuron.threshold
             )
-        if ctx.exact or ctx.surrogate is None:
+        if crossing is not None or settings.surrogate is None:
             grad_spikes = None
-        needs[6] = feedback is not None and (needs[6] or need_factor)
-        into: list[Tensor | None] = [None] * 9
-        if any(needs):
-            name, a, b = ctx.surrogate or ("straight_through_estimator", 0.0, 0.0)
-            into = torch.ops.snn_single_spike.neuron_backward(
-                saved,
-                ctx.recompute,
-                syn,
-                inh,
-                *neuron,
-                ctx.clamp,
-                ctx.reset,
+        needs["feedback"] = feedback is not None and (needs["feedback"] or need_factor)
+        into: dict[str, Tensor] = {}
+        if any(needs.values()):
+            into = neuron_backward(
+                Saved(saved, ctx.recompute, syn, inh),
+                neuron,
                 times,
-                *map(_rows, (grad_spikes, grad_mem, grad_syn, grad_inh)),
-                grad_at,
-                grad_before,
+                OutputGradients(
+                    *map(rows_of, (grad_spikes, grad_mem, grad_syn, grad_inh)),
+                    grad_at,
+                    grad_before,
+                ),
                 ctx.num_steps,
                 ctx.dtype,
                 ctx.rule,
-                name,
-                a,
-                b,
+                settings.surrogate,
                 needs,
-                ctx.backend,
+                settings.backend,
             )
-            into = [grad if need else None for grad, need in zip(into, needs, strict=True)]
-        current, *states_and_parameters = into
-        d_beta, d_threshold, d_mem, d_alpha, d_gain, d_fed, d_syn, d_inh = states_and_parameters
-        if d_threshold is not None and direct_threshold is not None:
-            d_threshold = d_threshold + direct_threshold
-        d_feedback = None
-        if d_fed is not None:
-            # What the spike feeds back is feedback * factor.
-            d_feedback = d_fed * _per_lane(factor, len(d_fed))
-            from_feedback = d_fed * _per_lane(feedback, len(d_fed))
+        if "threshold" in into and direct_threshold is not None:
+            into["threshold"] = into["threshold"] + direct_threshold
+        if "feedback" in into:
+            # The current that the spike feeds back is feedback * factor.
+            fed_back = into["feedback"]
+            assert feedback is not None
+            into["feedback"] = fed_back * per_neuron(factor, neurons)
+            from_feedback = fed_back * per_neuron(feedback, neurons)
             at_spike = from_feedback if at_spike is None else at_spike + from_feedback
-        return (
-            current,
-            _sum_lanes(d_beta, beta),
-            _sum_lanes(d_threshold, threshold),
-            _sum_lanes(at_spike, factor) if need_factor else None,
-            d_mem,
-            _sum_lanes(d_alpha, alpha),
-            _sum_lanes(d_gain, gain),
-            _sum_lanes(d_feedback, feedback),
-            d_syn,
-            d_inh,
-            *(None,) * 9,
-        )
-
-
-def _per_lane(parameter: Tensor, lanes: int) -> Tensor:
-    return parameter.repeat(lanes // parameter.shape[0])
-
-
-def interpolate(times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
-    """Time at which the straight line between V[t*-1] and V[t*] meets the threshold."""
-    below, above = crossing.unbind(0)
-    theta = _per_lane(threshold, times.shape[0])
-    between = times - 1 + (theta - below) / (above - below)
-    return torch.where(times > 0, between, times.to(between.dtype))
-
-
-def at_steps(rows: Tensor, times: Tensor, back: int = 0) -> Tensor:
-    """rows[t* - back] of every lane that fired at t* >= back, else 0."""
-    index = (times - back).clamp(min=0)
-    return torch.where(times >= back, rows.gather(0, index[None])[0], 0.0)
-
-
-def through_crossing(
-    rise: Tensor | None,
-    grad_times: Tensor | None,
-    times: Tensor,
-    crossing: Tensor,
-    threshold: Tensor,
-) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
-    """Gradients to V[t*], V[t*-1] and the threshold from the interpolated spike time tau.
-
-    A loss on the spikes reaches tau as the slope of a spike that is shared linearly between
-    the two steps around it: dL/dtau = ``rise`` = factor * (g[t*] - g[t*-1]).
-    """
-    if rise is None and grad_times is None:
-        return None, None, None
-    below, above = crossing.unbind(0)
-    lanes = times.shape[0]
-    grad = torch.zeros_like(below)
-    if grad_times is not None:
-        grad = grad + grad_times
-    if rise is not None:
-        grad = grad + rise
-    # A spike at step 0 has no crossing to interpolate, a silent neuron no spike.
-    per_volt = torch.where(times > 0, grad / (above - below), 0.0)
-    position = (_per_lane(threshold, lanes) - below) / (above - below)
-    position = torch.where(times > 0, position, 0.0)
-    return -position * per_volt, (position - 1.0) * per_volt, per_volt
-
-
-class LeakyReadout(torch.autograd.Function):
-    """Sum, maximum or last value over time of a membrane that never fires."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        current: Tensor,
-        beta: Tensor,
-        mem_0: Tensor | None,
-        reduction: str,
-        track: bool,
-        backend: str,
-    ) -> Tensor:
-        need_current, need_beta, need_mem = ctx.needs_input_grad[:3] if track else (False,) * 3
-        placed = reduction != "sum" and (need_current or need_mem)
-        value, sensitivity, step = torch.ops.snn_single_spike.leaky_readout(
-            current, beta, mem_0, reduction, need_beta, placed, backend
-        )
-        # Beta's gradient was carried forward with the membrane: nothing of size T is kept.
-        ctx.save_for_backward(beta, sensitivity, step)
-        ctx.backend, ctx.num_steps, ctx.dtype = backend, current.shape[0], current.dtype
-        ctx.reduction = reduction
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        beta, sensitivity, step = ctx.saved_tensors
-        need_current, need_beta, need_mem = ctx.needs_input_grad[:3]
-        grad_beta = _sum_lanes(sensitivity * grad, beta) if need_beta else None
-        grad_current = grad_mem = None
-        if need_current or need_mem:
-            at = grad.to(beta.dtype).contiguous()
-            every_step = ctx.reduction == "sum"
-            # A membrane without threshold, spikes and reset
-            absent = (
-                "saved syn inh mem_0 alpha gain feedback syn_0 inh_0 grad_spikes grad_syn grad_inh"
-            )
-            grad_current, _, _, grad_mem, *_ = torch.ops.snn_single_spike.neuron_backward(
-                **dict.fromkeys(absent.split()),
-                recompute=False,
-                beta=beta,
-                threshold=beta,
-                graded_spikes_factor=beta,
-                clamp=True,
-                reset="none",
-                times=at.new_zeros(at.shape, dtype=torch.int64) if every_step else step,
-                grad_mem=at[None] if every_step else None,
-                grad_at=None if every_step else at,
-                grad_before=None if every_step else torch.zeros_like(at),
-                num_steps=ctx.num_steps,
-                dtype=ctx.dtype,
-                rule="none",
-                surrogate="straight_through_estimator",
-                a=0.0,
-                b=0.0,
-                needs=[need_current, False, False, need_mem, *(False,) * 5],
-                backend=ctx.backend,
-            )
-        return (
-            grad_current if need_current else None,
-            grad_beta,
-            grad_mem if need_mem else None,
-            None,
-            None,
-            None,
-        )
+        if need_factor and at_spike is not None:
+            into["graded_spikes_factor"] = at_spike
+        for name in PARAMETERS:
+            if name in into:
+                into[name] = sum_to_parameter(into[name], getattr(neuron, name))
+        return None, *(into.get(name) for name in INPUTS)

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends._types import state_dtype
+from ..backends._types import GRADIENT_RULES, REDUCTIONS, RESETS, state_dtype
 
-GRADIENT_RULES = ("masked", "straight_through", "pre_spike", "spike_time")
-RESETS = ("none", "subtract", "zero")
-REDUCTIONS = ("sum", "max", "last")
+__all__ = ["GRADIENT_RULES", "REDUCTIONS", "RESETS"]
+
 UNPACK = "unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -44,7 +44,7 @@ def test_spikes_are_handed_on_as_times_where_they_can_be():
 
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text('dataset = "digits"\nsteps = 12\nepochs = 3\nlr = 1\nmilestones = [1, 2]\n')
+    file.write_text('dataset = "digits"\nnum_steps = 12\nepochs = 3\nlr = 1\nmilestones = [1, 2]\n')
     made = make({"epochs": "7"}, file)
     assert (made.dataset, made.num_steps, made.epochs, made.lr) == ("digits", 12, 7, 1.0)
     assert made.milestones == (1, 2)

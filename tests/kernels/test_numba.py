@@ -15,7 +15,7 @@ from snn_single_spike.ops.validation import GRADIENT_RULES, RESETS
 numba = pytest.importorskip("numba")
 
 from snn_single_spike.kernels.numba import block, neuron_forward_vectors, simd  # noqa: E402
-from snn_single_spike.kernels.numba.compiling import ZERO  # noqa: E402
+from snn_single_spike.kernels.numba.compiling import ZERO_BEFORE  # noqa: E402
 
 SURROGATES = {
     "atan": surrogate.atan(),
@@ -144,7 +144,7 @@ def test_no_fused_multiply_adds_decide_a_spike():
     # Compiled afresh: code from numba's cache cannot be read.
     forward = numba.njit(error_model="numpy")(neuron_forward_vectors._vectors.py_func)
     forward(
-        *(0, simd.LANES, rows, one, one, one, none1, True, ZERO),
+        *(0, simd.LANES, rows, one, one, one, none1, True, ZERO_BEFORE),
         *(rows.copy(), none2, np.zeros(simd.LANES, np.int64), none2, none2),
     )
     (assembly,) = forward.inspect_asm().values()

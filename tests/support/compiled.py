@@ -60,14 +60,17 @@ class Variant:
 
 MASKED = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "subtract"))
 RAMP = (("RULE", "straight_through"), ("SURROGATE", "fast_sigmoid"), ("RESET", "none"))
-CLEAR = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "clear"))
+CLEAR = (("RULE", "masked"), ("SURROGATE", "atan"), ("RESET", "zero_after"))
 LEARNED = ("grad_beta", "grad_threshold", "grad_mem_0", "mem_0")
 VARIANTS = {
     "forward": Variant(
         "neuron_forward_kernel", ("current", "spikes", "mem", "final"), (("RESET", "subtract"),)
     ),
     "forward small": Variant(
-        "neuron_forward_kernel", ("current", "spikes", "mem"), (("RESET", "zero"),), wide=False
+        "neuron_forward_kernel",
+        ("current", "spikes", "mem"),
+        (("RESET", "zero_before"),),
+        wide=False,
     ),
     "forward bf16": Variant(
         "neuron_forward_kernel",
@@ -123,7 +126,7 @@ VARIANTS = {
     "forward alpha": Variant(
         "neuron_forward_kernel",
         ("current", "alpha", "gain", "spikes", "mem", "syn", "inh", "final"),
-        (("RESET", "clear"),),
+        (("RESET", "zero_after"),),
     ),
     "forward feedback": Variant(
         "neuron_forward_kernel",

@@ -13,19 +13,19 @@ from ._launch import WidenedOutputs, as_array, run_pieces
 
 
 def readout(
-    current: Tensor, beta: Tensor, mem: Tensor | None, reduction: str, out: ReadoutOutputs
+    current: Tensor, beta: Tensor, mem_0: Tensor | None, reduction: str, out: ReadoutOutputs
 ) -> None:
-    num_steps, lanes = current.shape
+    num_steps, neurons = current.shape
     dtype = state_dtype(current.dtype)
     results = WidenedOutputs(dtype)
     run_pieces(
         readout_loop,
         num_steps,
         0,
-        lanes,
+        neurons,
         as_array(current, 2, dtype),
         as_array(beta, 1, dtype),
-        as_array(mem, 1, dtype),
+        as_array(mem_0, 1, dtype),
         results.array(out.value, 1),
         results.array(out.sensitivity, 1),
         as_array(out.step, 1, torch.int64),

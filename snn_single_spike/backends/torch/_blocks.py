@@ -2,33 +2,72 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from .._types import PARAMETERS, STATES, Neuron
+from ..memory import empty
 
 # Neurons per block on a CPU: one row of float32 is 64 KB, so that the rows of a step stay
 # in L2. With several threads torch splits an operation from 32768 elements up.
 _BLOCK_SINGLE, _BLOCK_PER_THREAD = 16384, 32768
 
 
-def split_blocks(lanes: int, device: torch.device) -> list[slice]:
-    size = lanes
+def split_blocks(neurons: int, device: torch.device) -> list[slice]:
+    size = neurons
     if device.type == "cpu":
         threads = torch.get_num_threads()
         size = _BLOCK_SINGLE if threads == 1 else _BLOCK_PER_THREAD * threads
-    return [slice(start, min(start + size, lanes)) for start in range(0, lanes, size)]
+    return [slice(start, min(start + size, neurons)) for start in range(0, neurons, size)]
 
 
-def per_neuron(parameter: Tensor, lanes: int) -> Tensor:
-    """A parameter (P,) as one value per lane (M,), or (1,) as it is."""
-    return parameter if parameter.numel() == 1 else parameter.repeat(lanes // parameter.numel())
+def workspace(
+    num_steps: int, blocks: list[slice], dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """(T, n) work space for each block, all of it one tensor: fresh ones are page faults."""
+    work = empty((num_steps, blocks[0].stop), dtype=dtype, device=device)
+    return [work[:, : block.stop - block.start] for block in blocks]
+
+
+def per_neuron(parameter: Tensor, neurons: int) -> Tensor:
+    """A parameter (P,) as one value for each neuron and sample (M,), or (1,) as it is."""
+    return parameter if parameter.numel() == 1 else parameter.repeat(neurons // parameter.numel())
 
 
 def cut_parameter(parameter: Tensor, block: slice) -> Tensor:
     return parameter if parameter.numel() == 1 else parameter[block]
 
 
-def initial_state(state: Tensor | None, block: slice, like: Tensor, dtype: torch.dtype) -> Tensor:
+def initial_state(
+    state: Tensor | None, block: slice, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """The membrane, or a synaptic current, before the first step."""
     if state is None:
-        return torch.zeros(block.stop - block.start, dtype=dtype, device=like.device)
+        return torch.zeros(block.stop - block.start, dtype=dtype, device=device)
     return state[block].to(dtype)
+
+
+def spread(neuron: Neuron, neurons: int) -> Neuron:
+    """One value for each neuron and sample where there is more than one; decays are clipped."""
+    new: dict[str, Any] = {
+        name: None if (value := getattr(neuron, name)) is None else per_neuron(value, neurons)
+        for name in PARAMETERS
+    }
+    if neuron.clamp:
+        new["beta"] = new["beta"].clamp(0, 1)
+    if neuron.alpha is not None:
+        new["alpha"] = new["alpha"].clamp(0, 1)
+    return neuron._replace(**new)
+
+
+def cut(neuron: Neuron, block: slice, device: torch.device, dtype: torch.dtype) -> Neuron:
+    """One block of a neuron that was spread. States start from zeros where they are not given."""
+    new: dict[str, Any] = {
+        name: None if (value := getattr(neuron, name)) is None else cut_parameter(value, block)
+        for name in PARAMETERS
+    }
+    for name in STATES:
+        new[name] = initial_state(getattr(neuron, name), block, device, dtype)
+    return neuron._replace(**new)

@@ -1,6 +1,6 @@
 """A linear layer and its neurons from spike times, in plain torch.
 
-The dense product and the dense loops of :mod:`.eager`, over a few samples at a time: memory does
+The dense product and the dense loops of :mod:`.neuron`, over a few samples at a time: memory does
 not grow with the batch, time is that of dense tensors.
 """
 
@@ -17,10 +17,8 @@ from .._types import (
     ClosedFormAdjoint,
     ForwardOutputs,
     GradientFactors,
-    InputGradients,
     LinearGradients,
     LinearNeurons,
-    Neuron,
     OutputGradients,
     ReadoutOutputs,
     Saved,
@@ -48,12 +46,6 @@ def _current(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.nn.functional.linear(spikes, weight, bias).flatten(1)
 
 
-def _neuron(layer: LinearNeurons) -> Neuron:
-    one = torch.ones_like(layer.threshold[:1])
-    absent = (None,) * 6
-    return Neuron(layer.beta, layer.threshold, one, *absent, clamp=False, reset=layer.reset)
-
-
 def linear_first_spikes(
     events: Events,
     num_steps: int,
@@ -62,33 +54,33 @@ def linear_first_spikes(
     crossing: Tensor | None,
     sensitivity: Tensor | None,
 ) -> None:
-    batch, lanes = times.shape
-    neuron = _neuron(layer)._replace(reset="none")
+    batch, out_features = times.shape
+    neuron = layer.neuron()._replace(reset="none")
     for part in _pieces(num_steps, batch, max(layer.weight.shape)):
         spikes = _dense(events, num_steps, layer.weight, part)
         current = _current(spikes, layer.weight, layer.bias)
         n = spikes.shape[1]
-        first = times.new_empty(n * lanes, dtype=torch.int64)
-        around = current.new_empty(2, n * lanes)
+        first = times.new_empty(n * out_features, dtype=torch.int64)
+        around = current.new_empty(2, n * out_features)
         mem = torch.empty_like(current) if sensitivity is not None else None
-        out = ForwardOutputs(None, mem, None, None, first, around, None)
+        out = ForwardOutputs(None, mem, None, None, around, None, first)
         neuron_forward(current, neuron, out)
-        times[part] = first.view(n, lanes).to(times.dtype)
+        times[part] = first.view(n, out_features).to(times.dtype)
         if crossing is not None:
-            crossing[:, part] = around.view(2, n, lanes)
+            crossing[:, part] = around.view(2, n, out_features)
         if sensitivity is not None and mem is not None:
             # p[t] = V[t-1] + beta p[t-1], an integration of the membrane
             late = torch.cat([torch.zeros_like(mem[:1]), mem[:-1]])
             slope = torch.empty_like(late)
             never = neuron._replace(threshold=torch.full_like(neuron.threshold, torch.inf))
             unused = torch.empty_like(first)
-            outputs = ForwardOutputs(None, slope, None, None, unused, None, None)
+            outputs = ForwardOutputs(None, slope, None, None, None, None, unused)
             neuron_forward(late, never, outputs)
             for place, step in enumerate((first - 1, first)):
                 at = torch.where(first >= 0, step.clamp(min=0), 0)
                 value = slope.gather(0, at[None])[0]
                 fires = (first >= 0) & (step >= 0)
-                sensitivity[place, part] = torch.where(fires, value, 0).view(n, lanes)
+                sensitivity[place, part] = torch.where(fires, value, 0).view(n, out_features)
 
 
 def linear_readout(
@@ -140,29 +132,28 @@ def linear_backward_scan(
     surrogate: Surrogate,
     out: LinearGradients,
 ) -> None:
-    batch, lanes = times.shape
+    batch, out_features = times.shape
     for part in _pieces(num_steps, batch, max(layer.weight.shape)):
         spikes = _dense(events, num_steps, layer.weight, part)
         current = _current(spikes, layer.weight, layer.bias)
         n = spikes.shape[1]
         lam = torch.empty_like(current)
-        beta, threshold = (current.new_empty(n * lanes) for _ in range(2))
-        absent = (None,) * 6
+        beta, threshold = (current.new_empty(n * out_features) for _ in range(2))
         neuron_backward(
             num_steps,
             current.dtype,
-            Saved(current, True, None, None),
-            _neuron(layer),
+            Saved(current, recompute=True),
+            layer.neuron(),
             times[part].flatten().long(),
-            OutputGradients(grad_spikes.to_dense(part).flatten(1), None, None, None, None, None),
+            OutputGradients(grad_spikes.to_dense(part).flatten(1)),
             rule,
             surrogate,
-            InputGradients(lam, beta, threshold, *absent),
+            {"current": lam, "beta": beta, "threshold": threshold},
         )
-        lam = lam.view(num_steps, n, lanes)
+        lam = lam.view(num_steps, n, out_features)
         out.weight.add_(lam.flatten(0, 1).T @ spikes.flatten(0, 1))
         out.bias.add_(lam.sum((0, 1)))
-        out.beta.add_(beta.view(n, lanes).sum(0))
-        out.threshold.add_(threshold.view(n, lanes).sum(0))
+        out.beta.add_(beta.view(n, out_features).sum(0))
+        out.threshold.add_(threshold.view(n, out_features).sum(0))
         if out.current is not None:
             out.current[:, part] = lam

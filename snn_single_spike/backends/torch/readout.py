@@ -10,16 +10,16 @@ from ._blocks import cut_parameter, initial_state, per_neuron, split_blocks
 
 
 def readout(
-    current: Tensor, beta: Tensor, mem: Tensor | None, reduction: str, out: ReadoutOutputs
+    current: Tensor, beta: Tensor, mem_0: Tensor | None, reduction: str, out: ReadoutOutputs
 ) -> None:
-    num_steps, lanes = current.shape
+    num_steps, neurons = current.shape
     dtype = state_dtype(current.dtype)
     clamped = beta.clamp(0, 1)
-    active = per_neuron(clamped == beta, lanes)
-    decays = per_neuron(clamped, lanes)
-    for block in split_blocks(lanes, current.device):
+    active = per_neuron(clamped == beta, neurons)
+    decays = per_neuron(clamped, neurons)
+    for block in split_blocks(neurons, current.device):
         decay = cut_parameter(decays, block)
-        v = initial_state(mem, block, current, dtype)
+        v = initial_state(mem_0, block, current.device, dtype)
         slope = torch.zeros_like(v)
         value = torch.full_like(v, -torch.inf) if reduction == "max" else torch.zeros_like(v)
         value_slope = torch.zeros_like(v)

@@ -29,10 +29,8 @@ from .._surrogate import Surrogate
 from .._types import (
     ClosedFormAdjoint,
     GradientFactors,
-    InputGradients,
     LinearGradients,
     LinearNeurons,
-    Neuron,
     OutputGradients,
     Saved,
 )
@@ -329,9 +327,7 @@ def linear_backward_scan(
     options = {"STATE": state_type(dtype), "BLOCK": block, "U": EVENTS}
     options |= LAUNCH
     transposed = weight.new_zeros(units, lanes)
-    one = torch.ones_like(layer.threshold[:1])
-    absent = (None,) * 6
-    neuron = Neuron(layer.beta, layer.threshold, one, *absent, clamp=False, reset=layer.reset)
+    neuron = layer.neuron()
     size = max(_PIECE_BYTES // (num_steps * lanes * dtype.itemsize), 1)
     for low in range(0, batch, size):
         part = slice(low, min(low + size, batch))
@@ -358,7 +354,7 @@ def linear_backward_scan(
             neuron_backward(
                 num_steps,
                 dtype,
-                Saved(mem.flatten(1), False, None, None),
+                Saved(mem.flatten(1)),
                 neuron,
                 times[part].flatten(),
                 OutputGradients(
@@ -366,7 +362,7 @@ def linear_backward_scan(
                 ),
                 rule,
                 surrogate,
-                InputGradients(lam.flatten(1), beta, threshold, *absent),
+                {"current": lam.flatten(1), "beta": beta, "threshold": threshold},
             )
             linear_backward_weight_kernel[(units, triton.cdiv(lanes, block))](
                 *_by_unit(events, units, part),

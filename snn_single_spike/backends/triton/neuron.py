@@ -13,6 +13,8 @@ from snn_single_spike.kernels.triton.neuron import (
 
 from .._surrogate import Surrogate
 from .._types import (
+    PARAMETERS,
+    SCANNED,
     ForwardOutputs,
     InputGradients,
     Neuron,
@@ -31,44 +33,23 @@ from ._launch import (
 )
 
 
-def _parameters(neuron: Neuron) -> tuple[torch.Tensor | None, ...]:
-    """What both kernels take of a neuron, in their order."""
-    return (
-        neuron.beta,
-        neuron.threshold,
-        neuron.graded_spikes_factor,
-        neuron.mem,
-        neuron.alpha,
-        neuron.gain,
-        neuron.feedback,
-        neuron.syn,
-        neuron.inh,
-    )
-
-
-def _sizes(neuron: Neuron) -> tuple[int, ...]:
-    parameters = (
-        neuron.beta,
-        neuron.threshold,
-        neuron.graded_spikes_factor,
-        neuron.alpha,
-        neuron.gain,
-        neuron.feedback,
-    )
-    return tuple(1 if parameter is None else parameter.numel() for parameter in parameters)
+def _sizes(neuron: Neuron) -> dict[str, int]:
+    """P_BETA and so on: 1, or one value for each neuron of a sample."""
+    parameters = {name: getattr(neuron, name) for name in PARAMETERS}
+    return {f"P_{name.upper()}": 1 if x is None else x.numel() for name, x in parameters.items()}
 
 
 def neuron_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
-    num_steps, lanes = current.shape
-    block = neurons_per_program(lanes)
+    num_steps, neurons = current.shape
+    block = neurons_per_program(neurons)
     with on_device_of(current):
-        neuron_forward_kernel[(triton.cdiv(lanes, block),)](
-            current,
-            *_parameters(neuron),
-            *out,
-            num_steps,
-            lanes,
-            *_sizes(neuron),
+        neuron_forward_kernel[(triton.cdiv(neurons, block),)](
+            current=current,
+            **neuron.tensors(),
+            **out._asdict(),
+            T=num_steps,
+            M=neurons,
+            **_sizes(neuron),
             CLAMP=neuron.clamp,
             RESET=neuron.reset,
             STATE=state_type(current.dtype),
@@ -89,23 +70,30 @@ def neuron_backward(
     surrogate: Surrogate,
     out: InputGradients,
 ) -> None:
-    lanes = times.numel()
-    block = neurons_per_program(lanes)
+    neurons = times.numel()
+    block = neurons_per_program(neurons)
+    a, b, a_rest, b_rest = _single(surrogate.a, surrogate.b)
     with on_device_of(times):
-        neuron_backward_kernel[(triton.cdiv(lanes, block),)](
-            None if saved.recompute else saved.tensor,
-            saved.tensor if saved.recompute else None,
-            saved.syn,
-            saved.inh,
-            *_parameters(neuron),
-            times,
-            *grads,
-            *out,
-            num_steps,
-            lanes,
-            *_sizes(neuron),
-            *map(_stride, (grads.spikes, grads.mem, grads.syn, grads.inh)),
-            *_single(surrogate.a, surrogate.b),
+        neuron_backward_kernel[(triton.cdiv(neurons, block),)](
+            mem=None if saved.recompute else saved.saved,
+            current=saved.saved if saved.recompute else None,
+            syn=saved.syn,
+            inh=saved.inh,
+            **neuron.tensors(),
+            times=times,
+            **grads._asdict(),
+            **{f"grad_{name}": out.get(name) for name in SCANNED},
+            T=num_steps,
+            M=neurons,
+            **_sizes(neuron),
+            STEP_SPIKES=_stride(grads.grad_spikes),
+            STEP_MEM=_stride(grads.grad_mem),
+            STEP_SYN=_stride(grads.grad_syn),
+            STEP_INH=_stride(grads.grad_inh),
+            a=a,
+            b=b,
+            a_rest=a_rest,
+            b_rest=b_rest,
             CLAMP=neuron.clamp,
             RULE=rule,
             SURROGATE=surrogate.name,

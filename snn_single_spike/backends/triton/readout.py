@@ -14,23 +14,21 @@ from ._launch import FORWARD_STEPS, LAUNCH, neurons_per_program, on_device_of, s
 def readout(
     current: torch.Tensor,
     beta: torch.Tensor,
-    mem: torch.Tensor | None,
+    mem_0: torch.Tensor | None,
     reduction: str,
     out: ReadoutOutputs,
 ) -> None:
-    num_steps, lanes = current.shape
-    block = neurons_per_program(lanes)
+    num_steps, neurons = current.shape
+    block = neurons_per_program(neurons)
     with on_device_of(current):
-        readout_kernel[(triton.cdiv(lanes, block),)](
-            current,
-            beta,
-            mem,
-            out.value,
-            out.sensitivity,
-            out.step,
-            num_steps,
-            lanes,
-            beta.numel(),
+        readout_kernel[(triton.cdiv(neurons, block),)](
+            current=current,
+            beta=beta,
+            mem_0=mem_0,
+            **out._asdict(),
+            T=num_steps,
+            M=neurons,
+            P_BETA=beta.numel(),
             REDUCTION=reduction,
             STATE=state_type(current.dtype),
             BLOCK=block,

@@ -1,0 +1,60 @@
+"""Registers operators: one implementation for every device, and a fake for compilers.
+
+``torch.ops.snn_single_spike.*`` are opaque and functional for ``torch.compile`` and
+``torch.export``. An operator allocates the outputs that are wanted and hands them to one backend
+(:mod:`snn_single_spike.backends`). None cannot be returned, so an unwanted output is an empty
+tensor at this boundary.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..backends.memory import empty
+
+_library = torch.library.Library("snn_single_spike", "DEF")
+N = TypeVar("N")
+New = Callable[..., Tensor]
+
+
+def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Define an operator.
+
+    ``function(new, *arguments)`` allocates its outputs with ``new(wanted, shape, dtype, device)``
+    and fills them; for a fake, ``new.fake`` is true and nothing is to be filled.
+    """
+    _library.define(schema)
+    name = schema[: schema.index("(")]
+    # The `backend` argument already says which code runs.
+    _library.impl(name, functools.partial(function, allocate), "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        f"snn_single_spike::{name}", functools.partial(function, allocate_fake), lib=_library
+    )
+
+
+def allocate(
+    wanted: bool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return empty(shape if wanted else (0,), dtype=dtype, device=device)
+
+
+def allocate_fake(
+    wanted: bool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return torch.empty(shape if wanted else (0,), dtype=dtype, device=device)
+
+
+def given(tensor: Tensor) -> Tensor | None:
+    """Map the empty placeholder of an unwanted output to None."""
+    return tensor if tensor.numel() else None
+
+
+def take(of: type[N], arguments: Iterator[Any]) -> N:
+    """The next arguments of an operator as the NamedTuple that its schema derives from."""
+    return of(*itertools.islice(arguments, len(of._fields)))  # type: ignore[attr-defined]
