@@ -1,9 +1,20 @@
 """Every page: its blocks run as one program, and its links lead somewhere."""
 
+import re
+from itertools import product
+
 import pytest
 
 from tests.support.devices import ROOT
-from tests.support.pages import PAGES, anchors_of, blocks_of, links_of, name_of, run_blocks
+from tests.support.pages import (
+    PAGES,
+    anchors_of,
+    blocks_of,
+    links_of,
+    name_of,
+    run_blocks,
+    sections_of,
+)
 
 # These have tests of their own, which compare what the blocks compute.
 COMPARED = ("README.md", "docs/guide.md", "docs/spike-times.md")
@@ -55,3 +66,26 @@ def test_the_results_are_those_of_the_report():
             part for part in report.split("\n## ") if part.startswith(f"{dataset}, {network}")
         ]
         assert any(f"\n| {' | '.join(cells)} |" in part for part in tables), (dataset, cells)
+
+
+def files_of(cell):
+    """Files that a cell of the table of modules names; bare names share the first one's folder."""
+    first, *others = re.findall(r"`(.*?)`", cell)
+    folder = first.rpartition("/")[0]
+    for name in (first, *(x if "/" in x else f"{folder}/{x}".strip("/") for x in others)):
+        parts = [p[1:-1].split(",") if p[:1] == "{" else [p] for p in re.split(r"({.*?})", name)]
+        yield from map("".join, product(*parts))
+
+
+def test_the_modules_of_the_architecture_exist_and_none_is_missing():
+    table = sections_of((ROOT / "docs" / "architecture.md").read_text())
+    cells = re.findall(r"^\| (`.*?) \|", table["Modules, one sentence each"], re.M)
+    named = set()
+    for name in (name for cell in cells for name in files_of(cell)):
+        base = ROOT if name.startswith("kernels/") else ROOT / "snn_single_spike"
+        found = set(base.glob(f"{name}**/*.py" if name.endswith("/") else name))
+        assert found, name
+        named |= found
+    for folder in ("backends", "conversion", "modules", "ops", "spikes"):
+        files = (ROOT / "snn_single_spike" / folder).rglob("*.py")
+        assert {path for path in files if path.name != "__init__.py"} <= named, folder
