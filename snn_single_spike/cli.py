@@ -61,7 +61,12 @@ def parser(train_flags: bool = True) -> argparse.ArgumentParser:
         "GPUs: torchrun --nproc-per-node 2 --no-python "
         "snn-single-spike train ...",
     )
-    train.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML or JSON, or the run.jsonl of a run")
+    train.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings as TOML or JSON, or the run.jsonl of a run",
+    )
     train.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: in runs/)"
     )
@@ -71,7 +76,9 @@ def parser(train_flags: bool = True) -> argparse.ArgumentParser:
 
         add_flags(train)
     page = commands.add_parser("report", help="one page with tables and figures from runs")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, or run.jsonl files")
+    page.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, or run.jsonl files"
+    )
     page.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="folder of the page"
     )

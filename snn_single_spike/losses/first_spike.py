@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backends._types import state_dtype
 from ..ops.validation import check_parameter, check_recording
-from ..spikes.times import SpikeTimes
+from ..spikes import SpikeTimes
 from ._checks import to_dense, values_are_checked
 
 __all__ = ["first_spike_times"]

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from ..backends._types import state_dtype
 from ..ops.validation import check_choice, check_device, check_recording, check_targets
-from ..spikes.times import SpikeTimes
+from ..spikes import SpikeTimes
 from ._checks import (
     BATCH_REDUCTIONS,
     check_class_weight,
