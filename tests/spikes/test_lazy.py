@@ -1,15 +1,17 @@
 """Lazy tensors: torch receives the dense tensor, and a layer receives the spikes."""
 
 import copy
-import logging
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from snn_single_spike import (
     LeakyReadout,
+    MaterializationWarning,
     SingleSpikeAlpha,
     SingleSpikeLeaky,
     SingleSpikeSynaptic,
@@ -89,11 +91,11 @@ def test_torch_is_given_the_dense_tensor(name, operation):
         assert torch.equal(result, OPERATIONS[operation](spikes.to_dense()))
 
 
-def test_numpy_makes_one_dense_tensor(caplog):
-    with caplog.at_level(logging.INFO, "snn_single_spike"):
+def test_numpy_makes_one_dense_tensor():
+    with pytest.warns(MaterializationWarning) as warned:
         array = np.asarray(STANDING_FOR_DENSE["times"]())
     assert array.shape == (STEPS, BATCH, *FEATURES)
-    assert len(caplog.messages) == 1
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("name", STANDING_FOR_DENSE)
@@ -116,24 +118,49 @@ def test_what_is_known_without_the_tensor(name, caplog):
     ]
 
 
-def test_the_log_says_what_was_made_dense(caplog):
+def test_a_warning_says_what_was_made_dense():
     spikes = STANDING_FOR_DENSE["times"]()
-    with caplog.at_level(logging.INFO, "snn_single_spike"):
+    with pytest.warns(MaterializationWarning) as warned:
         torch.cumsum(spikes, 0)
         spikes.mean()
         spikes.flatten(0, 1)
         _ = spikes + 1
         spikes.flatten(2)
         F.linear(spikes.flatten(2), torch.ones(2, 10))
-    what = f"SpikeTimes(shape={tuple(spikes.shape)}, times=torch.int8, device='cpu')"
-    assert caplog.messages == [
-        f"{by} takes dense tensors: {what} made one"
-        for by in ("cumsum", "Tensor.mean", "flatten", "__add__")
+    assert [str(w.message).partition(" does not support SpikeTimes")[0] for w in warned] == [
+        *("cumsum", "Tensor.mean", "flatten over time or batch", "__add__")
     ]
+    assert {w.filename for w in warned} == {__file__}
+
+
+def test_a_call_site_warns_once_and_can_be_silenced():
+    spikes = STANDING_FOR_DENSE["times"]()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            torch.cumsum(spikes, 0)
+        torch.cumsum(spikes, 0)
+    assert len(warned) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=MaterializationWarning)
+        torch.cumsum(spikes, 0)
+        spikes.to_dense()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MaterializationWarning)
+        with pytest.raises(MaterializationWarning, match="cumsum does not support SpikeTimes"):
+            torch.cumsum(spikes, 0)
+
+
+def test_the_warning_names_the_layer():
+    spikes = SpikeTimes(torch.zeros(2, 3, dtype=torch.int8), 5)
+    net = nn.Sequential(nn.Identity(), nn.Sequential(nn.LayerNorm(3)))
+    with pytest.warns(MaterializationWarning, match=r"layer_norm in layer '1.0' \(LayerNorm\)"):
+        net(spikes)
 
 
 def test_other_attributes_are_refused():
-    with pytest.raises(AttributeError, match=r"SpikeTimes has no attribute 'spam': \.to_dense\(\)"):
+    with pytest.raises(AttributeError, match=r"SpikeTimes has no attribute 'spam'\..*\.to_dense\(\)"):
         STANDING_FOR_DENSE["times"]().spam  # noqa: B018
     with pytest.raises(NotImplementedError):
         LazyTensor().to_dense()
@@ -233,5 +260,5 @@ def test_a_current_made_without_gradients_has_none():
 
 def test_results_are_not_written_where_they_would_be_lost():
     spikes, _ = times_and_linear()
-    with pytest.raises(TypeError, match="mul with out= would change .* use mul and"):
+    with pytest.raises(TypeError, match=r"In-place mul with out= is not supported on SpikeTimes.*x = x.mul"):
         torch.mul(spikes, 5, out=spikes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from snn_single_spike import SpikeEvents, SpikeTimes
+from snn_single_spike.functional import spike_count
 
 
 def recordings(number=4, events=60, extent=(3, 4, 2), last=1000.0, dtype="<i8", seed=0):
@@ -58,7 +59,7 @@ def test_recordings_of_a_sensor_without_rows_and_polarity():
     made = np.zeros(2, np.dtype([("t", "<i8"), ("x", "<i2")]))
     made["t"], made["x"] = [0, 250], [6, 1]
     spikes = SpikeEvents.from_events([made, made[:0]], (7, 1, 1), 3, time_window=100)
-    assert spikes.count().tolist() == [2, 0]
+    assert spike_count(spikes, per="sample").tolist() == [2, 0]
     assert spikes.events().values is None
     assert spikes.to_dense().nonzero().tolist() == [[0, 0, 6], [2, 0, 1]]
     none = SpikeEvents.from_events([], (7, 1, 1), 3, time_window=100)

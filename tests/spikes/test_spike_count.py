@@ -31,7 +31,5 @@ def test_spike_count(per, dtype):
 def test_spikes_that_cannot_be_counted():
     with pytest.raises(ValueError, match="per='train' is not known"):
         spike_count(torch.zeros(4, 1, 2), per="train")
-    with pytest.raises(ValueError, match="all steps are expected at once"):
-        spike_count(SpikeTimes(torch.zeros(1, 2).int(), 4).fold())
     with pytest.raises(TypeError, match="must be floating-point"):
         spike_count(torch.zeros(4, 1, 2).int())

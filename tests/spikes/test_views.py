@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from snn_single_spike import SingleSpikeLinear, SpikeEvents, SpikeTimes
+from snn_single_spike.functional import spike_count
 
 from tests.support.spikes import BATCH, STANDING_FOR_DENSE, STEPS, times_of
 
@@ -108,7 +109,7 @@ def test_samples_of_a_batch(name, index):
     spikes.events()  # kept, and not to be mistaken for that of the samples
     some = spikes.samples(index)
     assert torch.equal(some.to_dense(), spikes.to_dense()[:, index])
-    assert torch.equal(some.count(), spikes.count()[index])
+    assert torch.equal(spike_count(some, "sample"), spike_count(spikes, "sample")[index])
     assert torch.equal(SpikeEvents.from_dense(some.to_dense()).events()[0], some.events().offsets)
     if name != "events":
         assert not SpikeTimes(
