@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.support.devices import runnable
+from tests.support.poison import poisoned
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")
@@ -32,6 +33,20 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
 def linear_backend(request: pytest.FixtureRequest) -> str:
     """Every implementation of linear layers from spike times."""
     return request.param
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "untouched: memory is as the system gives it, not poisoned")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A kernel that leaves an output unwritten returns NaN."""
+    if request.node.get_closest_marker("untouched"):
+        yield
+    else:
+        with poisoned():
+            yield
 
 
 @pytest.fixture(autouse=True)
