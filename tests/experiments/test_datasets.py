@@ -413,7 +413,9 @@ def test_no_steps():
 
 
 def test_an_unknown_dataset():
-    with pytest.raises(ExperimentError, match="'fashion_mnist' is not known, use yinyang, digits"):
+    with pytest.raises(
+        ExperimentError, match="'fashion_mnist' is not known: use one of yinyang, digits"
+    ):
         datasets.load("fashion_mnist", 10)
 
 

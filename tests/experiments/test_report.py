@@ -152,9 +152,7 @@ def test_a_machine_where_time_began_with_compiling(runs):
 def test_paths_that_cannot_be_used_are_named(runs, tmp_path):
     with pytest.raises(ExperimentError, match=r"is not a run: there is no .*run\.jsonl\. Give the"):
         report.write([tmp_path], tmp_path / "page")
-    with pytest.raises(
-        ExperimentError, match=r"gone\.jsonl is not a run: .*gone"
-    ):
+    with pytest.raises(ExperimentError, match=r"gone\.jsonl is not a run: .*gone"):
         report.write([tmp_path / "gone.jsonl"], tmp_path / "page")
     broken = changed(runs / "single-0", tmp_path / "broken")
     file = broken / record.NAME

@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_run_is_not_written_over(tmp_path):
     training.train(settings(epochs="1"), tmp_path)
-    with pytest.raises(ExperimentError, match="holds a run: go on with it by --resume"):
+    with pytest.raises(ExperimentError, match="holds a run: resume it by --resume"):
         training.train(settings(epochs="1"), tmp_path)
 
 
@@ -392,7 +392,10 @@ def test_the_terminal_shows_the_figures(tmp_path, capsys):
     assert "epoch   2/2" in text
     assert f"{history[1]['test_accuracy']:.2%}, {history[1]['test_spikes']:.1f} spikes" in text
     assert "8/8" in text  # batches
-    assert f"{tmp_path} is trained; to go on: snn-single-spike train --resume {tmp_path}" in text
+    assert (
+        f"{tmp_path} is trained; to train longer: snn-single-spike train --resume {tmp_path}"
+        in text
+    )
     assert "samples/s" in text
 
 
@@ -451,7 +454,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(monkeypatch, tmp_path):
         yield training.Processes(torch.device("cpu"), 0, 4)
 
     monkeypatch.setattr(training, "processes", four)
-    with pytest.raises(ExperimentError, match="--batch 3: it is shared by 4 processes"):
+    with pytest.raises(ExperimentError, match="--batch 3: 4 processes share a batch"):
         training.train(settings(batch="3"), tmp_path)
 
 
@@ -460,7 +463,7 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path):
 
     with (
         FileLock(tmp_path / training.LOCK),
-        pytest.raises(ExperimentError, match="is the folder of a run that is training now"),
+        pytest.raises(ExperimentError, match="is in use by a run that is training now"),
     ):
         training.train(settings(epochs="1"), tmp_path)
     assert not (tmp_path / record.NAME).exists()
@@ -503,5 +506,7 @@ def test_resuming_what_is_done_changes_nothing_and_fewer_epochs_are_refused(tmp_
     monkeypatch.setattr(training, "_machine", lambda device: "another")
     training.train(settings(epochs="2"), tmp_path, resume=True)
     assert (tmp_path / record.NAME).read_bytes() == before
-    with pytest.raises(ExperimentError, match="--epochs 1: .* has trained for 2 already"):
+    with pytest.raises(
+        ExperimentError, match="--epochs 1: .* has already trained for 2; use at least"
+    ):
         training.train(settings(epochs="1"), tmp_path, resume=True)
