@@ -13,7 +13,7 @@ from pathlib import Path
 _EXTRAS = {
     "demo": {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"},
     "train": {"pydantic": "pydantic", "rich": "rich", "filelock": "filelock"},
-    "report": {"pydantic": "pydantic", "matplotlib": "matplotlib", "filelock": "filelock"},
+    "report": {"pydantic": "pydantic", "matplotlib": "matplotlib"},
 }
 _INTERRUPTED = 130  # exit status of a shell's command after Ctrl-C
 

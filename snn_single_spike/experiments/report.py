@@ -62,7 +62,10 @@ def read_runs(path: Path) -> list[Run]:
             raise ExperimentError(
                 f"{path} has no finished epoch: wait for the first one, or resume the run"
             )
-        config = make(found.settings)
+        try:
+            config = make(found.settings)
+        except ExperimentError as error:
+            raise ExperimentError(f"{path}: {error}") from None
         runs.append(Run(str(path), config, found.facts, found.history, found.raster))
     if len(runs) > 1:
         for number, run in enumerate(runs, 1):

@@ -132,6 +132,6 @@ def test_spikes_are_counted_in_every_form(codes):
         ),
     ],
 )
-def test_layers_that_cannot_be_are_refused(flags, message):
+def test_invalid_layers_are_rejected(flags, message):
     with pytest.raises(ExperimentError, match=message):
         network(**flags)
