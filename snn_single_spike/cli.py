@@ -13,7 +13,7 @@ from pathlib import Path
 _EXTRAS = {
     "demo": {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"},
     "train": {"pydantic": "pydantic", "rich": "rich", "filelock": "filelock"},
-    "report": {"pydantic": "pydantic", "matplotlib": "matplotlib", "filelock": "filelock"},
+    "report": {"pydantic": "pydantic", "matplotlib": "matplotlib"},
 }
 _INTERRUPTED = 130  # exit status of a shell's command after Ctrl-C
 
@@ -21,14 +21,14 @@ _INTERRUPTED = 130  # exit status of a shell's command after Ctrl-C
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
     return value
 
 
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^32 - 1")
+        raise argparse.ArgumentTypeError(f"{value} must be between 0 and 2^32 - 1")
     return value
 
 
@@ -41,25 +41,28 @@ def parser(train_flags: bool = True) -> argparse.ArgumentParser:
         "--version", action="version", version=f"%(prog)s {version('snn-single-spike')}"
     )
     commands = out.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("info", help="versions, devices, and which backend would run and why")
+    commands.add_parser(
+        "info", help="show versions, devices, and which backend each device uses and why"
+    )
     demo = commands.add_parser(
         "demo",
-        help="train a single-spike network next to the same one in a time loop",
+        help="train a single-spike network beside the same network in a loop over time",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--epochs", type=_positive, default=25, help="passes over the data")
     demo.add_argument("--num-steps", type=_positive, default=50, help="time steps per sample")
-    demo.add_argument("--seed", type=_seed, default=0, help="weights, order and split of the data")
     demo.add_argument(
-        "--out", type=Path, default=Path("single_spike_demo.png"), help="where the figure goes"
+        "--seed", type=_seed, default=0, help="seed of weights, sample order and split"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("single_spike_demo.png"), help="file of the figure"
     )
     train = commands.add_parser(
         "train",
         help="train a network on one of the papers' datasets",
-        description="Settings come from flags, from a saved file, and from the dataset's recipe, "
-        "in this order; the defaults below are those where the recipe has none. On several "
-        "GPUs: torchrun --nproc-per-node 2 --no-python "
-        "snn-single-spike train ...",
+        description="A setting is taken from its flag, the file of --config, the recipe of the "
+        "dataset, or the default below, in this order. On several GPUs: torchrun "
+        "--nproc-per-node 2 --no-python snn-single-spike train ...",
     )
     train.add_argument(
         "--config",
@@ -75,7 +78,7 @@ def parser(train_flags: bool = True) -> argparse.ArgumentParser:
         from .experiments.sources import add_flags
 
         add_flags(train)
-    page = commands.add_parser("report", help="one page with tables and figures from runs")
+    page = commands.add_parser("report", help="write one page with tables and figures from runs")
     page.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, or run.jsonl files"
     )
@@ -151,11 +154,11 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    # Before the training, not after it
+    # Checked before training
     if options.out.is_dir() or not options.out.parent.is_dir():
-        return _fail(f"--out {options.out}: not a file in an existing folder")
+        return _fail(f"--out {options.out}: must be a file in an existing folder")
     if options.out.suffix.lower() not in (".png", ".pdf", ".svg"):
-        return _fail(f"--out {options.out}: end the name in .png, .pdf or .svg")
+        return _fail(f"--out {options.out}: the name must end in .png, .pdf or .svg")
     from . import demo
 
     try:

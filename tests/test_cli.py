@@ -116,7 +116,7 @@ def test_train_resume_and_report(tmp_path, capsys, monkeypatch):
         ([*TRAIN, "--train-samples", "2000"], "--train-samples 2000: there are 1,437"),
     ],
 )
-def test_train_and_report_say_what_is_wrong(arguments, message, capsys, tmp_path, monkeypatch):
+def test_train_and_report_name_the_error(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     assert cli.main(arguments) == 1
@@ -125,7 +125,7 @@ def test_train_and_report_say_what_is_wrong(arguments, message, capsys, tmp_path
 
 
 @pytest.mark.usefixtures("_demo_installed")
-def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_prints_the_command_that_resumes(tmp_path, capsys, monkeypatch):
     from snn_single_spike.experiments import training
 
     def interrupted(*args, **kwargs):

@@ -1,6 +1,6 @@
-"""The study trains, goes on where it was, and writes its tables.
+"""The study trains, resumes, and writes its tables.
 
-python -m pytest benchmarks/test_gradient_rules.py
+python -m pytest benchmarks/studies/test_gradient_rules.py
 """
 
 from __future__ import annotations

@@ -87,6 +87,8 @@ def augment(images: Tensor, augmentations: Sequence[Augmentation], seed: int) ->
     :param images: `(B, C, H, W)` in [0, 1]
     :return: images of the same shape, in [0, 1]; pixels from outside of the image are 0
     """
+    if not len(images):  # kornia 0.8 rejects empty batches
+        return images
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs too
         for one in augmentations:
@@ -97,7 +99,8 @@ def augment(images: Tensor, augmentations: Sequence[Augmentation], seed: int) ->
 def _perspective(images: Tensor, one: Augmentation) -> Tensor:
     from kornia.augmentation import RandomPerspective
 
-    return RandomPerspective(one.strength, p=one.probability)(images)
+    # With align_corners=False kornia 0.8 moves pixels even where no corner moves
+    return RandomPerspective(one.strength, p=one.probability, align_corners=True)(images)
 
 
 def _flip(images: Tensor, one: Augmentation) -> Tensor:

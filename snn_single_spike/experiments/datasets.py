@@ -1,6 +1,6 @@
 """Datasets behind one interface: batches of spike times or events, and labels.
 
-Files are looked for where `--data` says, in the layouts of torchvision and tonic. Nothing is
+Files are read from the folder `--data`, in the layouts of torchvision and tonic. Nothing is
 downloaded.
 """
 
@@ -22,21 +22,21 @@ from . import ExperimentError, digits, events, idx, yinyang
 Transform = Callable[[Tensor], Tensor]
 """From images `(B, C, H, W)` in [0, 1] to the same."""
 
-# Of digits, of samples held out and of parts: the same ones whatever the seed of a run
+# For the split of digits, held-out samples and parts: the same samples for every seed of a run
 SPLIT_SEED = 0
 # The published generator's seeds for training and test samples
 YINYANG_SEEDS = 42, 40
 
 
 class Spec(NamedTuple):
-    """What is known of a dataset before it is opened."""
+    """Properties of a dataset, known before its files are read."""
 
     features: tuple[int, ...]
     classes: int
     sizes: tuple[int, int]
     """Samples of the whole training and test set."""
     coding: str
-    """How it becomes spikes: "latency" of intensities, or recorded "events"."""
+    """How samples become spikes: "latency" codes of intensities, or recorded "events"."""
     step_us: int = 0
     """Duration of a time step of events."""
 
@@ -55,7 +55,7 @@ NEEDS_FILES = ("mnist", "fashion-mnist", "nmnist", "shd")
 
 
 class Split:
-    """Samples for training, or for testing."""
+    """The samples of a training set or a test set."""
 
     labels: Tensor
     """(N,) int64."""
@@ -79,13 +79,13 @@ class Split:
 @dataclass
 class Intensities(Split):
     """
-    Samples of which each unit spikes once, at floor((1 - x)(T - 1)) for an intensity x.
+    Samples whose units spike once each: at floor((1 - x)(T - 1)) for an intensity x.
 
-    The intensities are kept, not the times, because augmentation is of intensities.
+    The intensities are stored instead of the times because augmentation transforms intensities.
     """
 
     values: Tensor
-    """(N, *features) uint8, 255 being the most, or floating-point in [0, 1]."""
+    """(N, *features) uint8 from 0 to 255, or floating-point in [0, 1]."""
     labels: Tensor
     num_steps: int
     dtype: torch.dtype = torch.float32
@@ -138,10 +138,10 @@ class Dataset:
     train: Split
     test: Split
     held_out: bool = False
-    """Whether samples held out of the training set stand for the test set."""
+    """Whether the test set consists of samples held out of the training set."""
 
     def describe(self) -> str:
-        """Its name and sizes; says so if it is not the whole set."""
+        """Name and sizes, and whether it is only a part of the dataset."""
         whole_train, whole_test = DATASETS[self.name].sizes
         train = _size(self.train, whole_train)
         if self.held_out:
@@ -149,7 +149,7 @@ class Dataset:
         return f"{self.name}: {train} training and {_size(self.test, whole_test)} test samples"
 
     def left_out(self) -> str:
-        """Says so, as the end of a sentence, if recordings are longer than the time steps."""
+        """The end of a sentence with the number of events left out, empty if there are none."""
         recorded = [s for s in (self.train, self.test) if isinstance(s, Recordings)]
         late = sum(int(split.late.sum()) for split in recorded)
         if not late:
@@ -185,24 +185,22 @@ def load(
     :param name: one of `DATASETS`
     :param num_steps: number of time steps T
     :param data: folder in which its files are
-    :param cache: folder for decoded events. Defaults to `default_cache()`
+    :param cache: folder for decoded events. Defaults to :func:`default_cache`
     :param dtype: type of the dense tensors. Defaults to float32
-    :param train_samples, test_samples: use only so many, always the same ones. Defaults to
-        None, all
-    :param hold_out: keep so many samples out of the training set, always the same ones, and let
-        them stand for the test set. Defaults to None, the test set itself
-    :raises ExperimentError: files that are missing, truncated or corrupt, or `data` missing; more
-        to be held out than there are
+    :param train_samples, test_samples: use only this many samples, always the same ones.
+        Defaults to None: all
+    :param hold_out: hold this many samples out of the training set, always the same ones, and
+        use them as the test set. Defaults to None: the test set itself
+    :raises ExperimentError: a file is missing, truncated or corrupt; `data` is missing; more
+        samples are asked for than the set has
     """
     if name not in DATASETS:
-        raise ExperimentError(f"dataset {name!r} is not known, use {', '.join(DATASETS)}")
+        raise ExperimentError(f"dataset {name!r} is not known: use one of {', '.join(DATASETS)}")
     if num_steps < 1:
         raise ExperimentError(f"num_steps={num_steps}: use at least one")
     data = None if data is None else Path(data).expanduser()
     if name in NEEDS_FILES and data is None:
-        raise ExperimentError(
-            f"--dataset {name} needs --data DIR, the folder in which its files are"
-        )
+        raise ExperimentError(f"--dataset {name} needs --data DIR, the folder with its files")
     if name in ("mnist", "fashion-mnist"):
         splits = _images(name, Path(data or ""), num_steps, dtype)
     elif name in ("nmnist", "shd"):
@@ -214,7 +212,7 @@ def load(
     if hold_out is not None:
         if hold_out >= len(splits[0]):
             raise ExperimentError(
-                f"--hold-out {hold_out}: there are {len(splits[0]):,} training samples, hold out "
+                f"--hold-out {hold_out}: there are {len(splits[0]):,} training samples; hold out "
                 "fewer"
             )
         splits = [_some(splits[0], slice(hold_out, None)), _some(splits[0], slice(hold_out))]
@@ -224,22 +222,22 @@ def load(
 
 
 def _first(split: Split, number: int | None, option: str) -> Split:
-    """So many samples, always the same ones; all if no number is given."""
+    """This number of samples, always the same ones; all samples if the number is None."""
     if number is None:
         return split
     if number > len(split):
-        raise ExperimentError(f"{option} {number}: there are {len(split):,}, use fewer")
+        raise ExperimentError(f"{option} {number}: there are {len(split):,}; use fewer")
     return _some(split, slice(number))
 
 
 def _some(split: Split, part: slice) -> Split:
-    """A part of the samples; at random, because files may be in the order of their classes."""
+    """A random part of the samples, since files may be sorted by class."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
     return split.samples(order[part].sort().values)
 
 
 def default_cache() -> Path:
-    """Where decoded events are kept: in the user's cache folder."""
+    """The folder for decoded events, in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn-single-spike"
 
 
@@ -280,12 +278,12 @@ def _images(name: str, data: Path, num_steps: int, dtype: torch.dtype) -> list[S
         if images.shape[1:] != features[1:]:
             raise ExperimentError(
                 f"{images_path} has images of shape {images.shape[1:]}, but those of {name} have "
-                f"{features[1:]}: it is of another dataset"
+                f"{features[1:]}: the file belongs to another dataset"
             )
         if len(images) != len(labels):
             raise ExperimentError(
                 f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} "
-                "labels: they do not belong together, fetch both again"
+                "labels: the files do not belong together, fetch both again"
             )
         if not len(images):
             raise ExperimentError(f"{images_path} has no images: fetch it again")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-# Names are those of the fields of Config. Digits is not in the papers.
+# Keys are fields of Config. The papers do not use digits.
 RECIPES: dict[str, dict[str, Any]] = {
     "yinyang": {
         "layers": "120",
         "epochs": 150,
         "milestones": (50, 100),
-        # Four inputs drive a neuron to its threshold only through large weights
+        # With four inputs only large weights drive a neuron to its threshold
         "weight_scale": (4.0, 1.0),
     },
     "digits": {"layers": "128", "num_steps": 50, "lr": 2e-3, "epochs": 30},

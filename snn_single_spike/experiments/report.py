@@ -17,9 +17,9 @@ from .sources import make
 
 PAGE = "report.md"
 MANY = "multi-spike"
-# Runs that differ only in these are repetitions of one another
+# Runs that differ only in these settings are repetitions of each other
 _REPEATED = ("seed", *(name for name in RESUMABLE if name != "epochs"))
-# Runs that share these are compared with each other
+# Runs with the same values of these settings are compared with each other
 _TASK = ("dataset", "layers", "num_steps", "train_samples", "test_samples", "hold_out")
 
 
@@ -39,13 +39,13 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Training time of an epoch; the first one also compiles."""
+        """Median training time of an epoch, without the first one, which also compiles."""
         times = [metrics["train_seconds"] for metrics in self.history]
         return statistics.median(times[1:] or times)
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Where it ran: times of different places are not compared."""
+        """Where the run trained. Times from different places are not compared."""
         return tuple(self.facts[key] for key in ("machine", "threads", "processes"))
 
 
@@ -62,7 +62,10 @@ def read_runs(path: Path) -> list[Run]:
             raise ExperimentError(
                 f"{path} has no finished epoch: wait for the first one, or resume the run"
             )
-        config = make(found.settings)
+        try:
+            config = make(found.settings)
+        except ExperimentError as error:
+            raise ExperimentError(f"{path}: {error}") from None
         runs.append(Run(str(path), config, found.facts, found.history, found.raster))
     if len(runs) > 1:
         for number, run in enumerate(runs, 1):
@@ -72,7 +75,7 @@ def read_runs(path: Path) -> list[Run]:
 
 @dataclass
 class Group:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     runs: list[Run]
     label: str = ""
@@ -98,7 +101,7 @@ class Group:
 
     @property
     def raster(self) -> dict[str, Any] | None:
-        """That of the first run which has ended."""
+        """The raster of the first finished run."""
         return next((run.raster for run in self.runs if run.raster), None)
 
     @property
@@ -124,11 +127,11 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     lines = [
         "# Runs",
         "",
-        "Accuracy is that after the last epoch, in %, of the test set or of what was held out in "
-        "its place, with its standard deviation over seeds. Spikes are those of the hidden layers, "
-        "per test sample. Seconds are those of "
-        "training in an epoch, median without the first; they are compared where machine, threads "
-        "and processes are the same, and else the run was elsewhere.",
+        "Accuracy is measured after the last epoch, in %, on the test set or on held-out samples, "
+        "with its standard deviation over seeds. Spikes count the hidden layers, per test sample. "
+        "Seconds give the training time of an epoch, the median without the first epoch. Speed-ups "
+        "compare runs on the same machine with as many threads and processes; `elsewhere` marks "
+        "other runs.",
         "",
     ]
     for number, (task, groups) in enumerate(_tasks(runs).items(), 1):
@@ -153,7 +156,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
 
 
 def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
-    """Groups of repetitions by what they are trained on, each with its label."""
+    """Groups of repetitions, with labels, by the task that they are trained on."""
     tasks: dict[str, dict[tuple, Group]] = {}
     for run in runs:
         settings = run.config.model_dump()
@@ -162,7 +165,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
         by_settings.setdefault(repeated, Group([])).runs.append(run)
     made: dict[str, list[Group]] = {}
     for task, by_settings in tasks.items():
-        # What the others are compared with comes first.
+        # The reference of the comparison comes first
         groups = sorted(by_settings.values(), key=lambda group: group.config.neuron != MANY)
         differing = [
             key
@@ -180,7 +183,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
 
 
 def _settings(config: Config, names: list[str]) -> list[str]:
-    """Those of these settings that the network has, as words."""
+    """The settings among these that matter to the network, as words."""
     words = []
     for name in names:
         if _matters(config, name):
@@ -195,14 +198,14 @@ def _shown(value: Any) -> str:
 
 
 def _matters(config: Config, name: str) -> bool:
-    """Whether a network of this kind of neuron has such a setting."""
+    """Whether the setting has an effect on a network of this kind of neuron."""
     if name in ("gradient", "spike_format"):
         return config.neuron == "single-spike"
     return name != "surrogate" or config.gradient != "spike_time"
 
 
 def _task(run: Run) -> str:
-    """What is trained on, a heading and the size of the data, which may be a part of the set."""
+    """Heading of the task, and the size of its data, which may be a part of the dataset."""
     config, spec = run.config, DATASETS[run.config.dataset]
     network = f"{math.prod(spec.features)}-{config.layers}-{spec.classes}"
     return f"{config.dataset}, {network}, T={config.num_steps}\n\n{run.facts['data']}."
@@ -237,18 +240,21 @@ def _table(groups: list[Group]) -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     if len(many) > 1:
-        lines += ["", "Compared with the multi-spike runs whose settings are most alike."]
+        lines += [
+            "",
+            "Each row is compared with the multi-spike runs whose settings are most alike.",
+        ]
     return lines
 
 
 def _alike(one: Config, other: Config) -> int:
-    """In how many settings two runs agree, apart from their seeds and lengths."""
+    """Number of settings that two runs share, apart from seeds and epochs."""
     names = set(Config.model_fields) - {*_REPEATED, "epochs"}
     return sum(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _epochs(group: Group) -> str:
-    """Epochs done, and those asked for if they are more."""
+    """Finished epochs, and the number asked for if it is larger."""
     done = sorted({run.last["epoch"] for run in group.runs})
     asked = max(run.config.epochs for run in group.runs)
     text = f"{done[0]} to {done[-1]}" if len(done) > 1 else f"{done[0]}"

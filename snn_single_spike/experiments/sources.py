@@ -87,8 +87,9 @@ def resumed(run: Path, flags: Mapping[str, Any]) -> Config:
     :param flags: settings by name; they take precedence
     :raises ExperimentError: as :func:`make`; a setting that must not change
     """
-    saved = make(record.read_header(run).settings)
-    config = make({**saved.model_dump(), **flags})
+    record.read_header(run)  # reports a folder that holds no run
+    file = run / record.NAME
+    saved, config = make({}, file), make(flags, file)
     for name in Config.model_fields:
         before, now = getattr(saved, name), getattr(config, name)
         if before != now and name not in RESUMABLE:

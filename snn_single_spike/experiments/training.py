@@ -1,7 +1,7 @@
-"""Training a network of single spikes, or its multi-spike peers, on one of the datasets.
+"""Training a single-spike network, or a multi-spike peer, on one of the datasets.
 
-Everything random follows from (seed, epoch, batch): a run that goes on after a checkpoint, or on
-several processes, sees the samples that one uninterrupted process would.
+All random numbers follow from (seed, epoch, batch): a resumed run, and several processes, see the
+same samples as one uninterrupted process.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has been saved."""
+    """The run was stopped by a signal, and has been saved."""
 
 
 @dataclass
 class Figures:
-    """Sums over samples, which stay on the device until they are read."""
+    """Sums over samples. They stay on the device until they are read."""
 
     totals: Tensor
-    """(4,) float64: cross-entropy, right answers, spikes, samples."""
+    """(4,) float64: cross-entropy, correct answers, spikes, samples."""
 
     @classmethod
     def zero(cls, device: torch.device, totals: list[float] | None = None) -> Figures:
@@ -65,7 +65,7 @@ class Figures:
         self.totals[3] += len(labels)
 
     def read(self, among: Processes | None = None) -> dict[str, float]:
-        """Means over the samples of this process, or of all."""
+        """Means over the samples of this process, or of all processes."""
         totals = among.sum(self.totals) if among else self.totals
         loss, right, spikes, samples = totals.tolist()
         samples = samples or math.nan
@@ -98,13 +98,13 @@ def train(
 
     :param config: from :func:`snn_single_spike.experiments.sources.make`
     :param out: folder of the run
-    :param resume: go on from the checkpoint in it. Defaults to False
-    :param show: makes what shows the progress, from the number of batches in an epoch.
-        Defaults to None: nothing is shown
+    :param resume: resume from the checkpoint in `out`. Defaults to False
+    :param show: called with the number of batches in an epoch, returns the progress display.
+        Defaults to None: no display
     :return: metrics of each epoch
-    :raises ExperimentError: a setting, file or checkpoint that cannot be used; a loss that is
-        not finite; a folder that holds a run already
-    :raises Interrupted: Ctrl-C or SIGTERM; the run has been saved
+    :raises ExperimentError: an invalid setting, file or checkpoint; a loss that is not finite;
+        `out` already holds a run
+    :raises Interrupted: on Ctrl-C or SIGTERM, after the run has been saved
     """
     if not resume:
         _refuse_run(out)
@@ -116,8 +116,8 @@ def train(
     with processes(config.device) as among, _stop_signals() as stop:
         if config.batch < among.count:
             raise ExperimentError(
-                f"--batch {config.batch}: it is shared by {among.count} processes, use at least "
-                "one sample for each"
+                f"--batch {config.batch}: {among.count} processes share a batch; use at least "
+                f"{among.count} samples"
             )
         with among.main_first():
             dataset = load_dataset(config)
@@ -129,12 +129,12 @@ def _refuse_run(out: Path) -> None:
         raise ExperimentError(f"--out {out} is a file: choose a folder")
     if (out / checkpoint.NAME).exists():
         raise ExperimentError(
-            f"--out {out} holds a run: go on with it by --resume {out}, or choose another folder"
+            f"--out {out} holds a run: resume it by --resume {out}, or choose another folder"
         )
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The dataset of a run."""
+    """Load the dataset of a run."""
     return datasets.load(
         config.dataset,
         config.num_steps,
@@ -148,7 +148,7 @@ def load_dataset(config: Config) -> Dataset:
 
 
 def learning_rate(config: Config, epoch: int) -> float:
-    """That of an epoch, counted from 1."""
+    """The learning rate of an epoch, counted from 1."""
     return config.lr * config.lr_decay ** sum(epoch > m for m in config.milestones)
 
 
@@ -196,7 +196,7 @@ class _Run:
                 if log:
                     log.end(self._raster())
         again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
-        self.display.end(f"{self.out} is trained; to go on: {again}")
+        self.display.end(f"{self.out} is trained; to train longer: {again}")
         return history
 
     def _begin(self, resume: bool) -> Position:
@@ -205,25 +205,25 @@ class _Run:
         found = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
         if self.config.epochs < len(found["history"]):
             raise ExperimentError(
-                f"--epochs {self.config.epochs}: {self.out} has trained for "
-                f"{len(found['history'])} already"
+                f"--epochs {self.config.epochs}: {self.out} has already trained for "
+                f"{len(found['history'])}; use at least as many"
             )
         return found
 
     @contextlib.contextmanager
     def _alone(self, resume: bool) -> Iterator[None]:
-        """No other run writes into the folder meanwhile, or has since this one was started."""
+        """Lock the folder, so that no other run writes into it."""
         if not self.among.main:
             yield
             return
-        with contextlib.suppress(OSError):  # writing the first file says why it cannot be made
+        with contextlib.suppress(OSError):  # the first write reports the error
             self.out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.out / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ExperimentError(
-                f"{self.out} is the folder of a run that is training now: wait for it, or choose "
+                f"{self.out} is in use by a run that is training now: wait for it, or choose "
                 "another --out"
             ) from None
         except OSError as error:
@@ -267,20 +267,20 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        # The sums of a checkpoint are those of all processes together
+        # A checkpoint holds the sums over all processes
         figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)
         start, shown = time.perf_counter() - position["seconds"], 0.0
         generator = torch.Generator().manual_seed(_seed(self.config.seed, epoch))
         order = torch.randperm(len(self.training), generator=generator).split(self.config.batch)
         for batch in range(position["batch"], self.batches):
-            # From 1 on, since a trailing 0 would give the numbers of the order of the samples
+            # A trailing 0 would give the seed of the sample order
             seed = _seed(self.config.seed, epoch, batch + 1)
             try:
                 loss = self._step(order[batch], seed, figures)
             except NaNError as error:
                 raise ExperimentError(
-                    f"epoch {epoch}: {error} (--lr is {self.config.lr}, the checkpoint is an "
-                    "earlier one)"
+                    f"epoch {epoch}: {error} (--lr is {self.config.lr}; the checkpoint is of an "
+                    "earlier epoch)"
                 ) from None
             if self.among.device.type == "cpu":  # reading it would stall a GPU
                 self._check_finite(loss.item(), epoch)
@@ -313,11 +313,11 @@ class _Run:
         if not math.isfinite(loss):
             raise ExperimentError(
                 f"the loss of epoch {epoch} is {loss}: lower --lr {self.config.lr} (the checkpoint "
-                "is an earlier one)"
+                "is of an earlier epoch)"
             )
 
     def _step(self, index: Tensor, seed: int, figures: Figures) -> Tensor:
-        """One step of the optimizer, on this process's share of the batch."""
+        """One optimizer step on the share of the batch that belongs to this process."""
         share = self.among.share
         index = index.to(self.among.device)
         if self.augmentations:
@@ -335,7 +335,7 @@ class _Run:
         if self.config.spike_penalty:
             cost = loss + self.config.spike_penalty * count_spikes(hidden)
         self.optimizer.zero_grad()
-        # The mean over the whole batch: gradients are averaged over the processes.
+        # The mean over the whole batch, since gradients are averaged over the processes
         (cost * (self.among.count / len(index))).backward()
         self.optimizer.step()
         figures.add(loss, scores, labels, hidden)
@@ -425,10 +425,10 @@ def _seed(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Set by Ctrl-C and SIGTERM; a second one stops at once."""
+    """An event that Ctrl-C and SIGTERM set. A second signal stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread is given signals
+        yield stop  # only the main thread receives signals
         return
     before: dict[int, Any] = {}
 

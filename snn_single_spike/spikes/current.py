@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..ops.validation import check_linear
 from ._base import Spikes
-from .lazy import LazySequence, implements, versions
+from .lazy import LazySequence, changed, implements, versions
 
 __all__ = ["LazyCurrent", "dense_linear"]
 
@@ -45,7 +45,7 @@ class LazyCurrent(LazySequence):
         :raises RuntimeError: the weight or the bias has been changed in place since the layer was
             called
         """
-        if versions((self.weight, self.bias)) != self._versions:
+        if changed((self.weight, self.bias), self._versions):
             raise RuntimeError(
                 "The current of a linear layer is computed when it is first used, and the layer's "
                 "weight or bias has been changed in place since it was called. Use the current "

@@ -244,12 +244,21 @@ class LazySequence(LazyTensor):
         return self
 
 
-def versions(values: Iterable[Any]) -> list[int]:
-    """How often each of the tensors among these has been changed in place."""
+def versions(values: Iterable[Any]) -> list[int] | None:
+    """How often each of the tensors among these has been changed in place.
+
+    None in a compiled graph, where the compiler keeps the order of such changes.
+    """
     if torch.compiler.is_compiling():
-        return []  # a compiler orders changes of tensors by itself
+        return None
     tensors = (x for x in values if isinstance(x, Tensor))
     return [0 if x.is_inference() else x._version for x in tensors]
+
+
+def changed(values: Iterable[Any], before: list[int] | None) -> bool:
+    """Whether a tensor among these has been changed in place since :func:`versions`."""
+    now = versions(values)
+    return now is not None and before is not None and now != before
 
 
 class LazyMembrane(LazySequence):
@@ -279,7 +288,7 @@ class LazyMembrane(LazySequence):
 
     def to_dense(self) -> Tensor:
         """The membrane as a tensor, differentiable if the neurons were; computed once."""
-        if not self._made and versions(self._read) != self._versions:
+        if not self._made and changed(self._read, self._versions):
             raise RuntimeError(
                 "The membrane is computed when it is first used, and a weight or parameter that it "
                 "depends on has been changed in place since the neurons ran. Use the membrane "

@@ -92,14 +92,14 @@ def test_crop_shifts_as_many_images_as_asked():
         ("perspective:1", "the strength must be from 0 to below 1"),
     ],
 )
-def test_what_cannot_be_is_refused(text, message):
+def test_invalid_augmentations_are_rejected(text, message):
     with pytest.raises(ExperimentError, match=message) as error:
         augment.parse(text)
     assert f"--augment {text}" in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["crop:0.9", "crop:nan", "crop:inf", "noise:nan", "noise:inf"])
-def test_strengths_that_are_no_numbers_of_their_kind(text):
+def test_invalid_strengths_are_rejected(text):
     with pytest.raises(ExperimentError, match=f"--augment {text}: the strength must be a "):
         augment.parse(text)
 
@@ -113,7 +113,7 @@ def test_two_noises_add_up_and_no_images_stay_none():
         assert transform(torch.rand(0, 1, 8, 8), text).shape == (0, 1, 8, 8)
 
 
-def test_kornia_is_asked_for_by_name(monkeypatch):
+def test_a_missing_kornia_is_reported(monkeypatch):
     monkeypatch.setattr(augment.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExperimentError, match="--augment needs kornia: pip install kornia"):
         augment.check_installed()

@@ -1,4 +1,4 @@
-"""Settings of a run: where they come from, and which are refused."""
+"""Settings of a run: their sources, and the rejection of invalid ones."""
 
 import argparse
 import json
@@ -37,13 +37,13 @@ def test_every_recipe_can_be_run(name):
         assert getattr(made, key) == value
 
 
-def test_spikes_are_handed_on_as_times_where_they_can_be():
+def test_spike_times_are_the_default_where_they_are_supported():
     assert make({"dataset": "digits"}).spike_format == "times"
     for flags in ({"neuron": "multi-spike"}, {"precision": "bfloat16"}):
         assert make({"dataset": "digits", **flags}).spike_format == "dense"
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
+def test_flags_precede_the_file_and_the_file_precedes_the_recipe(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('dataset = "digits"\nnum_steps = 12\nepochs = 3\nlr = 1\nmilestones = [1, 2]\n')
     made = make({"epochs": "7"}, file)
@@ -159,12 +159,12 @@ def test_every_setting_has_a_flag():
         ({"device": "meta"}, "--device meta: use cpu, cuda or cuda:N"),
     ],
 )
-def test_impossible_settings_are_refused(flags, message):
+def test_invalid_settings_are_rejected(flags, message):
     with pytest.raises(ExperimentError, match=message):
         make({"dataset": "digits", **flags})
 
 
-def test_gpus_that_are_not_there_are_refused(monkeypatch):
+def test_missing_gpus_are_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ExperimentError, match="--device cuda: no GPU was found; use --device cpu"):
         check_device("cuda")
@@ -195,7 +195,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch):
         ("run.json", '{"epochs": 0}', r"--config .*run\.json: --epochs 0: must be greater"),
     ],
 )
-def test_files_that_cannot_be_used_are_named(tmp_path, name, text, message):
+def test_unusable_files_are_named(tmp_path, name, text, message):
     file = tmp_path / name
     if text is not None:
         file.write_text(text)
@@ -203,7 +203,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, text, message):
         make({"dataset": "digits"}, file)
 
 
-def test_what_makes_another_run_is_refused_when_one_goes_on(tmp_path):
+def test_a_resumed_run_keeps_its_settings(tmp_path):
     file = tmp_path / "run.jsonl"
     file.write_text(json.dumps({"settings": {"dataset": "digits", "epochs": 3}}))
     assert sources.resumed(tmp_path, {"epochs": "9", "num_steps": "50"}).epochs == 9
@@ -211,5 +211,5 @@ def test_what_makes_another_run_is_refused_when_one_goes_on(tmp_path):
         sources.resumed(tmp_path, {"num_steps": "20"})
 
 
-def test_large_seeds_are_taken_as_they_are():
+def test_large_seeds_keep_their_value():
     assert make({"dataset": "digits", "seed": "9007199254740993"}).seed == (1 << 53) + 1

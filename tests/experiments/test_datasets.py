@@ -1,4 +1,4 @@
-"""Datasets: what their files hold, and what is said of files that cannot be used."""
+"""Datasets: the content of their files, and the errors of unusable files."""
 
 import gzip
 import os
@@ -31,7 +31,7 @@ FASHION, NMNIST = SHARED / "data" / "FashionMNIST" / "raw", SHARED / "data" / "N
 
 
 def published_samples(size, seed):
-    """The definition of Kriener et al., written anew from their description."""
+    """The definition of Kriener et al., written independently from their description."""
     random = np.random.RandomState(seed)
     samples, classes = [], []
     for _ in range(size):
@@ -413,7 +413,9 @@ def test_no_steps():
 
 
 def test_an_unknown_dataset():
-    with pytest.raises(ExperimentError, match="'fashion_mnist' is not known, use yinyang, digits"):
+    with pytest.raises(
+        ExperimentError, match="'fashion_mnist' is not known: use one of yinyang, digits"
+    ):
         datasets.load("fashion_mnist", 10)
 
 

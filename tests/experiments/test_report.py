@@ -149,7 +149,7 @@ def test_a_machine_where_time_began_with_compiling(runs):
     assert run.seconds == times[0]
 
 
-def test_paths_that_cannot_be_used_are_named(runs, tmp_path):
+def test_unusable_paths_are_named(runs, tmp_path):
     with pytest.raises(ExperimentError, match=r"is not a run: there is no .*run\.jsonl\. Give the"):
         report.write([tmp_path], tmp_path / "page")
     with pytest.raises(ExperimentError, match=r"gone\.jsonl is not a run: .*gone"):
@@ -168,6 +168,9 @@ def test_paths_that_cannot_be_used_are_named(runs, tmp_path):
             ExperimentError, match=rf"run\.jsonl is damaged in line {number} .*--resume .*broken"
         ):
             report.write([broken], tmp_path / "page")
+    unknown = changed(runs / "single-0", tmp_path / "unknown", settings={"tau": 1})
+    with pytest.raises(ExperimentError, match=r"unknown: tau is not a setting"):
+        report.write([unknown], tmp_path / "page")
     file.write_text(lines[0])
     with pytest.raises(ExperimentError, match="has no finished epoch: wait for the first one, or"):
         report.write([broken], tmp_path / "page")

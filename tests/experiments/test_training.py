@@ -1,4 +1,4 @@
-"""Training: it learns, goes on bit for bit, keeps what is written, and works in two processes."""
+"""Training: learning, bit-for-bit resume, files of a run, and several processes."""
 
 import os
 import shutil
@@ -93,7 +93,7 @@ def test_digits_are_learned(tmp_path):
     assert 5 < history[-1]["test_spikes"] <= 128
 
 
-def test_a_run_leaves_what_it_did(tmp_path):
+def test_a_run_writes_its_record(tmp_path):
     history = training.train(settings(epochs="2"), tmp_path)
     found = recorded(tmp_path)
     assert found.history == history
@@ -134,7 +134,7 @@ def test_runs_of_one_seed_are_the_same_and_of_another_are_not(tmp_path):
 
 @pytest.mark.usefixtures("_every_batch_is_shown")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, number):
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, number):
     made = settings(augment="crop:1,noise:0.2:1", milestones="1", weight_decay="1e-4")
     whole = training.train(made, tmp_path / "whole")
     cut = tmp_path / "cut"
@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, number):
     assert recorded(cut).raster == recorded(tmp_path / "whole").raster
 
 
-def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
+def test_a_finished_run_trains_for_more_epochs(tmp_path):
     whole = training.train(settings(), tmp_path / "whole")
     training.train(settings(epochs="1"), tmp_path / "grown")
     grown = training.train(settings(), tmp_path / "grown", resume=True)
@@ -164,7 +164,7 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
     assert again == grown  # nothing is left to do
 
 
-def test_metrics_that_the_checkpoint_does_not_know_are_dropped(tmp_path):
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     training.train(settings(epochs="1"), tmp_path)
     log = tmp_path / record.NAME
     log.write_text(log.read_text() + '{"epoch": 2, "cut off')
@@ -172,7 +172,7 @@ def test_metrics_that_the_checkpoint_does_not_know_are_dropped(tmp_path):
     assert recorded(tmp_path).history == history
 
 
-def test_an_interrupted_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_an_interrupted_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     training.train(settings(epochs="1"), tmp_path)
     before = (tmp_path / checkpoint.NAME).read_bytes()
 
@@ -187,7 +187,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before(tmp_path, monkeypatch
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_is_named_and_leaves_what_was(tmp_path):
+def test_a_full_disk_is_reported_and_the_old_file_kept(tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
 
@@ -201,7 +201,7 @@ def test_a_full_disk_is_named_and_leaves_what_was(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match="cannot be written .*choose another folder"):
         training.train(settings(), tmp_path / "file" / "run")
@@ -209,11 +209,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_run_is_not_written_over(tmp_path):
     training.train(settings(epochs="1"), tmp_path)
-    with pytest.raises(ExperimentError, match="holds a run: go on with it by --resume"):
+    with pytest.raises(ExperimentError, match="holds a run: resume it by --resume"):
         training.train(settings(epochs="1"), tmp_path)
 
 
-def test_checkpoints_that_cannot_be_used_are_named(tmp_path):
+def test_unusable_checkpoints_are_reported(tmp_path):
     with pytest.raises(ExperimentError, match=r"there is no checkpoint\.pt"):
         training.train(settings(), tmp_path, resume=True)
     training.train(settings(epochs="1"), tmp_path)
@@ -336,7 +336,7 @@ def test_spike_times_train_as_dense_spikes_do(tmp_path, flags):
     assert dense[-1]["train_spikes"] > 1
 
 
-def test_a_cost_of_spikes_makes_them_fewer_and_is_not_in_the_loss(tmp_path):
+def test_a_spike_penalty_reduces_spikes_and_is_not_in_the_loss(tmp_path):
     free, dear = (
         training.train(settings(spike_penalty=penalty), tmp_path / penalty)
         for penalty in ("0", "0.05")
@@ -376,7 +376,7 @@ def test_tensorboard_has_every_metric(tmp_path):
         assert [s.value for s in scalars] == pytest.approx([metrics[name] for metrics in history])
 
 
-def test_tensorboard_is_asked_for_before_the_training(tmp_path, monkeypatch):
+def test_a_missing_tensorboard_is_reported_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ExperimentError, match="needs tensorboard: pip install tensorboard"):
         training.train(settings(tensorboard=True), tmp_path)
@@ -392,7 +392,10 @@ def test_the_terminal_shows_the_figures(tmp_path, capsys):
     assert "epoch   2/2" in text
     assert f"{history[1]['test_accuracy']:.2%}, {history[1]['test_spikes']:.1f} spikes" in text
     assert "8/8" in text  # batches
-    assert f"{tmp_path} is trained; to go on: snn-single-spike train --resume {tmp_path}" in text
+    assert (
+        f"{tmp_path} is trained; to train longer: snn-single-spike train --resume {tmp_path}"
+        in text
+    )
     assert "samples/s" in text
 
 
@@ -451,7 +454,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(monkeypatch, tmp_path):
         yield training.Processes(torch.device("cpu"), 0, 4)
 
     monkeypatch.setattr(training, "processes", four)
-    with pytest.raises(ExperimentError, match="--batch 3: it is shared by 4 processes"):
+    with pytest.raises(ExperimentError, match="--batch 3: 4 processes share a batch"):
         training.train(settings(batch="3"), tmp_path)
 
 
@@ -460,7 +463,7 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path):
 
     with (
         FileLock(tmp_path / training.LOCK),
-        pytest.raises(ExperimentError, match="is the folder of a run that is training now"),
+        pytest.raises(ExperimentError, match="is in use by a run that is training now"),
     ):
         training.train(settings(epochs="1"), tmp_path)
     assert not (tmp_path / record.NAME).exists()
@@ -470,7 +473,7 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path):
     assert not leftover.exists()
 
 
-def test_what_another_run_may_still_write_is_not_read(tmp_path, monkeypatch):
+def test_the_checkpoint_of_a_running_run_is_not_read(tmp_path, monkeypatch):
     from filelock import FileLock
 
     training.train(settings(epochs="1"), tmp_path)
@@ -503,5 +506,7 @@ def test_resuming_what_is_done_changes_nothing_and_fewer_epochs_are_refused(tmp_
     monkeypatch.setattr(training, "_machine", lambda device: "another")
     training.train(settings(epochs="2"), tmp_path, resume=True)
     assert (tmp_path / record.NAME).read_bytes() == before
-    with pytest.raises(ExperimentError, match="--epochs 1: .* has trained for 2 already"):
+    with pytest.raises(
+        ExperimentError, match="--epochs 1: .* has already trained for 2; use at least"
+    ):
         training.train(settings(epochs="1"), tmp_path, resume=True)
