@@ -44,3 +44,10 @@ def load_row(row, lane, inside):
 @triton.jit
 def store_row(row, lane, value, inside):
     tl.store(row + lane, value.to(row.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def end_once_all_fired(first, inside, T):
+    """The step at which a loop over time ends: T while a neuron is silent, else 0."""
+    silent = tl.max(tl.where(inside & (first >= T), 1, 0), axis=0)
+    return tl.where(silent > 0, T, 0)

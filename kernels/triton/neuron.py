@@ -53,7 +53,14 @@ from .adjoint import (
     sum_membrane,
     through_spikes,
 )
-from .block import clamp_decay, initial_state, load_lanes, pass_gradient, store_row
+from .block import (
+    clamp_decay,
+    end_once_all_fired,
+    initial_state,
+    load_lanes,
+    pass_gradient,
+    store_row,
+)
 from .integration import integrate, integrate_again, load_ahead
 
 
@@ -156,8 +163,7 @@ def neuron_forward_kernel(
                 store_row(inh + offset, lane, i, inside)
         t0 += U
         if TIMES_ONLY:
-            silent = tl.max(tl.where(inside & (first >= T), 1, 0), axis=0)
-            stop = tl.where(silent > 0, T, 0)
+            stop = end_once_all_fired(first, inside, T)
 
     store_row(times + start, lane, tl.where(first < T, first, -1), inside)
     if crossing is not None:
