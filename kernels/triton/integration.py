@@ -13,6 +13,11 @@ def integrate(v, s, i, x, beta, threshold, alpha, gain, feedback, fired, RESET: 
     ``fired`` marks the neurons whose spike was at t-1: their reset and feedback follow now. The
     reset is "subtract", "zero_before" the integration (Leaky), or "zero_after" it.
     """
+    tl.static_assert(
+        (RESET == "none" or RESET == "subtract")
+        or (RESET == "zero_before" or RESET == "zero_after"),
+        "unknown reset",
+    )
     if alpha is None:
         if RESET == "zero_before":
             v = tl.where(fired, 0.0, v)

@@ -62,6 +62,9 @@ def _advance(v, slope, x, decay, theta, fired, sensitivity, RESET: tl.constexpr)
     ``fired`` marks neurons whose spike was one step ago: their reset follows now. The derivative
     stays as it was where ``sensitivity`` is None.
     """
+    tl.static_assert(
+        RESET == "none" or (RESET == "subtract" or RESET == "zero_before"), "unknown reset"
+    )
     if RESET == "zero_before":
         v = tl.where(fired, 0.0, v)
     before = v
