@@ -272,7 +272,7 @@ def timeable(monkeypatch):
         run()
         return taken.pop(0)
 
-    small = {"num_steps": 16, "batch": 2, "units": 9, "lanes": 5}
+    small = {"num_steps": 16, "batch": 2, "in_features": 9, "out_features": 5}
     monkeypatch.setattr(triton_linear, "_TIMED", small)
     monkeypatch.setattr(triton_linear, "_measured", {})
     monkeypatch.setattr(triton_linear, "_milliseconds", milliseconds)
