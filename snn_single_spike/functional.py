@@ -116,8 +116,8 @@ def run_single_spike(
     """Check the arguments, run the operator, restore the shapes.
 
     The neuron and its ``reset`` are those of :class:`snn_single_spike.backends._types.Neuron`;
-    ``surrogate`` and ``custom_surrogate`` as from :func:`snn_single_spike.ops.surrogate.split`. Synaptic
-    currents are returned with the membrane.
+    ``surrogate`` and ``custom_surrogate`` as from
+    :func:`snn_single_spike.ops.surrogate.split`. Synaptic currents are returned with the membrane.
     """
     check_current(current)
     check_choice("gradient", gradient, GRADIENT_RULES)
@@ -633,7 +633,7 @@ def leaky_readout(
 
 
 def linear_readout(
-    spikes: SpikeTimes | SpikeEvents,
+    spikes: Spikes,
     weight: Tensor,
     bias: Tensor | None,
     beta: Tensor | float,

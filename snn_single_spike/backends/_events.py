@@ -23,7 +23,7 @@ class Events(NamedTuple):
     once: bool = False
     """Whether it is known that no unit of a sample spikes twice, and that heights are 1."""
     padded: bool = False
-    """Whether times and units may be longer than offsets[B]: a compiler knows no number of spikes."""
+    """Whether times and units may be longer than offsets[B], as in a compiled graph."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Events:
         """The same with a function applied to each tensor."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import weakref
 from collections.abc import Mapping
@@ -53,7 +52,6 @@ def check_options(
             check_not_nan(name, given[name])
 
 
-@functools.cache
 def _snntorch_class(cls: type) -> Any:
     """The snnTorch neuron that a single-spike class derives from; None for a mixin."""
     return next((c for c in cls.__mro__ if c.__module__.startswith("snntorch.")), None)

@@ -114,7 +114,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         return given | {"learn_alpha": False}
 
     def _init_single_spike(self, gradient: str, backend: str) -> None:
-        if vars(self).pop("_learns_alpha", False):
+        if self.__dict__.pop("_learns_alpha", False):
             clipped = self.alpha
             del self.alpha
             self.alpha = nn.Parameter(clipped)

@@ -171,9 +171,20 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     def _from_spikes(self, current: LazyCurrent) -> Any:
         """Open the current of a linear layer, and run the layer with these neurons."""
         layer = current.linear()
-        neuron = (self.beta, self.threshold, self.graded_spikes_factor, *self._surrogate())
+        surrogate, custom = self._surrogate()
+        neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, custom)
         how = (self.gradient, self._reset())
-        spikes = run_single_spike_linear(*layer, *neuron, *how, self.backend)
+        spikes = run_single_spike_linear(
+            *layer,
+            beta=self.beta,
+            threshold=self.threshold,
+            graded_spikes_factor=self.graded_spikes_factor,
+            surrogate=surrogate,
+            custom_surrogate=custom,
+            gradient=self.gradient,
+            reset=self._reset(),
+            backend=self.backend,
+        )
         if self.init_hidden and not self.output:
             return spikes
 

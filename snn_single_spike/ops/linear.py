@@ -26,7 +26,7 @@ from ..backends._types import (
     schema,
 )
 from ..backends.adjoint import adjoint_rows
-from ._library import New, allocate, allocate_fake, given, register, take
+from ._library import New, allocate, allocate_fake, given, given_of, register, take
 from .carrier import carrier
 from .crossing import at_steps, interpolate, through_crossing
 from .factored_gradient import FactoredGradient, factors_of, rows_of
@@ -63,7 +63,7 @@ def sort_spikes(times: Tensor, num_steps: int, backend: str) -> Events:
     """Spike times (B, N), -1 for a silent unit, as events."""
     if torch.compiler.is_compiling():
         sorted_ = torch.ops.snn_single_spike.sort_spikes(times, num_steps, backend)
-        return Events(*sorted_, None, once=True, padded=True)
+        return take(Events, iter((*sorted_, None, True, True)))
     return _sorted(times, num_steps, backend)
 
 
@@ -155,12 +155,14 @@ def _backward_scan(
     weight = layer.weight
     dtype, device, out_features = weight.dtype, weight.device, (weight.shape[0],)
     out = LinearGradients(
-        new(True, tuple(weight.shape), dtype, device),
-        *(new(True, out_features, dtype, device) for _ in range(3)),
-        new(want_current, (num_steps, *times.shape), dtype, device),
+        weight=new(True, tuple(weight.shape), dtype, device),
+        bias=new(True, out_features, dtype, device),
+        beta=new(True, out_features, dtype, device),
+        threshold=new(True, out_features, dtype, device),
+        current=new(want_current, (num_steps, *times.shape), dtype, device),
     )
     if factors is not None:
-        into = out._replace(current=given(out.current))  # type: ignore[arg-type]
+        into = given_of(out)
         for gradient in (into.weight, into.bias, into.beta, into.threshold):
             gradient.zero_()
         backends.load(backend, "linear").linear_backward_scan(
@@ -176,10 +178,8 @@ def _linear_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
     rule, surrogate = next(arguments), take(Surrogate, arguments)
     want_current, backend = arguments
     factors = None if new is allocate_fake else rows_of(grad, None)
-    return tuple(
-        _backward_scan(
-            new, events, num_steps, layer, times, factors, rule, surrogate, want_current, backend
-        )
+    return _backward_scan(  # type: ignore[return-value]
+        new, events, num_steps, layer, times, factors, rule, surrogate, want_current, backend
     )
 
 
@@ -293,8 +293,9 @@ class LinearSpikes(torch.autograd.Function):
         unused = (None,) * len(tensors)
         _, need_input, *_ = ctx.needs_input_grad
         if (grad is None and grad_times is None) or not times.numel():
-            return None, None, *map(torch.zeros_like, layer[:-1]), *unused  # type: ignore[arg-type]
-        events = Events(*tensors, settings.once, settings.padded)
+            zeros = (torch.zeros_like(x) for x in (weight, bias, beta, threshold))
+            return None, None, *zeros, *unused
+        events = take(Events, iter((*tensors, settings.once, settings.padded)))
         if exact:
             return (
                 None,
@@ -362,13 +363,13 @@ def _through_spikes(
     common = (settings.rule, settings.surrogate, need_input, settings.backend)
     if torch.compiler.is_compiling():
         rule, surrogate, *options = common
-        out = LinearGradients(
+        out: Any = LinearGradients(
             *torch.ops.snn_single_spike.linear_backward_scan(
                 *events, settings.num_steps, *layer, times, grad, rule, *surrogate, *options
             )
         )
-        to_input = out.current @ layer.weight if need_input else None
-        return to_input, *out[:-1]
+        *gradients, current = out
+        return current @ layer.weight if need_input else None, *gradients
     out = _backward_scan(
         allocate, events, settings.num_steps, layer, times, factors_of(grad), *common
     )
@@ -474,6 +475,6 @@ class LinearReadout(torch.autograd.Function):
         adjoint = ClosedFormAdjoint(every=grad)
         if settings.reduction != "sum":
             adjoint = ClosedFormAdjoint(at=grad, when=step)
-        events = Events(*tensors, settings.once, settings.padded)
+        events = take(Events, iter((*tensors, settings.once, settings.padded)))
         linear = _through_closed_form(settings, events, adjoint, weight, beta, need_input)
         return None, *linear, d_beta, *unused

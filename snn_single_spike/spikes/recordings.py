@@ -22,7 +22,10 @@ def read_recordings(
     late: str,
     dtype: torch.dtype,
 ) -> tuple[Events, list[int]]:
-    """Events of all recordings, and the shape of their units; see :meth:`SpikeEvents.from_events`."""
+    """Events of all recordings, and the shape of their units.
+
+    The arguments are those of :meth:`SpikeEvents.from_events`.
+    """
     if late not in ("raise", "drop"):
         raise ValueError(f"late={late!r} is not known: use 'raise' or 'drop'")
     if not time_window > 0:
@@ -87,8 +90,9 @@ def _event_keys(
     inside = step < num_steps
     if late == "raise" and not inside.all():
         raise ValueError(
-            f"recording {number} has {int((~inside).sum())} events beyond step {num_steps - 1}, the "
-            f"last at step {int(step.max())}: raise steps or time_window, or pass late='drop'"
+            f"recording {number} has {int((~inside).sum())} events beyond step "
+            f"{num_steps - 1}, "
+            f"the last at step {int(step.max())}: raise num_steps or time_window, or pass late='drop'"
         )
     unit = np.zeros(len(step), np.int64)
     for name in axes:

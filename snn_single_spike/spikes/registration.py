@@ -42,7 +42,7 @@ def _times_of(tensors: dict[str, Any], options: dict[str, Any]) -> SpikeTimes:
 def _events_state(spikes: SpikeEvents) -> _State:
     events = spikes.events()._asdict()
     tensors = {name: events.pop(name) for name in ("offsets", "times", "units", "values")}
-    options = {"num_steps": spikes.num_steps, "folded": spikes.folded}
+    options: dict[str, Any] = {"num_steps": spikes.num_steps, "folded": spikes.folded}
     options |= {"features": list(spikes.features), "dtype": _name(spikes.dtype)}
     return tensors, options | events
 
@@ -114,6 +114,12 @@ def _same(parts: Sequence[Any], name: str) -> Any:
     return values.pop()
 
 
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
 def _collate_times(parts: Sequence[SpikeTimes], **_: Any) -> SpikeTimes:
     """A batch from parts of a batch each, as ``SpikeTimes.samples`` makes them."""
     _same(parts, "num_steps")
@@ -121,9 +127,7 @@ def _collate_times(parts: Sequence[SpikeTimes], **_: Any) -> SpikeTimes:
     first = parts[0]
     height = first.height
     for part in parts:
-        if (part.height is None) != (height is None) or (
-            height is not None and not torch.equal(part.height, height)
-        ):
+        if not _equal(part.height, height):
             raise ValueError(
                 "samples of one batch have different heights: spikes of one batch share a height "
                 "for each feature"
