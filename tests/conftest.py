@@ -29,7 +29,7 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=runnable("torch", "numba"))
+@pytest.fixture(params=runnable("torch", "numba", "triton"))
 def linear_backend(request: pytest.FixtureRequest) -> str:
     """Every implementation of linear layers from spike times."""
     return request.param

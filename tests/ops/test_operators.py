@@ -49,9 +49,7 @@ def test_opcheck_forward(kind, spikes, crossing, cpu_backend):
     current, *_ = arguments()
     made = neuron(*NEURONS[kind], mem_0=torch.zeros(6), reset="zero_after")
     wanted = Wanted(spikes, mem=True, syn=True, crossing=crossing, final=True)
-    torch.library.opcheck(
-        operators.neuron_forward.default, (current, *made, *wanted, cpu_backend)
-    )
+    torch.library.opcheck(operators.neuron_forward.default, (current, *made, *wanted, cpu_backend))
 
 
 @pytest.mark.parametrize("kind", NEURONS)

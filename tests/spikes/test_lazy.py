@@ -160,7 +160,9 @@ def test_the_warning_names_the_layer():
 
 
 def test_other_attributes_are_refused():
-    with pytest.raises(AttributeError, match=r"SpikeTimes has no attribute 'spam'\..*\.to_dense\(\)"):
+    with pytest.raises(
+        AttributeError, match=r"SpikeTimes has no attribute 'spam'\..*\.to_dense\(\)"
+    ):
         STANDING_FOR_DENSE["times"]().spam  # noqa: B018
     with pytest.raises(NotImplementedError):
         LazyTensor().to_dense()
@@ -260,5 +262,7 @@ def test_a_current_made_without_gradients_has_none():
 
 def test_results_are_not_written_where_they_would_be_lost():
     spikes, _ = times_and_linear()
-    with pytest.raises(TypeError, match=r"In-place mul with out= is not supported on SpikeTimes.*x = x.mul"):
+    with pytest.raises(
+        TypeError, match=r"In-place mul with out= is not supported on SpikeTimes.*x = x.mul"
+    ):
         torch.mul(spikes, 5, out=spikes)

@@ -56,7 +56,8 @@ def test_round_trips(num_steps, batch, features, seed):
     several = graded(num_steps, batch, features, seed)
     assert torch.equal(SpikeEvents.from_dense(several).to_dense(), several)
     assert torch.equal(
-        SpikeEvents.from_dense(several).events().offsets.diff(), (several > 0).flatten(2).sum((0, 2))
+        SpikeEvents.from_dense(several).events().offsets.diff(),
+        (several > 0).flatten(2).sum((0, 2)),
     )
 
 

@@ -1,0 +1,31 @@
+"""Few cases in which every pair of choices meets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+
+def spread(values: Sequence[str], *choices: Iterable[str]) -> list[tuple[str, ...]]:
+    """
+    The product of ``choices``, each row with one of ``values`` at its end.
+
+    Each value is with every value of each choice in some row.
+    """
+    missing = {
+        (value, column, choice)
+        for value in values
+        for column, column_choices in enumerate(choices)
+        for choice in column_choices
+    }
+    rows = []
+    for row in itertools.product(*choices):
+
+        def fresh(value: str, row: tuple[str, ...] = row) -> int:
+            return len(missing & {(value, *place) for place in enumerate(row)})
+
+        best = max(values, key=fresh)
+        missing -= {(best, *place) for place in enumerate(row)}
+        rows.append((*row, best))
+    assert not missing, f"too few rows: {sorted(missing)}"
+    return rows
