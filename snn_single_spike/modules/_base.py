@@ -66,7 +66,8 @@ def _signature(cls: type, original: type) -> inspect.Signature:
     positional = list(own.parameters.values())[1:]
     if any(p.kind is p.VAR_POSITIONAL for p in positional):
         positional = list(inspect.signature(original.__init__).parameters.values())[1:]  # type: ignore[misc]
-        for constructor in constructors[: constructors.index(original.__init__)]:  # type: ignore[misc]
+        below = constructors[: constructors.index(original.__init__)]  # type: ignore[misc]
+        for constructor in reversed(below):
             parameters = inspect.signature(constructor).parameters.values()
             positional += [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     return own.replace(parameters=positional, return_annotation=own.empty)

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from snn_single_spike import (
     LeakyReadout,
@@ -17,7 +16,7 @@ from snn_single_spike import (
     SpikeTimes,
     backends,
 )
-from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
+from snn_single_spike.functional import linear_readout, single_spike_leaky, single_spike_linear
 from snn_single_spike.modules import linear
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
@@ -339,7 +338,7 @@ def test_one_step_at_a_time_goes_through_the_weights():
 
 @pytest.mark.parametrize("option", ["init_hidden", "output", "spike_format"])
 def test_options_that_the_module_does_not_have(option):
-    with pytest.raises(TypeError, match=f"SingleSpikeLinear has no {option}: it returns spike ti"):
+    with pytest.raises(TypeError, match=f"SingleSpikeLinear does not accept `{option}`: it always"):
         SingleSpikeLinear(3, 4, 0.9, **{option: True})
 
 
@@ -351,9 +350,9 @@ def test_other_options_that_are_refused():
     with pytest.raises(ValueError, match="beta contains NaN"):
         SingleSpikeLinear(3, 4, math.nan)
     with pytest.raises(ValueError, match="reduction='mean'"):
-        leaky_readout(F.linear(inputs(), torch.zeros(2, 12).double()), 0.9, reduction="mean")
+        linear_readout(inputs(), torch.zeros(2, 12).double(), None, 0.9, reduction="mean")
     with pytest.raises(ValueError, match=r"beta has shape \(3,\), which does not broadcast"):
-        leaky_readout(F.linear(inputs(), torch.zeros(2, 12).double()), torch.ones(3).double())
+        linear_readout(inputs(), torch.zeros(2, 12).double(), None, torch.ones(3).double())
 
 
 @pytest.mark.parametrize("rule", ["masked", "spike_time"])

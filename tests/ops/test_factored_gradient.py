@@ -3,9 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from snn_single_spike.functional import leaky_readout, spike_count
+from snn_single_spike.functional import spike_count
 from snn_single_spike.ops.linear import FactoredGradient
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
@@ -18,6 +17,7 @@ from tests.support.linear_problems import (
     leaves_of,
     on,
     problem,
+    readout,
 )
 from tests.support.oracle import relative_error
 
@@ -43,9 +43,7 @@ def test_spikes_that_are_counted_on_their_way(rule, wide, linear_backend, monkey
             for per in ("neuron", "sample"):
                 counts = spike_count(x, per)
                 loss = loss + (counts * weights[: len(counts)].sqrt()).sum()
-        value = leaky_readout(
-            F.linear(x, last.weight, last.bias), leaves.beta, backend=linear_backend
-        )
+        value = readout(x, last.weight, last.bias, leaves.beta, backend=linear_backend)
         loss = loss + (value * given.g).sum()
         wanted = [x for layer in hidden for x in layer[:4]]
         if path == "times":
@@ -66,8 +64,8 @@ def test_a_hook_that_changes_a_gradient_in_place_is_refused():
         as_spikes(given.spikes, "times"), given.layers[0], "masked", "none", "auto"
     )
     hidden.carrier.register_hook(lambda grad: grad.mul_(0))
-    with pytest.raises(TypeError, match="mul_.*use the operation that returns a new tensor"):
-        leaky_readout(F.linear(hidden, given.layers[1].weight), 0.9).sum().backward()
+    with pytest.raises(TypeError, match="mul_.*Use the operation that returns a new tensor"):
+        readout(hidden, given.layers[1].weight, None, 0.9).sum().backward()
 
 
 def test_anomaly_detection_and_hooks_see_dense_gradients():
@@ -78,7 +76,7 @@ def test_anomaly_detection_and_hooks_see_dense_gradients():
     )
     hidden.carrier.register_hook(lambda grad: seen.append(grad + 0))
     with torch.autograd.set_detect_anomaly(True):
-        leaky_readout(F.linear(hidden, given.layers[1].weight), 0.9).sum().backward()
+        readout(hidden, given.layers[1].weight, None, 0.9).sum().backward()
     assert type(seen[0]) is Tensor
     assert seen[0].shape == (15, 3, 5)
     assert given.spikes.grad.any()

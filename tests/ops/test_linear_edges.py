@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from snn_single_spike import SpikeTimes
-from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
+from snn_single_spike.functional import single_spike_leaky, single_spike_linear
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
 from tests.support.devices import device_of, runnable
@@ -21,6 +20,7 @@ from tests.support.linear_problems import (
     as_spikes,
     assert_close,
     on,
+    readout,
     run,
 )
 
@@ -129,16 +129,15 @@ def test_the_first_of_equal_maxima_has_the_gradient(linear_backend):
         ]
         x = dense.to(device)
         x = as_spikes(x, "times") if path == "times" else x
-        current = F.linear(x, *leaves[:2])
-        value = leaky_readout(current, leaves[2], reduction="max", backend=linear_backend)
+        value = readout(x, *leaves, reduction="max", backend=linear_backend)
         grads.append(torch.autograd.grad(value.sum(), leaves))
     for mine, right in zip(*grads, strict=True):
         assert torch.equal(mine, right)
     # and where it falls first, so that the maximum comes after a spike
     x = SpikeTimes.from_dense(dense[2:].to(device))
     beta = torch.zeros(1, dtype=torch.float64, device=device, requires_grad=True)
-    current = F.linear(x, weight.to(device), bias.to(device))
-    leaky_readout(current, beta, reduction="max", backend=linear_backend).sum().backward()
+    layer = (weight.to(device), bias.to(device))
+    readout(x, *layer, beta, reduction="max", backend=linear_backend).sum().backward()
     assert beta.grad.item() == -0.5  # the membrane of the step before, with the spike
 
 
@@ -189,7 +188,7 @@ def test_a_maximum_at_which_a_membrane_comes_to_rest(num_steps, dtype, linear_ba
     grads = []
     for x in (hidden, hidden.to_dense()):
         beta = torch.tensor(0.5, dtype=dtype, device=device, requires_grad=True)
-        value = leaky_readout(F.linear(x, *layer), beta, reduction="max", backend=linear_backend)
+        value = readout(x, *layer, beta, reduction="max", backend=linear_backend)
         assert value.item() == pytest.approx(2)
         grads.append(torch.autograd.grad(value, (hidden.carrier, beta)))
     for mine, right in zip(*grads, strict=True):

@@ -4,10 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from snn_single_spike import SpikeTimes
-from snn_single_spike.functional import leaky_readout, single_spike_linear
+from snn_single_spike.functional import single_spike_linear
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
 from tests.support.devices import device_of
@@ -22,6 +21,7 @@ from tests.support.linear_problems import (
     leaves_of,
     on,
     problem,
+    readout,
     run,
     small,
 )
@@ -106,8 +106,8 @@ def test_spikes_that_go_several_ways(rule, linear_backend):
         x = as_spikes(leaves.spikes, "times") if path == "times" else leaves.spikes
         hidden, interpolated_times = LAYERS[path](x, first, rule, "none", linear_backend)
         one, _ = LAYERS[path](hidden, second, rule, "none", linear_backend)
-        two = leaky_readout(
-            F.linear(hidden, second.weight), second.beta, reduction="max", backend=linear_backend
+        two = readout(
+            hidden, second.weight, None, second.beta, reduction="max", backend=linear_backend
         )
         ways = [hidden, one, x]
         if path == "times":
@@ -136,9 +136,7 @@ def test_some_leaves_need_no_gradient(frozen, rule, linear_backend):
         x = as_spikes(x, "times") if path == "times" else x
         for layer in leaves.layers[:2]:
             x, _ = LAYERS[path](x, layer, rule, "none", linear_backend)
-        value = leaky_readout(
-            F.linear(x, leaves.layers[2].weight), given.beta, backend=linear_backend
-        )
+        value = readout(x, leaves.layers[2].weight, None, given.beta, backend=linear_backend)
         (value * given.g).sum().backward()
         results.append([x.grad for x in (leaves.spikes, *leaves.layers[0], *leaves.layers[1])])
     assert any(grad is None for grad in results[0])
@@ -166,7 +164,7 @@ def test_half_precision_weights_with_float32_state(rule, dtype, linear_backend):
             spikes, w1, b1, beta, 0.5, gradient=rule, backend=linear_backend
         )
         assert hidden.dtype == hidden.to_dense().dtype == kind
-        value = leaky_readout(F.linear(hidden, w2, b2), 0.9, backend=linear_backend)
+        value = readout(hidden, w2, b2, 0.9, backend=linear_backend)
         assert value.dtype == kind
         value.float().sum().backward()
         results.append([x.grad for x in (w1, b1, beta, w2, b2)])

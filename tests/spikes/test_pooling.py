@@ -1,14 +1,12 @@
 """Average pooling of spike times."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snn_single_spike import LeakyReadout, SpikeEvents, SpikeTimes
+from snn_single_spike import LeakyReadout, MaterializationWarning, SpikeEvents, SpikeTimes
 from snn_single_spike.spikes import LazyCurrent
 from snn_single_spike.spikes.lazy import LazyTensor
 from snn_single_spike.spikes.pooling import AveragedSpikes

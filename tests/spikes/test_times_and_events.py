@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snn_single_spike import SingleSpikeLinear, SpikeEvents, SpikeTimes
-from snn_single_spike.functional import spike_count
 from snn_single_spike.backends._events import Events
+from snn_single_spike.functional import spike_count
 
 from tests.support.spikes import (
     BATCH,
@@ -128,7 +128,10 @@ def test_events_are_ordered_by_sample_and_time():
         offsets, times, units, values, *_ = spikes.events()
         assert offsets.dtype == torch.int64
         assert times.dtype == units.dtype == torch.int32
-        assert offsets.tolist() == [0, *spikes.to_dense().count_nonzero((0, 2)).cumsum(0).tolist()]
+        assert offsets.tolist() == [
+            0,
+            *spikes.to_dense().flatten(2).count_nonzero((0, 2)).cumsum(0).tolist(),
+        ]
         dense = spikes.to_dense().flatten(2)
         for sample in range(BATCH):
             inside = slice(*offsets[sample : sample + 2].tolist())

@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn_single_spike import SpikeEvents, SpikeTimes
-from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
-from snn_single_spike.spikes import LazyCurrent
+from snn_single_spike.functional import (
+    leaky_readout,
+    linear_readout,
+    single_spike_leaky,
+    single_spike_linear,
+)
 
 from tests.support import sequential
 from tests.support.devices import runnable
@@ -139,6 +143,13 @@ def layer_by_steps(spikes, layer, rule, reset, backend, surrogate="fast_sigmoid"
     return trace.spikes, trace.times if rule == "spike_time" else None
 
 
+def readout(x, weight, bias, beta, **options):
+    """From spike times or from dense spikes."""
+    if isinstance(x, Tensor):
+        return leaky_readout(F.linear(x, weight, bias), beta, **options)
+    return linear_readout(x, weight, bias, beta, **options)
+
+
 def readout_by_steps(current, beta, reduction):
     mem, mems = torch.zeros_like(current[0]), []
     for x in current:
@@ -176,12 +187,11 @@ def run(
         if interpolated_times is not None:
             taus.append(interpolated_times)
     last = given.layers[-1]
-    current = F.linear(x, last.weight, last.bias)
-    assert isinstance(current, LazyCurrent) == (path == "times")
     if path == "steps":
+        current = F.linear(x, last.weight, last.bias)
         value = readout_by_steps(current, given.beta, reduction)
     else:
-        value = leaky_readout(current, given.beta, reduction=reduction, backend=backend)
+        value = readout(x, *last[:2], given.beta, reduction=reduction, backend=backend)
     loss = (value * given.g).sum() + sum(
         interpolated_times.square().sum() for interpolated_times in taus
     )
