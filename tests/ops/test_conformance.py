@@ -21,8 +21,8 @@ from snn_single_spike.backends._types import (
 )
 
 from tests.support.covering import spread
-from tests.support.devices import device_of
-from tests.support.linear_problems import KINDS, assert_close, expected_by_steps, on, run, small
+from tests.support.devices import device_of, runnable
+from tests.support.linear_problems import KINDS, assert_close, on, problem, run
 from tests.support.neurons import KINDS as OTHERS
 from tests.support.neurons import LEAKY, assert_same, make, run_ours, run_reference
 from tests.support.surrogates import fused, smooth
@@ -69,22 +69,49 @@ def test_the_dense_neurons_give_every_declared_tensor_and_reset(monkeypatch):
     assert resets == set(KERNEL_RESETS)
 
 
+@functools.cache
+def linear_problem(kind):
+    return problem(8, 2, (4, 4, 2), kind=kind, seed=5)
+
+
+@functools.cache
+def linear_by_steps(kind, rule, reset, reduction, surrogate="atan"):
+    given = linear_problem(kind)
+    times, tensors = run("steps", given, (rule,), reset, reduction, surrogate=surrogate)
+    assert (times[0] >= 0).any()
+    assert (times[0] < 0).any()
+    return times, tensors
+
+
+LINEAR = spread(list(SURROGATES), KINDS, GRADIENT_RULES, RESETS, REDUCTIONS)
+FEWER = set(spread(REDUCTIONS, KINDS, GRADIENT_RULES, RESETS))
+
+
+def check_linear(kind, rule, reset, reduction, surrogate, backend):
+    given = on(device_of(backend), linear_problem(kind))
+    actual = run("times", given, (rule,), reset, reduction, backend, surrogate)
+    assert_close(actual, linear_by_steps(kind, rule, reset, reduction, surrogate), 1e-10)
+
+
+@pytest.mark.parametrize(("kind", "rule", "reset", "reduction", "surrogate"), LINEAR)
+def test_linear_layers_and_their_readout(kind, rule, reset, reduction, surrogate, cpu_backend):
+    """From spike times and from events."""
+    check_linear(kind, rule, reset, reduction, surrogate, cpu_backend)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
 @pytest.mark.parametrize(
     ("kind", "rule", "reset", "reduction", "surrogate"),
-    spread(list(SURROGATES), KINDS, GRADIENT_RULES, RESETS, REDUCTIONS),
+    [row for row in LINEAR if row[:4] in FEWER],
 )
-def test_linear_layers_and_their_readout(kind, rule, reset, reduction, surrogate, linear_backend):
-    """From spike times and from events."""
-    expected = expected_by_steps(kind, (rule,), reset, reduction, surrogate)
-    assert any((times >= 0).any() for times in expected[0])
-    given = on(device_of(linear_backend), small(kind, 1))
-    actual = run("times", given, (rule,), reset, reduction, linear_backend, surrogate)
-    assert_close(actual, expected, 1e-10)
+def test_linear_kernels_for_a_gpu(kind, rule, reset, reduction, surrogate, backend):
+    """A reduction for each: the interpreter takes a second."""
+    check_linear(kind, rule, reset, reduction, surrogate, backend)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 def test_the_same_layers_from_dense_tensors(rule, reduction, backend):
-    expected = expected_by_steps("times", (rule,), "zero", reduction)
-    given = on(device_of(backend), small("times", 1))
-    assert_close(run("dense", given, (rule,), "zero", reduction, backend), expected, 1e-10)
+    given = on(device_of(backend), linear_problem("times"))
+    actual = run("dense", given, (rule,), "zero", reduction, backend, "atan")
+    assert_close(actual, linear_by_steps("times", rule, "zero", reduction), 1e-10)

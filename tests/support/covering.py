@@ -1,4 +1,4 @@
-"""Few cases in which every pair of choices meets."""
+"""Tables of cases, in which one more choice meets all others."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ def spread(values: Sequence[str], *choices: Iterable[str]) -> list[tuple[str, ..
     }
     rows = []
     for row in itertools.product(*choices):
-
-        def fresh(value: str, row: tuple[str, ...] = row) -> int:
-            return len(missing & {(value, *place) for place in enumerate(row)})
-
-        best = max(values, key=fresh)
-        missing -= {(best, *place) for place in enumerate(row)}
+        places = list(enumerate(row))
+        best = max(values, key=lambda value: len(missing & {(value, *at) for at in places}))
+        missing -= {(best, *at) for at in places}
         rows.append((*row, best))
     assert not missing, f"too few rows: {sorted(missing)}"
     return rows
