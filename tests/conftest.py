@@ -29,9 +29,14 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=runnable("torch", "numba"))
+@pytest.fixture(params=runnable("torch", "numba", *["triton"] * torch.cuda.is_available()))
 def linear_backend(request: pytest.FixtureRequest) -> str:
-    """Every implementation of linear layers from spike times."""
+    """
+    Every implementation of linear layers from spike times.
+
+    Triton's interpreter takes a second for each: without a GPU it runs in ops/test_conformance.py
+    and kernels/test_triton.py only.
+    """
     return request.param
 
 

@@ -22,8 +22,8 @@ from snn_single_spike.ops.validation import GRADIENT_RULES
 
 from tests.support.devices import device_of
 from tests.support.linear_modules import LEARNS, gradients, inputs, net_of, net_parameters
-from tests.support.linear_problems import FAST
 from tests.support.oracle import relative_error
+from tests.support.surrogates import fused
 
 
 @pytest.mark.parametrize("options", [{}, LEARNS], ids=["fixed", "learned"])
@@ -309,7 +309,9 @@ def test_initialised_as_torch_does():
 
 @pytest.mark.parametrize("how", ["deepcopy", "save"])
 def test_copies_after_a_forward(how):
-    net = SingleSpikeLinear(12, 9, 0.9, learn_beta=True, spike_grad=FAST, gradient="spike_time")
+    net = SingleSpikeLinear(
+        12, 9, 0.9, learn_beta=True, spike_grad=fused("fast_sigmoid"), gradient="spike_time"
+    )
     spikes = SpikeTimes(inputs().times, 17)
     expected = net(spikes)
     expected.interpolated_times.sum().backward()

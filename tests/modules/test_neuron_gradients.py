@@ -71,14 +71,6 @@ def test_masked_is_bptt_through_snntorch(kind, size, reset, backend):
     assert_is_bptt(kind, case, lambda case: run_ours(kind, case, backend))
 
 
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("rule", GRADIENT_RULES)
-def test_every_rule_and_reset(kind, rule, reset, backend):
-    slope = dict(zip(RESETS, SURROGATES, strict=True))[reset]
-    case = make(kind, reset=reset, rule=rule, surrogate=slope)
-    assert_same(run_ours(kind, case, backend), run_reference(kind, case))
-
-
 HIDDEN = {"init_hidden": True}
 
 

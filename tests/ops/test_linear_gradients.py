@@ -27,21 +27,6 @@ from tests.support.linear_problems import (
 )
 from tests.support.oracle import relative_error
 
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("rule", GRADIENT_RULES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_rule_reset_and_reduction(kind, rule, reset, reduction, linear_backend):
-    expected = expected_by_steps(kind, (rule,), reset, reduction)
-    assert any((times >= 0).any() for times in expected[0])
-    given = on(device_of(linear_backend), small(kind, 1))
-    actual = run("times", given, (rule,), reset, reduction, linear_backend)
-    assert_close(actual, expected, 1e-10)
-    if linear_backend == "torch":
-        assert_close(run("dense", given, (rule,), reset, reduction), expected, 1e-10)
-
-
 DEEP = [
     *((rule,) * 3 for rule in GRADIENT_RULES),
     ("masked", "spike_time"),

@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from snntorch import surrogate
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,9 +20,9 @@ from snn_single_spike.functional import (
 from tests.support import sequential
 from tests.support.devices import runnable
 from tests.support.oracle import relative_error
+from tests.support.surrogates import fused, smooth
 
 KINDS = ("times", "events")
-FAST = surrogate.fast_sigmoid(slope=5)
 CPU_BACKENDS = [
     parameter.values[0] for parameter in runnable("torch", "numba") if not parameter.marks
 ]
@@ -107,12 +106,12 @@ def as_spikes(dense, kind):
     return SpikeTimes.from_dense(dense) if kind == "times" else SpikeEvents.from_dense(dense)
 
 
-def layer_by_times(spikes, layer, rule, reset, backend):
+def layer_by_times(spikes, layer, rule, reset, backend, surrogate="fast_sigmoid"):
     made = single_spike_linear(
         spikes,
         *layer[:4],
         graded_spikes_factor=layer.factor,
-        spike_grad=FAST,
+        spike_grad=fused(surrogate),
         gradient=rule,
         reset_mechanism=reset,
         backend=backend,
@@ -120,14 +119,14 @@ def layer_by_times(spikes, layer, rule, reset, backend):
     return made, made.interpolated_times
 
 
-def layer_by_dense(spikes, layer, rule, reset, backend):
+def layer_by_dense(spikes, layer, rule, reset, backend, surrogate="fast_sigmoid"):
     weight, bias, beta, threshold, factor = layer
     made = single_spike_leaky(
         F.linear(spikes, weight, bias),
         beta,
         threshold,
         graded_spikes_factor=factor,
-        spike_grad=FAST,
+        spike_grad=fused(surrogate),
         gradient=rule,
         reset_mechanism=reset,
         return_mem=False,
@@ -136,16 +135,11 @@ def layer_by_dense(spikes, layer, rule, reset, backend):
     return made.spikes, made.times if rule == "spike_time" else None
 
 
-def fast(u):
-    """Has the derivative of FAST, and in float64."""
-    return u / (1 + 5 * u.abs())
-
-
-def layer_by_steps(spikes, layer, rule, reset, backend):
+def layer_by_steps(spikes, layer, rule, reset, backend, surrogate="fast_sigmoid"):
     weight, bias, beta, threshold, factor = layer
     neuron = {"beta": beta, "threshold": threshold, "factor": factor}
     current = F.linear(spikes, weight, bias)
-    trace = sequential.run(sequential.leaky, current, neuron, {}, fast, rule, reset)
+    trace = sequential.run(sequential.leaky, current, neuron, {}, smooth(surrogate), rule, reset)
     return trace.spikes, trace.times if rule == "spike_time" else None
 
 
@@ -170,13 +164,21 @@ def readout_by_steps(current, beta, reduction):
 LAYERS = {"times": layer_by_times, "dense": layer_by_dense, "steps": layer_by_steps}
 
 
-def run(path, given, rules, reset="subtract", reduction="sum", backend="torch"):
+def run(
+    path,
+    given,
+    rules,
+    reset="subtract",
+    reduction="sum",
+    backend="torch",
+    surrogate="fast_sigmoid",
+):
     """Times of every layer, the values of the readout, and the gradients of every leaf."""
     given = leaves_of(given)
     x = as_spikes(given.spikes, given.kind) if path == "times" else given.spikes
     times, taus = [], []
     for layer, rule in zip(given.layers[:-1], rules, strict=True):
-        x, interpolated_times = LAYERS[path](x, layer, rule, reset, backend)
+        x, interpolated_times = LAYERS[path](x, layer, rule, reset, backend, surrogate)
         if path == "times":
             times.append(x.times.long())
         else:
@@ -215,8 +217,9 @@ def assert_close(actual, expected, tolerance):
 
 
 @functools.cache
-def expected_by_steps(kind, rules, reset, reduction):
-    return run("steps", small(kind, len(rules)), rules, reset, reduction)
+def expected_by_steps(kind, rules, reset, reduction, surrogate="fast_sigmoid"):
+    given = small(kind, len(rules))
+    return run("steps", given, rules, reset, reduction, surrogate=surrogate)
 
 
 @functools.cache

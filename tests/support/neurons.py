@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from snn_single_spike import (
     SingleSpikeAlpha,
     SingleSpikeLapicque,
+    SingleSpikeLeaky,
     SingleSpikeRLeaky,
     SingleSpikeSynaptic,
 )
@@ -47,6 +48,7 @@ RANGES = {
     "time_step": (0.3, 1.9),
 }
 LEARN = {"alpha", "beta", "threshold", "V"}
+ATTRIBUTES = {"factor": "graded_spikes_factor"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ _KINDS = (
     Kind(snn.RLeaky, SingleSpikeRLeaky, sequential.rleaky, ("spk", "mem"), ("V", *LIF)),
 )
 KINDS = {kind.theirs.__name__: kind for kind in _KINDS}
+LEAKY = Kind(snn.Leaky, SingleSpikeLeaky, sequential.leaky, ("mem",), LIF)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +160,13 @@ def build(
         options["all_to_all"] = False
     repair = cls is snn.Alpha and options.pop("learn_alpha")  # which raises in snnTorch 1.0
     neuron = cls(**parameters, **options, spike_grad=spike_grad, reset_mechanism=case.reset)
-    if factor is not None:
-        neuron.graded_spikes_factor = factor
     if repair:
         del neuron.alpha
         neuron.alpha = nn.Parameter(parameters["alpha"])
-    return neuron, {name: getattr(neuron, name) for name in parameters if name in LEARN}
+    learned = {name: getattr(neuron, name) for name in parameters if name in LEARN}
+    if factor is not None:
+        neuron.graded_spikes_factor = learned["factor"] = factor.requires_grad_()
+    return neuron, learned
 
 
 def results(case: Case, outputs: Results, leaves: Results) -> Results:
@@ -218,7 +222,11 @@ def run_theirs(kind: Kind, case: Case) -> Results:
 
 @functools.cache
 def run_reference(kind: Kind, case: Case, smooth: Any = None) -> Results:
-    learned = {name: leaf(value) for name, value in case.parameters.items() if name in LEARN}
+    learned = {
+        name: leaf(value)
+        for name, value in case.parameters.items()
+        if name in LEARN | ATTRIBUTES.keys()
+    }
     leaves = leaves_of(case)
     trace = sequential.run(
         kind.step,
@@ -242,7 +250,9 @@ def run_ours(
     neuron, _ = build(kind.ours, kind, case, spike_grad, **options)
     neuron = neuron.to(device)
     leaves = leaves_of(case, device)
-    leaves |= {name: getattr(neuron, name) for name in case.parameters if name in LEARN}
+    for name in case.parameters:
+        if name in LEARN | ATTRIBUTES.keys():
+            leaves[name] = getattr(neuron, ATTRIBUTES.get(name, name))
     for name, value in leaves.items():
         value.requires_grad_(only in ("", name))
     given = {name: leaves["_" + name] for name in case.states}
