@@ -1,8 +1,12 @@
 """A block of neighbouring neurons, whose state stays in the first-level cache."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import numpy as np
 
-from .compiling import SUBTRACT, ZERO_AFTER, ZERO_BEFORE, compiled, inlined
+from .compiling import SUBTRACT, ZERO_AFTER, ZERO_BEFORE, helper, inlined, inlined_helper
 from .simd import LINE, store, stream
 
 BLOCK = 1024
@@ -10,12 +14,83 @@ STEPS = 4  # steps that Leaky takes with its state in registers, and reads ahead
 STREAM = 4 << 20  # bytes of a result that is written past the cache
 
 
-@compiled
-def lane_values(parameter, start, n, out):
-    """One value per lane of a parameter repeated over the batch."""
+class Kind(NamedTuple):
+    """Which terms a neuron has."""
+
+    synaptic: bool
+    inhibitory: bool
+    feedback: bool
+    reset: int
+
+
+class Parameters(NamedTuple):
+    """One value for each neuron of the block."""
+
+    decay: np.ndarray
+    threshold: np.ndarray
+    height: np.ndarray
+    alpha: np.ndarray
+    gain: np.ndarray
+    feedback: np.ndarray
+    fed_back: np.ndarray
+    """``feedback`` times ``height``."""
+    decay_passes: np.ndarray
+    """Where the clamp of the decay passes a gradient on."""
+    alpha_passes: np.ndarray
+
+
+class State(NamedTuple):
+    """The membrane and the synaptic currents."""
+
+    mem: np.ndarray
+    syn: np.ndarray
+    inh: np.ndarray
+
+
+@inlined
+def new_parameters(size, dtype):
+    return Parameters(
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, np.bool_),
+        np.empty(size, np.bool_),
+    )
+
+
+@inlined
+def new_state(size, dtype):
+    return State(np.empty(size, dtype), np.empty(size, dtype), np.empty(size, dtype))
+
+
+@inlined_helper
+def given(array):
+    """Whether an input is present, or an output requested."""
+    return array.shape[0] > 0
+
+
+@inlined_helper
+def row_of(array, k):
+    """The index of step ``k`` in an array of T rows, or of one row for all steps."""
+    return k if array.shape[0] > 1 else 0
+
+
+@inlined_helper
+def kind_of(neuron):
+    return Kind(given(neuron.alpha), given(neuron.gain), given(neuron.feedback), neuron.reset)
+
+
+@helper
+def block_values(parameter, start, n, out):
+    """One value per neuron of a parameter repeated over the batch."""
     size = parameter.shape[0]
     if size == 1:
-        out[:n] = parameter[0]
+        for j in range(n):
+            out[j] = parameter[0]
         return
     at = start % size
     for j in range(n):  # a division for each takes as long as some ten time steps
@@ -23,60 +98,135 @@ def lane_values(parameter, start, n, out):
         at = at + 1 if at + 1 < size else 0
 
 
-@compiled
-def clamp_decay(decay, n, active):
+@helper
+def clamp_decay(decay, n, passes):
     """clamp(decay, 0, 1) in place, and where it passes a gradient on."""
     zero, one = decay.dtype.type(0), decay.dtype.type(1)
     for j in range(n):
         b = decay[j]
-        active[j] = (b >= zero) & (b <= one)
+        passes[j] = (b >= zero) & (b <= one)
         b = zero if b < zero else b
         decay[j] = one if b > one else b
 
 
-@compiled
-def initial_state(mem, start, n, v):
+@helper
+def initial_state(values, start, n, out):
     for j in range(n):
-        v[j] = mem[start + j] if mem.shape[0] > 0 else v.dtype.type(0)
+        out[j] = values[start + j] if values.shape[0] > 0 else out.dtype.type(0)
 
 
-@inlined
+@helper
+def load_block(neuron, start, n, parameters, state):
+    """Parameters and initial states of ``n`` neurons from ``start`` on."""
+    kind = kind_of(neuron)
+    block_values(neuron.beta, start, n, parameters.decay)
+    block_values(neuron.threshold, start, n, parameters.threshold)
+    block_values(neuron.graded_spikes_factor, start, n, parameters.height)
+    initial_state(neuron.mem_0, start, n, state.mem)
+    if neuron.clamp:
+        clamp_decay(parameters.decay, n, parameters.decay_passes)
+    else:
+        for j in range(n):
+            parameters.decay_passes[j] = True
+    if kind.synaptic:
+        block_values(neuron.alpha, start, n, parameters.alpha)
+        clamp_decay(parameters.alpha, n, parameters.alpha_passes)
+        initial_state(neuron.syn_0, start, n, state.syn)
+    if kind.inhibitory:
+        block_values(neuron.gain, start, n, parameters.gain)
+        initial_state(neuron.inh_0, start, n, state.inh)
+    if kind.feedback:
+        block_values(neuron.feedback, start, n, parameters.feedback)
+        for j in range(n):
+            parameters.fed_back[j] = parameters.feedback[j] * parameters.height[j]
+
+
+@inlined_helper
+def load_times(times, start, n, steps, first):
+    """First spikes, ``steps`` for a silent neuron."""
+    for j in range(n):
+        first[j] = times[start + j] if times[start + j] >= 0 else steps
+
+
+@inlined_helper
+def store_times(first, start, n, steps, times):
+    """First spikes, -1 for a silent neuron."""
+    for j in range(n):
+        times[start + j] = first[j] if first[j] < steps else -1
+
+
+@inlined_helper
+def copy(source, n, target):
+    for j in range(n):
+        target[j] = source[j]
+
+
+@inlined_helper
+def fill(target, n, value):
+    for j in range(n):
+        target[j] = value
+
+
+@inlined_helper
+def all_fired(first, n, never):
+    latest = np.int32(0)
+    for j in range(n):
+        latest = max(latest, first[j])
+    return latest < never
+
+
+@inlined_helper
 def reset_steps(reset, t):
     """The steps whose spikes subtract, or zero, the membrane at ``t``; -2 is no step."""
-    return np.int32(t - 1 if reset == SUBTRACT else -2), np.int32(
-        t - 1 if reset == ZERO_BEFORE else -2
-    )
+    subtract = np.int32(t - 1 if reset == SUBTRACT else -2)
+    zeroed = np.int32(t - 1 if reset == ZERO_BEFORE else -2)
+    return subtract, zeroed
 
 
-@compiled
-def integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, third, fed_back):
-    """One step of any neuron, in place, from the current ``x``; see ``kernels/leaky.py``."""
+@inlined_helper
+def _integrate_alpha(x, n, state, parameters, first, subtract):
+    v, s, i = state
+    decay, th, al, gn = parameters.decay, parameters.threshold, parameters.alpha, parameters.gain
     zero = v.dtype.type(0)
-    subtract, zeroed = reset_steps(reset, t)
+    for j in range(n):
+        held = i[j]
+        exc = al[j] * s[j] + x[j]
+        inh = decay[j] * held - x[j]
+        u = gn[j] * (exc + inh)
+        v[j] = u + held if first[j] == subtract else u
+        s[j] = exc - th[j] if first[j] == subtract else exc
+        i[j] = zero if first[j] == subtract else inh
+
+
+@helper
+def integrate(x, t, n, kind, state, parameters, first):
+    """One step of any neuron, in place, from the current ``x``; see ``kernels/triton``."""
+    v, s, i = state
+    decay, th, al, fed = (
+        parameters.decay,
+        parameters.threshold,
+        parameters.alpha,
+        parameters.fed_back,
+    )
+    zero = v.dtype.type(0)
+    subtract, zeroed = reset_steps(kind.reset, t)
     last = np.int32(t - 1)
-    cleared = last if reset == ZERO_AFTER else np.int32(-2)
-    if third:
-        for j in range(n):
-            held = i[j]
-            exc = al[j] * s[j] + x[j]
-            inh = decay[j] * held - x[j]
-            u = gn[j] * (exc + inh)
-            v[j] = u + held if first[j] == subtract else u
-            s[j] = exc - th[j] if first[j] == subtract else exc
-            i[j] = zero if first[j] == subtract else inh
+    cleared = last if kind.reset == ZERO_AFTER else np.int32(-2)
+    if kind.inhibitory:
+        _integrate_alpha(x, n, state, parameters, first, subtract)
         for j in range(n):
             v[j] = zero if first[j] == cleared else v[j]
             s[j] = zero if first[j] == cleared else s[j]
             i[j] = zero if first[j] == cleared else i[j]
         return
-    if second:
+    if kind.synaptic:
         for j in range(n):
             s[j] = al[j] * s[j] + x[j]
             v[j] = decay[j] * v[j] + s[j]
     else:
         for j in range(n):
             v[j] = decay[j] * (zero if first[j] == zeroed else v[j]) + x[j]
-    if fed_back:
+    if kind.feedback:
         for j in range(n):
             v[j] = v[j] + fed[j] if first[j] == last else v[j]
     for j in range(n):
@@ -84,15 +234,15 @@ def integrate(x, v, s, i, decay, th, al, gn, fed, first, t, n, reset, second, th
         v[j] = zero if first[j] == cleared else u
 
 
-@inlined
-def write_lanes(array, index, vector, streams):
+@inlined_helper
+def write_vector(array, index, vector, streams):
     if streams:
         stream(array, index, vector)
     else:
         store(array, index, vector)
 
 
-@compiled
+@helper
 def past_the_cache(array, low):
     """Whether to write rows past the cache from ``low`` on: they are more than fit, and aligned."""
     first = array.ctypes.data + low * array.itemsize
@@ -100,7 +250,7 @@ def past_the_cache(array, low):
     return aligned and array.size * array.itemsize >= STREAM
 
 
-@inlined
+@inlined_helper
 def first_step(tile, steps):
     """First step of a tile; what is left after tiles of ``STEPS`` steps are tiles of one step."""
     whole = steps // STEPS

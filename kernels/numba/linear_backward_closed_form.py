@@ -1,9 +1,21 @@
-"""Gradients of a linear layer whose adjoint has a closed form: no step without spikes is seen."""
+"""Gradients of a linear layer whose adjoint has a closed form: steps without spikes are skipped."""
 
 import functools
 
-from .compiling import helper
-from .tile import JUMP, TILE, jump, power_tables, scatter, tile_values
+from .arguments import ClosedFormAdjoint, ClosedFormGradients, Events, Layer, Part, Scratch
+from .block import given
+from .compiling import helper, inlined_helper
+from .tile import (
+    JUMP,
+    TILE,
+    clear_row,
+    jump,
+    power_tables,
+    scatter,
+    tables_of,
+    tile_values,
+    width,
+)
 
 
 @functools.partial(helper, fastmath={"reassoc", "contract"})
@@ -14,123 +26,143 @@ def _dot(weights, unit, lam):
     return total
 
 
+@inlined_helper
+def _list_by_step(row, neuron, n, heads, following):
+    """Lists the neurons by the step of their impulse: a first one of each step, and the next."""
+    for j in range(n):
+        step = row[neuron + j]
+        if step >= 0:
+            following[j] = heads[step]
+            heads[step] = j
+
+
+@inlined_helper
+def _clear_lists(row, neuron, n, heads):
+    for j in range(n):
+        if row[neuron + j] >= 0:
+            heads[row[neuron + j]] = -1
+
+
+@inlined_helper
+def _jump_back(gap, lam, total, b, h, has_every, tables):
+    """The adjoint ``gap`` steps earlier, and its sum over these steps."""
+    power, geometric, rising = tables.power, tables.geometric, tables.rising
+    if has_every:
+        for j in range(TILE):
+            total[j] += b[j] * geometric[gap, j] * lam[j] + rising[gap, j] * h[j]
+        jump(gap, lam, h, tables)
+    else:
+        for j in range(TILE):
+            held = lam[j]
+            total[j] += b[j] * geometric[gap, j] * held
+            lam[j] = power[gap, j] * held
+
+
+@inlined_helper
+def _add_impulses(j, steps, impulses, neuron, lam, total, following, tables):
+    """The impulses of a list of neurons that begins with ``j``, carried ``steps`` back."""
+    power, geometric = tables.power, tables.geometric
+    while j >= 0:
+        lam[j] += impulses[neuron + j] * power[steps, j]
+        total[j] += impulses[neuron + j] * geometric[steps + 1, j]
+        j = following[j]
+
+
+@inlined_helper
+def _inputs_before(e, end, step, events, weights, lam, grads):
+    """Gradients to the inputs that spike at ``step``, which lie after ``e``, one step before it."""
+    i = e + 1
+    while i < end and events.times[i] == step:
+        unit = events.units[i]
+        grads[unit] += _dot(weights, unit, lam)
+        i += 1
+
+
+@inlined_helper
+def _inputs_at(e, begin, step, events, weights, lam, grads):
+    """Gradients to the inputs that spike at ``step``, which end with ``e``."""
+    i = e
+    while i >= begin and events.times[i] == step:
+        unit = events.units[i]
+        grads[unit] += _dot(weights, unit, lam)
+        i -= 1
+
+
+@inlined_helper
+def _sample(
+    sample, steps, neuron, n, events, weights, adjoint, b, h, lam, total, heads, following,
+    tables, gradient, inputs,
+):  # fmt: skip
+    """Go back through the spikes of one sample."""
+    begin, end = events.offsets[sample], events.offsets[sample + 1]
+    has_every, has_at = given(adjoint.every), given(adjoint.at)
+    want_inputs = given(inputs)
+    if has_every:
+        for j in range(n):
+            h[j] = adjoint.every[sample, neuron + j]
+    if has_at:
+        _list_by_step(adjoint.when[sample], neuron, n, heads, following)
+    clear_row(lam)
+    e, t = end - 1, steps
+    previous = steps  # where the last spikes were, if the step before them is wanted
+    while t > 0:
+        now = events.times[e] if e >= begin else 0
+        stop = now
+        if want_inputs and previous < steps and previous > 0 and t == previous:
+            stop = previous - 1
+        stop = max(stop, t - JUMP)
+        _jump_back(t - stop, lam, total, b, h, has_every, tables)
+        if has_at:
+            at = adjoint.at[sample]
+            for m in range(stop, t):
+                _add_impulses(heads[m], m - stop, at, neuron, lam, total, following, tables)
+                if given(adjoint.before):
+                    before = adjoint.before[sample]
+                    _add_impulses(
+                        heads[m + 1], m - stop, before, neuron, lam, total, following, tables
+                    )
+        if want_inputs and previous == t and stop == t - 1:
+            _inputs_before(e, end, previous, events, weights, lam, inputs[1, sample])
+        t = stop
+        if e >= begin and t == now:
+            previous = now
+            if want_inputs:
+                _inputs_at(e, begin, now, events, weights, lam, inputs[0, sample])
+            e = scatter(e, begin, now, events, lam, gradient)
+            if t == 0:
+                break
+    if has_at:
+        _clear_lists(adjoint.when[sample], neuron, n, heads)
+
+
 @helper
 def linear_backward_closed_form_loop(
-    work,
-    marked,
-    tables,
-    tile_low,
-    tile_high,
-    low,
-    high,
-    offsets,
-    times,
-    units,
-    values,
-    packed,
-    beta,
-    steps,
-    every,
-    at,
-    before,
-    when,
-    grad_packed,
-    grad_bias,
-    grad_inputs,
-    heads,
+    scratch, heads, part, events, layer, num_steps, adjoint, gradients
 ):
-    """Gradients of the weights where the adjoint has a closed form (:class:`ClosedFormAdjoint`).
+    """Gradients of the weights where the adjoint has a closed form.
 
-    grad_inputs (2, B, N): gradient to a spike of each input at the step of its spike, and at the
-    step before it; of inputs that spike once.
+    ``heads`` is work space of num_steps + 1 int32. Gradients to inputs suppose that each of them
+    spikes once.
     """
-    dtype = packed.dtype
-    zero = dtype.type(0)
-    lanes = beta.shape[0]
-    has_every, has_at, has_before = every.shape[0] > 0, at.shape[0] > 0, before.shape[0] > 0
-    want_inputs = grad_inputs.shape[0] > 0
-    b, h, lam, total = work[0], work[1], work[2], work[3]
-    power, geometric, rising = tables[0], tables[1], tables[2]
-    # Lanes by the step of their impulse: the first of each step, and the next one of a lane
-    following = marked[0]
-    for t in range(steps + 1):
+    scratch, part, events, layer = Scratch(*scratch), Part(*part), Events(*events), Layer(*layer)
+    adjoint, gradients = ClosedFormAdjoint(*adjoint), ClosedFormGradients(*gradients)
+    zero = layer.weight.dtype.type(0)
+    rows = scratch.rows
+    b, h, lam, total = rows[0], rows[1], rows[2], rows[3]
+    tables, following = tables_of(scratch), scratch.marks[0]
+    for t in range(num_steps + 1):
         heads[t] = -1
-    for j in range(TILE):
-        h[j] = zero
-    for tile in range(tile_low, tile_high):
-        weights, gradient = packed[tile], grad_packed[tile]
-        n = min(TILE, lanes - tile * TILE)
-        lane = tile * TILE
-        tile_values(beta, tile, zero, b)
-        power_tables(b, power, geometric, rising)
-        for j in range(TILE):
-            total[j] = zero
-        for sample in range(low, high):
-            begin, end = offsets[sample], offsets[sample + 1]
-            if has_every:
-                for j in range(n):
-                    h[j] = every[sample, lane + j]
-            if has_at:
-                for j in range(n):
-                    step = when[sample, lane + j]
-                    if step >= 0:
-                        following[j] = heads[step]
-                        heads[step] = j
-            for j in range(TILE):
-                lam[j] = zero
-            e, t = end - 1, steps
-            previous = steps  # where the last spikes were, if the step before them is wanted
-            while t > 0:
-                now = times[e] if e >= begin else 0
-                stop = now
-                if want_inputs and previous < steps and previous > 0 and t == previous:
-                    stop = previous - 1
-                stop = max(stop, t - JUMP)
-                gap = t - stop
-                if has_every:
-                    for j in range(TILE):
-                        total[j] += b[j] * geometric[gap, j] * lam[j] + rising[gap, j] * h[j]
-                    jump(gap, lam, h, power, geometric)
-                else:
-                    for j in range(TILE):
-                        held = lam[j]
-                        total[j] += b[j] * geometric[gap, j] * held
-                        lam[j] = power[gap, j] * held
-                if has_at:
-                    for m in range(stop, t):
-                        j = heads[m]
-                        while j >= 0:
-                            lam[j] += at[sample, lane + j] * power[m - stop, j]
-                            total[j] += at[sample, lane + j] * geometric[m - stop + 1, j]
-                            j = following[j]
-                        if has_before:
-                            j = heads[m + 1]
-                            while j >= 0:
-                                lam[j] += before[sample, lane + j] * power[m - stop, j]
-                                total[j] += before[sample, lane + j] * geometric[m - stop + 1, j]
-                                j = following[j]
-                if want_inputs and previous == t and stop == t - 1:
-                    # The spikes of step t, seen from the step before it
-                    i = e + 1
-                    while i < end and times[i] == previous:
-                        unit = units[i]
-                        grad_inputs[1, sample, unit] += _dot(weights, unit, lam)
-                        i += 1
-                t = stop
-                if e >= begin and t == now:
-                    previous = now
-                    if want_inputs:
-                        i = e
-                        while i >= begin and times[i] == now:
-                            unit = units[i]
-                            grad_inputs[0, sample, unit] += _dot(weights, unit, lam)
-                            i -= 1
-                    e = scatter(e, begin, now, times, units, values, lam, gradient)
-                    if t == 0:
-                        break
-            if has_at:
-                for j in range(n):
-                    if when[sample, lane + j] >= 0:
-                        heads[when[sample, lane + j]] = -1
+    clear_row(h)
+    for tile in range(part.tile_low, part.tile_high):
+        weights, gradient = layer.weight[tile], gradients.weight[tile]
+        neuron, n = tile * TILE, width(tile, layer.beta.shape[0])
+        tile_values(layer.beta, tile, zero, b)
+        power_tables(b, tables)
+        clear_row(total)
+        for sample in range(part.low, part.high):
+            _sample(
+                sample, num_steps, neuron, n, events, weights, adjoint, b, h, lam, total, heads,
+                following, tables, gradient, gradients.inputs,
+            )  # fmt: skip
         for j in range(n):
-            grad_bias[lane + j] += total[j]
+            gradients.bias[neuron + j] += total[j]

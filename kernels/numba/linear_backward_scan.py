@@ -1,11 +1,52 @@
-"""Gradients of a linear layer by a surrogate rule, which look at every step."""
+"""Gradients of a linear layer by a surrogate rule, which read every step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
+from .arguments import (
+    DenseGradient,
+    Events,
+    Layer,
+    LinearGradients,
+    Part,
+    Scratch,
+    SpikeGradient,
+)
+from .block import given, row_of
 from .compiling import MASKED, PRE_SPIKE, SUBTRACT, ZERO_BEFORE, helper, inlined_helper
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
-from .tile import TILE, copy_row, gather, scatter, tile_values
+from .tile import TILE, clear_row, copy_row, gather, scatter, tile_values, width
+
+
+class _Rows(NamedTuple):
+    """Parameters, state and sums of one tile."""
+
+    b: np.ndarray
+    threshold: np.ndarray
+    drive: np.ndarray
+    x: np.ndarray
+    v: np.ndarray
+    g: np.ndarray
+    slope: np.ndarray
+    tail: np.ndarray
+    ramp: np.ndarray
+    d_bias: np.ndarray
+    d_beta: np.ndarray
+    d_threshold: np.ndarray
+    lam: np.ndarray
+
+
+@inlined_helper
+def _rows_of(scratch):
+    # Rows of one array: the compiler can prove them apart, and vectorises.
+    r = scratch.rows
+    return _Rows(
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12]
+    )  # fmt: skip
 
 
 @inlined_helper
@@ -30,7 +71,7 @@ def _product(adjoint, weights, g):
 
 
 @inlined_helper
-def _clear(v, first, step):
+def _clear_fired(v, first, step):
     spike = np.int32(step)
     for j in range(TILE):
         u = v[j]
@@ -38,7 +79,7 @@ def _clear(v, first, step):
 
 
 @inlined_helper
-def _subtract(v, amount, first, step):
+def _subtract_fired(v, amount, first, step):
     spike = np.int32(step)
     for j in range(TILE):
         down = amount[j]
@@ -49,8 +90,8 @@ def _subtract(v, amount, first, step):
 def _accumulate(g, limit, now, tail, ramp):
     """The doubly cumulated gradient takes the place of ``g``."""
     for j in range(TILE):
-        given = g[j]
-        t = tail[j] + (given if now <= limit[j] else g.dtype.type(0))
+        given_ = g[j]
+        t = tail[j] + (given_ if now <= limit[j] else g.dtype.type(0))
         r = ramp[j] + t
         tail[j] = t
         ramp[j] = r
@@ -66,137 +107,132 @@ def _integrate(t, v, b, x, mem):
 
 
 @inlined_helper
-def _slopes_at(k, mem, th, surrogate, a, b, out):
-    """s'(V[k] - theta)."""
+def _slopes_at(k, mem, threshold, spike_gradient, out):
+    """s'(V[k] - threshold)."""
+    _, surrogate, a, b = spike_gradient
     for j in range(0, TILE, LANES):
-        store(out, j, surrogate_slope(load(mem, (k, j)) - load(th, j), surrogate, a, b))
+        distance = load(mem, (k, j)) - load(threshold, j)
+        store(out, j, surrogate_slope(distance, surrogate, a, b))
 
 
 @inlined_helper
-def _adjoint(k, now, mem, slope, g, limit, b, lam, d_beta, d_theta, d_bias):
+def _adjoint(k, now, mem, limit, rows):
     """lam[k] from lam[k+1], and what it adds to the gradients of the parameters."""
+    b, g, slope, lam = rows.b, rows.g, rows.slope, rows.lam
+    d_bias, d_beta, d_threshold = rows.d_bias, rows.d_beta, rows.d_threshold
     for j in range(TILE):
         d_beta[j] += lam[j] * mem[k, j]
     for j in range(TILE):
         through = slope[j] * g[j] if now <= limit[j] else g.dtype.type(0)
-        d_theta[j] -= through
+        d_threshold[j] -= through
         lam[j] = b[j] * lam[j] + through
     for j in range(TILE):
         d_bias[j] += lam[j]
 
 
+@inlined_helper
+def _limits(fired, n, steps, rule, causal, first, limit):
+    """First spikes and the last steps that receive a gradient; returns the last step of all."""
+    last = np.int32(0)
+    for j in range(TILE):
+        first[j] = -2  # the padding never fires
+    for j in range(n):
+        step = fired[j]
+        first[j] = step if step >= 0 else steps
+        last = max(last, first[j])
+    for j in range(TILE):
+        limit[j] = first[j] - np.int32(rule == PRE_SPIKE) if causal else steps
+    # Later than the last spike nothing comes back, and no membrane is read.
+    return min(last, steps - 1) if causal else steps - 1
+
+
+@inlined_helper
+def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first, mem, rows):
+    """The membrane up to the step ``last``; returns the last spike that has arrived."""
+    e = begin
+    for t in range(last + 1):
+        copy_row(rows.drive, rows.x)
+        if zeroes:
+            _clear_fired(rows.v, first, t - 1)
+        elif subtracts:
+            _subtract_fired(rows.x, rows.threshold, first, t - 1)
+        e = gather(e, end, t, events, weights, rows.x)
+        _integrate(t, rows.v, rows.b, rows.x, mem)
+    return e - 1
+
+
+@inlined_helper
+def _gradient_to_spikes(k, tile, sample, n, dense, g):
+    """The gradient to the spikes of one step."""
+    given_ = dense.rows[row_of(dense.rows, k), sample - dense.offset]
+    if given(dense.factor):
+        _product(given_, dense.factor[tile], g)
+    else:
+        for j in range(n):
+            g[j] = given_[tile * TILE + j]
+
+
+@inlined_helper
+def _load_tile(layer, tile, rows):
+    zero = layer.weight.dtype.type(0)
+    tile_values(layer.beta, tile, zero, rows.b)
+    tile_values(layer.bias, tile, zero, rows.drive)
+    tile_values(layer.threshold, tile, zero, rows.threshold)
+    for j in range(TILE):
+        rows.d_bias[j], rows.d_beta[j], rows.d_threshold[j] = zero, zero, zero
+
+
 @helper
 def linear_backward_scan_loop(
-    work,
-    marked,
-    tables,
-    tile_low,
-    tile_high,
-    low,
-    high,
-    offset,
-    offsets,
-    times,
-    units,
-    values,
-    packed,
-    bias,
-    beta,
-    theta,
-    reset,
-    steps,
-    spiked,
-    grad_spikes,
-    through,
-    rule,
-    surrogate,
-    a,
-    slope_b,
-    grad_packed,
-    grad_bias,
-    grad_beta,
-    grad_theta,
-    grad_current,
-    mem,
+    scratch, mem, part, events, layer, reset, num_steps, spiked, dense, spike_gradient, gradients
 ):
     """Gradients of the weights and parameters by a surrogate rule.
 
-    grad_spikes (T or 1, samples from ``offset`` on, O) is the gradient to dense spikes of this
-    layer; or, where the packed ``through`` (tiles, P, TILE) is given, its first factor, with P in
-    the place of O. The membrane is integrated again and the adjoint takes its place, row by row.
-    grad_current (T, B, O) is filled where it is wanted.
+    The loop integrates the membrane again, into ``mem`` (T, TILE), and goes back from there.
     """
-    dtype = packed.dtype
-    zero = dtype.type(0)
-    lanes = beta.shape[0]
-    want_current = grad_current.shape[0] > 0
-    b, th, drive, x, v, g = work[0], work[1], work[2], work[3], work[4], work[5]
-    slope, tail, ramp = work[6], work[7], work[8]
-    d_bias, d_beta, d_theta = work[9], work[10], work[11]
-    lam = work[12]
+    scratch, part, events, layer = Scratch(*scratch), Part(*part), Events(*events), Layer(*layer)
+    dense, spike_gradient = DenseGradient(*dense), SpikeGradient(*spike_gradient)
+    gradients = LinearGradients(*gradients)
+    zero = layer.weight.dtype.type(0)
+    rule = spike_gradient.rule
+    rows, first, limit = _rows_of(scratch), scratch.marks[0], scratch.marks[1]
     causal = rule in (MASKED, PRE_SPIKE)
     zeroes, subtracts = reset == ZERO_BEFORE and not causal, reset == SUBTRACT and not causal
-    first, limit = marked[0], marked[1]
-    for tile in range(tile_low, tile_high):
-        weights, gradient = packed[tile], grad_packed[tile]
-        n = min(TILE, lanes - tile * TILE)
-        lane = tile * TILE
-        tile_values(beta, tile, zero, b)
-        tile_values(bias, tile, zero, drive)
-        tile_values(theta, tile, zero, th)
-        for j in range(TILE):
-            d_bias[j], d_beta[j], d_theta[j] = zero, zero, zero
-        for sample in range(low, high):
-            begin, end = offsets[sample], offsets[sample + 1]
-            last = np.int32(0)
-            for j in range(TILE):
-                first[j] = -2  # the padding never fires
-            fired = spiked[sample, lane : lane + n]
-            for j in range(n):
-                step = fired[j]
-                first[j] = step if step >= 0 else steps
-                last = max(last, first[j])
-            # Later than the last spike nothing comes back, and no membrane is looked at.
-            last = min(last, steps - 1) if causal else steps - 1
-            for j in range(TILE):
-                limit[j] = first[j] - np.int32(rule == PRE_SPIKE) if causal else steps
-                v[j], lam[j], tail[j], ramp[j] = zero, zero, zero, zero
-            e = begin
-            for t in range(last + 1):
-                copy_row(drive, x)
-                if zeroes:
-                    _clear(v, first, t - 1)
-                elif subtracts:
-                    _subtract(x, th, first, t - 1)
-                e = gather(e, end, t, times, units, values, weights, x)
-                _integrate(t, v, b, x, mem)
-            e -= 1
-            if want_current:
-                for k in range(last + 1, steps):
-                    grad_current[k, sample, lane : lane + n] = zero
+    for tile in range(part.tile_low, part.tile_high):
+        weights, gradient = layer.weight[tile], gradients.weight[tile]
+        neuron, n = tile * TILE, width(tile, layer.beta.shape[0])
+        _load_tile(layer, tile, rows)
+        for sample in range(part.low, part.high):
+            begin, end = events.offsets[sample], events.offsets[sample + 1]
+            fired = spiked[sample, neuron : neuron + n]
+            last = _limits(fired, n, num_steps, rule, causal, first, limit)
+            clear_row(rows.v)
+            clear_row(rows.lam)
+            clear_row(rows.tail)
+            clear_row(rows.ramp)
+            e = _integrate_again(
+                last, begin, end, zeroes, subtracts, events, weights, first, mem, rows
+            )
+            if given(gradients.current):
+                for k in range(last + 1, num_steps):
+                    for j in range(n):
+                        gradients.current[k, sample, neuron + j] = zero
             for k in range(last, -1, -1):
                 now = np.int32(k)
-                row = k if grad_spikes.shape[0] > 1 else 0
-                if through.shape[0] > 0:
-                    _product(grad_spikes[row, sample - offset], through[tile], g)
-                else:
-                    given = grad_spikes[row, sample - offset, lane : lane + n]
-                    for j in range(n):
-                        g[j] = given[j]
+                _gradient_to_spikes(k, tile, sample, n, dense, rows.g)
                 if rule != MASKED:
-                    _accumulate(g, limit, now, tail, ramp)
-                _slopes_at(k, mem, th, surrogate, a, slope_b, slope)
+                    _accumulate(rows.g, limit, now, rows.tail, rows.ramp)
+                _slopes_at(k, mem, rows.threshold, spike_gradient, rows.slope)
                 if zeroes:
-                    _clear(lam, first, now)
+                    _clear_fired(rows.lam, first, now)
                 elif subtracts:
-                    _subtract(d_theta, lam, first, now)
-                _adjoint(k, now, mem, slope, g, limit, b, lam, d_beta, d_theta, d_bias)
-                e = scatter(e, begin, now, times, units, values, lam, gradient)
-                if want_current:
-                    kept = grad_current[k, sample, lane : lane + n]
+                    _subtract_fired(rows.d_threshold, rows.lam, first, now)
+                _adjoint(k, now, mem, limit, rows)
+                e = scatter(e, begin, now, events, rows.lam, gradient)
+                if given(gradients.current):
                     for j in range(n):
-                        kept[j] = lam[j]
+                        gradients.current[k, sample, neuron + j] = rows.lam[j]
         for j in range(n):
-            grad_bias[lane + j] += d_bias[j]
-            grad_beta[lane + j] += d_beta[j]
-            grad_theta[lane + j] += d_theta[j]
+            gradients.bias[neuron + j] += rows.d_bias[j]
+            gradients.beta[neuron + j] += rows.d_beta[j]
+            gradients.threshold[neuron + j] += rows.d_threshold[j]

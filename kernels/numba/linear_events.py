@@ -29,14 +29,14 @@ def sort_loop(low, high, times, steps, offsets, out_times, out_units):
 
 @compiled
 def pack_loop(low, high, weight, packed):
-    """(O, N) to (tiles, N, TILE), zeros past the last lane."""
-    lanes, units = weight.shape
+    """(O, N) to (tiles, N, TILE), zeros past the last neuron."""
+    out_features, units = weight.shape
     for tile in range(low, high):
-        lane = tile * TILE
-        n = min(TILE, lanes - lane)
+        neuron = tile * TILE
+        n = min(TILE, out_features - neuron)
         for i in range(units):  # a column of weights fits in the first-level cache
             for j in range(n):
-                packed[tile, i, j] = weight[lane + j, i]
+                packed[tile, i, j] = weight[neuron + j, i]
             for j in range(n, TILE):
                 packed[tile, i, j] = 0
 
@@ -44,12 +44,12 @@ def pack_loop(low, high, weight, packed):
 @compiled
 def unpack_loop(low, high, packed, weight):
     """The sum over splits of (splits, tiles, N, TILE), as (O, N)."""
-    lanes, units = weight.shape
+    out_features, units = weight.shape
     for tile in range(low, high):
-        lane = tile * TILE
+        neuron = tile * TILE
         for i in range(units):
-            for j in range(min(TILE, lanes - lane)):
+            for j in range(min(TILE, out_features - neuron)):
                 total = packed[0, tile, i, j]
                 for split in range(1, packed.shape[0]):
                     total += packed[split, tile, i, j]
-                weight[lane + j, i] = total
+                weight[neuron + j, i] = total

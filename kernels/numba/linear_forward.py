@@ -1,53 +1,99 @@
 """First spikes of a linear layer's neurons, from the spikes of its inputs."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import numpy as np
 
+from .arguments import Events, FirstSpikes, Layer, Part, Scratch
+from .block import given
 from .compiling import helper, inlined_helper
 from .tile import (
     JUMP,
     TILE,
+    clear_row,
     copy_row,
     gather,
     jump,
     jump_slope,
     power_slopes,
     power_tables,
+    tables_of,
     tile_values,
+    width,
 )
 
 
+class _Rows(NamedTuple):
+    """Parameters and state of one tile."""
+
+    b: np.ndarray
+    threshold: np.ndarray
+    drive: np.ndarray
+    v: np.ndarray
+    x: np.ndarray
+    before: np.ndarray
+    p: np.ndarray
+    """The derivative of ``v`` by beta."""
+    below: np.ndarray
+    """The membrane before the spike, and ``above`` at the spike."""
+    above: np.ndarray
+    slope_below: np.ndarray
+    slope_above: np.ndarray
+    p_before: np.ndarray
+    unfired: np.ndarray
+    first: np.ndarray
+    marks: np.ndarray
+
+
 @inlined_helper
-def _jump_marked(gap, v, drive, power, geometric, th, first, never, later, marks):
-    """A jump, kept apart in ``later``; marks neurons that are over threshold by then."""
+def _rows_of(scratch):
+    # Rows of one array: the compiler can prove them apart, and vectorises.
+    r, m = scratch.rows, scratch.marks
+    return _Rows(
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], m[0], m[1], m[2]
+    )  # fmt: skip
+
+
+@inlined_helper
+def _jump_marked(gap, never, rows, tables):
+    """A jump, kept apart in ``x``; marks neurons that are over threshold by then."""
+    power, geometric = tables.power, tables.geometric
+    v, drive, threshold = rows.v, rows.drive, rows.threshold
+    first, later, marks = rows.first, rows.x, rows.marks
     hit = np.int32(0)
     for j in range(TILE):
         u = power[gap, j] * v[j] + geometric[gap, j] * drive[j]
         later[j] = u
-        mark = np.int32((u > th[j]) & (first[j] == never))
+        mark = np.int32((u > threshold[j]) & (first[j] == never))
         marks[j] = mark
         hit |= mark
     return hit
 
 
 @inlined_helper
-def _step(step, v, b, x, th, first, never):
+def _step(step, never, rows):
     """One step of current ``x``."""
+    v, b, x, threshold, first = rows.v, rows.b, rows.x, rows.threshold, rows.first
     for j in range(TILE):
         u = b[j] * v[j] + x[j]
         v[j] = u
-        first[j] = step if (u > th[j]) & (first[j] == never) else first[j]
+        first[j] = step if (u > threshold[j]) & (first[j] == never) else first[j]
 
 
 @inlined_helper
-def _step_marked(step, v, b, x, th, first, never, before):
-    """The same; keeps the membrane before it, and tells whether a neuron fires."""
+def _step_marked(step, never, rows):
+    """The same; keeps the membrane before it, and returns whether a neuron fires."""
+    v, b, x, threshold, first = rows.v, rows.b, rows.x, rows.threshold, rows.first
+    before = rows.before
     hit = np.int32(0)
     for j in range(TILE):
         held = v[j]
         u = b[j] * held + x[j]
         before[j] = held
         v[j] = u
-        fire = (u > th[j]) & (first[j] == never)
+        fire = (u > threshold[j]) & (first[j] == never)
         first[j] = step if fire else first[j]
         hit |= np.int32(fire)
     return hit
@@ -61,137 +107,134 @@ def _step_slope(p, b, before, p_before):
         p[j] = before[j] + b[j] * held
 
 
+@inlined_helper
+def _keep_crossing(step, rows):
+    for j in range(TILE):
+        if rows.first[j] == step:
+            rows.below[j], rows.above[j] = rows.before[j], rows.v[j]
+            rows.slope_below[j], rows.slope_above[j] = rows.p_before[j], rows.p[j]
+
+
 @helper
-def _search(
-    v, p, start, stop, b, current, th, first, below, above, slope_below, slope_above, now, after
-):
+def _search(start, stop, rows):
     """Find the step between two spikes at which a constant current took neurons over threshold.
 
-    ``v`` is the membrane before ``start``, and ``now`` marks those for which a jump to ``stop``
-    came to a membrane ``after`` it that is above. Where that was its rounding, and step by step
-    they stay below, they do not fire, and that is their membrane.
+    ``v`` is the membrane before ``start``, and ``marks`` are the neurons for which a jump to
+    ``stop`` came to a membrane ``x`` that is above. Where that was its rounding, and step by step
+    they stay below, they do not fire, and ``x`` becomes that membrane.
     """
+    b, current, threshold = rows.b, rows.drive, rows.threshold
     for j in range(TILE):
-        if now[j]:
-            u, q = v[j], p[j]
+        if rows.marks[j]:
+            u, q = rows.v[j], rows.p[j]
             for t in range(start, stop):
                 before, q_before = u, q
                 q = u + b[j] * q
                 u = b[j] * u + current[j]
-                if u > th[j]:
-                    first[j] = t
-                    below[j], above[j] = before, u
-                    slope_below[j], slope_above[j] = q_before, q
+                if u > threshold[j]:
+                    rows.first[j] = t
+                    rows.below[j], rows.above[j] = before, u
+                    rows.slope_below[j], rows.slope_above[j] = q_before, q
                     break
-            if u <= th[j]:
-                after[j] = u
+            if u <= threshold[j]:
+                rows.x[j] = u
+
+
+@inlined_helper
+def _jump(t, gap, never, may_cross, want_slope, rows, tables):
+    """The membrane ``gap`` steps without spikes later."""
+    if may_cross and _jump_marked(gap, never, rows, tables):
+        _search(t, t + gap, rows)
+    if want_slope:
+        jump_slope(gap, rows.p, rows.v, rows.drive, tables)
+    if may_cross:
+        copy_row(rows.x, rows.v)
+    else:
+        jump(gap, rows.v, rows.drive, tables)
+
+
+@inlined_helper
+def _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows):
+    """One step with spikes; returns the next spike."""
+    copy_row(rows.drive, rows.x)
+    e = gather(e, end, t, events, weights, rows.x)
+    step = np.int32(t)
+    if want_crossing:
+        hit = _step_marked(step, never, rows)
+        if want_slope:
+            _step_slope(rows.p, rows.b, rows.before, rows.p_before)
+        if hit:
+            _keep_crossing(step, rows)
+    else:
+        _step(step, never, rows)
+    return e
+
+
+@inlined_helper
+def _all_fired(first, never):
+    latest = np.int32(0)
+    for j in range(TILE):
+        latest = max(latest, first[j])
+    return latest < never
+
+
+@inlined_helper
+def _write(sample, tile, n, never, rows, out):
+    zero = rows.v.dtype.type(0)
+    for j in range(n):
+        neuron = tile * TILE + j
+        fired = rows.first[j] < never
+        out.times[sample, neuron] = rows.first[j] if fired else -1
+        if given(out.crossing):
+            out.crossing[0, sample, neuron] = rows.below[j] if fired else zero
+            out.crossing[1, sample, neuron] = rows.above[j] if fired else zero
+        if given(out.sensitivity):
+            out.sensitivity[0, sample, neuron] = rows.slope_below[j] if fired else zero
+            out.sensitivity[1, sample, neuron] = rows.slope_above[j] if fired else zero
 
 
 @helper
-def linear_first_spikes_loop(
-    work,
-    marked,
-    tables,
-    tile_low,
-    tile_high,
-    low,
-    high,
-    offsets,
-    times,
-    units,
-    values,
-    packed,
-    bias,
-    beta,
-    theta,
-    steps,
-    out,
-    crossing,
-    sensitivity,
-):
-    """First spikes (B, O), V[t*-1] and V[t*] (2, B, O), and their derivatives by beta."""
-    dtype = packed.dtype
-    zero = dtype.type(0)
-    never = np.int32(steps)
-    lanes = beta.shape[0]
-    want_crossing, want_slope = crossing.shape[0] > 0, sensitivity.shape[0] > 0
-    # Rows of one array: the compiler can prove them apart, and vectorises.
-    b, th, drive, v, x, before = work[0], work[1], work[2], work[3], work[4], work[5]
-    p, p_before = work[6], work[11]
-    below, above, slope_below, slope_above = work[7], work[8], work[9], work[10]
-    unfired, first, marks = marked[0], marked[1], marked[2]
-    power, geometric, rising = tables[0], tables[1], tables[2]
-    d_power, d_geometric = tables[3], tables[4]
-    for tile in range(tile_low, tile_high):
-        weights = packed[tile]
-        tile_values(beta, tile, zero, b)
-        tile_values(bias, tile, zero, drive)
-        tile_values(theta, tile, dtype.type(np.inf), th)
-        power_tables(b, power, geometric, rising)
+def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
+    """First spikes, the membrane around them and its derivatives by beta."""
+    scratch, part, events = Scratch(*scratch), Part(*part), Events(*events)
+    layer, out = Layer(*layer), FirstSpikes(*out)
+    dtype = layer.weight.dtype
+    zero, never = dtype.type(0), np.int32(num_steps)
+    out_features = layer.beta.shape[0]
+    want_crossing, want_slope = given(out.crossing), given(out.sensitivity)
+    rows, tables = _rows_of(scratch), tables_of(scratch)
+    for tile in range(part.tile_low, part.tile_high):
+        weights, n = layer.weight[tile], width(tile, out_features)
+        tile_values(layer.beta, tile, zero, rows.b)
+        tile_values(layer.bias, tile, zero, rows.drive)
+        tile_values(layer.threshold, tile, dtype.type(np.inf), rows.threshold)
+        power_tables(rows.b, tables)
         if want_slope:
-            power_slopes(power, d_power, d_geometric)
+            power_slopes(tables)
         # Between spikes the membrane moves towards bias / (1 - beta): without a bias, to zero.
         may_cross, may_fall = False, False
         for j in range(TILE):
-            may_cross |= (drive[j] != zero) | (th[j] < zero)
-            # From 0, which is not looked at, a membrane can fall below a negative threshold.
-            may_fall |= (drive[j] < zero) & (th[j] < zero)
-            unfired[j] = never if tile * TILE + j < lanes else 0  # the padding does not count
-        for sample in range(low, high):
-            for j in range(TILE):
-                v[j], p[j] = zero, zero
-                first[j] = unfired[j]
-            e, end = offsets[sample], offsets[sample + 1]
+            may_cross |= (rows.drive[j] != zero) | (rows.threshold[j] < zero)
+            # From 0, which is not checked, a membrane can fall below a negative threshold.
+            may_fall |= (rows.drive[j] < zero) & (rows.threshold[j] < zero)
+            rows.unfired[j] = never if j < n else 0  # the padding does not count
+        for sample in range(part.low, part.high):
+            clear_row(rows.v)
+            clear_row(rows.p)
+            copy_row(rows.unfired, rows.first)
+            e, end = events.offsets[sample], events.offsets[sample + 1]
             t, stops = 0, 0
-            while t < steps:
-                now = times[e] if e < end else steps
+            while t < num_steps:
+                now = events.times[e] if e < end else num_steps
                 while t < now:
                     gap = 1 if may_fall and t == 0 else min(now - t, JUMP)
-                    if may_cross and _jump_marked(
-                        gap, v, drive, power, geometric, th, first, never, x, marks
-                    ):
-                        _search(
-                            v, p, t, t + gap, b, drive, th, first, below, above,
-                            slope_below, slope_above, marks, x,
-                        )  # fmt: skip
-                    if want_slope:
-                        jump_slope(gap, p, v, drive, power, d_power, d_geometric)
-                    if may_cross:
-                        copy_row(x, v)
-                    else:
-                        jump(gap, v, drive, power, geometric)
+                    _jump(t, gap, never, may_cross, want_slope, rows, tables)
                     t += gap
-                if t == steps:
+                if t == num_steps:
                     break
-                copy_row(drive, x)
-                e = gather(e, end, now, times, units, values, weights, x)
-                step = np.int32(t)
-                if want_crossing:
-                    hit = _step_marked(step, v, b, x, th, first, never, before)
-                    if want_slope:
-                        _step_slope(p, b, before, p_before)
-                    if hit:
-                        for j in range(TILE):
-                            if first[j] == step:
-                                below[j], above[j] = before[j], v[j]
-                                slope_below[j], slope_above[j] = p_before[j], p[j]
-                else:
-                    _step(step, v, b, x, th, first, never)
+                e = _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows)
                 t += 1
                 stops += 1
-                if stops % 8 == 0:
-                    latest = np.int32(0)
-                    for j in range(TILE):
-                        latest = max(latest, first[j])
-                    if latest < never:
-                        break
-            for j in range(min(TILE, lanes - tile * TILE)):
-                lane = tile * TILE + j
-                fired = first[j] < never
-                out[sample, lane] = first[j] if fired else -1
-                if want_crossing:
-                    crossing[0, sample, lane] = below[j] if fired else zero
-                    crossing[1, sample, lane] = above[j] if fired else zero
-                if want_slope:
-                    sensitivity[0, sample, lane] = slope_below[j] if fired else zero
-                    sensitivity[1, sample, lane] = slope_above[j] if fired else zero
+                if stops % 8 == 0 and _all_fired(rows.first, never):
+                    break
+            _write(sample, tile, n, never, rows, out)

@@ -1,163 +1,224 @@
 """Sum, maximum or last value over time of a linear layer's membranes, from spikes."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import numpy as np
 
-from .compiling import LAST, MAX, SUM, helper
+from .arguments import Events, Layer, Part, ReadoutOutputs, Scratch
+from .block import given
+from .compiling import LAST, MAX, SUM, helper, inlined_helper
 from .tile import (
     JUMP,
     TILE,
+    clear_row,
     copy_row,
     gather,
     jump,
     jump_slope,
     power_slopes,
     power_tables,
+    tables_of,
     tile_values,
+    width,
 )
 
 
-@helper
-def _settled(v, p, gap, b, current, now, last, slope, step):
-    """Of a maximum that was reached during a jump to step ``last``, the first step.
+class _Rows(NamedTuple):
+    """Parameters, state and results of one tile."""
 
-    ``v`` is the membrane before the jump, and ``now`` that at its end, which is the only maximum
-    unless rounding has brought it to rest before.
+    b: np.ndarray
+    drive: np.ndarray
+    x: np.ndarray
+    v: np.ndarray
+    p: np.ndarray
+    """The derivative of ``v`` by beta."""
+    result: np.ndarray
+    slope: np.ndarray
+    """The derivative of ``result`` by beta."""
+    constant: np.ndarray
+    """The result of a constant current of 1."""
+    d_constant: np.ndarray
+    v_before: np.ndarray
+    p_before: np.ndarray
+    step: np.ndarray
+
+
+@inlined_helper
+def _rows_of(scratch):
+    # Rows of one array: the compiler can prove them apart, and vectorises.
+    r = scratch.rows
+    return _Rows(
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], scratch.marks[0]
+    )  # fmt: skip
+
+
+@helper
+def _settled(last, gap, rows):
+    """Find the first step of a maximum that was reached during a jump to step ``last``.
+
+    ``v_before`` is the membrane before the jump, and ``v`` that at its end, which is the only
+    maximum unless rounding has brought it to rest before.
     """
+    b, current, now = rows.b, rows.drive, rows.v
     for j in range(TILE):
-        if step[j] == last and b[j] * now[j] + current[j] <= now[j]:
-            u, q = v[j], p[j]
+        if rows.step[j] == last and b[j] * now[j] + current[j] <= now[j]:
+            u, q = rows.v_before[j], rows.p_before[j]
             for t in range(last - gap + 1, last + 1):
                 q = u + b[j] * q
                 u = b[j] * u + current[j]
                 if u >= now[j] or b[j] * u + current[j] <= u:
-                    step[j], slope[j] = t, q
+                    rows.step[j], rows.slope[j] = t, q
                     break
 
 
-@helper
-def linear_readout_loop(
-    work,
-    marked,
-    tables,
-    tile_low,
-    tile_high,
-    low,
-    high,
-    offsets,
-    times,
-    units,
-    values,
-    packed,
-    bias,
-    beta,
-    steps,
-    reduction,
-    value,
-    sensitivity,
-    taken,
-):
-    """Sum, maximum or last value over time of a membrane that never fires, (B, O) each."""
-    dtype = packed.dtype
-    zero, one = dtype.type(0), dtype.type(1)
-    lanes = beta.shape[0]
-    want_slope, want_step = sensitivity.shape[0] > 0, taken.shape[0] > 0
-    b, drive, x, v, p = work[0], work[1], work[2], work[3], work[4]
-    result, slope = work[5], work[6]
-    constant, d_constant, step = work[7], work[8], marked[0]
-    v_before, p_before = work[9], work[10]
-    power, geometric, rising = tables[0], tables[1], tables[2]
-    d_power, d_geometric = tables[3], tables[4]
-    every = one if reduction == SUM else zero
-    for tile in range(tile_low, tile_high):
-        weights = packed[tile]
-        tile_values(beta, tile, zero, b)
-        tile_values(bias, tile, zero, drive)
-        power_tables(b, power, geometric, rising)
-        power_slopes(power, d_power, d_geometric)
-        if reduction != MAX:
-            # The value of a constant current of 1, for the bias
+@inlined_helper
+def _of_constant_current(num_steps, reduction, rows):
+    """The value of a constant current of 1, for the bias."""
+    b, v, p, constant, d_constant = rows.b, rows.v, rows.p, rows.constant, rows.d_constant
+    zero, one = v.dtype.type(0), v.dtype.type(1)
+    for j in range(TILE):
+        v[j], p[j], constant[j], d_constant[j] = zero, zero, zero, zero
+    for _ in range(num_steps):
+        for j in range(TILE):
+            p[j] = v[j] + b[j] * p[j]
+            v[j] = b[j] * v[j] + one
+            constant[j] = v[j] + (constant[j] if reduction == SUM else zero)
+            d_constant[j] = p[j] + (d_constant[j] if reduction == SUM else zero)
+
+
+@inlined_helper
+def _keep_maximum(step, rows):
+    v, p, result, slope = rows.v, rows.p, rows.result, rows.slope
+    for j in range(TILE):
+        nan = (v[j] != v[j]) & (result[j] == result[j])  # as in torch.max
+        better = (v[j] > result[j]) | nan
+        result[j] = v[j] if better else result[j]
+        slope[j] = p[j] if better else slope[j]
+        rows.step[j] = step if better else rows.step[j]
+
+
+@inlined_helper
+def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
+    """The maximum of one sample, forwards from spike to spike."""
+    b, x, v, p = rows.b, rows.x, rows.v, rows.p
+    zero = v.dtype.type(0)
+    for j in range(TILE):
+        v[j], p[j], rows.slope[j], rows.step[j], rows.result[j] = zero, zero, zero, 0, -np.inf
+    e, t, alone = begin, 0, True
+    while t < num_steps:
+        now = events.times[e] if e < end else num_steps
+        if t < now:
+            # Between spikes it moves one way only: its maximum is at an end of the jump. The
+            # first step of all is such an end.
+            gap = 1 if alone else min(now - t, JUMP)
+            alone = False
+            copy_row(v, rows.v_before)
+            copy_row(p, rows.p_before)
+            jump_slope(gap, p, v, rows.drive, tables)
+            jump(gap, v, rows.drive, tables)
+            t += gap
+        else:
+            copy_row(rows.drive, x)
+            e = gather(e, end, now, events, weights, x)
             for j in range(TILE):
-                v[j], p[j], constant[j], d_constant[j] = zero, zero, zero, zero
-            for _ in range(steps):
-                for j in range(TILE):
-                    p[j] = v[j] + b[j] * p[j]
-                    v[j] = b[j] * v[j] + one
-                    constant[j] = v[j] + (constant[j] if reduction == SUM else zero)
-                    d_constant[j] = p[j] + (d_constant[j] if reduction == SUM else zero)
-        # Without memory, the first step after spikes is like all that follow, and is the maximum.
+                p[j] = v[j] + b[j] * p[j]
+                v[j] = b[j] * v[j] + x[j]
+            gap = 1
+            t += 1
+            alone = forgets
+        _keep_maximum(t - 1, rows)
+        if gap > 1:
+            _settled(t - 1, gap, rows)
+
+
+@inlined_helper
+def _carry_back(gap, last, every, rows, tables):
+    """What a current adds to the value, ``gap`` steps earlier; ``last`` starts the last value."""
+    power, geometric = tables.power, tables.geometric
+    d_power, d_geometric = tables.d_power, tables.d_geometric
+    v, p = rows.v, rows.p
+    one = v.dtype.type(1)
+    for j in range(TILE):
+        p[j] = power[gap, j] * p[j] + d_power[gap, j] * v[j] + d_geometric[gap, j] * every
+        v[j] = power[gap, j] * v[j] + geometric[gap, j] * every
+        v[j] = one if last else v[j]
+
+
+@inlined_helper
+def _add_spikes(e, begin, now, events, weights, rows):
+    """What the spikes of one step add to the value; returns the spike before them."""
+    v, p, result, slope = rows.v, rows.p, rows.result, rows.slope
+    one = v.dtype.type(1)
+    while e >= begin and events.times[e] == now:
+        unit, height = events.units[e], one if events.values.shape[0] == 0 else events.values[e]
+        for j in range(TILE):
+            result[j] += v[j] * (height * weights[unit, j])
+            slope[j] += p[j] * (height * weights[unit, j])
+        e -= 1
+    return e
+
+
+@inlined_helper
+def _linear_value(begin, end, num_steps, reduction, events, weights, rows, tables):
+    """The sum or the last value of one sample, backwards from spike to spike."""
+    dtype = rows.v.dtype
+    every = dtype.type(1) if reduction == SUM else dtype.type(0)
+    clear_row(rows.v)
+    clear_row(rows.p)
+    for j in range(TILE):
+        rows.result[j] = rows.constant[j] * rows.drive[j]
+        rows.slope[j] = rows.d_constant[j] * rows.drive[j]
+    e, t = end - 1, num_steps
+    while e >= begin:
+        now = events.times[e]
+        while t > now:
+            gap = min(t - now, JUMP)
+            last = t == num_steps and reduction == LAST
+            if last:
+                gap = 1
+            _carry_back(gap, last, every, rows, tables)
+            t -= gap
+        e = _add_spikes(e, begin, now, events, weights, rows)
+    for j in range(TILE):
+        rows.step[j] = num_steps - 1
+
+
+@inlined_helper
+def _write(sample, tile, n, rows, out):
+    for j in range(n):
+        neuron = tile * TILE + j
+        out.value[sample, neuron] = rows.result[j]
+        if given(out.sensitivity):
+            out.sensitivity[sample, neuron] = rows.slope[j]
+        if given(out.step):
+            out.step[sample, neuron] = rows.step[j]
+
+
+@helper
+def linear_readout_loop(scratch, part, events, layer, num_steps, reduction, out):
+    """Sum, maximum or last value over time of a membrane that never fires, (B, O) each."""
+    scratch, part, events = Scratch(*scratch), Part(*part), Events(*events)
+    layer, out = Layer(*layer), ReadoutOutputs(*out)
+    zero = layer.weight.dtype.type(0)
+    rows, tables = _rows_of(scratch), tables_of(scratch)
+    for tile in range(part.tile_low, part.tile_high):
+        weights, n = layer.weight[tile], width(tile, layer.beta.shape[0])
+        tile_values(layer.beta, tile, zero, rows.b)
+        tile_values(layer.bias, tile, zero, rows.drive)
+        power_tables(rows.b, tables)
+        power_slopes(tables)
+        if reduction != MAX:
+            _of_constant_current(num_steps, reduction, rows)
+        # Without memory, the first step after spikes equals all that follow, and is the maximum.
         forgets = False
-        for j in range(min(TILE, lanes - tile * TILE)):
-            forgets |= b[j] == zero
-        for sample in range(low, high):
-            begin, end = offsets[sample], offsets[sample + 1]
+        for j in range(n):
+            forgets |= rows.b[j] == zero
+        for sample in range(part.low, part.high):
+            begin, end = events.offsets[sample], events.offsets[sample + 1]
             if reduction == MAX:
-                for j in range(TILE):
-                    v[j], p[j], slope[j], step[j], result[j] = zero, zero, zero, 0, -np.inf
-                e, t, alone = begin, 0, True
-                while t < steps:
-                    now = times[e] if e < end else steps
-                    if t < now:
-                        # Between spikes it moves one way only: its maximum is at an end of the
-                        # jump, of which the first step of all is one.
-                        gap = 1 if alone else min(now - t, JUMP)
-                        alone = False
-                        copy_row(v, v_before)
-                        copy_row(p, p_before)
-                        jump_slope(gap, p, v, drive, power, d_power, d_geometric)
-                        jump(gap, v, drive, power, geometric)
-                        t += gap
-                    else:
-                        copy_row(drive, x)
-                        e = gather(e, end, now, times, units, values, weights, x)
-                        for j in range(TILE):
-                            p[j] = v[j] + b[j] * p[j]
-                            v[j] = b[j] * v[j] + x[j]
-                        gap = 1
-                        t += 1
-                        alone = forgets
-                    for j in range(TILE):
-                        nan = (v[j] != v[j]) & (result[j] == result[j])  # as in torch.max
-                        better = (v[j] > result[j]) | nan
-                        result[j] = v[j] if better else result[j]
-                        slope[j] = p[j] if better else slope[j]
-                        step[j] = t - 1 if better else step[j]
-                    if gap > 1:
-                        _settled(v_before, p_before, gap, b, drive, v, t - 1, slope, step)
+                _maximum(begin, end, num_steps, forgets, events, weights, rows, tables)
             else:
-                # v is what a current at step t adds to the value, carried back from the end.
-                for j in range(TILE):
-                    v[j], p[j] = zero, zero
-                for j in range(TILE):
-                    result[j], slope[j] = constant[j] * drive[j], d_constant[j] * drive[j]
-                e, t = end - 1, steps
-                while e >= begin:
-                    now = times[e]
-                    while t > now:
-                        gap = min(t - now, JUMP)
-                        last = t == steps and reduction == LAST
-                        if last:
-                            gap = 1
-                        for j in range(TILE):
-                            p[j] = (
-                                power[gap, j] * p[j]
-                                + d_power[gap, j] * v[j]
-                                + d_geometric[gap, j] * every
-                            )
-                            v[j] = power[gap, j] * v[j] + geometric[gap, j] * every
-                            v[j] = one if last else v[j]
-                        t -= gap
-                    while e >= begin and times[e] == now:
-                        unit, height = units[e], one if values.shape[0] == 0 else values[e]
-                        for j in range(TILE):
-                            result[j] += v[j] * (height * weights[unit, j])
-                            slope[j] += p[j] * (height * weights[unit, j])
-                        e -= 1
-                for j in range(TILE):
-                    step[j] = steps - 1
-            for j in range(min(TILE, lanes - tile * TILE)):
-                lane = tile * TILE + j
-                value[sample, lane] = result[j]
-                if want_slope:
-                    sensitivity[sample, lane] = slope[j]
-                if want_step:
-                    taken[sample, lane] = step[j]
+                _linear_value(begin, end, num_steps, reduction, events, weights, rows, tables)
+            _write(sample, tile, n, rows, out)

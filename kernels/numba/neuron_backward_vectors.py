@@ -1,16 +1,25 @@
 """Backward pass of Leaky in explicit vectors; see ``neuron_forward_vectors.py``."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import numpy as np
 
+from .arguments import InputGradients, Neuron, OutputGradients, Saved, SpikeGradient
 from .block import (
     BLOCK,
     STEPS,
-    clamp_decay,
+    copy,
     first_step,
-    initial_state,
-    lane_values,
+    given,
+    load_block,
+    load_times,
+    new_parameters,
+    new_state,
     past_the_cache,
-    write_lanes,
+    row_of,
+    write_vector,
 )
 from .compiling import (
     MASKED,
@@ -20,7 +29,7 @@ from .compiling import (
     SUBTRACT,
     ZERO_BEFORE,
     compiled,
-    inlined,
+    inlined_helper,
 )
 from .simd import LANES, any_lane, fence, load, prefetch, store, where
 from .surrogate import ATAN, surrogate_slope
@@ -28,219 +37,241 @@ from .surrogate import ATAN, surrogate_slope
 _KEPT = 1 << 16  # membranes that stay in the second-level cache
 
 
-@inlined
-def _leaky_rows_again(
-    count, early, start, n, current, membranes, v, first, b, th, zero_lag, subtract_lag, closes
-):
+class _Scan(NamedTuple):
+    """The state of the reverse scan over one block."""
+
+    first: np.ndarray
+    lam: np.ndarray
+    tail: np.ndarray
+    ramp: np.ndarray
+    d_beta: np.ndarray
+    d_threshold: np.ndarray
+
+
+class _Lags(NamedTuple):
+    """How many steps after the spike a reset comes; more than there are for no reset."""
+
+    zero: int
+    subtract: int
+
+
+class _Path(NamedTuple):
+    """What is read and written. Constants, where the call writes them out."""
+
+    closes: bool
+    """Whether no gradient enters after the spike: then nothing is read there."""
+    rule: int
+    surrogate: int
+    has_mem: bool
+    has_crossing: bool
+    want_current: bool
+    want_beta: bool
+    want_threshold: bool
+
+
+@inlined_helper
+def _rows_again(count, early, start, n, current, membranes, mem, first, parameters, lags, closes):
     """The membrane at ``count`` steps of a block from ``early`` on, into work space."""
     ahead = min(early + count, current.shape[0] - count)
     for j in range(0, n, LANES):
         at = load(first, j)
         if closes and not any_lane(at >= early):
             continue
-        lane = start + j
-        u, decay, threshold = load(v, j), load(b, j), load(th, j)
-        zeroed, subtracted = at + zero_lag, at + subtract_lag
+        neuron = start + j
+        u, decay, threshold = load(mem, j), load(parameters.decay, j), load(parameters.threshold, j)
+        zeroed, subtracted = at + lags.zero, at + lags.subtract
         for k in range(count):
             t = early + k
-            prefetch(current, (ahead + k, lane))
-            u = decay * where(zeroed == t, 0.0, u) + load(current, (t, lane))
+            prefetch(current, (ahead + k, neuron))
+            u = decay * where(zeroed == t, 0.0, u) + load(current, (t, neuron))
             u = where(subtracted == t, u - threshold, u)
             store(membranes, (t, j), u)
-        store(v, j, u)
+        store(mem, j, u)
 
 
-@inlined
-def _leaky_rows_back(
-    count,
-    early,
-    start,
-    n,
-    membranes,
-    column,
-    grad_spikes,
-    grad_mem,
-    grad_at,
-    grad_before,
-    grad_current,
-    first,
-    lam,
-    tail,
-    ramp,
-    d_beta,
-    d_theta,
-    b,
-    th,
-    peak,
-    zero_lag,
-    subtract_lag,
-    slope_a,
-    slope_b,
-    streams,
-    surrogate,
-    closes,
-    rule,
-    has_h,
-    has_at,
-    want_current,
-    want_beta,
-    want_theta,
-):
+@inlined_helper
+def _gated(t, at, g, j, rule, scan):
+    """The gradient g to the spikes at step ``t``, as the rule lets it pass."""
+    if rule == MASKED:
+        return where(t <= at, g, 0.0)
+    total = load(scan.tail, j) + (where(t < at, g, 0.0) if rule == PRE_SPIKE else g)
+    store(scan.tail, j, total)
+    ramp = load(scan.ramp, j) + total
+    store(scan.ramp, j, ramp)
+    return ramp
+
+
+@inlined_helper
+def _rows_back(
+    count, early, start, n, membranes, column, grads, grad_current, parameters, scan, lags, slope,
+    streams, path,
+):  # fmt: skip
     """``count`` steps of a block backwards down to ``early``.
 
     Its membranes begin at a ``column``.
     """
     behind = max(early - count, 0)
-    each = grad_spikes.shape[0] > 1  # step has a gradient of its own
+    each = grads.grad_spikes.shape[0] > 1  # step has a gradient of its own
     for j in range(0, n, LANES):
-        lane = start + j
-        at = load(first, j)
-        if closes and not any_lane(at >= early):
-            if want_current:
+        neuron = start + j
+        at = load(scan.first, j)
+        if path.closes and not any_lane(at >= early):
+            if path.want_current:
                 for k in range(count):
-                    write_lanes(grad_current, (early + k, lane), 0.0, streams)
+                    write_vector(grad_current, (early + k, neuron), 0.0, streams)
             continue
-        decay, threshold, height = load(b, j), load(th, j), load(peak, j)
-        zeroed, subtracted = at + zero_lag, at + subtract_lag
-        after = load(lam, j)
+        decay = load(parameters.decay, j)
+        threshold, height = load(parameters.threshold, j), load(parameters.height, j)
+        zeroed, subtracted = at + lags.zero, at + lags.subtract
+        after = load(scan.lam, j)
         for k in range(count - 1, -1, -1):
             t = early + k
-            if want_theta:
+            if path.want_threshold:
                 spent = where(subtracted == t + 1, after, 0.0)
-                store(d_theta, j, load(d_theta, j) - spent)
+                store(scan.d_threshold, j, load(scan.d_threshold, j) - spent)
             carried = where(zeroed == t + 1, 0.0, after)
             after = decay * carried
-            if rule != NO_RULE or want_beta:
+            if path.rule != NO_RULE or path.want_beta:
                 u = load(membranes, (t, column + j))
-            if want_beta:
-                store(d_beta, j, load(d_beta, j) + carried * u)
-            if rule != NO_RULE:
-                prefetch(grad_spikes, (behind + k if each else 0, lane))
-                g = load(grad_spikes, (t if each else 0, lane))
-                if rule == MASKED:
-                    g = where(t <= at, g, 0.0)
-                else:
-                    total = load(tail, j) + (where(t < at, g, 0.0) if rule == PRE_SPIKE else g)
-                    store(tail, j, total)
-                    g = load(ramp, j) + total
-                    store(ramp, j, g)
-                direct = surrogate_slope(u - threshold, surrogate, slope_a, slope_b) * (g * height)
+            if path.want_beta:
+                store(scan.d_beta, j, load(scan.d_beta, j) + carried * u)
+            if path.rule != NO_RULE:
+                prefetch(grads.grad_spikes, (behind + k if each else 0, neuron))
+                g = load(grads.grad_spikes, (t if each else 0, neuron))
+                g = _gated(t, at, g, j, path.rule, scan)
+                derivative = surrogate_slope(u - threshold, path.surrogate, slope[0], slope[1])
+                direct = derivative * (g * height)
                 after = after + direct
-                if want_theta:
-                    store(d_theta, j, load(d_theta, j) - direct)
-            if has_h:
-                after = after + load(grad_mem, (t if grad_mem.shape[0] > 1 else 0, lane))
-            if has_at:
-                after = after + where(at == t, load(grad_at, lane), 0.0)
-                after = after + where(at == t + 1, load(grad_before, lane), 0.0)
-            if want_current:
-                write_lanes(grad_current, (t, lane), after, streams)
-        store(lam, j, after)
+                if path.want_threshold:
+                    store(scan.d_threshold, j, load(scan.d_threshold, j) - direct)
+            if path.has_mem:
+                after = after + load(grads.grad_mem, (row_of(grads.grad_mem, t), neuron))
+            if path.has_crossing:
+                after = after + where(at == t, load(grads.grad_at, neuron), 0.0)
+                after = after + where(at == t + 1, load(grads.grad_before, neuron), 0.0)
+            if path.want_current:
+                write_vector(grad_current, (t, neuron), after, streams)
+        store(scan.lam, j, after)
+
+
+@inlined_helper
+def _clear(scan, n):
+    zero = scan.lam.dtype.type(0)
+    for j in range(n):
+        scan.lam[j], scan.tail[j], scan.ramp[j] = zero, zero, zero
+        scan.d_beta[j], scan.d_threshold[j] = zero, zero
+
+
+@inlined_helper
+def _finish(start, n, mem_0, into, parameters, scan):
+    """The gradients to parameters and to the membrane before the first step."""
+    zero = scan.lam.dtype.type(0)
+    decay, lam, d_beta = parameters.decay, scan.lam, scan.d_beta
+    if given(into.beta):
+        for j in range(n):
+            total = d_beta[j] + lam[j] * mem_0[j]
+            into.beta[start + j] = total if parameters.decay_passes[j] else zero
+    if given(into.threshold):
+        copy(scan.d_threshold, n, into.threshold[start : start + n])
+    if given(into.mem_0):
+        for j in range(n):
+            into.mem_0[start + j] = decay[j] * lam[j]
+
+
+@inlined_helper
+def _path_of(grads, into, spike_gradient):
+    rule = spike_gradient.rule if given(grads.grad_spikes) else NO_RULE
+    has_mem = given(grads.grad_mem)
+    return _Path(
+        not has_mem and rule != STRAIGHT_THROUGH,
+        rule,
+        spike_gradient.surrogate,
+        has_mem,
+        given(grads.grad_at),
+        given(into.current),
+        given(into.beta),
+        given(into.threshold),
+    )
+
+
+@inlined_helper
+def _is_default(path):
+    extra = path.has_mem or path.has_crossing or path.want_beta or path.want_threshold
+    return path.surrogate == ATAN and path.rule == MASKED and path.want_current and not extra
 
 
 @compiled
-def _vectors(
-    low,
-    high,
-    steps,
-    mem,
-    current,
-    beta,
-    theta,
-    height,
-    mem_0,
-    clamp,
-    reset,
-    times,
-    grad_spikes,
-    grad_mem,
-    grad_at,
-    grad_before,
-    grad_current,
-    grad_beta,
-    grad_theta,
-    grad_mem_0,
-    rule,
-    surrogate,
-    a,
-    b,
-):
-    dtype = beta.dtype
-    zero = dtype.type(0)
-    recompute = current.shape[0] > 0
-    want_current = grad_current.shape[0] > 0
-    want_beta, want_theta = grad_beta.shape[0] > 0, grad_theta.shape[0] > 0
-    has_h, has_at = grad_mem.shape[0] > 0, grad_at.shape[0] > 0
-    if grad_spikes.shape[0] == 0:
-        rule = NO_RULE
-    # Whether nothing reaches the membrane after the spike: then nothing is read there.
-    closes = not has_h and rule != STRAIGHT_THROUGH
-    default = surrogate == ATAN and rule == MASKED and want_current
-    default = default and not (has_h or has_at or want_beta or want_theta)
-    streams = past_the_cache(grad_current, low)
-    # A reset comes this many steps after the spike, or never.
-    lags = 1 if reset == ZERO_BEFORE else steps + 1, 1 if reset == SUBTRACT else steps + 1
+def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
+    dtype = neuron.beta.dtype
+    steps = saved.num_steps
+    recompute = given(saved.current)
+    path = _path_of(grads, into, spike_gradient)
+    default = _is_default(path)
+    streams = past_the_cache(into.current, low)
+    lags = _Lags(
+        1 if neuron.reset == ZERO_BEFORE else steps + 1,
+        1 if neuron.reset == SUBTRACT else steps + 1,
+    )
     tiles = steps // STEPS + steps % STEPS
-    block = BLOCK
+    size = BLOCK
     if recompute:
-        block = max(LANES, min(BLOCK, _KEPT // steps // LANES * LANES))
-    decay, th, peak, v_0, v, lam, tail, ramp, d_beta, d_theta = np.empty((10, block), dtype)
-    first = np.empty(block, np.int32)
-    membranes = np.empty((steps, block), dtype) if recompute else mem
-    active = np.ones(block, np.bool_)
-    for start in range(low, high, block):
-        stop = min(start + block, high)
-        n = stop - start
-        lane_values(beta, start, n, decay)
-        if clamp:
-            clamp_decay(decay, n, active)
-        lane_values(theta, start, n, th)
-        lane_values(height, start, n, peak)
-        initial_state(mem_0, start, n, v_0)
-        v[:n] = v_0[:n]
-        for j in range(n):
-            first[j] = times[start + j] if times[start + j] >= 0 else steps
-        lam[:], tail[:], ramp[:], d_beta[:], d_theta[:] = zero, zero, zero, zero, zero
+        size = max(LANES, min(BLOCK, _KEPT // steps // LANES * LANES))
+    initial, parameters = new_state(size, dtype), new_parameters(size, dtype)
+    mem = np.empty(size, dtype)
+    scan = _Scan(
+        np.empty(size, np.int32),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+    )
+    membranes = np.empty((steps, size), dtype) if recompute else saved.mem
+    for start in range(low, high, size):
+        n = min(size, high - start)
+        load_block(neuron, start, n, parameters, initial)
+        load_times(times, start, n, steps, scan.first)
+        _clear(scan, n)
         if recompute:
-            block_again = start, n, current, membranes, v, first, decay, th, *lags, closes
+            copy(initial.mem, n, mem)
+            again = start, n, saved.current, membranes, mem, scan.first, parameters, lags
             for tile in range(tiles):
                 early = first_step(tile, steps)
                 if tile < steps // STEPS:
-                    _leaky_rows_again(STEPS, early, *block_again)
+                    _rows_again(STEPS, early, *again, path.closes)
                 else:
-                    _leaky_rows_again(1, early, *block_again)
-        grads = grad_spikes, grad_mem, grad_at, grad_before, grad_current
-        work = first, lam, tail, ramp, d_beta, d_theta, decay, th, peak, *lags
+                    _rows_again(1, early, *again, path.closes)
         column = 0 if recompute else start
-        rows = start, n, membranes, column, *grads, *work
-        how = a, b, streams
-        wanted = closes, rule, has_h, has_at, want_current, want_beta, want_theta
-        usual = True, MASKED, False, False, True, False, False
+        slope = spike_gradient.a, spike_gradient.b
+        block = start, n, membranes, column, grads, into.current, parameters, scan, lags
         for tile in range(tiles - 1, -1, -1):
             early = first_step(tile, steps)
             # The default is compiled by itself, as it were: a fifth faster.
             if tile < steps // STEPS and default:
-                _leaky_rows_back(STEPS, early, *rows, *how, ATAN, *usual)
+                usual = _Path(True, MASKED, ATAN, False, False, True, False, False)
+                _rows_back(STEPS, early, *block, slope, streams, usual)
             elif tile < steps // STEPS:
-                _leaky_rows_back(STEPS, early, *rows, *how, surrogate, *wanted)
+                _rows_back(STEPS, early, *block, slope, streams, path)
             else:
-                _leaky_rows_back(1, early, *rows, *how, surrogate, *wanted)
-        if want_beta:
-            for j in range(n):
-                grad_beta[start + j] = d_beta[j] + lam[j] * v_0[j] if active[j] else zero
-        if want_theta:
-            grad_theta[start:stop] = d_theta[:n]
-        if grad_mem_0.shape[0] > 0:
-            for j in range(n):
-                grad_mem_0[start + j] = decay[j] * lam[j]
+                _rows_back(1, early, *block, slope, streams, path)
+        _finish(start, n, initial.mem, into, parameters, scan)
     fence()
 
 
 @compiled
-def neuron_backward_vectors(low, high, *arguments):
-    """:func:`neuron_backward_loop` of Leaky, for lanes that are whole vectors.
+def neuron_backward_vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
+    """:func:`neuron_backward_loop` of Leaky, for neurons that fill whole vectors.
 
     A loop around the loop: numba's cache holds it with all that it calls, optimised once more, and
     backwards a fifth faster.
     """
-    _vectors(low, high, *arguments)
+    _vectors(
+        low,
+        high,
+        Saved(*saved),
+        Neuron(*neuron),
+        times,
+        OutputGradients(*grads),
+        InputGradients(*into),
+        SpikeGradient(*spike_gradient),
+    )

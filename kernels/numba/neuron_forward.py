@@ -1,113 +1,120 @@
 """Forward pass of a layer of neurons, once over all time steps.
 
-Of Leaky, whole vectors of lanes have loops of their own; these take the other neurons, and the
-lanes that are left of a vector.
+Whole vectors of Leaky have loops of their own; these loops process all other neurons, and the
+remaining neurons of a Leaky layer.
 """
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
-from .block import BLOCK, clamp_decay, initial_state, integrate, lane_values
-from .compiling import compiled
+from .arguments import ForwardOutputs, Neuron
+from .block import (
+    BLOCK,
+    all_fired,
+    copy,
+    fill,
+    given,
+    integrate,
+    kind_of,
+    load_block,
+    new_parameters,
+    new_state,
+    store_times,
+)
+from .compiling import compiled, helper, inlined_helper
+
+
+class _Work(NamedTuple):
+    first: np.ndarray
+    before: np.ndarray
+    """The membrane one step before, if the crossing is requested."""
+    unwanted: np.ndarray
+    """Takes the spikes if they are not requested."""
+
+
+@inlined_helper
+def _write_state(t, start, n, state, out):
+    if given(out.mem):
+        copy(state.mem, n, out.mem[t, start : start + n])
+    if given(out.syn):
+        copy(state.syn, n, out.syn[t, start : start + n])
+    if given(out.inh):
+        copy(state.inh, n, out.inh[t, start : start + n])
+
+
+@inlined_helper
+def _fire(now, n, never, v, threshold, first, spikes):
+    """Find the neurons that fire at step ``now``, and write the spikes as zeros and ones."""
+    zero, one = v.dtype.type(0), v.dtype.type(1)
+    for j in range(n):
+        first[j] = now if (v[j] > threshold[j]) & (first[j] == never) else first[j]
+        spikes[j] = one if first[j] == now else zero
+
+
+@inlined_helper
+def _write_crossing(now, start, n, before, v, first, crossing):
+    for j in range(n):
+        if first[j] == now:
+            crossing[0, start + j] = before[j]
+            crossing[1, start + j] = v[j]
+
+
+@inlined_helper
+def _finish(start, n, never, graded, kind, state, parameters, first, out):
+    """The outputs that are complete after the last step."""
+    store_times(first, start, n, never, out.times)
+    if graded:
+        for j in range(n):
+            if first[j] < never:
+                out.spikes[first[j], start + j] = parameters.height[j]
+    if given(out.final):
+        copy(state.mem, n, out.final[0, start : start + n])
+        if kind.synaptic:
+            copy(state.syn, n, out.final[1, start : start + n])
+        if kind.inhibitory:
+            copy(state.inh, n, out.final[2, start : start + n])
+    if given(out.crossing):
+        zero = state.mem.dtype.type(0)
+        for j in range(n):
+            if first[j] == never:
+                out.crossing[0, start + j] = zero
+                out.crossing[1, start + j] = zero
+
+
+@helper
+def _block(start, n, current, neuron, out, graded, state, parameters, work):
+    steps = current.shape[0]
+    never = np.int32(steps)
+    kind = kind_of(neuron)
+    first = work.first
+    times_only = not (given(out.spikes) or given(out.mem) or given(out.syn) or given(out.final))
+    load_block(neuron, start, n, parameters, state)
+    fill(first, n, never)
+    for t in range(steps):
+        now = np.int32(t)
+        if given(out.crossing):
+            copy(state.mem, n, work.before)
+        integrate(current[t, start : start + n], t, n, kind, state, parameters, first)
+        _write_state(t, start, n, state, out)
+        spikes = out.spikes[t, start : start + n] if given(out.spikes) else work.unwanted[:n]
+        _fire(now, n, never, state.mem, parameters.threshold, first, spikes)
+        if given(out.crossing):
+            _write_crossing(now, start, n, work.before, state.mem, first, out.crossing)
+        if times_only and t % 8 == 7 and all_fired(first, n, never):
+            break
+    _finish(start, n, never, graded, kind, state, parameters, first, out)
 
 
 @compiled
-def neuron_forward_loop(
-    low,
-    high,
-    current,
-    beta,
-    theta,
-    height,
-    alpha,
-    gain,
-    feedback,
-    mem_0,
-    syn_0,
-    inh_0,
-    clamp,
-    reset,
-    spikes,
-    mem,
-    syn,
-    inh,
-    times,
-    crossing,
-    final,
-):
-    steps = current.shape[0]
-    never = np.int32(steps)
-    zero, one = current.dtype.type(0), current.dtype.type(1)
-    second, third, fed_back = alpha.shape[0] > 0, gain.shape[0] > 0, feedback.shape[0] > 0
-    want_spikes, want_mem = spikes.shape[0] > 0, mem.shape[0] > 0
-    want_syn, want_inh = syn.shape[0] > 0, inh.shape[0] > 0
-    want_crossing, want_final = crossing.shape[0] > 0, final.shape[0] > 0
-    times_only = not (want_spikes or want_mem or want_syn or want_final)
-    v, before = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
-    s, i = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
-    unwanted = np.empty(BLOCK, current.dtype)
-    b, th = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
-    al, gn = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
-    fed = np.empty(BLOCK, current.dtype)
-    first = np.empty(BLOCK, np.int32)
-    active = np.empty(BLOCK, np.bool_)
-    graded = want_spikes and (height != one).any()
+def neuron_forward_loop(low, high, current, neuron, out):
+    neuron, out = Neuron(*neuron), ForwardOutputs(*out)
+    dtype = current.dtype
+    state, parameters = new_state(BLOCK, dtype), new_parameters(BLOCK, dtype)
+    work = _Work(np.empty(BLOCK, np.int32), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype))
+    graded = given(out.spikes) and (neuron.graded_spikes_factor != dtype.type(1)).any()
     for start in range(low, high, BLOCK):
-        stop = min(start + BLOCK, high)
-        n = stop - start
-        lane_values(beta, start, n, b)
-        if clamp:
-            clamp_decay(b, n, active)
-        lane_values(theta, start, n, th)
-        initial_state(mem_0, start, n, v)
-        if second:
-            lane_values(alpha, start, n, al)
-            clamp_decay(al, n, active)
-            initial_state(syn_0, start, n, s)
-        if third:
-            lane_values(gain, start, n, gn)
-            initial_state(inh_0, start, n, i)
-        if fed_back:
-            lane_values(feedback, start, n, fed)
-            for j in range(n):
-                fed[j] *= height[(start + j) % height.shape[0]]
-        first[:] = never
-        for t in range(steps):
-            now = np.int32(t)
-            spike_row = spikes[t, start:stop] if want_spikes else unwanted[:n]
-            if want_crossing:
-                before[:n] = v[:n]
-            x = current[t, start:stop]
-            integrate(x, v, s, i, b, th, al, gn, fed, first, t, n, reset, second, third, fed_back)
-            if want_mem:
-                mem[t, start:stop] = v[:n]
-            if want_syn:
-                syn[t, start:stop] = s[:n]
-            if want_inh:
-                inh[t, start:stop] = i[:n]
-            for j in range(n):
-                first[j] = now if (v[j] > th[j]) & (first[j] == never) else first[j]
-                spike_row[j] = one if first[j] == now else zero
-            if want_crossing:
-                for j in range(n):
-                    if first[j] == now:
-                        crossing[0, start + j] = before[j]
-                        crossing[1, start + j] = v[j]
-            if times_only and t % 8 == 7 and first[:n].max() < never:
-                break
-        for j in range(n):
-            times[start + j] = first[j] if first[j] < never else -1
-        if graded:
-            for j in range(n):
-                if first[j] < never:
-                    spikes[first[j], start + j] = height[(start + j) % height.shape[0]]
-        if want_final:
-            final[0, start:stop] = v[:n]
-            if second:
-                final[1, start:stop] = s[:n]
-            if third:
-                final[2, start:stop] = i[:n]
-        if want_crossing:
-            for j in range(n):
-                if first[j] == never:
-                    crossing[0, start + j] = zero
-                    crossing[1, start + j] = zero
+        n = min(BLOCK, high - start)
+        _block(start, n, current, neuron, out, graded, state, parameters, work)

@@ -2,25 +2,27 @@
 
 import numpy as np
 
-from .block import BLOCK, clamp_decay, initial_state, lane_values
+from .arguments import ReadoutOutputs
+from .block import BLOCK, block_values, clamp_decay, copy, given, initial_state
 from .compiling import MAX, SUM, compiled
 
 
 @compiled
-def readout_loop(low, high, current, beta, mem_0, value, sensitivity, step, reduction):
+def readout_loop(low, high, current, beta, mem_0, reduction, out):
+    out = ReadoutOutputs(*out)
     steps = current.shape[0]
     zero = current.dtype.type(0)
-    want_slope = sensitivity.shape[0] > 0
+    want_slope = given(out.sensitivity)
     v, slope = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
     decay = np.empty(BLOCK, current.dtype)
     result, result_slope = np.empty(BLOCK, current.dtype), np.empty(BLOCK, current.dtype)
-    active = np.empty(BLOCK, np.bool_)
+    passes = np.empty(BLOCK, np.bool_)
     taken = np.empty(BLOCK, np.int32)
     for start in range(low, high, BLOCK):
         stop = min(start + BLOCK, high)
         n = stop - start
-        lane_values(beta, start, n, decay)
-        clamp_decay(decay, n, active)
+        block_values(beta, start, n, decay)
+        clamp_decay(decay, n, passes)
         initial_state(mem_0, start, n, v)
         slope[:], result_slope[:] = zero, zero
         result[:] = -np.inf if reduction == MAX else zero
@@ -44,11 +46,12 @@ def readout_loop(low, high, current, beta, mem_0, value, sensitivity, step, redu
                     result_slope[j] = slope[j] if better else result_slope[j]
                     taken[j] = t if better else taken[j]
             else:
-                result[:n], result_slope[:n] = v[:n], slope[:n]
-        value[start:stop] = result[:n]
-        if step.shape[0] > 0:
+                copy(v, n, result)
+                copy(slope, n, result_slope)
+        copy(result, n, out.value[start:stop])
+        if given(out.step):
             for j in range(n):
-                step[start + j] = taken[j]
+                out.step[start + j] = taken[j]
         if want_slope:
             for j in range(n):
-                sensitivity[start + j] = result_slope[j] if active[j] else zero
+                out.sensitivity[start + j] = result_slope[j] if passes[j] else zero

@@ -4,23 +4,56 @@ The width is a constant, so that the compiler unrolls the loops over a tile; a n
 padded. Between two steps with spikes the membrane is jumped over with tables of powers of beta.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
 from .compiling import helper, inlined_helper
 
 TILE = 128
 JUMP = 64  # steps that the tables of powers reach
 
 
+class Tables(NamedTuple):
+    """Sums of powers of beta for n = 0 ... JUMP steps, (JUMP + 1, TILE) each."""
+
+    power: np.ndarray
+    """beta^n."""
+    geometric: np.ndarray
+    """1 + beta + ... + beta^(n-1)."""
+    rising: np.ndarray
+    """The sum of ``geometric`` from 1 to n."""
+    d_power: np.ndarray
+    """The derivative of ``power`` by beta."""
+    d_geometric: np.ndarray
+
+
+@inlined_helper
+def tables_of(scratch):
+    # Parts of one array: the compiler can prove them apart, and vectorises.
+    tables = scratch.tables
+    return Tables(tables[0], tables[1], tables[2], tables[3], tables[4])
+
+
+@inlined_helper
+def width(tile, out_features):
+    """Neurons of a tile that are not padding."""
+    return min(TILE, out_features - tile * TILE)
+
+
 @helper
 def tile_values(parameter, tile, other, out):
-    """The lanes of one tile, ``other`` past the last."""
+    """The values of one tile, ``other`` past the last neuron."""
     for j in range(TILE):
-        lane = tile * TILE + j
-        out[j] = parameter[lane] if lane < parameter.shape[0] else other
+        neuron = tile * TILE + j
+        out[j] = parameter[neuron] if neuron < parameter.shape[0] else other
 
 
 @helper
-def power_tables(b, power, geometric, rising):
-    """beta^n, 1 + beta + ... + beta^(n-1), and the sum of those from 1 to n; n = 0 ... JUMP."""
+def power_tables(b, tables):
+    power, geometric, rising = tables.power, tables.geometric, tables.rising
     for j in range(TILE):
         power[0, j] = 1
         geometric[0, j] = 0
@@ -33,8 +66,9 @@ def power_tables(b, power, geometric, rising):
 
 
 @helper
-def power_slopes(power, d_power, d_geometric):
-    """Derivatives of the first two tables by beta."""
+def power_slopes(tables):
+    """The derivatives by beta, after :func:`power_tables`."""
+    power, d_power, d_geometric = tables.power, tables.d_power, tables.d_geometric
     for j in range(TILE):
         d_power[0, j] = 0
         d_geometric[0, j] = 0
@@ -45,8 +79,9 @@ def power_slopes(power, d_power, d_geometric):
 
 
 @inlined_helper
-def gather(e, end, now, times, units, values, weights, x):
+def gather(e, end, now, events, weights, x):
     """Add the weights of all spikes of one step to the current; returns the next spike."""
+    times, units, values = events.times, events.units, events.values
     if values.shape[0] > 0:
         while e < end and times[e] == now:
             unit, value = units[e], values[e]
@@ -71,8 +106,9 @@ def gather(e, end, now, times, units, values, weights, x):
 
 
 @inlined_helper
-def scatter(e, begin, now, times, units, values, lam, gradient):
+def scatter(e, begin, now, events, lam, gradient):
     """Add the adjoint to the gradient of the weights of all spikes of one step, going back."""
+    times, units, values = events.times, events.units, events.values
     while e >= begin and times[e] == now:
         unit = units[e]
         if values.shape[0] > 0:
@@ -87,15 +123,17 @@ def scatter(e, begin, now, times, units, values, lam, gradient):
 
 
 @inlined_helper
-def jump(gap, v, drive, power, geometric):
+def jump(gap, v, drive, tables):
     """The membrane ``gap`` steps of constant current later."""
+    power, geometric = tables.power, tables.geometric
     for j in range(TILE):
         v[j] = power[gap, j] * v[j] + geometric[gap, j] * drive[j]
 
 
 @inlined_helper
-def jump_slope(gap, p, v, drive, power, d_power, d_geometric):
+def jump_slope(gap, p, v, drive, tables):
     """Its derivative by beta; before :func:`jump`, whose ``v`` it reads."""
+    power, d_power, d_geometric = tables.power, tables.d_power, tables.d_geometric
     for j in range(TILE):
         p[j] = power[gap, j] * p[j] + d_power[gap, j] * v[j] + d_geometric[gap, j] * drive[j]
 
@@ -104,3 +142,9 @@ def jump_slope(gap, p, v, drive, power, d_power, d_geometric):
 def copy_row(source, target):
     for j in range(TILE):
         target[j] = source[j]
+
+
+@inlined_helper
+def clear_row(target):
+    for j in range(TILE):
+        target[j] = 0

@@ -1,4 +1,4 @@
-"""What the launchers of the compiled CPU loops share: what loops are given, and threads.
+"""What the launchers of the compiled CPU loops share: array views, pieces and threads.
 
 Threads are Python threads (the loops hold no GIL), as many as ``torch.get_num_threads()``: numba's
 own threading layers clash with forked data loaders.
@@ -16,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_single_spike.kernels.numba.arguments import SpikeGradient
 from snn_single_spike.kernels.numba.block import BLOCK
+from snn_single_spike.kernels.numba.compiling import RULES
+from snn_single_spike.kernels.numba.surrogate import SURROGATES
 
+from .._surrogate import Surrogate
 from ..memory import empty
 
 _PIECE = 1 << 20  # elements (T * M) that a thread takes at once
@@ -30,11 +34,10 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> None:
-    """Call ``kernel`` with each of the arguments, which torch's number of threads take from one
-    list.
+    """Call ``kernel`` with each tuple of arguments, in as many threads as torch uses.
 
-    A thread may be late by milliseconds where torch's own wait for work on its core: then the
-    others do its share.
+    The threads take the calls from one list. A thread may start late by milliseconds, where
+    torch's own threads wait for work on its core: then the others do its share.
     """
     left = iter(calls)
 
@@ -52,9 +55,26 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
             helper.result()
 
 
+def plain(*arguments: object) -> tuple[object, ...]:
+    """Named tuples as plain ones: numba determines their types in less time."""
+    return tuple(tuple(x) if isinstance(x, tuple) else x for x in arguments)
+
+
+def run_pieces(
+    kernel: Callable[..., None], num_steps: int, low: int, high: int, *arguments: object
+) -> None:
+    """Run ``kernel`` over the neurons from ``low`` to ``high``, in pieces."""
+    piece = max(BLOCK, _PIECE // num_steps // BLOCK * BLOCK)
+    if torch.get_num_threads() == 1:
+        piece = max(high - low, 1)
+    pieces = [(start, min(start + piece, high)) for start in range(low, high, piece)]
+    shared = plain(*arguments)
+    in_threads(kernel, [(*neurons, *shared) for neurons in pieces])
+
+
 @functools.cache
 def _nothing(dimensions: int, dtype: torch.dtype) -> np.ndarray:
-    """Stands for None in a compiled loop."""
+    """The empty array that a compiled loop takes for None."""
     return torch.empty((0,) * dimensions, dtype=dtype, device="cpu").numpy()
 
 
@@ -68,15 +88,14 @@ def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.n
     return tensor.numpy()
 
 
-def run_pieces(
-    kernel: Callable[..., None], num_steps: int, low: int, high: int, *arguments: object
-) -> None:
-    """Run ``kernel`` over the lanes from ``low`` to ``high``, in pieces."""
-    piece = max(BLOCK, _PIECE // num_steps // BLOCK * BLOCK)
-    if torch.get_num_threads() == 1:
-        piece = max(high - low, 1)
-    pieces = [(start, min(start + piece, high)) for start in range(low, high, piece)]
-    in_threads(kernel, [(*lanes, *arguments) for lanes in pieces])
+def spike_gradient(rule: str, surrogate: Surrogate, dtype: torch.dtype) -> SpikeGradient:
+    scalar = np.float64 if dtype == torch.float64 else np.float32
+    return SpikeGradient(
+        rule=RULES[rule],
+        surrogate=SURROGATES[surrogate.name],
+        a=scalar(surrogate.a),
+        b=scalar(surrogate.b),
+    )
 
 
 class WidenedOutputs:

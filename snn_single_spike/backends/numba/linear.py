@@ -2,11 +2,11 @@
 
 Each spike adds its column of weights to the current of its step, once; between two steps with
 spikes the membrane is jumped over, so that cost and memory follow the number of spikes and not T.
-Only the surrogate rules look at every step when they go back.
+Only the backward pass of the surrogate rules reads every step.
 
-Neurons come in tiles, whose weights, state and tables stay in the second-level cache while all
-samples go by. A thread owns a range of tiles, and where tiles are few a range of samples as well,
-with gradients of its own: no result depends on timing.
+Neurons come in tiles. The weights, state and tables of a tile stay in the second-level cache while
+the loop processes all samples. A thread owns a range of tiles, and where tiles are few a range of
+samples as well, with gradients of its own: no result depends on timing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_single_spike.kernels.numba.compiling import REDUCTIONS, RESETS, RULES
+from snn_single_spike.kernels.numba import arguments
+from snn_single_spike.kernels.numba.compiling import REDUCTIONS, RESETS
 from snn_single_spike.kernels.numba.linear_backward_closed_form import (
     linear_backward_closed_form_loop,
 )
@@ -23,7 +24,6 @@ from snn_single_spike.kernels.numba.linear_backward_scan import linear_backward_
 from snn_single_spike.kernels.numba.linear_events import pack_loop, sort_loop, unpack_loop
 from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_loop
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
-from snn_single_spike.kernels.numba.surrogate import SURROGATES
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
 
 from .._events import Events, offsets_of
@@ -35,29 +35,29 @@ from .._types import (
     LinearNeurons,
 )
 from ..memory import empty
-from ._launch import as_array, in_threads
+from ._launch import as_array, in_threads, plain, spike_gradient
 
 _FEW = 64  # rows of weights that the product is taken with inside the loop
 _ROWS_BYTES = 4 << 20  # of a piece of the gradient to dense spikes, made and read in turns
 
 
-def _parts(tiles: int, samples: int) -> int:
+def _sample_ranges(tiles: int, samples: int) -> int:
     """How many ranges the samples are split into, because there are fewer tiles than threads."""
     return max(min(torch.get_num_threads() // max(tiles, 1), samples), 1)
 
 
-def _splits(tiles: int, samples: int) -> list[tuple[int, tuple[int, int, int, int]]]:
+def _parts(tiles: int, samples: int) -> list[tuple[int, arguments.Part]]:
     """Ranges of tiles and samples, some for each thread, after the number of the latter."""
     by_tile = max(min(4 * torch.get_num_threads(), tiles), 1)
-    by_sample = _parts(tiles, samples)
+    by_sample = _sample_ranges(tiles, samples)
     return [
         (
             k,
-            (
-                tiles * i // by_tile,
-                tiles * (i + 1) // by_tile,
-                samples * k // by_sample,
-                samples * (k + 1) // by_sample,
+            arguments.Part(
+                tile_low=tiles * i // by_tile,
+                tile_high=tiles * (i + 1) // by_tile,
+                low=samples * k // by_sample,
+                high=samples * (k + 1) // by_sample,
             ),
         )
         for k in range(by_sample)
@@ -70,26 +70,49 @@ def _ranges(total: int) -> list[tuple[int, int]]:
     return [(total * i // threads, total * (i + 1) // threads) for i in range(threads)]
 
 
-def _scratch(dtype: np.dtype) -> tuple[np.ndarray, ...]:
-    """State of one tile: rows of lanes, rows of steps or marks, and tables of powers."""
-    return (
-        np.zeros((13, TILE), dtype),
-        np.zeros((3, TILE), np.int32),
-        np.empty((5, JUMP + 1, TILE), dtype),
+def _scratch(dtype: np.dtype) -> arguments.Scratch:
+    return arguments.Scratch(
+        rows=np.zeros((13, TILE), dtype),
+        marks=np.zeros((3, TILE), np.int32),
+        tables=np.empty((5, JUMP + 1, TILE), dtype),
     )
 
 
 def _packed(weight: Tensor) -> np.ndarray:
-    lanes, units = weight.shape
-    tiles = -(-lanes // TILE)
+    out_features, units = weight.shape
+    tiles = -(-out_features // TILE)
     packed = empty((tiles, units, TILE), dtype=weight.dtype, device=weight.device).numpy()
     in_threads(pack_loop, [(*r, weight.detach().numpy(), packed) for r in _ranges(tiles)])
     return packed
 
 
-def _events(events: Events, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
-    arrays = (events.offsets, events.times, events.units)
-    return *(x.numpy() for x in arrays), as_array(events.values, 1, dtype)
+def _unpack(packed: np.ndarray, weight: Tensor) -> None:
+    """Write the sum over the ranges of samples, (ranges, tiles, N, TILE), to (O, N)."""
+    in_threads(unpack_loop, [(*r, packed, weight.numpy()) for r in _ranges(packed.shape[1])])
+
+
+def _layer(
+    packed: np.ndarray,
+    dtype: torch.dtype,
+    bias: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor | None,
+) -> arguments.Layer:
+    return arguments.Layer(
+        weight=packed,
+        bias=as_array(bias, 1, dtype),
+        beta=as_array(beta, 1, dtype),
+        threshold=as_array(threshold, 1, dtype),
+    )
+
+
+def _events(events: Events, dtype: torch.dtype) -> arguments.Events:
+    return arguments.Events(
+        offsets=events.offsets.numpy(),
+        times=events.times.numpy(),
+        units=events.units.numpy(),
+        values=as_array(events.values, 1, dtype),
+    )
 
 
 def sort_spikes(times: Tensor, num_steps: int) -> Events:
@@ -113,21 +136,19 @@ def linear_first_spikes(
 ) -> None:
     dtype = layer.weight.dtype
     packed = _packed(layer.weight)
-    arguments = (
-        *_events(events, dtype),
-        packed,
-        as_array(layer.bias, 1, dtype),
-        as_array(layer.beta, 1, dtype),
-        as_array(layer.threshold, 1, dtype),
-        num_steps,
-        times.numpy(),
-        as_array(crossing, 3, dtype),
-        as_array(sensitivity, 3, dtype),
+    out = arguments.FirstSpikes(
+        times=times.numpy(),
+        crossing=as_array(crossing, 3, dtype),
+        sensitivity=as_array(sensitivity, 3, dtype),
     )
-    splits = _splits(len(packed), times.shape[0])
+    neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
+    given = plain(_events(events, dtype), neurons, num_steps, out)
     in_threads(
         linear_first_spikes_loop,
-        [(*_scratch(packed.dtype), *split, *arguments) for _, split in splits],
+        [
+            (*plain(_scratch(packed.dtype), part), *given)
+            for _, part in _parts(len(packed), times.shape[0])
+        ],
     )
 
 
@@ -144,20 +165,19 @@ def linear_readout(
 ) -> None:
     dtype = weight.dtype
     packed = _packed(weight)
-    arguments = (
-        *_events(events, dtype),
-        packed,
-        as_array(bias, 1, dtype),
-        as_array(beta, 1, dtype),
-        num_steps,
-        REDUCTIONS[reduction],
-        value.numpy(),
-        as_array(sensitivity, 2, dtype),
-        as_array(step, 2, torch.int64),
+    out = arguments.ReadoutOutputs(
+        value=value.numpy(),
+        sensitivity=as_array(sensitivity, 2, dtype),
+        step=as_array(step, 2, torch.int64),
     )
-    splits = _splits(len(packed), value.shape[0])
+    neurons = _layer(packed, dtype, bias, beta, None)
+    given = plain(_events(events, dtype), neurons, num_steps, REDUCTIONS[reduction], out)
     in_threads(
-        linear_readout_loop, [(*_scratch(packed.dtype), *split, *arguments) for _, split in splits]
+        linear_readout_loop,
+        [
+            (*plain(_scratch(packed.dtype), part), *given)
+            for _, part in _parts(len(packed), value.shape[0])
+        ],
     )
 
 
@@ -173,33 +193,32 @@ def linear_backward_closed_form(
 ) -> None:
     dtype = weight.dtype
     packed = _packed(weight)
-    tiles, units, _ = packed.shape
-    batch = len(events.offsets) - 1
-    splits, parts = _splits(tiles, batch), _parts(tiles, batch)
-    ours = np.zeros((parts, tiles, units, TILE), packed.dtype)
-    bias = np.zeros((parts, len(beta)), packed.dtype)
+    tiles, batch = len(packed), len(events.offsets) - 1
+    parts = _parts(tiles, batch)
+    ranges = _sample_ranges(tiles, batch)
+    by_range = np.zeros((ranges, *packed.shape), packed.dtype)
+    bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
-    inputs = np.zeros((len(splits), *shape), packed.dtype)
+    inputs = np.zeros((len(parts), *shape), packed.dtype)
+    impulses = arguments.ClosedFormAdjoint(
+        every=as_array(adjoint.every, 2, dtype),
+        at=as_array(adjoint.at, 2, dtype),
+        before=as_array(adjoint.before, 2, dtype),
+        when=as_array(adjoint.when, 2, torch.int64),
+    )
+    neurons = _layer(packed, dtype, None, beta, None)
+    given = plain(_events(events, dtype), neurons, num_steps, impulses)
     calls = []
-    for number, (part, split) in enumerate(splits):
+    for number, (k, part) in enumerate(parts):
+        gradients = arguments.ClosedFormGradients(
+            weight=by_range[k], bias=bias[k], inputs=inputs[number]
+        )
+        heads = np.empty(num_steps + 1, np.int32)
         calls.append(
-            (
-                *_scratch(packed.dtype),
-                *split,
-                *_events(events, dtype),
-                packed,
-                as_array(beta, 1, dtype),
-                num_steps,
-                *(as_array(x, 2, dtype) for x in adjoint[:3]),
-                as_array(adjoint.when, 2, torch.int64),
-                ours[part],
-                bias[part],
-                inputs[number],
-                np.empty(num_steps + 1, np.int32),
-            )
+            (*plain(_scratch(packed.dtype), heads, part), *given, *plain(gradients)),
         )
     in_threads(linear_backward_closed_form_loop, calls)
-    in_threads(unpack_loop, [(*r, ours, grad_weight.numpy()) for r in _ranges(tiles)])
+    _unpack(by_range, grad_weight)
     grad_bias.copy_(torch.from_numpy(bias).sum(0))
     if grad_inputs is not None:
         grad_inputs.copy_(torch.from_numpy(inputs).sum(0))
@@ -216,56 +235,49 @@ def linear_backward_scan(
     out: LinearGradients,
 ) -> None:
     dtype = layer.weight.dtype
-    scalar = np.float64 if dtype == torch.float64 else np.float32
     packed = _packed(layer.weight)
-    tiles, units, _ = packed.shape
-    batch, lanes = times.shape
+    tiles = len(packed)
+    batch, out_features = times.shape
     factor = grad_spikes.weight
     few = factor is not None and len(factor) <= _FEW
-    through = np.empty((0, 0, 0), packed.dtype)
-    width = lanes
+    packed_factor = np.empty((0, 0, 0), packed.dtype)
+    columns = out_features
     if few:
         assert factor is not None
-        through, width = _packed(factor.T), len(factor)
-    piece = max(_ROWS_BYTES // (num_steps * width * dtype.itemsize), 1)
-    parts = _parts(tiles, min(piece, batch))
-    ours = np.zeros((parts, tiles, units, TILE), packed.dtype)
-    parameters = np.zeros((3, parts, lanes), packed.dtype)
+        packed_factor, columns = _packed(factor.T), len(factor)
+    piece = max(_ROWS_BYTES // (num_steps * columns * dtype.itemsize), 1)
+    ranges = _sample_ranges(tiles, min(piece, batch))
+    by_range = np.zeros((ranges, *packed.shape), packed.dtype)
+    bias, beta, threshold = np.zeros((3, ranges, out_features), packed.dtype)
+    neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
+    given = plain(_events(events, dtype), neurons, RESETS[layer.reset], num_steps, times.numpy())
+    through = spike_gradient(rule, surrogate, dtype)
     for low in range(0, batch, piece):
-        high = min(low + piece, batch)
-        some = slice(low, high)
-        rows = grad_spikes.rows(some) if few else grad_spikes.to_dense(some)
+        samples = slice(low, min(low + piece, batch))
+        rows = grad_spikes.rows(samples) if few else grad_spikes.to_dense(samples)
+        dense = arguments.DenseGradient(
+            rows=as_array(rows, 3, dtype), factor=packed_factor, offset=low
+        )
         calls = []
-        for part, (first, last, start, stop) in _splits(tiles, high - low):
+        for k, part in _parts(tiles, samples.stop - low):
+            gradients = arguments.LinearGradients(
+                weight=by_range[k],
+                bias=bias[k],
+                beta=beta[k],
+                threshold=threshold[k],
+                current=as_array(out.current, 3, dtype),
+            )
+            moved = part._replace(low=low + part.low, high=low + part.high)
+            mem = np.empty((num_steps, TILE), packed.dtype)
             calls.append(
                 (
-                    *_scratch(packed.dtype),
-                    first,
-                    last,
-                    low + start,
-                    low + stop,
-                    low,
-                    *_events(events, dtype),
-                    packed,
-                    as_array(layer.bias, 1, dtype),
-                    as_array(layer.beta, 1, dtype),
-                    as_array(layer.threshold, 1, dtype),
-                    RESETS[layer.reset],
-                    num_steps,
-                    times.numpy(),
-                    as_array(rows, 3, dtype),
-                    through,
-                    RULES[rule],
-                    SURROGATES[surrogate.name],
-                    scalar(surrogate.a),
-                    scalar(surrogate.b),
-                    ours[part],
-                    *(gradient[part] for gradient in parameters),
-                    as_array(out.current, 3, dtype),
-                    np.empty((num_steps, TILE), packed.dtype),
+                    *plain(_scratch(packed.dtype), mem, moved),
+                    *given,
+                    *plain(dense, through, gradients),
                 )
             )
         in_threads(linear_backward_scan_loop, calls)
-    in_threads(unpack_loop, [(*r, ours, out.weight.numpy()) for r in _ranges(tiles)])
-    for target, gradient in zip((out.bias, out.beta, out.threshold), parameters, strict=True):
-        target.copy_(torch.from_numpy(gradient).sum(0))
+    _unpack(by_range, out.weight)
+    out.bias.copy_(torch.from_numpy(bias).sum(0))
+    out.beta.copy_(torch.from_numpy(beta).sum(0))
+    out.threshold.copy_(torch.from_numpy(threshold).sum(0))

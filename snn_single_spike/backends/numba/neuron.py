@@ -1,22 +1,21 @@
 """Launches the compiled CPU loops: threads take ranges of neurons.
 
-Compiled by numba on their first use and cached on disk after it. No fast-math, so that spikes are
-decided as eager torch decides them.
+Numba compiles the loops on their first use and caches them on disk. No fast-math, so that spikes
+are decided as eager torch decides them.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from snn_single_spike.kernels.numba.compiling import RESETS, RULES
+from snn_single_spike.kernels.numba import arguments
+from snn_single_spike.kernels.numba.compiling import RESETS
 from snn_single_spike.kernels.numba.neuron_backward import neuron_backward_loop
 from snn_single_spike.kernels.numba.neuron_backward_vectors import neuron_backward_vectors
 from snn_single_spike.kernels.numba.neuron_forward import neuron_forward_loop
 from snn_single_spike.kernels.numba.neuron_forward_vectors import neuron_forward_vectors
 from snn_single_spike.kernels.numba.simd import LANES
-from snn_single_spike.kernels.numba.surrogate import SURROGATES
 
 from .._surrogate import Surrogate
 from .._types import (
@@ -28,41 +27,40 @@ from .._types import (
     Saved,
     state_dtype,
 )
-from ._launch import WidenedOutputs, as_array, run_pieces
-
-_OF_LEAKY = ("beta", "threshold", "graded_spikes_factor", "mem_0")
-_GRADIENTS_OF_LEAKY = ("current", "beta", "threshold", "mem_0")
+from ._launch import WidenedOutputs, as_array, run_pieces, spike_gradient
 
 
 def _in_vectors(neuron: Neuron, neurons: int) -> int:
-    """How many lanes are whole vectors of a Leaky, whose loops are compiled apart."""
+    """How many neurons fill whole vectors of a Leaky, whose loops are compiled apart."""
     others = neuron.alpha is not None or neuron.feedback is not None or neuron.reset == "zero_after"
     return 0 if others else neurons // LANES * LANES
 
 
-def _tensors(neuron: Neuron, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """Parameters and initial states by name; an empty array for None."""
-    return {name: as_array(x, 1, dtype) for name, x in neuron.tensors().items()}
+def _neuron(neuron: Neuron, dtype: torch.dtype) -> arguments.Neuron:
+    return arguments.Neuron(
+        **{name: as_array(x, 1, dtype) for name, x in neuron.tensors().items()},
+        clamp=neuron.clamp,
+        reset=RESETS[neuron.reset],
+    )
 
 
 def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     num_steps, neurons = current.shape
     dtype = state_dtype(current.dtype)
     results = WidenedOutputs(dtype)
-    given = as_array(current, 2, dtype)
-    tensors = _tensors(neuron, dtype)
-    how = neuron.clamp, RESETS[neuron.reset]
-    spikes, mem = results.array(out.spikes, 2), results.array(out.mem, 2)
-    last = results.array(out.crossing, 2), results.array(out.final, 2), out.times.numpy()
-    whole = _in_vectors(neuron, neurons)
-    leaky = *(tensors[name] for name in _OF_LEAKY), *how, spikes, mem
-    crossing, final, times = last
-    run_pieces(neuron_forward_vectors, num_steps, 0, whole, given, *leaky, times, crossing, final)
-    synaptic = results.array(out.syn, 2), results.array(out.inh, 2)
-    every = *tensors.values(), *how, spikes, mem, *synaptic
-    run_pieces(
-        neuron_forward_loop, num_steps, whole, neurons, given, *every, times, crossing, final
+    outputs = arguments.ForwardOutputs(
+        spikes=results.array(out.spikes, 2),
+        mem=results.array(out.mem, 2),
+        syn=results.array(out.syn, 2),
+        inh=results.array(out.inh, 2),
+        crossing=results.array(out.crossing, 2),
+        final=results.array(out.final, 2),
+        times=out.times.numpy(),
     )
+    given = as_array(current, 2, dtype), _neuron(neuron, dtype), outputs
+    whole = _in_vectors(neuron, neurons)
+    run_pieces(neuron_forward_vectors, num_steps, 0, whole, *given)
+    run_pieces(neuron_forward_loop, num_steps, whole, neurons, *given)
     results.copy_back()
 
 
@@ -79,34 +77,28 @@ def neuron_backward(
 ) -> None:
     neurons = times.numel()
     state = state_dtype(dtype)
-    scalar = np.float64 if state == torch.float64 else np.float32
     results = WidenedOutputs(state)
-    read = (
-        num_steps,
-        as_array(None if saved.recompute else saved.saved, 2, state),
-        as_array(saved.saved if saved.recompute else None, 2, state),
+    read = arguments.Saved(
+        num_steps=num_steps,
+        mem=as_array(None if saved.recompute else saved.saved, 2, state),
+        current=as_array(saved.saved if saved.recompute else None, 2, state),
+        syn=as_array(saved.syn, 2, state),
+        inh=as_array(saved.inh, 2, state),
     )
-    tensors = _tensors(neuron, state)
-    options = neuron.clamp, RESETS[neuron.reset], times.numpy()
-    to_leaky = as_array(grads.grad_spikes, 2, state), as_array(grads.grad_mem, 2, state)
-    around = as_array(grads.grad_at, 1, state), as_array(grads.grad_before, 1, state)
-    into = {name: results.array(out.get(name), 2 if name == "current" else 1) for name in SCANNED}
-    slope = SURROGATES[surrogate.name], scalar(surrogate.a), scalar(surrogate.b)
+    gradients = arguments.OutputGradients(
+        grad_spikes=as_array(grads.grad_spikes, 2, state),
+        grad_mem=as_array(grads.grad_mem, 2, state),
+        grad_syn=as_array(grads.grad_syn, 2, state),
+        grad_inh=as_array(grads.grad_inh, 2, state),
+        grad_at=as_array(grads.grad_at, 1, state),
+        grad_before=as_array(grads.grad_before, 1, state),
+    )
+    into = arguments.InputGradients(
+        **{name: results.array(out.get(name), 2 if name == "current" else 1) for name in SCANNED}
+    )
+    through = spike_gradient(rule, surrogate, state)
+    given = read, _neuron(neuron, state), times.numpy(), gradients, into, through
     whole = _in_vectors(neuron, neurons)
-    leaky = *read, *(tensors[name] for name in _OF_LEAKY), *options, *to_leaky, *around
-    leaky = *leaky, *(into[name] for name in _GRADIENTS_OF_LEAKY)
-    run_pieces(neuron_backward_vectors, num_steps, 0, whole, *leaky, RULES[rule], *slope)
-    states = as_array(saved.syn, 2, state), as_array(saved.inh, 2, state)
-    synaptic = as_array(grads.grad_syn, 2, state), as_array(grads.grad_inh, 2, state)
-    every = *read, *states, *tensors.values(), *options, *to_leaky, *synaptic, *around
-    run_pieces(
-        neuron_backward_loop,
-        num_steps,
-        whole,
-        neurons,
-        *every,
-        *into.values(),
-        RULES[rule],
-        *slope,
-    )
+    run_pieces(neuron_backward_vectors, num_steps, 0, whole, *given)
+    run_pieces(neuron_backward_loop, num_steps, whole, neurons, *given)
     results.copy_back()

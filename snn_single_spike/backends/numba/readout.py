@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snn_single_spike.kernels.numba import arguments
 from snn_single_spike.kernels.numba.compiling import REDUCTIONS
 from snn_single_spike.kernels.numba.readout import readout_loop
 
@@ -18,17 +19,11 @@ def readout(
     num_steps, neurons = current.shape
     dtype = state_dtype(current.dtype)
     results = WidenedOutputs(dtype)
-    run_pieces(
-        readout_loop,
-        num_steps,
-        0,
-        neurons,
-        as_array(current, 2, dtype),
-        as_array(beta, 1, dtype),
-        as_array(mem_0, 1, dtype),
-        results.array(out.value, 1),
-        results.array(out.sensitivity, 1),
-        as_array(out.step, 1, torch.int64),
-        REDUCTIONS[reduction],
+    outputs = arguments.ReadoutOutputs(
+        value=results.array(out.value, 1),
+        sensitivity=results.array(out.sensitivity, 1),
+        step=as_array(out.step, 1, torch.int64),
     )
+    inputs = as_array(current, 2, dtype), as_array(beta, 1, dtype), as_array(mem_0, 1, dtype)
+    run_pieces(readout_loop, num_steps, 0, neurons, *inputs, REDUCTIONS[reduction], outputs)
     results.copy_back()

@@ -1,0 +1,190 @@
+"""Arguments of the loops by name.
+
+A launcher fills these tuples by name and passes each as a plain tuple, because numba determines
+the type of a plain tuple in less time than that of a named one. A loop restores the names when it
+begins: ``neuron = Neuron(*neuron)``. An empty array is an absent input or an unrequested output.
+T is the number of steps, M that of neurons times samples, P is 1 or divides M.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Neuron(NamedTuple):
+    """Parameters (P,) and initial states (M,)."""
+
+    beta: np.ndarray
+    threshold: np.ndarray
+    graded_spikes_factor: np.ndarray
+    alpha: np.ndarray
+    gain: np.ndarray
+    feedback: np.ndarray
+    mem_0: np.ndarray
+    syn_0: np.ndarray
+    inh_0: np.ndarray
+    clamp: bool
+    reset: int
+    """One of ``compiling.RESETS``."""
+
+
+class ForwardOutputs(NamedTuple):
+    spikes: np.ndarray
+    """(T, M), as ``mem``, ``syn`` and ``inh``."""
+    mem: np.ndarray
+    syn: np.ndarray
+    inh: np.ndarray
+    crossing: np.ndarray
+    """(2, M): the membrane before and at the spike."""
+    final: np.ndarray
+    """(1 to 3, M)."""
+    times: np.ndarray
+    """(M,), -1 for a silent neuron."""
+
+
+class Saved(NamedTuple):
+    """What the backward pass reads, (T, M) each."""
+
+    num_steps: int
+    mem: np.ndarray
+    current: np.ndarray
+    """Given in place of ``mem``: the membrane is integrated again."""
+    syn: np.ndarray
+    inh: np.ndarray
+
+
+class OutputGradients(NamedTuple):
+    grad_spikes: np.ndarray
+    """(T or 1, M), as ``grad_mem``, ``grad_syn`` and ``grad_inh``."""
+    grad_mem: np.ndarray
+    grad_syn: np.ndarray
+    grad_inh: np.ndarray
+    grad_at: np.ndarray
+    """(M,): to the membrane at the spike."""
+    grad_before: np.ndarray
+    """(M,): to the membrane one step before the spike."""
+
+
+class InputGradients(NamedTuple):
+    """Gradients to be written: (T, M) of the current, (M,) of all others."""
+
+    current: np.ndarray
+    beta: np.ndarray
+    threshold: np.ndarray
+    alpha: np.ndarray
+    gain: np.ndarray
+    feedback: np.ndarray
+    mem_0: np.ndarray
+    syn_0: np.ndarray
+    inh_0: np.ndarray
+
+
+class SpikeGradient(NamedTuple):
+    """How a gradient to the spikes reaches the membrane."""
+
+    rule: int
+    """One of ``compiling.RULES``."""
+    surrogate: int
+    """One of ``surrogate.SURROGATES``."""
+    a: float
+    b: float
+
+
+class ReadoutOutputs(NamedTuple):
+    """(M,), or (B, O) of a linear readout, each."""
+
+    value: np.ndarray
+    sensitivity: np.ndarray
+    step: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Work space of one tile of a linear layer."""
+
+    rows: np.ndarray
+    """(13, TILE)."""
+    marks: np.ndarray
+    """(3, TILE) int32."""
+    tables: np.ndarray
+    """(5, JUMP + 1, TILE)."""
+
+
+class Part(NamedTuple):
+    """Tiles and samples that one call processes."""
+
+    tile_low: int
+    tile_high: int
+    low: int
+    high: int
+
+
+class Events(NamedTuple):
+    """Spikes of the inputs, by sample and then by time."""
+
+    offsets: np.ndarray
+    times: np.ndarray
+    units: np.ndarray
+    values: np.ndarray
+
+
+class Layer(NamedTuple):
+    weight: np.ndarray
+    """(tiles, N, TILE)."""
+    bias: np.ndarray
+    """(O,), as ``beta`` and ``threshold``."""
+    beta: np.ndarray
+    threshold: np.ndarray
+
+
+class FirstSpikes(NamedTuple):
+    times: np.ndarray
+    """(B, O), -1 for a silent neuron."""
+    crossing: np.ndarray
+    """(2, B, O): the membrane before and at the spike."""
+    sensitivity: np.ndarray
+    """(2, B, O): the derivative of ``crossing`` by beta."""
+
+
+class ClosedFormAdjoint(NamedTuple):
+    """lam[k] = h[k] + beta lam[k+1], (B, O) each."""
+
+    every: np.ndarray
+    """h[k] at every step."""
+    at: np.ndarray
+    """h[k] at the step ``when``."""
+    before: np.ndarray
+    """h[k] at the step before ``when``."""
+    when: np.ndarray
+    """-1 for no step."""
+
+
+class ClosedFormGradients(NamedTuple):
+    weight: np.ndarray
+    """(tiles, N, TILE), added to."""
+    bias: np.ndarray
+    """(O,), added to."""
+    inputs: np.ndarray
+    """(2, B, N), added to: at the step of the spike of each input, and at the step before it."""
+
+
+class DenseGradient(NamedTuple):
+    """The gradient to dense spikes of a linear layer."""
+
+    rows: np.ndarray
+    """(T or 1, samples from ``offset`` on, O); or its first factor, with P in the place of O."""
+    factor: np.ndarray
+    """The second factor, (tiles, P, TILE)."""
+    offset: int
+
+
+class LinearGradients(NamedTuple):
+    weight: np.ndarray
+    """(tiles, N, TILE), added to."""
+    bias: np.ndarray
+    """(O,), added to, as ``beta`` and ``threshold``."""
+    beta: np.ndarray
+    threshold: np.ndarray
+    current: np.ndarray
+    """(T, B, O), overwritten."""
