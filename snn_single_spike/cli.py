@@ -159,7 +159,7 @@ def _demo(options: argparse.Namespace) -> int:
         return _fail(f"--out {options.out}: must be a file in an existing folder")
     if options.out.suffix.lower() not in (".png", ".pdf", ".svg"):
         return _fail(f"--out {options.out}: the name must end in .png, .pdf or .svg")
-    from . import demo
+    from .experiments import demo
 
     try:
         demo.run(options.epochs, options.num_steps, options.seed, options.out)

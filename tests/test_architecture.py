@@ -16,13 +16,11 @@ from tests.support.devices import ROOT
 PACKAGE = "snn_single_spike"
 
 FLOORS = {
-    "cli": "The command line starts everything else, and nothing imports it.",
-    "info demo": "What the command line runs besides experiments.",
+    "cli info": "The command line starts everything else, and nothing imports it.",
     "experiments": "Trainings of the papers: a user's own script could be written the same way.",
     "conversion nir": "Whole models: they recognise and replace modules.",
     "modules": "nn.Module with parameters and state; they call functions.",
-    "losses metrics": "Functions of what a model returns.",
-    "functional": "Public functions: they check arguments and shapes, and call operators.",
+    "losses metrics functional": "Public functions: they check arguments, and call operators.",
     "spikes": "Values: spike times, events, and tensors that are computed on first use.",
     "ops": "Registered operators with their gradients; they call a backend.",
     "backends": "Launches of kernels: one folder a backend, one file an operator.",
@@ -31,7 +29,7 @@ FLOORS = {
 """From the top down. A module imports modules of its own floor and of the floors below."""
 
 VALUE_TYPES = ("spikes.times", "spikes.events", "spikes.lazy")
-USERS = ("experiments", "demo")
+USERS = ("experiments",)
 """They import the package itself, as a user does; see tests/experiments/test_public_names.py."""
 MAX_POSITIONAL = 12
 OF_SNNTORCH = ("modules", "__init__")

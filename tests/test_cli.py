@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from snn_single_spike import cli, demo
+from snn_single_spike import cli
+from snn_single_spike.experiments import demo
 
 
 def test_info(capsys):

@@ -15,7 +15,6 @@ GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
 RULES = ("straight_through", "pre_spike")
 
 
-
 def run(path, backend, dtype, call):
     data = np.load(path)
     to = {"dtype": dtype, "device": device_of(backend)}

@@ -31,7 +31,7 @@ from snntorch import utils
 from torch import Tensor, nn
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky, convert, losses, metrics
-from snn_single_spike.demo import latency_code
+from snn_single_spike.experiments.demo import latency_code
 from snn_single_spike.experiments.digits import load_digits
 
 from benchmarks.harness import machine

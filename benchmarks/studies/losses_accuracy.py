@@ -28,7 +28,7 @@ from snntorch import surrogate
 from torch import Tensor, nn
 
 from snn_single_spike import SingleSpikeLeaky, losses, metrics
-from snn_single_spike.demo import latency_code
+from snn_single_spike.experiments.demo import latency_code
 from snn_single_spike.experiments.digits import load_digits
 
 STEPS, BATCH = 25, 128

@@ -58,7 +58,9 @@ def explain(device_type: str) -> tuple[str, str]:
 @functools.cache
 def _warn_of_plain_torch(reason: str) -> None:
     """Once in a process: the first layer that runs several times slower than it could."""
-    warnings.warn(f"snn_single_spike runs plain torch, several times slower: {reason}", stacklevel=4)
+    warnings.warn(
+        f"snn_single_spike runs plain torch, several times slower: {reason}", stacklevel=4
+    )
 
 
 @constant_when_compiled

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from .report import Group
+from .runs import Group
 
 _RASTERS = 4  # at most, side by side
 # Every ten groups the colours repeat, with the next line and marker

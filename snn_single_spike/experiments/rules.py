@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from . import ExperimentError, augment
 from .datasets import DATASETS, NEEDS_FILES
-
-if TYPE_CHECKING:
-    from .config import Config
 
 # Surrogates with the default of their parameter; None if they have no parameter
 SURROGATES = {
@@ -23,7 +20,7 @@ SURROGATES = {
 }
 
 
-def check(config: Config) -> None:
+def check(config: Any) -> None:
     """
     Check settings that depend on each other.
 
@@ -39,7 +36,7 @@ def check(config: Config) -> None:
         )
 
 
-def _check_dataset(config: Config) -> None:
+def _check_dataset(config: Any) -> None:
     spec = DATASETS[config.dataset]
     for text in config.augment:
         one = augment.parse(text)
@@ -60,7 +57,7 @@ def _check_dataset(config: Config) -> None:
         raise ExperimentError(f"--data {config.data}: {config.dataset} needs no files; omit --data")
 
 
-def _check_neuron(config: Config) -> None:
+def _check_neuron(config: Any) -> None:
     single = config.neuron == "single-spike"
     if not single and config.gradient != "masked":
         raise ExperimentError(

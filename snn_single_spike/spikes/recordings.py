@@ -90,9 +90,9 @@ def _event_keys(
     inside = step < num_steps
     if late == "raise" and not inside.all():
         raise ValueError(
-            f"recording {number} has {int((~inside).sum())} events beyond step "
-            f"{num_steps - 1}, "
-            f"the last at step {int(step.max())}: raise num_steps or time_window, or pass late='drop'"
+            f"recording {number} has {int((~inside).sum())} events beyond step {num_steps - 1}, "
+            f"the last at step {int(step.max())}: raise num_steps or time_window, or pass "
+            "late='drop'"
         )
     unit = np.zeros(len(step), np.int64)
     for name in axes:

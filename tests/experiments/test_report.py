@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from snn_single_spike.experiments import ExperimentError, record, report, training
+from snn_single_spike.experiments.runs import read_runs
 from snn_single_spike.experiments.sources import make
 
 pytest.importorskip("sklearn", reason="scikit-learn has the digits")
@@ -68,7 +69,7 @@ def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
         assert f"## digits, 64-20-10, T={num_steps}\n\ndigits: 200 of 1,437 (partial)" in text
     table = {row[0]: row[1:] for row in rows(page)}
     multi, single = table["multi-spike"], table["single-spike, gradient masked"]
-    last = [report.read_runs(runs / name)[0].last for name in names]
+    last = [read_runs(runs / name)[0].last for name in names]
     accuracies = [100 * metrics["test_accuracy"] for metrics in last[1:3]]
     assert single[0] == "2"  # seeds
     assert single[1] == "2"  # epochs
@@ -142,7 +143,7 @@ def test_a_run_that_is_not_finished_says_so(runs, tmp_path):
 
 
 def test_a_machine_where_time_began_with_compiling(runs):
-    (run,) = report.read_runs(runs / "single-0")
+    (run,) = read_runs(runs / "single-0")
     times = [metrics["train_seconds"] for metrics in run.history]
     assert run.seconds == times[1]
     run.history = run.history[:1]

@@ -1,7 +1,7 @@
 """Compiles the kernels for GPUs that are not here, and reads what the compiler made of them.
 
-`python -m tests.support.compiled` prints the facts of every variant and target as JSON, a process of its
-own because one that interprets kernels cannot compile them. With `--store` it writes those that
+`python -m tests.support.compiled` prints the facts of every variant and target as JSON. It is a
+process of its own, because a process that interprets kernels cannot compile them. With `--store` it writes those that
 must not worsen to benchmarks/baselines/kernels.json.
 """
 

@@ -16,8 +16,8 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from . import LeakyReadout, SingleSpikeLeaky
-from .experiments.digits import load_digits
+from .. import LeakyReadout, SingleSpikeLeaky
+from .digits import load_digits
 
 HIDDEN, CLASSES = 128, 10
 HIDDEN_BETA, READOUT_BETA = 0.9, 0.95
