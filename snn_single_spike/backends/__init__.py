@@ -22,7 +22,7 @@ import os
 import warnings
 from types import ModuleType
 
-import torch
+from torch import cuda  # not torch: that is the name of a backend in here
 
 from ._compiling import constant_when_compiled
 
@@ -95,7 +95,7 @@ def missing(backend: str, device_type: str) -> str | None:
     if backend == "numba" and device_type != "cpu":
         return f"it runs on CPU tensors, and these are on {device_type!r}; use backend='auto'"
     if backend == "triton" and not on_a_gpu:
-        gpu = "move them with .to('cuda')" if torch.cuda.is_available() else "this machine has none"
+        gpu = "move them with .to('cuda')" if cuda.is_available() else "this machine has none"
         return (
             f"it needs tensors on a GPU, and these are on {device_type!r} ({gpu}); "
             "use backend='auto', or set TRITON_INTERPRET=1 before the first import of triton "
