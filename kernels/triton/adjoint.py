@@ -64,15 +64,9 @@ def load_rows(
 
 
 @triton.jit
-def at_real_step(k, x):
-    """x, or 0 where the row lies before the first step."""
-    return tl.where(k >= 0, x, 0.0)
-
-
-@triton.jit
 def at_spike(first, step, k, x):
     """x of the neurons that spike at ``step``, else 0; 0 before the first step."""
-    return tl.where(first == step, at_real_step(k, x), 0.0)
+    return tl.where(first == step, tl.where(k >= 0, x, 0.0), 0.0)
 
 
 @triton.jit
@@ -130,7 +124,7 @@ def sum_membrane(
     if RESET == "subtract" and grad_threshold is not None:
         d_threshold -= at_spike(first, tl.maximum(k, 0), k, after)
     if grad_beta is not None:
-        d_beta += at_real_step(k, after * v)
+        d_beta += tl.where(k >= 0, after * v, 0.0)
     return d_beta, d_threshold
 
 
@@ -138,11 +132,11 @@ def sum_membrane(
 def sum_alpha(d_beta, d_gain, after, lam_i, s, i, alpha, beta, grad_beta, grad_gain, k):
     """Add what step k+1 owes to the decay of inh[k], and to the gain of both currents."""
     if grad_beta is not None:
-        d_beta += at_real_step(k, lam_i * i)
+        d_beta += tl.where(k >= 0, lam_i * i, 0.0)
     if grad_gain is not None:
         # At step k+1 the input current cancels: the gain multiplies what both carry over.
         both = alpha * s + beta * i
-        d_gain += at_real_step(k, after * both)
+        d_gain += tl.where(k >= 0, after * both, 0.0)
     return d_beta, d_gain
 
 
