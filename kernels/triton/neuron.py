@@ -302,7 +302,7 @@ def neuron_backward_kernel(
             RESET=RESET,
             U=U,
         )
-        # Each thread reads back rows of its own; the barrier states it for every layout.
+        # In this layout a thread reads only rows that it wrote. The barrier covers every layout.
         tl.debug_barrier()
 
     at = None
