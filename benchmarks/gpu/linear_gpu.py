@@ -2,13 +2,14 @@
 
     python -m benchmarks.gpu.linear_gpu [--out results.json]
 
-For every T: spike times, scores and gradients of 784-1000-10 by every rule are compared with
-those of plain torch on the CPU. Then one forward pass of the first layer is timed in the event
-form, the tensor-core form, and as a dense product (cuBLAS) with the scan of `first_spike_time`;
-and a training step from spike times against one from dense tensors. The forms are timed for short
-sequences, too: where they take as long as each other is what `triton_linear.py` should find when
-it times them itself. `--smoke` runs a tiny network in Triton's interpreter, to see that the
-script itself works; its times mean nothing.
+For every T, the script compares spike times, scores and gradients of 784-1000-10 by every rule
+with plain torch on the CPU. Then it times one forward pass of the first layer: in the event form,
+in the tensor-core form, and as a dense product (cuBLAS) with the scan of `first_spike_time`. It
+times a training step from spike times and one from dense tensors.
+
+It times both forms for short sequences, too. `backends/triton/linear.py` measures the T at which
+both take the same time, and should find the same T. `--smoke` runs a tiny network in Triton's
+interpreter, as a test of the script; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def forms(num_steps: int) -> dict[str, float]:
 
 
 def level(figures: dict[int, dict[str, float]]) -> float:
-    """Steps at which both forms take as long, between the two measured ones around them."""
+    """Steps at which both forms take the same time, interpolated between measured steps."""
     before = None
     for num_steps, ms in sorted(figures.items()):
         lead = math.log(ms[DOT] / ms[EVENTS])

@@ -2,11 +2,11 @@
 
     python -m benchmarks.gpu.neuron_gpu [--out results.json]
 
-For every cell of the grid: spikes, membrane and gradients are compared with the CPU; then
-forward and backward are timed with events, the cache flushed before each run, against the
-snnTorch loop over `unbind(0)`, and the bytes that must move are compared with a measured copy.
-Small layers are timed as replays of a CUDA graph, too. `--smoke` runs a tiny grid in Triton's
-interpreter, to see that the script itself works; its times mean nothing.
+For every cell of the grid, the script compares spikes, membrane and gradients with the CPU. Then
+it times forward and backward with events, and flushes the cache before each run. It compares them
+with the snnTorch loop over `unbind(0)`, and the bytes that must move with a measured copy. It
+times the forward pass in replays of a CUDA graph, too. `--smoke` runs a tiny grid in Triton's
+interpreter, as a test of the script; its times mean nothing.
 """
 
 from __future__ import annotations

@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from snn_single_spike.experiments import ExperimentError, checkpoint, report, runs, training
+from snn_single_spike.experiments import ExperimentError, checkpoint, report, training
 from snn_single_spike.experiments.config import Config
 from snn_single_spike.experiments.files import write_bytes
 from snn_single_spike.experiments.progress import Terminal
+from snn_single_spike.experiments.runs import read_runs
 from snn_single_spike.experiments.sources import make
 from snn_single_spike.functional import GRADIENT_RULES
 
@@ -94,7 +95,7 @@ def by_surrogate(runs: Runs) -> list[str]:
         cells = []
         for surrogate in surrogates:
             folders = runs.get((rule, surrogate)) or runs[rule, ""]
-            last = [runs.read_runs(folder)[0].last for folder in folders]
+            last = [read_runs(folder)[0].last for folder in folders]
             cells.append(spread([100 * record["test_accuracy"] for record in last]))
         lines.append(f"| `{rule}` | {' | '.join(cells)} |")
     return lines
@@ -104,7 +105,7 @@ def from_silence(runs: Runs) -> list[str]:
     """Spikes per sample in the first and last epochs, and the final accuracy."""
     lines = ["| | spikes in epoch 1 | epoch 2 | last | accuracy |", "|---|--:|--:|--:|--:|"]
     for (rule, _), folders in runs.items():
-        histories = [runs.read_runs(folder)[0].history for folder in folders]
+        histories = [read_runs(folder)[0].history for folder in folders]
         spikes = [
             statistics.mean(history[at]["train_spikes"] for history in histories)
             for at in (0, min(1, len(histories[0]) - 1), -1)

@@ -1,9 +1,9 @@
-"""The parts of the reverse scan over a block of neurons; the kernel puts them together.
+"""The parts of the reverse scan over a block of neurons, for ``neuron_backward_kernel``.
 
 lam is the adjoint of the membrane: dL/dV[k], by every path from step k on. lam_s and lam_i are
-the adjoints of the synaptic currents. ``after`` is lam[k+1] as it reaches V[k], 0 where a reset
-before the integration lies between. An argument that is None is absent, and compiled away.
-``backends/torch/_scan.py`` has the same parts in plain torch.
+the adjoints of the synaptic currents. ``after`` is lam[k+1] as far as V[k] reaches it: 0 where a
+reset before the integration separates the two. The compiler removes the code of an argument that
+is None. ``backends/torch/_scan.py`` has the same parts in plain torch.
 """
 
 import triton
@@ -64,15 +64,9 @@ def load_rows(
 
 
 @triton.jit
-def at_real_step(k, x):
-    """x, or 0 where the row lies before the first step."""
-    return tl.where(k >= 0, x, 0.0)
-
-
-@triton.jit
 def at_spike(first, step, k, x):
     """x of the neurons that spike at ``step``, else 0; 0 before the first step."""
-    return tl.where(first == step, at_real_step(k, x), 0.0)
+    return tl.where(first == step, tl.where(k >= 0, x, 0.0), 0.0)
 
 
 @triton.jit
@@ -126,29 +120,29 @@ def add_direct_gradients(lam, h, at, before, first, row):
 def sum_membrane(
     d_beta, d_threshold, after, v, grad_beta, grad_threshold, first, k, RESET: tl.constexpr
 ):
-    """Add what step k+1 owes to the decay of V[k], and to a threshold subtracted from it."""
+    """Add step k+1 to the gradients of the membrane's decay and of a subtracted threshold."""
     if RESET == "subtract" and grad_threshold is not None:
         d_threshold -= at_spike(first, tl.maximum(k, 0), k, after)
     if grad_beta is not None:
-        d_beta += at_real_step(k, after * v)
+        d_beta += tl.where(k >= 0, after * v, 0.0)
     return d_beta, d_threshold
 
 
 @triton.jit
 def sum_alpha(d_beta, d_gain, after, lam_i, s, i, alpha, beta, grad_beta, grad_gain, k):
-    """Add what step k+1 owes to the decay of inh[k], and to the gain of both currents."""
+    """Add step k+1 to the gradients of Alpha's decay of inh, and of its gain."""
     if grad_beta is not None:
-        d_beta += at_real_step(k, lam_i * i)
+        d_beta += tl.where(k >= 0, lam_i * i, 0.0)
     if grad_gain is not None:
-        # At step k+1 the input current cancels: the gain multiplies what both carry over.
+        # The input current cancels at step k+1: the gain multiplies the sum of the carried states.
         both = alpha * s + beta * i
-        d_gain += at_real_step(k, after * both)
+        d_gain += tl.where(k >= 0, after * both, 0.0)
     return d_beta, d_gain
 
 
 @triton.jit
 def adjoint_synaptic(lam_s, q, alpha):
-    """alpha lam_s[k+1] + q[k]; what comes from the membrane is still to be added."""
+    """alpha lam_s[k+1] + q[k]. The caller adds the contribution of the membrane."""
     lam_s = alpha * lam_s
     if q is not None:
         lam_s += q

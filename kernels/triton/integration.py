@@ -1,4 +1,4 @@
-"""Integration of a block of neurons by one time step, in both directions' kernels."""
+"""The integration of a block of neurons over time, for the forward and the backward kernel."""
 
 import triton
 import triton.language as tl
@@ -64,7 +64,7 @@ def integrate_again(
     RESET: tl.constexpr,
     U: tl.constexpr,
 ):
-    """Write the membrane (T, M) of neurons whose first spikes are known to ``into``.
+    """Recompute the membrane of neurons whose first spikes are known, into ``into`` (T, M).
 
     ``states`` are V, syn, inh before the first step, in state precision.
     """

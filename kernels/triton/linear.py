@@ -56,23 +56,23 @@ def _scaled(row, values, e, u, end):
 
 
 @triton.jit
-def _advance(v, slope, x, decay, theta, fired, sensitivity, RESET: tl.constexpr):
-    """The membrane before and after a step of current ``x``, and its derivative by beta.
+def _advance(v, slope, x, decay, theta, first, t, sensitivity, RESET: tl.constexpr):
+    """The membrane before and after step t of current ``x``, and its derivative by beta.
 
-    ``fired`` marks neurons whose spike was one step ago: their reset follows now. The derivative
-    stays as it was where ``sensitivity`` is None.
+    The reset follows one step after the first spike. Where ``sensitivity`` is None, the
+    derivative is not computed.
     """
     tl.static_assert(
         RESET == "none" or (RESET == "subtract" or RESET == "zero_before"), "unknown reset"
     )
     if RESET == "zero_before":
-        v = tl.where(fired, 0.0, v)
+        v = tl.where(first == t - 1, 0.0, v)
     before = v
     if sensitivity is not None:
         slope = before + decay * slope
     v = decay * before + x
     if RESET == "subtract":
-        v = tl.where(fired, v - theta, v)
+        v = tl.where(first == t - 1, v - theta, v)
     return before, v, slope
 
 
@@ -146,9 +146,7 @@ def linear_first_spikes_kernel(
             now = when[u]
             while t < now:
                 slope_before = slope
-                before, v, slope = _advance(
-                    v, slope, x, decay, theta, first == t - 1, sensitivity, RESET
-                )
+                before, v, slope = _advance(v, slope, x, decay, theta, first, t, sensitivity, RESET)
                 if spiked is None:
                     fire = (v > theta) & (first >= T)
                     first = tl.where(fire, t, first)
@@ -276,9 +274,9 @@ def linear_readout_kernel(
         for u in tl.static_range(U):
             now = when[u]
             while t < now:
-                _, v, slope = _advance(v, slope, x, decay, None, None, sensitivity, "none")
+                _, v, slope = _advance(v, slope, x, decay, None, None, t, sensitivity, "none")
                 result, result_slope, step = reduce_step(
-                    result, result_slope, step, v, slope, t, REDUCTION
+                    result, result_slope, step, v, slope, t, None, REDUCTION
                 )
                 x = drive
                 t += 1

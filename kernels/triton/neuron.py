@@ -44,7 +44,6 @@ from .adjoint import (
     adjoint_alpha,
     adjoint_current,
     adjoint_synaptic,
-    at_real_step,
     at_spike,
     load_rows,
     spike_gradient,
@@ -154,7 +153,8 @@ def neuron_forward_kernel(
                 above = tl.where(fire, v, above)
             offset = start + row.to(tl.int64) * M
             if spikes is not None:
-                store_row(spikes + offset, lane, tl.where(first == row, height, 0.0), inside)
+                spike = tl.where(first == row, height, 0.0)
+                store_row(spikes + offset, lane, spike, inside)
             if mem is not None:
                 store_row(mem + offset, lane, v, inside)
             if syn is not None:
@@ -302,7 +302,7 @@ def neuron_backward_kernel(
             RESET=RESET,
             U=U,
         )
-        # Each thread reads back rows of its own; the barrier states it for every layout.
+        # In this layout a thread reads only rows that it wrote. The barrier covers every layout.
         tl.debug_barrier()
 
     at = None
@@ -349,7 +349,7 @@ def neuron_backward_kernel(
                 )
                 entering += through
                 if grad_threshold is not None:
-                    d_threshold -= at_real_step(k, through)
+                    d_threshold -= tl.where(k >= 0, through, 0.0)
             if grad_feedback is not None:
                 d_feedback += at_spike(first, row, k, after)
             h = h_rows[u].to(STATE) if grad_mem is not None else None
@@ -359,7 +359,7 @@ def neuron_backward_kernel(
             if alpha is not None:
                 s = s_rows[u].to(STATE) if syn is not None else None
                 if grad_alpha is not None:
-                    d_alpha += at_real_step(k, lam_s * s)
+                    d_alpha += tl.where(k >= 0, lam_s * s, 0.0)
                 q = q_rows[u].to(STATE) if grad_syn is not None else None
                 new_s = adjoint_synaptic(lam_s, q, alpha_)
                 if gain is None:

@@ -20,11 +20,15 @@ def empty_reduction(T, REDUCTION: tl.constexpr, STATE: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def reduce_step(result, result_slope, taken, v, slope, t, REDUCTION: tl.constexpr):
-    """Add V[t] to a reduction: its value, the derivative by beta, the step of the value."""
+def reduce_step(result, result_slope, taken, v, slope, t, T, REDUCTION: tl.constexpr):
+    """Add V[t] to a reduction: its value, the derivative by beta, the step of the value.
+
+    Where ``T`` is given, t may be a step past the last one. The caller then repeats the last
+    V and slope, which changes no maximum and no last value.
+    """
     if REDUCTION == "sum":
-        result += v
-        result_slope += slope
+        result += v if T is None else tl.where(t < T, v, 0.0)
+        result_slope += slope if T is None else tl.where(t < T, slope, 0.0)
     elif REDUCTION == "max":
         # NaN is the maximum, as in torch.max, and the first of equal values is taken.
         better = (v > result) | ((v != v) & (result == result))
@@ -78,10 +82,8 @@ def readout_kernel(
             if sensitivity is not None:
                 slope = tl.where(t < T, v + decay * slope, slope)
             v = tl.where(t < T, decay * v + rows[u].to(STATE), v)
-            v_t = tl.where(t < T, v, 0.0) if REDUCTION == "sum" else v
-            slope_t = tl.where(t < T, slope, 0.0) if REDUCTION == "sum" else slope
             result, result_slope, taken = reduce_step(
-                result, result_slope, taken, v_t, slope_t, t, REDUCTION
+                result, result_slope, taken, v, slope, t, T, REDUCTION
             )
         t0 += U
 

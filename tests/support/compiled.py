@@ -1,8 +1,11 @@
-"""Compiles the kernels for GPUs that are not here, and reads what the compiler made of them.
+"""Compiles the kernels without a GPU, for several targets, and counts registers and instructions.
 
-`python -m tests.support.compiled` prints the facts of every variant and target as JSON. It is a
-process of its own, because a process that interprets kernels cannot compile them. With `--store` it writes those that
-must not worsen to benchmarks/baselines/kernels.json.
+`python -m tests.support.compiled` prints the facts of every variant and target as JSON. It needs a
+process of its own, because a process that interprets kernels cannot compile them. `--store` writes
+the figures that must not worsen to benchmarks/baselines/kernels.json.
+
+Source lines in the debug information change how ptxas breaks ties: code with the same instructions
+may differ by a few registers. With TRITON_DISABLE_LINE_INFO=1 such differences vanish.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ STATE += ("grad_alpha", "grad_gain", "grad_feedback", "grad_syn_0", "grad_inh_0"
 
 @dataclass(frozen=True)
 class Variant:
-    """One specialisation of a kernel, as the launcher would ask for it."""
+    """One specialisation of a kernel, with the arguments of a launch."""
 
     kernel: str
     tensors: tuple[str, ...]
@@ -227,7 +230,7 @@ LINEAR = {
 
 @dataclass
 class Facts:
-    """What a compiler made of one variant."""
+    """Figures of one compiled variant."""
 
     registers: int
     spilled: int
@@ -241,7 +244,7 @@ class Facts:
         return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
 
     def summary(self) -> dict[str, int]:
-        """What must not grow from one version of the kernels to the next."""
+        """Figures that must not grow from one version of the kernels to the next."""
         narrow = self.count(r"LDG\.E(?!\S*\.(64|128)).*")
         barriers = sum(n for body in self.loops for name, n in body.items() if "BAR." in name)
         return {

@@ -1,8 +1,8 @@
-"""Compiles launches as they were made: recorded in the interpreter, in a process without it.
+"""Records launches in the interpreter, and compiles them in a process without it.
 
 `compiled.py` compiles the variants whose instructions matter, with signatures written by hand.
-What a launcher really passes (sizes of 1, which are compiled in, absent tensors, unaligned ones,
-float64) shows only in its calls.
+This module compiles the arguments that the launchers really pass: sizes of 1, which are compiled
+in, absent tensors, unaligned tensors, float64.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TARGET = TARGETS["sm_90"]
 
 @dataclass(frozen=True)
 class Pointer:
-    """What the compiler is told of a tensor."""
+    """The properties of a tensor that a kernel is compiled for."""
 
     dtype: torch.dtype
     aligned: bool
@@ -87,7 +87,7 @@ def _kind(value: Any) -> Any:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[dict[tuple[Any, ...], Launch]]:
-    """The launches made meanwhile, one of each specialisation."""
+    """Records launches, one of each specialisation."""
     launches: dict[tuple[Any, ...], Launch] = {}
     run = interpreter.InterpretedFunction.run
 
@@ -104,7 +104,7 @@ def recorded() -> Iterator[dict[tuple[Any, ...], Launch]]:
 
 
 def compile_launches(launches: list[Launch]) -> None:
-    """Compile each as on a GPU that is not here."""
+    """Compile each launch for the target."""
     with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
         pickle.dump([tuple(launch) for launch in launches], file)
         file.flush()
@@ -116,7 +116,7 @@ def compile_launches(launches: list[Launch]) -> None:
 
 
 class _Driver:
-    """Says that the current device is the target; launches nothing."""
+    """A driver whose current device is the target; it launches nothing."""
 
     def get_current_device(self) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""What every launch has in common: block sizes, steps loaded ahead, the device."""
+"""Settings of every launch: block sizes, steps loaded ahead, the device."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from snn_single_spike.kernels.triton.surrogate import surrogate_slope
 
 # Spike decisions must round like eager torch: no fused multiply-add.
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": False}
-# Time steps loaded ahead: as many as registers allow. Backward reads up to three streams.
+# Time steps loaded ahead: as many as registers allow. Backward kernels read several streams.
 FORWARD_STEPS, BACKWARD_STEPS, RECOMPUTE_STEPS = 16, 8, 4
-# 16-byte loads of float32 for a warp of 32, and the bytes of a row that keep a chip busy.
+# Neurons of a block with 16-byte loads (float32, warp of 32), and blocks that keep a chip busy.
 _WIDE_BLOCK, _WIDE_PROGRAMS = 128, 256
-# The interpreter takes its time per program and step, whatever the block size.
+# The cost of the interpreter is per program and step: large blocks are cheap.
 _INTERPRETED_BLOCK = 4096
 
 
-def block_size(lanes: int, warp: int) -> int:
-    """Neurons per program of one warp: several a thread, or one where programs are few."""
-    return _WIDE_BLOCK if lanes >= _WIDE_PROGRAMS * _WIDE_BLOCK else warp
+def block_size(neurons: int, warp: int) -> int:
+    """Neurons per program of one warp: several per thread, or one where programs are few."""
+    return _WIDE_BLOCK if neurons >= _WIDE_PROGRAMS * _WIDE_BLOCK else warp
 
 
 def forward_steps(synaptic: bool, warp: int) -> int:
-    """Time steps to load ahead: with up to four outputs, AMD's scalar registers hold few rows."""
+    """Time steps to load ahead. With four outputs, scalar registers of AMD hold fewer rows."""
     if not synaptic:
         return FORWARD_STEPS
     return FORWARD_STEPS // 2 if warp == 32 else FORWARD_STEPS // 4
@@ -41,11 +41,11 @@ def warp_size() -> int | None:
     return None
 
 
-def neurons_per_program(lanes: int) -> int:
+def neurons_per_program(neurons: int) -> int:
     warp = warp_size()
     if warp is None:
-        return min(_INTERPRETED_BLOCK, triton.next_power_of_2(lanes))
-    return block_size(lanes, warp)
+        return min(_INTERPRETED_BLOCK, triton.next_power_of_2(neurons))
+    return block_size(neurons, warp)
 
 
 def state_type(dtype: torch.dtype) -> tl.dtype:

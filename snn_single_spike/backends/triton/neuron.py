@@ -1,4 +1,4 @@
-"""Launches the Triton kernels: grids, block sizes and which outputs are wanted."""
+"""Launches the Triton kernels for a layer of neurons."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ def neuron_backward(
 
 
 def _single(*numbers: float) -> tuple[float, ...]:
-    """Numbers in float32, as which kernels are given them, and then what that leaves of each."""
+    """Numbers rounded to float32, the type of a kernel's arguments; then their rounding errors."""
     rounded = [float(np.float32(x)) for x in numbers]
     return *rounded, *(x - y for x, y in zip(numbers, rounded, strict=True))
 
 
 def _stride(rows: torch.Tensor | None) -> int:
-    """Elements from one time step to the next, 0 for a gradient that is one row."""
+    """Elements from one time step to the next; 0 where one row serves every step."""
     return 0 if rows is None or rows.shape[0] == 1 else rows.shape[1]
