@@ -15,8 +15,7 @@ from .modules.linear import SingleSpikeLinear  # noqa: E402
 from .modules.readout import LeakyReadout  # noqa: E402
 from .modules.rleaky import SingleSpikeRLeaky  # noqa: E402
 from .modules.synaptic import SingleSpikeSynaptic  # noqa: E402
-from .spikes.pooling import AveragedSpikes  # noqa: E402
-from .spikes.times import SpikeEvents, SpikeTimes  # noqa: E402
+from .spikes import AveragedSpikes, MaterializationWarning, SpikeEvents, SpikeTimes  # noqa: E402
 
 try:
     __version__ = version("snn-single-spike")
@@ -28,6 +27,7 @@ __all__ = [
     "ConversionError",
     "LeakyReadout",
     "LeakyState",
+    "MaterializationWarning",
     "SingleSpikeAlpha",
     "SingleSpikeLapicque",
     "SingleSpikeLeaky",

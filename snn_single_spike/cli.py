@@ -9,27 +9,31 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from .experiments.config import add_flags
-
-_DEMO_PACKAGES = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
-_INTERRUPTED = 130  # as shells say it
+# What each command imports beyond the core installation: module and package
+_EXTRAS = {
+    "demo": {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"},
+    "train": {"pydantic": "pydantic", "rich": "rich", "filelock": "filelock"},
+    "report": {"pydantic": "pydantic", "matplotlib": "matplotlib"},
+}
+_INTERRUPTED = 130  # exit status of a shell's command after Ctrl-C
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
     return value
 
 
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^32 - 1")
+        raise argparse.ArgumentTypeError(f"{value} must be between 0 and 2^32 - 1")
     return value
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(train_flags: bool = True) -> argparse.ArgumentParser:
+    """The parser of all commands; the flags of `train` need its packages."""
     out = argparse.ArgumentParser(
         prog="snn-single-spike", description="Single-spike layers for snnTorch."
     )
@@ -37,34 +41,47 @@ def parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"%(prog)s {version('snn-single-spike')}"
     )
     commands = out.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("info", help="versions, devices, and which backend would run and why")
+    commands.add_parser(
+        "info", help="show versions, devices, and which backend each device uses and why"
+    )
     demo = commands.add_parser(
         "demo",
-        help="train a single-spike network next to the same one in a time loop",
+        help="train a single-spike network beside the same network in a loop over time",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--epochs", type=_positive, default=25, help="passes over the data")
     demo.add_argument("--num-steps", type=_positive, default=50, help="time steps per sample")
-    demo.add_argument("--seed", type=_seed, default=0, help="weights, order and split of the data")
     demo.add_argument(
-        "--out", type=Path, default=Path("single_spike_demo.png"), help="where the figure goes"
+        "--seed", type=_seed, default=0, help="seed of weights, sample order and split"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("single_spike_demo.png"), help="file of the figure"
     )
     train = commands.add_parser(
         "train",
         help="train a network on one of the papers' datasets",
-        description="Settings come from flags, from a saved file, and from the dataset's recipe, "
-        "in this order; the defaults below are those where the recipe has none. On several "
-        "GPUs: torchrun --nproc-per-node 2 --no-python "
-        "snn-single-spike train ...",
+        description="A setting is taken from its flag, the file of --config, the recipe of the "
+        "dataset, or the default below, in this order. On several GPUs: torchrun "
+        "--nproc-per-node 2 --no-python snn-single-spike train ...",
     )
-    train.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML or JSON")
+    train.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings as TOML or JSON, or the run.jsonl of a run",
+    )
     train.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: in runs/)"
     )
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with an earlier run")
-    add_flags(train)
-    page = commands.add_parser("report", help="one page with tables and figures from runs")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder")
+    if train_flags:
+        from .experiments.sources import add_flags
+
+        add_flags(train)
+    page = commands.add_parser("report", help="write one page with tables and figures from runs")
+    page.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, or run.jsonl files"
+    )
     page.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="folder of the page"
     )
@@ -72,41 +89,44 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    if options.command == "info":
-        from .info import report
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = given[0] if given else ""
+    absent = [
+        package
+        for module, package in _EXTRAS.get(command, {}).items()
+        if not importlib.util.find_spec(module)
+    ]
+    if absent:
+        return _fail(f"{command} needs {', '.join(absent)}: pip install {' '.join(absent)}")
+    options = parser(train_flags=command == "train").parse_args(given)
+    return {"info": _info, "demo": _demo, "train": _train, "report": _report}[options.command](
+        options
+    )
 
-        print(report())
-        return 0
-    if options.command == "train":
-        return _missing("train", {"rich": "rich"}) or _train(options)
-    if options.command == "report":
-        return _missing("report", {"matplotlib": "matplotlib"}) or _report(options)
-    return _missing("the demo", _DEMO_PACKAGES) or _demo(options)
 
+def _info(options: argparse.Namespace) -> int:
+    from .info import report
 
-def _missing(what: str, packages: dict[str, str]) -> int:
-    absent = [p for module, p in packages.items() if not importlib.util.find_spec(module)]
-    if not absent:
-        return 0
-    return _fail(f"{what} needs {', '.join(absent)}: pip install {' '.join(absent)}")
+    print(report())
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
-    from .experiments import ExperimentError, config, training
+    from .experiments import ExperimentError, sources, training
+    from .experiments.config import Config
     from .experiments.progress import Terminal
 
-    flags = {name: value for name, value in vars(options).items() if name in config.FIELDS}
+    flags = {name: value for name, value in vars(options).items() if name in Config.model_fields}
     out: Path = options.resume
     try:
         if options.resume is None:
-            settings = config.make(flags, options.config)
+            settings = sources.make(flags, options.config)
             name = f"{settings.dataset}-{settings.neuron}-{settings.gradient}-{settings.seed}"
             out = options.out or Path("runs") / name
         elif options.config or options.out:
-            return _fail("--resume RUN has its own --config and --out: leave them out")
+            return _fail("--resume RUN reuses settings and folder: omit --config and --out")
         else:
-            settings = config.resumed(out / training.CONFIG, flags)
+            settings = sources.resumed(out, flags)
         training.train(
             settings,
             out,
@@ -116,9 +136,9 @@ def _train(options: argparse.Namespace) -> int:
     except ExperimentError as error:
         return _fail(str(error))
     except training.Interrupted as error:
-        return _fail(f"{error}; go on by: snn-single-spike train --resume {out}", _INTERRUPTED)
+        return _fail(f"{error}; to resume: snn-single-spike train --resume {out}", _INTERRUPTED)
     except KeyboardInterrupt:
-        return _fail("interrupted, without saving", _INTERRUPTED)
+        return _fail("interrupted; nothing was saved", _INTERRUPTED)
     return 0
 
 
@@ -134,11 +154,11 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    # Before the training, not after it
+    # Checked before training
     if options.out.is_dir() or not options.out.parent.is_dir():
-        return _fail(f"--out {options.out}: not a file in an existing folder")
+        return _fail(f"--out {options.out}: must be a file in an existing folder")
     if options.out.suffix.lower() not in (".png", ".pdf", ".svg"):
-        return _fail(f"--out {options.out}: end the name in .png, .pdf or .svg")
+        return _fail(f"--out {options.out}: the name must end in .png, .pdf or .svg")
     from . import demo
 
     try:

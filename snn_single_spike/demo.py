@@ -1,8 +1,7 @@
-"""The main job, small: the same network with single-spike layers and with a time loop.
+"""A small comparison: one network with single-spike layers, and in a loop over time.
 
 scikit-learn's digits (no download), latency-coded; 64 - 128 - 10 with a membrane readout.
-Both networks start from the same weights and train side by side, batch for batch, on the
-same samples.
+Both networks start from the same weights, and train on the same batches in turns.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from .modules.leaky import SingleSpikeLeaky
-from .modules.readout import LeakyReadout
+from . import LeakyReadout, SingleSpikeLeaky
+from .experiments.digits import load_digits
 
 HIDDEN, CLASSES = 128, 10
 HIDDEN_BETA, READOUT_BETA = 0.9, 0.95
@@ -27,7 +26,7 @@ SHOWN = 3  # hidden neurons whose membranes the figure shows
 
 
 class SingleSpikeNet(nn.Module):
-    """No loop over time."""
+    """The network without a loop over time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +45,7 @@ class SingleSpikeNet(nn.Module):
 
 
 class LoopNet(nn.Module):
-    """The same network in snnTorch, used well: only the neurons are inside the loop."""
+    """The same network in snnTorch, with only the neurons inside the loop over time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class LoopNet(nn.Module):
 
 @dataclass
 class Contestant:
-    """A network in training, and what is measured of it."""
+    """A network in training, and its measurements."""
 
     label: str
     net: nn.Module
@@ -96,24 +95,13 @@ class Activity:
 
 
 def latency_code(pixels: Tensor, num_steps: int) -> Tensor:
-    """Brightness x in [0, 1] as one spike at floor((1 - x)(T - 1)): (B, n) to (T, B, n)."""
+    """(T, B, n) spikes, one per pixel of (B, n): at floor((1 - x)(T - 1)) for x in [0, 1]."""
     times = ((1 - pixels) * (num_steps - 1)).floor().long()
     return torch.zeros(num_steps, *pixels.shape).scatter_(0, times[None], 1.0)
 
 
-def load_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pixels in [0, 1] and labels, for training and for testing."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    x, y = load_digits(return_X_y=True)
-    parts = train_test_split(x / 16.0, y, test_size=0.2, random_state=seed, stratify=y)
-    x_train, x_test, y_train, y_test = (torch.as_tensor(part) for part in parts)
-    return x_train.float(), y_train, x_test.float(), y_test
-
-
 def build(seed: int) -> list[Contestant]:
-    """Both networks, from the same weights."""
+    """Build both networks, with the same weights."""
     torch.manual_seed(seed)
     ours, loop = SingleSpikeNet(), LoopNet()
     state = ours.state_dict()
@@ -125,7 +113,7 @@ def build(seed: int) -> list[Contestant]:
 
 
 def train_epoch(contestants: list[Contestant], x: Tensor, y: Tensor, num_steps: int) -> None:
-    """One epoch for all, taking turns batch by batch so that the clock is fair to both."""
+    """Train all networks for an epoch, in turns batch by batch, so that their times compare."""
     elapsed = [0.0] * len(contestants)
     for batch in torch.randperm(len(x)).split(BATCH):
         coded, target = latency_code(x[batch], num_steps), y[batch]
@@ -161,7 +149,7 @@ def figure(
     """Rasters and membranes of one test digit, before and after training."""
     from matplotlib.figure import Figure
 
-    # Neurons that the trained network makes fire, after the first step
+    # Neurons that fire after the first step in the trained network
     times = after[0].spikes.argmax(0)
     shown = times.gt(0).nonzero().flatten()[:SHOWN]
     fig = Figure(figsize=(11, 9), layout="constrained")

@@ -6,14 +6,18 @@ float32, or float64 for float64 input, whatever the type of the input.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import backends
+from .backends._events import Events
 from .backends._types import state_dtype
-from .ops.linear import LinearReadout, LinearSpikes, Source, SpikeCount
+from .ops.carrier import carrier, carrier_of
+from .ops.count import SpikeCount
+from .ops.gate import RuleGate
+from .ops.linear import LinearReadout, LinearSettings, LinearSpikes
 from .ops.neuron import INPUTS, Settings, SingleSpike, Wanted
 from .ops.readout import LeakyReadout
 from .ops.surrogate import SpikeGrad, Surrogate, split
@@ -21,27 +25,30 @@ from .ops.validation import (
     GRADIENT_RULES,
     REDUCTIONS,
     RESETS,
+    NaNError,
     check_choice,
     check_current,
+    check_linear,
     check_parameter,
     check_recording,
     check_state,
 )
+from .spikes import SpikeEvents, Spikes, SpikeTimes
+from .spikes.current import dense_linear
 from .spikes.lazy import materialize
-from .spikes.times import (
-    LazyCurrent,
-    SpikeEvents,
-    SpikeTimes,
-    carrier,
-    first_steps,
-    spikes_carrier,
-)
+from .spikes.times import first_steps
 
 __all__ = [
     "DEFAULT_GRADIENT",
+    "GRADIENT_RULES",
+    "REDUCTIONS",
+    "SPIKE_FORMATS",
+    "Events",
+    "NaNError",
     "SingleSpikes",
     "first_spike_time",
     "leaky_readout",
+    "linear_readout",
     "single_spike_leaky",
     "single_spike_linear",
     "spike_count",
@@ -50,6 +57,7 @@ __all__ = [
 COUNTED = ("neuron", "sample")
 
 DEFAULT_GRADIENT = "masked"
+SPIKE_FORMATS = ("dense", "times")
 
 
 def leaky_reset(reset_mechanism: str) -> str:
@@ -82,33 +90,6 @@ class Result(NamedTuple):
     """Membrane, and synaptic currents if there are any, at T-1: (1 to 3, B, *features)."""
 
 
-class _Gate(torch.autograd.Function):
-    """Carries dL/dS to the threshold crossings c by a gradient rule.
-
-    Used where a surrogate is the user's own: its derivative is then autograd's business.
-    """
-
-    @staticmethod
-    def forward(ctx, crossings: Tensor, spikes: Tensor, times: Tensor, rule: str) -> Tensor:
-        ctx.save_for_backward(times)
-        ctx.rule, ctx.dtype = rule, crossings.dtype
-        return spikes.clone()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (times,) = ctx.saved_tensors
-        num_steps = grad.shape[0]
-        first = torch.where(times < 0, num_steps, times)
-        step = torch.arange(num_steps, device=grad.device).view(-1, *[1] * times.dim())
-        if ctx.rule == "masked":
-            return torch.where(step <= first, grad, 0.0).to(ctx.dtype), None, None, None
-        wide = grad.to(torch.float32 if grad.dtype != torch.float64 else grad.dtype)
-        if ctx.rule == "pre_spike":
-            wide = torch.where(step < first, wide, 0.0)
-        ramp = wide.flip(0).cumsum(0).cumsum(0).flip(0)
-        return ramp.to(ctx.dtype), None, None, None
-
-
 def run_single_spike(
     current: Tensor,
     beta: Tensor | float,
@@ -135,8 +116,8 @@ def run_single_spike(
     """Check the arguments, run the operator, restore the shapes.
 
     The neuron and its ``reset`` are those of :class:`snn_single_spike.backends._types.Neuron`;
-    ``surrogate`` and ``own`` as from :func:`snn_single_spike.ops.surrogate.split`. Synaptic
-    currents are returned with the membrane.
+    ``surrogate`` and ``custom_surrogate`` as from
+    :func:`snn_single_spike.ops.surrogate.split`. Synaptic currents are returned with the membrane.
     """
     check_current(current)
     check_choice("gradient", gradient, GRADIENT_RULES)
@@ -194,7 +175,7 @@ def run_single_spike(
     times = times.view(shape[1:])
     if composed and custom_surrogate is not None and spikes is not None and membrane is not None:
         crossings = custom_surrogate(membrane.to(threshold_.dtype) - _broadcast(threshold_, shape))
-        spikes = _Gate.apply(crossings, spikes, times, gradient)
+        spikes = RuleGate.apply(crossings, spikes, times, gradient)
         spikes = (spikes * _broadcast(factor, shape)).to(current.dtype)
     return Result(
         spikes,
@@ -387,33 +368,51 @@ def first_spike_time(
     ).times
 
 
-def _of_spikes(current: LazyCurrent) -> tuple[Source, Tensor, Tensor]:
-    """What a linear layer takes, its weights with the heights of the spikes, and its bias."""
-    current.check_unchanged()
-    spikes = current.spikes
-    state = state_dtype(current.dtype)
-    weight = current.weight.to(state)
-    if spikes.height is not None:
-        weight = weight * spikes.height.to(state)
-    bias = current.bias
-    bias = weight.new_zeros(len(weight)) if bias is None else bias.to(state)
-    source = Source(spikes.events(), spikes.num_steps, spikes.interpolated_times is not None)
-    return source, weight.contiguous(), bias.contiguous()
-
-
 def clip_decay(decay: Tensor) -> Tensor:
-    """Between 0 and 1; unlike torch's clamp, one that is 0 or 1 still learns."""
+    """Between 0 and 1; unlike torch's clamp, a decay of 0 or 1 still learns."""
     clipped = decay.detach().clamp(0.0, 1.0)
     return torch.where(decay == clipped, decay, clipped)
 
 
-def _decay(beta: Tensor | float, current: LazyCurrent) -> Tensor:
-    """One decay for every neuron."""
-    return clip_decay(check_parameter("beta", beta, current)).expand(current.features)
+class _Current(NamedTuple):
+    """Shape and type of the current of a linear layer, which is never computed."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
 
 
-def spikes_of_current(
-    current: Tensor | LazyCurrent,
+def _linear_inputs(
+    spikes: Spikes, weight: Tensor, bias: Tensor | None
+) -> tuple[_Current, LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The current's description, settings, (carrier, weight, bias) and events."""
+    state = state_dtype(weight.dtype)
+    shape = torch.Size((spikes.num_steps, spikes.batch, len(weight)))
+    scaled = weight.to(state)
+    if spikes.height is not None:
+        scaled = scaled * spikes.height.to(state)
+    drive = scaled.new_zeros(len(weight)) if bias is None else bias.to(state)
+    events = spikes.events()
+    settings = LinearSettings(
+        num_steps=spikes.num_steps,
+        at_spikes=spikes.interpolated_times is not None,
+        once=events.once,
+        padded=events.padded,
+        track=torch.is_grad_enabled() and not torch.compiler.is_exporting(),
+    )
+    tensors = (spikes.carrier, scaled.contiguous(), drive.contiguous())
+    return _Current(shape, weight.dtype, weight.device), settings, tensors, tuple(events[:4])
+
+
+def _per_output(name: str, value: Tensor | float, current: _Current) -> Tensor:
+    """A parameter as one value for each output (O,)."""
+    return check_parameter(name, value, current).expand(current.shape[2]).contiguous()
+
+
+def run_single_spike_linear(
+    spikes: Spikes,
+    weight: Tensor,
+    bias: Tensor | None,
     beta: Tensor | float,
     threshold: Tensor | float,
     graded_spikes_factor: Tensor | float,
@@ -423,15 +422,21 @@ def spikes_of_current(
     reset: str,
     backend: str,
 ) -> SpikeTimes:
-    """Run the neurons of a linear layer; the arguments are those of :func:`run_single_spike`."""
+    """Check the arguments and run the operator on spike times.
+
+    The arguments are those of :func:`single_spike_linear` and :func:`run_single_spike`.
+    """
+    check_linear(spikes, weight, bias)
     check_choice("gradient", gradient, GRADIENT_RULES)
-    chosen = backends.select(backend, current.device.type)
-    track = torch.is_grad_enabled()
+    chosen = backends.select(backend, weight.device.type)
     exact = gradient == "spike_time"
-    if isinstance(current, Tensor) or (custom_surrogate is not None and not exact and track):
-        # A compiler has made it dense; or autograd differentiates it on the dense membrane.
+    custom = custom_surrogate is not None and not exact and torch.is_grad_enabled()
+    if custom or not spikes.prefer_events():
+        # Autograd differentiates a custom surrogate on the dense membrane.
+        by = "linear with a custom spike_grad"
+        dense = spikes.materialize(by) if custom else spikes.to_dense()
         result = run_single_spike(
-            materialize(current),
+            dense_linear(dense, weight, bias),
             beta,
             threshold,
             1.0,
@@ -442,65 +447,72 @@ def spikes_of_current(
             want_mem=False,
             backend=backend,
         )
-        return spikes_of_result(result, current.shape[0], graded_spikes_factor)
-    source, weight, bias = _of_spikes(current)
-    given = current.spikes.carrier
-    theta = check_parameter("threshold", threshold, current).expand(current.features)
-    carrier, times, interpolated_times = LinearSpikes.apply(
-        given,
-        weight,
-        bias,
-        _decay(beta, current).contiguous(),
-        theta.contiguous(),
-        source,
-        gradient,
-        reset,
-        None if exact else surrogate,
-        track,
-        chosen,
+        return spikes_of_result(result, graded_spikes_factor)
+    current, settings, tensors, events = _linear_inputs(spikes, weight, bias)
+    decay = clip_decay(check_parameter("beta", beta, current)).expand(current.shape[2])
+    new, times, interpolated = LinearSpikes.apply(
+        settings._replace(
+            rule=gradient,
+            reset=reset,
+            surrogate=None if exact else surrogate,
+            backend=chosen,
+        ),
+        *tensors,
+        decay.contiguous(),
+        _per_output("threshold", threshold, current),
+        *events,
     )
-    if (
-        surrogate is None and custom_surrogate is None
-    ):  # snnTorch's surrogate_disable; tau has its gradient
-        carrier = carrier.detach()
+    if surrogate is None and custom_surrogate is None:
+        new = new.detach()  # snnTorch's surrogate_disable: interpolated times keep their gradient
+    height = _height(graded_spikes_factor, current)
     return SpikeTimes.of_neuron(
-        times,
-        current.num_steps,
-        _height(graded_spikes_factor, current),
-        current.dtype,
-        carrier,
-        interpolated_times if exact else None,
+        times, spikes.num_steps, height, weight.dtype, new, interpolated if exact else None
     )
 
 
-def spikes_of_result(
-    result: Result, num_steps: int, graded_spikes_factor: Tensor | float
-) -> SpikeTimes:
+def spikes_of_result(result: Result, graded_spikes_factor: Tensor | float) -> SpikeTimes:
     """Spike times of neurons that were run on a dense current, with spikes of height 1."""
     spikes = result.spikes
     assert spikes is not None
     times = result.times
-    interpolated_times = times if times.is_floating_point() else None
+    interpolated = times if times.is_floating_point() else None
     return SpikeTimes.of_neuron(
-        times if interpolated_times is None else first_steps(spikes.detach() != 0),
-        num_steps,
+        times if interpolated is None else first_steps(spikes.detach() != 0),
+        spikes.shape[0],
         _height(graded_spikes_factor, spikes),
         spikes.dtype,
-        spikes_carrier(spikes),
-        interpolated_times,
+        carrier_of(spikes),
+        interpolated,
     )
 
 
-def _height(factor: Tensor | float, like: Tensor | LazyCurrent) -> Tensor | None:
+def _height(factor: Tensor | float, like: Tensor | _Current) -> Tensor | None:
     """None for spikes of height 1 that do not learn another."""
+    if isinstance(factor, float) and factor == 1.0:
+        return None
     height = check_parameter("graded_spikes_factor", factor, like)
-    if not height.requires_grad and height.numel() == 1 and bool(height == 1):
+    readable = not torch.compiler.is_compiling()  # a compiler does not know the value
+    if readable and not height.requires_grad and height.numel() == 1 and bool(height == 1):
         return None
     if not torch.is_grad_enabled():
         height = height.detach()
     features = like.shape[2:]
     # A copy: an optimizer changes the parameter in place, and spikes keep the height they had.
     return (height if height.numel() == 1 else height.view(features)).to(like.dtype, copy=True)
+
+
+def _check_spikes(spikes: Any) -> Spikes:
+    if not isinstance(spikes, Spikes):
+        raise TypeError(
+            f"spikes must be SpikeTimes or SpikeEvents, not {type(spikes).__name__}: make them "
+            "with SpikeTimes.from_dense(spikes) or SpikeEvents.from_dense(spikes)"
+        )
+    if len(spikes.features) != 1:
+        raise ValueError(
+            f"spikes has shape {tuple(spikes.shape)}, but one feature dimension is expected, "
+            "(time, batch, in): use spikes.flatten(2)"
+        )
+    return spikes
 
 
 def single_spike_linear(
@@ -519,9 +531,9 @@ def single_spike_linear(
     """
     A linear layer and its single-spike neurons, from spike times to spike times.
 
-    What :func:`single_spike_leaky` computes from `torch.nn.functional.linear(spikes.to_dense(),
-    weight, bias)`, with its gradients by every rule, and without a current `(T, B, out)`: every
-    spike adds its column of weights once. Under the surrogate rules time grows with T when going
+    Equal to :func:`single_spike_leaky` of `torch.nn.functional.linear(spikes.to_dense(), weight,
+    bias)`, with its gradients by every rule, and without a current `(T, B, out)`: every spike adds
+    its column of weights once. Under the surrogate rules time grows with T when going
     back, under `gradient="spike_time"` it does not, and nothing of size T is kept by either.
 
     Example::
@@ -551,19 +563,10 @@ def single_spike_linear(
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     check_choice("reset_mechanism", reset_mechanism, RESETS)
-    if not isinstance(spikes, (SpikeTimes, SpikeEvents)):
-        raise TypeError(
-            f"spikes must be SpikeTimes or SpikeEvents, not {type(spikes).__name__}: make them "
-            "with SpikeTimes.from_dense(spikes) or SpikeEvents.from_dense(spikes)"
-        )
-    if len(spikes.features) != 1:
-        raise ValueError(
-            f"spikes has shape {tuple(spikes.shape)}, but one feature dimension is expected, "
-            "(time, batch, in): use spikes.flatten(2)"
-        )
-    current = torch.nn.functional.linear(spikes, weight, bias)  # type: ignore[arg-type]
-    return spikes_of_current(
-        current,
+    return run_single_spike_linear(
+        _check_spikes(spikes),
+        weight,
+        bias,
         beta,
         threshold,
         graded_spikes_factor,
@@ -575,7 +578,7 @@ def single_spike_linear(
 
 
 def leaky_readout(
-    current: Tensor | LazyCurrent,
+    current: Tensor,
     beta: Tensor | float,
     *,
     mem: Tensor | None = None,
@@ -593,9 +596,9 @@ def leaky_readout(
     The membrane over time is not written, and nothing of its size is saved for the backward
     pass. The readout of arXiv:2205.15286.
 
-    :param current: input current of shape `(T, B, *features)`; that of a linear layer from
-        :class:`snn_single_spike.SpikeTimes` is never written
-    :type current: torch.Tensor or LazyCurrent
+    :param current: input current of shape `(T, B, *features)`. From spike times use
+        :func:`linear_readout`
+    :type current: torch.Tensor
 
     :param beta: decay rate per step, clipped between 0 and 1, a number or one value per neuron
     :type beta: float or torch.Tensor
@@ -616,10 +619,7 @@ def leaky_readout(
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    if isinstance(current, LazyCurrent) and mem is None:
-        chosen = backends.select(backend, current.device.type)
-        return _readout_of_spikes(current, beta, reduction, chosen)
-    current = check_current(materialize(current))
+    current = check_current(materialize(current, "leaky_readout"))
     chosen = backends.select(backend, current.device.type)
     value = LeakyReadout.apply(
         current.flatten(1).contiguous(),
@@ -632,32 +632,68 @@ def leaky_readout(
     return value.view(current.shape[1:])
 
 
-def _readout_of_spikes(
-    current: LazyCurrent, beta: Tensor | float, reduction: str, chosen: str
+def linear_readout(
+    spikes: Spikes,
+    weight: Tensor,
+    bias: Tensor | None,
+    beta: Tensor | float,
+    *,
+    reduction: str = "sum",
+    backend: str = "auto",
 ) -> Tensor:
-    source, weight, bias = _of_spikes(current)
-    given = current.spikes.carrier
+    """
+    A linear layer and a leaky membrane that never fires, from spike times to class scores.
+
+    Equal to :func:`leaky_readout` of `torch.nn.functional.linear(spikes.to_dense(), weight, bias)`,
+    without a current `(T, B, out)`.
+
+    Example::
+
+        hidden = single_spike_linear(spikes, weight_1, bias_1, beta=0.9)
+        scores = linear_readout(hidden, weight_2, bias_2, beta=0.95)       # (B, out)
+
+    :param spikes: spikes of the layer before, with one feature dimension
+    :type spikes: SpikeTimes or SpikeEvents
+
+    :param weight: weights of shape `(out, in)`
+    :type weight: torch.Tensor
+
+    :param bias: constant current of shape `(out,)`, or None
+    :type bias: torch.Tensor, optional
+
+    Other arguments as in :func:`leaky_readout`.
+
+    :return: tensor of shape `(B, out)`, type of the weights
+    :rtype: torch.Tensor
+
+    :raises TypeError: `spikes` is a dense tensor
+    :raises ValueError, TypeError, RuntimeError: as :func:`leaky_readout`
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_linear(_check_spikes(spikes), weight, bias)
+    chosen = backends.select(backend, weight.device.type)
+    if not spikes.prefer_events():
+        current = dense_linear(spikes.to_dense(), weight, bias)
+        return leaky_readout(current, beta, reduction=reduction, backend=backend)
+    described, settings, tensors, events = _linear_inputs(spikes, weight, bias)
+    decay = clip_decay(check_parameter("beta", beta, described)).expand(described.shape[2])
     value = LinearReadout.apply(
-        given,
-        weight,
-        bias,
-        _decay(beta, current).contiguous(),
-        source,
-        reduction,
-        torch.is_grad_enabled(),
-        chosen,
+        settings._replace(reduction=reduction, backend=chosen),
+        *tensors,
+        decay.contiguous(),
+        *events,
     )
-    return value.to(current.dtype)
+    return value.to(weight.dtype)
 
 
-def spike_count(spk_out: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
+def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron") -> Tensor:
     """
     Number of spikes, differentiable.
 
-    It is linear in the spikes, so that its gradient to them is the same at every step: by the
-    surrogate rules a neuron that is asked to fire less, or more, hears it at all steps before its
-    spike. `gradient="spike_time"` moves spikes, and has no gradient to their number. Spike times
-    are counted without dense spikes, forwards and backwards.
+    The count is linear in the spikes, so its gradient is the same at every step. By the surrogate
+    rules it reaches a neuron at all steps before its spike. `gradient="spike_time"` moves spikes
+    and has no gradient to their number. Spike times are counted without dense spikes, forward and
+    backward.
 
     Example::
 
@@ -665,7 +701,7 @@ def spike_count(spk_out: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
         loss = loss_fn(scores, targets) + 1e-3 * spike_count(hidden, per="sample").mean()
 
     :param spk_out: spikes of shape `(T, B, *features)`; graded spikes count by their height
-    :type spk_out: torch.Tensor or SpikeTimes
+    :type spk_out: torch.Tensor, SpikeTimes or SpikeEvents
 
     :param per: `"neuron"`, summed over the batch, or `"sample"`. Defaults to `"neuron"`
     :type per: str, optional
@@ -677,14 +713,28 @@ def spike_count(spk_out: Tensor | SpikeTimes, per: str = "neuron") -> Tensor:
     :raises TypeError: spikes that are not floating-point
     """
     check_choice("per", per, COUNTED)
-    units = isinstance(spk_out, SpikeTimes) and spk_out.height is None and not spk_out.folded
-    if units and not torch.compiler.is_compiling():
-        assert isinstance(spk_out, SpikeTimes)
-        times, given = spk_out.times.flatten(1), spk_out.carrier
-        if given is None:
-            like = times.new_empty(0, dtype=spk_out.dtype)
-            given = carrier(spk_out.num_steps, spk_out.batch, times.shape[1], like)
-        return SpikeCount.apply(given, times, per)
+    if isinstance(spk_out, SpikeEvents):
+        return _count_events(spk_out, per)
+    if isinstance(spk_out, SpikeTimes):
+        return _count_times(spk_out, per)
     dense: Tensor = materialize(spk_out, "spike_count")
     check_recording("spk_out", dense)
     return dense.flatten(2).sum((0, 1 if per == "neuron" else 2), dtype=state_dtype(dense.dtype))
+
+
+def _count_times(spikes: SpikeTimes, per: str) -> Tensor:
+    times, height = spikes.times.flatten(1), spikes.height
+    given = spikes.carrier
+    if given is None:
+        like = times.new_empty(0, dtype=spikes.dtype)
+        given = carrier(spikes.num_steps, spikes.batch, times.shape[1], like)
+    return SpikeCount.apply(given, times, None if height is None else height.flatten(), per)
+
+
+def _count_events(spikes: SpikeEvents, per: str) -> Tensor:
+    events, dtype = spikes.events(), state_dtype(spikes.dtype)
+    heights = torch.ones((), device=spikes.device) if events.values is None else events.values
+    where = events.units.long() if per == "neuron" else events.samples()
+    size = spikes.features.numel() if per == "neuron" else spikes.batch
+    count = torch.zeros(size, dtype=dtype, device=spikes.device)
+    return count.index_add_(0, where, heights.to(dtype).expand(len(where)))

@@ -1,4 +1,4 @@
-"""What is installed, and which backend would run where."""
+"""Installed versions, devices, and the backend that each device uses."""
 
 from __future__ import annotations
 

@@ -1,21 +1,24 @@
-"""Accuracy, latency, spike counts and energy of single-spike networks. No gradients, no loops.
+"""Accuracy, latency and energy of single-spike networks, without gradients and loops.
 
-A spike is a value other than 0, whatever its height; NaN is none.
+Every value other than 0 is a spike, whatever its height; NaN is no spike. To count spikes use
+:func:`snn_single_spike.functional.spike_count`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .backends._types import state_dtype
-from .modules.linear import SingleSpikeLinear
+from .functional import spike_count
+from .losses._checks import to_dense
 from .ops.validation import REDUCTIONS, check_choice, check_recording, check_targets
-from .spikes.lazy import LazyTensor, materialize
+from .spikes import SpikeEvents, SpikeTimes
+from .spikes.lazy import LazyTensor
 
 __all__ = [
     "ACCUMULATE_PJ",
@@ -25,60 +28,13 @@ __all__ = [
     "accuracy_temporal",
     "energy_estimate",
     "latency_to_decision",
-    "spike_counts",
 ]
 
 ACCUMULATE_PJ = 0.9
-"""A 32-bit float addition in 45 nm, in pJ. Horowitz, *Computing's energy problem (and what we
-can do about it)*, ISSCC 2014."""
+"""Energy of a 32-bit float addition in 45 nm, in pJ. Horowitz, *Computing's energy problem (and
+what we can do about it)*, ISSCC 2014."""
 MULTIPLY_ACCUMULATE_PJ = 4.6
-"""A 32-bit float multiplication (3.7 pJ) and addition (0.9 pJ); same source."""
-
-COUNTED = ("train", "sample", "neuron")
-
-
-def _first(spk_out: Tensor) -> Tensor:
-    """Step of the first spike (B, C), infinity if silent, from spikes or from times."""
-    spk_out = materialize(spk_out, "a metric")
-    if isinstance(spk_out, Tensor) and spk_out.dim() == 2:
-        times = spk_out if spk_out.is_floating_point() else spk_out.double()
-        return torch.where(times >= 0, times, torch.inf)
-    fired = _fired(spk_out)
-    _refuse_membranes(spk_out, fired)
-    if fired.dim() != 3:
-        raise ValueError(
-            f"spk_out has shape {tuple(fired.shape)}, but (time, batch, classes) is expected, or "
-            "spike times (batch, classes): use spk_out.flatten(2)"
-        )
-    # max gives the first of equal values, and is defined for bytes on every device.
-    found, step = fired.to(torch.uint8).max(0)
-    return torch.where(found > 0, step.double(), torch.inf)
-
-
-def _refuse_membranes(spk_out: Tensor, fired: Tensor) -> None:
-    """Values nearly everywhere, and all kinds of them: no spikes."""
-    if not spk_out.is_floating_point() or fired.device.type != "cpu":
-        return
-    if fired.sum() * 2 <= fired.numel():
-        return
-    heights = spk_out.detach().double().flatten(0, 1)
-    least = torch.where(heights != 0, heights, torch.inf).amin(0)
-    most = torch.where(heights != 0, heights, -torch.inf).amax(0)
-    unequal = most > least
-    if unequal.any():
-        low, high = (x[unequal][0].item() for x in (least, most))
-        raise ValueError(
-            f"spk_out has values other than 0 at more than half of the steps, of one neuron from "
-            f"{low:g} to {high:g}: pass the spikes, not the membrane"
-        )
-
-
-def _fired(spk_out: Tensor) -> Tensor:
-    """Where there are spikes, (T, B, *features) bool."""
-    spk_out = materialize(spk_out, "a metric")
-    check_recording("spk_out", spk_out, differentiable=False)
-    # Comparing magnitudes leaves NaN out; spikes may be negative.
-    return spk_out if spk_out.dtype == torch.bool else spk_out.detach().abs() > 0
+"""Energy of a 32-bit float multiplication (3.7 pJ) and addition (0.9 pJ); same source."""
 
 
 @torch.no_grad()
@@ -86,26 +42,27 @@ def accuracy_temporal(spk_out: Tensor, targets: Tensor, mem_out: Tensor | None =
     """
     Fraction of samples whose right class spikes first.
 
-    A sample without any spike counts as wrong (snnTorch reads it as class 0). k classes that
-    spike first together share the sample: the right one among them counts 1/k, which is what
-    choosing between them at random gives on average (snnTorch takes the lowest index). With
-    `mem_out` the one with the highest membrane in that step is chosen, that is, the one that
-    crossed its threshold by most.
+    A sample without any spike counts as wrong (snnTorch reads it as class 0). If k classes spike
+    first together and the right class is one of them, the sample counts 1/k: the expected value
+    of a random choice between them (snnTorch takes the lowest index). With `mem_out` the class
+    with the highest membrane in that step wins, which is the class that crossed its threshold by
+    most.
 
     Example::
 
         spk, mem = net(x)
         metrics.accuracy_temporal(spk, targets, mem_out=mem)
 
-    :param spk_out: spikes of shape `(T, B, C)`, of which the first counts; or spike times of
-        shape `(B, C)`, any negative value if silent
-    :type spk_out: torch.Tensor
+    :param spk_out: spikes of shape `(T, B, C)`; only the first spike of a class counts. Or spike
+        times of shape `(B, C)`, any negative value for a silent neuron
+    :type spk_out: torch.Tensor or SpikeTimes
 
     :param targets: class indices of shape `(B,)`
     :type targets: torch.Tensor
 
-    :param mem_out: decides between classes that spike together: membrane of shape `(T, B, C)`,
-        read at the step of the spike, or scores of shape `(B, C)`. NaN loses. Defaults to None
+    :param mem_out: decides between classes that spike together: the membrane of shape
+        `(T, B, C)`, read at the step of the spike, or scores of shape `(B, C)`. A class with NaN
+        loses. Defaults to None
     :type mem_out: torch.Tensor, optional
 
     :return: accuracy between 0 and 1
@@ -117,7 +74,7 @@ def accuracy_temporal(spk_out: Tensor, targets: Tensor, mem_out: Tensor | None =
     """
     first = _first(spk_out)
     if first.shape[0] == 0:
-        raise ValueError(f"spk_out has shape {tuple(spk_out.shape)}: no samples to be right about")
+        raise ValueError(f"spk_out has shape {tuple(spk_out.shape)}: no samples (B=0)")
     targets = check_targets(targets, first)
     earliest = first.amin(1, keepdim=True)
     winners = (first == earliest) & first.isfinite()
@@ -132,8 +89,9 @@ def accuracy_temporal(spk_out: Tensor, targets: Tensor, mem_out: Tensor | None =
 @torch.no_grad()
 def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") -> float:
     """
-    Fraction of samples whose right class has the highest membrane; what
-    :class:`snn_single_spike.losses.ce_membrane_loss` trains. NaN loses.
+    Fraction of samples whose right class has the highest membrane. A class with NaN loses.
+
+    :class:`snn_single_spike.losses.ce_membrane_loss` optimises this accuracy.
 
     :param mem_out: membrane of shape `(T, B, C)`, or scores of shape `(B, C)` as from
         :class:`snn_single_spike.LeakyReadout`
@@ -142,7 +100,8 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
     :param targets: class indices of shape `(B,)`
     :type targets: torch.Tensor
 
-    :param reduction: of a membrane over time: `"sum"`, `"max"` or `"last"`. Defaults to `"sum"`
+    :param reduction: reduction of a membrane over time: `"sum"`, `"max"` or `"last"`. Defaults to
+        `"sum"`
     :type reduction: str, optional
 
     :return: accuracy between 0 and 1
@@ -153,31 +112,35 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
     :raises TypeError: targets that are not integers
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    scores = mem_out = materialize(mem_out, "a metric")
-    if not (isinstance(mem_out, Tensor) and mem_out.dim() == 2):
-        check_recording("mem_out", mem_out)
-        if reduction == "last":
-            scores = mem_out[-1]
-        else:
-            summed = reduction == "sum"
-            state = state_dtype(mem_out.dtype)  # as the loss sums it
-            scores = mem_out.sum(0, dtype=state) if summed else mem_out.amax(0)
-    if scores.dim() != 2:
-        raise ValueError(
-            f"mem_out has shape {tuple(mem_out.shape)}, but (time, batch, classes) is expected, or "
-            "scores (batch, classes): use mem_out.flatten(2)"
-        )
+    scores = _reduced(to_dense(mem_out), reduction)
     if scores.shape[0] == 0:
-        raise ValueError(f"mem_out has shape {tuple(mem_out.shape)}: no samples to be right about")
+        raise ValueError(f"mem_out has shape {tuple(mem_out.shape)}: no samples (B=0)")
     targets = check_targets(targets, scores)
     scores = scores.double().masked_fill(scores.isnan(), -torch.inf)
     right = (scores.argmax(1) == targets) & (scores.amax(1) > -torch.inf)
     return right.double().mean().item()
 
 
+def _reduced(mem_out: Tensor, reduction: str) -> Tensor:
+    """Scores (B, C): a membrane reduced over time as the loss reduces it, or given scores."""
+    if isinstance(mem_out, Tensor) and mem_out.dim() == 2:
+        return mem_out
+    check_recording("mem_out", mem_out)
+    if mem_out.dim() != 3:
+        raise ValueError(
+            f"mem_out has shape {tuple(mem_out.shape)}, but (time, batch, classes) is expected, or "
+            "scores (batch, classes): use mem_out.flatten(2)"
+        )
+    if reduction == "last":
+        return mem_out[-1]
+    if reduction == "max":
+        return mem_out.amax(0)
+    return mem_out.sum(0, dtype=state_dtype(mem_out.dtype))
+
+
 def _scores(mem_out: Tensor, spk_out: Tensor, earliest: Tensor) -> Tensor:
-    """Membranes (B, C) at the step of the decision; anything where there is none."""
-    mem_out = materialize(mem_out, "a metric")
+    """Membranes (B, C) at the step of the decision; any value where no class spikes."""
+    mem_out = to_dense(mem_out)
     if not isinstance(mem_out, Tensor):
         raise TypeError(f"mem_out must be a torch.Tensor, not {type(mem_out).__name__}")
     shape = spk_out.shape[-2:]
@@ -192,7 +155,7 @@ def _scores(mem_out: Tensor, spk_out: Tensor, earliest: Tensor) -> Tensor:
             f"mem_out has shape {tuple(mem_out.shape)}, but spk_out has {tuple(spk_out.shape)}: "
             f"pass the membrane of the same layer, or scores of shape {tuple(shape)}"
         )
-    # An interpolated time lies in the step before that of the spike.
+    # An interpolated time lies in the step before the step of the spike.
     step = earliest.nan_to_num(posinf=0.0).ceil().long().clamp(max=mem_out.shape[0] - 1)
     return mem_out.gather(0, step.expand(shape)[None])[0]
 
@@ -200,7 +163,7 @@ def _scores(mem_out: Tensor, spk_out: Tensor, earliest: Tensor) -> Tensor:
 @torch.no_grad()
 def latency_to_decision(spk_out: Tensor) -> Tensor:
     """
-    Step of the first spike of any class: how long each sample takes to be decided.
+    Step of the first spike of any class: the time that the network needs to decide on a sample.
 
     Example::
 
@@ -208,11 +171,11 @@ def latency_to_decision(spk_out: Tensor) -> Tensor:
         latency.nanmean(), latency.isnan().float().mean()   # mean of the decided; undecided
 
     :param spk_out: spikes of shape `(T, B, C)`, or spike times of shape `(B, C)`, any negative
-        value if silent
-    :type spk_out: torch.Tensor
+        value for a silent neuron
+    :type spk_out: torch.Tensor or SpikeTimes
 
-    :return: steps of shape `(B,)`, floating-point; NaN for a sample without any spike, so that
-        a plain mean cannot pass over it unseen
+    :return: steps of shape `(B,)`, floating-point; NaN for a sample without any spike, so a plain
+        mean becomes NaN too
     :rtype: torch.Tensor
 
     :raises ValueError: a wrong shape, `T = 0`
@@ -221,49 +184,81 @@ def latency_to_decision(spk_out: Tensor) -> Tensor:
     return torch.where(earliest.isfinite(), earliest, torch.nan)
 
 
-@torch.no_grad()
-def spike_counts(spk_out: Tensor, per: str = "sample") -> Tensor:
-    """
-    Number of spikes.
+def _first(spk_out: Any) -> Tensor:
+    """Step of the first spike (B, C), infinity for a silent neuron, from spikes or times."""
+    if _has_times(spk_out) and spk_out.dim() == 3:
+        return _finite_times(_steps(spk_out).double())
+    spk_out = to_dense(spk_out)
+    if isinstance(spk_out, Tensor) and spk_out.dim() == 2:
+        return _finite_times(spk_out if spk_out.is_floating_point() else spk_out.double())
+    fired = _fired(spk_out)
+    _reject_membranes(spk_out, fired)
+    if fired.dim() != 3:
+        raise ValueError(
+            f"spk_out has shape {tuple(fired.shape)}, but (time, batch, classes) is expected, or "
+            "spike times (batch, classes): use spk_out.flatten(2)"
+        )
+    # max returns the first of equal values, and every device supports it for bytes.
+    found, step = fired.to(torch.uint8).max(0)
+    return torch.where(found > 0, step.double(), torch.inf)
 
-    Example::
 
-        metrics.spike_counts(spk).float().mean()              # spikes per sample
-        metrics.spike_counts(spk, per="neuron") == 0          # neurons that never fired
+def _finite_times(times: Tensor) -> Tensor:
+    return torch.where(times >= 0, times, torch.inf)
 
-    :param spk_out: spikes of shape `(T, B, *features)`
-    :type spk_out: torch.Tensor
 
-    :param per: `"sample"`, `"neuron"` (summed over the batch) or `"train"` (of each neuron in
-        each sample). Defaults to `"sample"`
-    :type per: str, optional
+def _has_times(spk_out: object) -> bool:
+    """Whether ``spk_out`` holds the times of its spikes; to_dense() checks an empty one."""
+    return isinstance(spk_out, SpikeTimes) and not spk_out.folded and spk_out.numel() > 0
 
-    :return: int64 counts of shape `(B,)`, `(*features)` or `(B, *features)`
-    :rtype: torch.Tensor
 
-    :raises ValueError: a wrong shape, `T = 0`, an unknown `per`
-    """
-    check_choice("per", per, COUNTED)
-    trains = _fired(spk_out).sum(0)
-    if per == "train":
-        return trains
-    return trains.flatten(1).sum(1) if per == "sample" else trains.sum(0)
+def _steps(spikes: SpikeTimes) -> Tensor:
+    """Step of each spike (B, *features), -1 for a silent neuron or a height of 0 or NaN."""
+    if spikes.height is None:
+        return spikes.times
+    return torch.where(spikes.height.abs() > 0, spikes.times, -1)
+
+
+def _fired(spk_out: Any) -> Tensor:
+    """Where dense spikes are other than 0, (T, B, *features) bool."""
+    check_recording("spk_out", spk_out, differentiable=False)
+    # A comparison of magnitudes excludes NaN and includes negative spikes.
+    return spk_out if spk_out.dtype == torch.bool else spk_out.detach().abs() > 0
+
+
+def _reject_membranes(spk_out: Tensor, fired: Tensor) -> None:
+    """Spikes are 0 at most steps, or have one height for each neuron; membranes are neither."""
+    if not spk_out.is_floating_point() or fired.device.type != "cpu":
+        return
+    if fired.sum() * 2 <= fired.numel():
+        return
+    heights = spk_out.detach().double().flatten(0, 1)
+    least = torch.where(heights != 0, heights, torch.inf).amin(0)
+    most = torch.where(heights != 0, heights, -torch.inf).amax(0)
+    unequal = most > least
+    if unequal.any():
+        low, high = (x[unequal][0].item() for x in (least, most))
+        raise ValueError(
+            f"spk_out has values other than 0 at more than half of the steps, from {low:g} to "
+            f"{high:g} for one neuron: pass the spikes, not the membrane"
+        )
 
 
 class Energy(NamedTuple):
-    """What :func:`energy_estimate` returns; everything per sample, averaged over the batch."""
+    """Result of :func:`energy_estimate`: all values per sample, averaged over the batch."""
 
     synaptic_operations: float
-    """Spikes times fan-out."""
+    """Number of spikes times fan-out."""
     joules: float
-    """Energy of these."""
+    """Energy of the synaptic operations."""
     dense_operations: float
-    """Multiply-accumulates of the same layers without spikes, one pass: neurons times fan-out."""
+    """Multiply-accumulates of one pass through the same layers without spikes: neurons times
+    fan-out."""
     dense_joules: float
-    """Energy of those."""
+    """Energy of the dense operations."""
 
 
-FanOut = float | Tensor | nn.Linear | SingleSpikeLinear
+FanOut = float | Tensor | nn.Module
 
 
 @torch.no_grad()
@@ -276,8 +271,8 @@ def energy_estimate(
     multiply_accumulate_pj: float = MULTIPLY_ACCUMULATE_PJ,
 ) -> Energy:
     """
-    Energy of synaptic operations per sample: every spike is added to the membrane of each
-    neuron it reaches.
+    Energy of synaptic operations per sample. In one synaptic operation a spike is added to the
+    membrane of one neuron that it reaches.
 
     .. math::
 
@@ -285,8 +280,8 @@ def energy_estimate(
             E_{\\rm dense} = E_{\\rm MAC} \\sum_{\\rm layers} \\text{neurons} × \\text{fan-out}
 
     Constants: 32-bit floating point in 45 nm, 0.9 pJ to accumulate and 4.6 pJ to multiply and
-    accumulate, Horowitz, ISSCC 2014. Memory, leak and threshold of the neurons, and biases are
-    not counted, so this compares networks; it does not predict a chip.
+    accumulate, Horowitz, ISSCC 2014. The estimate excludes memory, biases, and the leak and
+    threshold of the neurons. It compares networks; it does not predict the energy of a chip.
 
     Example::
 
@@ -294,15 +289,16 @@ def energy_estimate(
         metrics.energy_estimate([x, spk1], [net.fc1, net.fc2]).joules
 
     :param spk_out: spikes of shape `(T, B, *features)` that go into a layer of synapses, or a
-        sequence of such, one for each layer
-    :type spk_out: torch.Tensor or sequence
+        sequence with the spikes into each layer. Every spike counts 1, whatever its height
+    :type spk_out: torch.Tensor, SpikeTimes, SpikeEvents or sequence
 
-    :param fan_out: synapses of each neuron: a number, one value per neuron (a tensor that
-        broadcasts to `features`) or the `nn.Linear` that follows; a sequence for several layers
+    :param fan_out: number of synapses of each neuron: a number, a tensor that broadcasts to
+        `features`, or the following linear layer (a module with `in_features` and
+        `out_features`); a sequence for several layers
     :type fan_out: float, torch.Tensor, torch.nn.Linear, SingleSpikeLinear or sequence
 
-    :param graded: spikes have heights that must be multiplied: a synaptic operation then costs a
-        multiply-accumulate. Defaults to False
+    :param graded: spikes have heights, and a synaptic operation multiplies by the height: it then
+        costs a multiply-accumulate. Defaults to False
     :type graded: bool, optional, keyword only
 
     :param accumulate_pj: energy to accumulate, in pJ. Defaults to 0.9
@@ -311,11 +307,11 @@ def energy_estimate(
     :param multiply_accumulate_pj: energy to multiply and accumulate, in pJ. Defaults to 4.6
     :type multiply_accumulate_pj: float, optional, keyword only
 
-    :return: operations and joules per sample, and those of dense layers
+    :return: operations and joules per sample, of the spikes and of dense layers
     :rtype: Energy
 
-    :raises ValueError: a wrong shape, `T = 0`, an empty batch, a fan-out that does not fit, as
-        many fan-outs as layers not given
+    :raises ValueError: a wrong shape, `T = 0`, an empty batch, a fan-out that does not fit, another
+        number of fan-outs than of layers
     :raises TypeError: a fan-out of another type
     """
     layers = [spk_out] if isinstance(spk_out, (Tensor, LazyTensor)) else list(spk_out)
@@ -327,7 +323,7 @@ def energy_estimate(
         )
     operations = dense = 0.0
     for i, (spikes, fan) in enumerate(zip(layers, fans, strict=True)):
-        counts = spike_counts(spikes, per="neuron")
+        counts = spike_count(_unit_spikes(spikes), per="neuron").view(spikes.shape[2:])
         if spikes.shape[1] == 0:
             raise ValueError(f"spk_out has shape {tuple(spikes.shape)}: no samples (B=0)")
         reach = _reach(fan, spikes, i)
@@ -339,21 +335,36 @@ def energy_estimate(
     )
 
 
+def _unit_spikes(spikes: Any) -> Any:
+    """The same spikes with height 1: spike_count counts a spike by its height."""
+    if _has_times(spikes):
+        return spikes if spikes.height is None else SpikeTimes(_steps(spikes), spikes.num_steps)
+    if isinstance(spikes, SpikeEvents) and not spikes.folded and spikes.numel() > 0:
+        events = spikes.events()
+        if events.values is None:
+            return spikes
+        if bool((events.values.abs() > 0).all()):
+            return SpikeEvents(events._replace(values=None), spikes.num_steps, spikes.features)
+    return _fired(to_dense(spikes)).float()
+
+
 def _reach(fan_out: FanOut, spikes: Tensor, layer: int) -> Tensor:
-    """Synapses of every neuron of a layer, float64 (*features)."""
+    """Number of synapses of every neuron of a layer, float64 (*features)."""
     features = spikes.shape[2:]
-    if isinstance(fan_out, nn.Linear | SingleSpikeLinear):
-        if fan_out.in_features != features[-1]:
+    inputs, outputs = (getattr(fan_out, f"{end}_features", None) for end in ("in", "out"))
+    if isinstance(inputs, int) and isinstance(outputs, int):
+        if inputs != features[-1]:
             raise ValueError(
-                f"fan_out of layer {layer} is a Linear of {fan_out.in_features} inputs, but its "
-                f"spikes have shape {tuple(spikes.shape)}: pass the layer that these spikes go into"
+                f"fan_out of layer {layer} is a {type(fan_out).__name__} of {inputs} inputs, but "
+                f"its spikes have shape {tuple(spikes.shape)}: pass the layer that these spikes go "
+                "into"
             )
-        fan_out = fan_out.out_features
+        fan_out = outputs
     if isinstance(fan_out, bool) or not isinstance(fan_out, Real | Tensor):
         raise TypeError(
             f"fan_out of layer {layer} is a {type(fan_out).__name__}: pass a number, one value per "
-            "neuron or an nn.Linear. Of a convolution it is kernel size times output channels over "
-            "stride, but for the edges"
+            "neuron or an nn.Linear. The fan-out of a convolution is kernel size times output "
+            "channels divided by stride, except at the edges"
         )
     reach = torch.as_tensor(fan_out, dtype=torch.float64, device=spikes.device)
     try:

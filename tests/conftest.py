@@ -1,6 +1,7 @@
 """Shared fixtures. The interpreter must be chosen before triton is first imported."""
 
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -11,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.support.devices import runnable
+from tests.support.poison import poisoned
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")
@@ -27,12 +29,40 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=runnable("torch", "numba"))
+@pytest.fixture(params=runnable("torch", "numba", *["triton"] * torch.cuda.is_available()))
 def linear_backend(request: pytest.FixtureRequest) -> str:
-    """Every implementation of linear layers from spike times."""
+    """
+    Every implementation of linear layers from spike times.
+
+    Triton's interpreter takes a second for each: without a GPU it runs in ops/test_conformance.py
+    and kernels/test_triton.py only.
+    """
     return request.param
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "untouched: memory is as the system gives it, not poisoned")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A kernel that leaves an output unwritten returns NaN."""
+    if request.node.get_closest_marker("untouched"):
+        yield
+    else:
+        with poisoned():
+            yield
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take most of the time of small products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,15 +8,12 @@ from snntorch import surrogate
 from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.functional import single_spike_leaky
 
-from tests.support.devices import SHARED, device_of
+from tests.support.devices import ROOT, device_of
 from tests.support.oracle import relative_error
 
-GOLDEN = sorted((SHARED / "golden").glob("*.npz"))
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.npz"))
 RULES = ("straight_through", "pre_spike")
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN, reason=f"the authors' recorded runs are not here ({SHARED / 'golden'})"
-)
 
 
 def run(path, backend, dtype, call):

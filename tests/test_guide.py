@@ -1,8 +1,4 @@
-"""Every block of docs/guide.md, before and after, on the same weights."""
-
-import logging
-import re
-from pathlib import Path
+"""Every block of docs/guide.md and docs/spike-times.md, before and after, on the same weights."""
 
 import matplotlib
 import pytest
@@ -15,28 +11,36 @@ from torch.nn.functional import cross_entropy
 
 from snn_single_spike import convert
 
-GUIDE = (Path(__file__).parent.parent / "docs" / "guide.md").read_text()
-SECTIONS = {
-    title: re.findall(r"```python\n(.*?)```", body, re.S)
-    for title, body in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S)
-}
-BEGINNING = re.search(r"```python\n(.*?)```", GUIDE, re.S)[1]  # of every block
+from tests.support.devices import ROOT
+from tests.support.pages import blocks_of, sections_of
+
+GUIDE, TIMES = ((ROOT / "docs" / name).read_text() for name in ("guide.md", "spike-times.md"))
+SECTIONS = {title: blocks_of(body) for title, body in sections_of(GUIDE).items()}
+TIMES_SECTIONS = {title: blocks_of(body) for title, body in sections_of(TIMES).items()}
 STEPS = 8
-PLOTS, TIMES = "Plots, probes and `utils.reset`", "Spike times instead of dense spikes"
-ALONE = (PLOTS, TIMES)  # blocks that are not before and after, or several of these
+PLOTS = "Plots, probes and `utils.reset`"
 matplotlib.use("agg")
 
 
-def run(code):
+def run(code, page=GUIDE):
     """The names a block leaves behind; weights and data are those of every other block."""
     if "spikeplot" in code:
         pytest.importorskip("pandas", reason="snntorch.spikeplot imports it")
-    torch.manual_seed(0)
+    beginning, *_ = blocks_of(page)
     space = {}
-    exec(BEGINNING, space)
+    torch.manual_seed(0)
+    exec(beginning, space)
     torch.manual_seed(1)
     exec(code, space)
     return space
+
+
+def run_times(title, lower=""):
+    """The blocks of a section of the page on spike times."""
+    codes = TIMES_SECTIONS[title]
+    if lower:
+        codes = [code.replace("beta=0.9", f"beta=0.9, threshold={lower}") for code in codes]
+    return [run(code, TIMES) for code in codes]
 
 
 def first(spikes):
@@ -45,7 +49,7 @@ def first(spikes):
 
 
 @pytest.mark.parametrize(
-    "title", [title for title, blocks in SECTIONS.items() if len(blocks) > 1 and title not in ALONE]
+    "title", [title for title, blocks in SECTIONS.items() if len(blocks) > 1 and title != PLOTS]
 )
 def test_after_does_what_before_did(title):
     before, *afters = (run(code) for code in SECTIONS[title])
@@ -137,48 +141,55 @@ def test_feedback_of_a_neuron_to_itself_reaches_no_spike_as_the_page_says():
 
 
 def test_spike_times_of_the_page_are_its_dense_spikes():
-    low = [code.replace("beta=0.9", "beta=0.9, threshold=0.2") for code in SECTIONS[TIMES]]
-    dense, times, loop, converted = (run(code) for code in low[:4])  # low, so that all fire
+    dense, times = run_times("Two layers", lower="0.2")  # low, so that all fire
     assert dense["spk_rec"].any()
     assert torch.equal(times["spikes"].to_dense(), dense["spikes"])
     assert torch.equal(times["spk_rec"].to_dense(), dense["spk_rec"])
     assert torch.allclose(times["mem_rec"].to_dense(), dense["mem_rec"], atol=1e-5)
+
+
+def test_functions_of_the_page_pass_spike_times():
+    (space,) = run_times("Functions")
+    assert (space["hidden"].times >= 0).any()
+    assert space["scores"].shape == (3, 10)
+
+
+def test_a_whole_model_of_the_page_keeps_spike_times():
+    loop, converted = run_times("A whole model", lower="0.2")
     for name in ("spk_rec", "mem_rec"):
         assert converted[name].shape == loop[name].shape
-    hidden = converted["net"][1]
-    assert hidden.spike_format == "times"
+    assert converted["net"][1].spike_format == "times"
     assert list(converted["net"].state_dict()) == list(loop["net"].state_dict())
     assert converted["mem_rec"].max(0).values.shape == (3, 10)
 
 
-def test_the_log_of_the_page_is_what_is_logged(caplog):
-    code = SECTIONS[TIMES][4]
-    level = logging.getLogger("snn_single_spike").level
-    try:
-        with caplog.at_level(logging.INFO):
-            run(code)
-    finally:
-        logging.getLogger("snn_single_spike").setLevel(level)
-    said = re.search(r"# INFO:snn_single_spike:(.*) \.\.\.\) made one", code)[1]
-    assert said in caplog.text
+def test_what_becomes_dense_warns_as_the_page_says():
+    run_times("What stays spike times, and what becomes dense")  # with its own assertion
 
 
 def test_recordings_of_the_page_are_their_events():
-    space = run(SECTIONS[TIMES][5])
+    (space,) = run_times("Event recordings")
     assert space["spikes"].to_dense().sum((0, 2, 3, 4)).tolist() == [40, 0, 25]
     assert space["spk_rec"].shape == space["mem_rec"].shape == (STEPS, 3, 10)
 
 
 def test_a_cost_of_spikes_has_a_gradient():
-    code = SECTIONS[TIMES][6]
-    space = run(code.replace("beta=0.9", "beta=0.9, threshold=0.2"))
+    (space,) = run_times("A cost of spikes", lower="0.2")
     free = cross_entropy(space["scores"], torch.tensor([3, 1, 4]))
     cost = space["loss"] - free
-    spikes = space["hidden"].count().float().mean().item()
+    spikes = (space["hidden"].times >= 0).flatten(1).sum(1).float().mean().item()
     assert cost.item() == pytest.approx(1e-3 * spikes, abs=1e-5)
     assert cost > 0
     (grad,) = torch.autograd.grad(cost, space["layer"].weight)
     assert grad.any()
+
+
+def test_every_block_on_spike_times_is_tested():
+    tested = {
+        *("Two layers", "Functions", "A whole model", "Event recordings", "A cost of spikes"),
+        "What stays spike times, and what becomes dense",
+    }
+    assert {title for title, blocks in TIMES_SECTIONS.items() if blocks} == tested
 
 
 def blocks_of_their_own():
@@ -232,6 +243,5 @@ def test_the_page_has_every_idiom():
         "regression tutorial, part 1",
         "regression tutorial, part 2",
         "probes",
-        "Spike times",
     ):
         assert word in text

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from snn_single_spike import SingleSpikeLinear, SpikeEvents, metrics
+from snn_single_spike import SingleSpikeLinear, SpikeEvents, SpikeTimes, metrics
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
 
 
@@ -86,30 +86,28 @@ def test_times_do_as_well_as_spikes():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
-def test_latency_and_counts_against_loops(dtype):
+def test_latency_and_operations_against_loops(dtype):
     spikes = (torch.rand(6, 7, 2, 3) < 0.1).to(dtype)
     flat = spikes.flatten(2)
     latency = metrics.latency_to_decision(flat)
     for b in range(7):
         num_steps = [t for t in range(6) if flat[t, b].any()]
         assert latency[b] == num_steps[0] if num_steps else math.isnan(latency[b])
-        assert metrics.spike_counts(spikes)[b] == sum(bool(s) for s in flat[:, b].flatten())
-    per_train = metrics.spike_counts(spikes, per="train")
-    assert per_train.shape == (7, 2, 3)
-    assert per_train.dtype == torch.int64
-    assert torch.equal(per_train.sum(0), metrics.spike_counts(spikes, per="neuron"))
+    fan_out = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    operations = sum(fan_out.flatten()[n].item() for _, _, n in flat.nonzero().tolist())
+    energy = metrics.energy_estimate(spikes, fan_out)
+    assert energy.synaptic_operations == pytest.approx(operations / 7)
 
 
 def test_nan_is_no_spike():
     spikes = torch.tensor([torch.nan, 1.0])[:, None, None]
-    assert metrics.spike_counts(spikes).tolist() == [1]
+    assert metrics.energy_estimate(spikes, 1).synaptic_operations == 1
     assert metrics.latency_to_decision(spikes).tolist() == [1]
 
 
 def test_empty_batch():
     spikes = torch.zeros(4, 0, 3)
     assert metrics.latency_to_decision(spikes).shape == (0,)
-    assert metrics.spike_counts(spikes).shape == (0,)
     with pytest.raises(ValueError, match="no samples"):
         metrics.accuracy_temporal(spikes, torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="B=0"):
@@ -138,14 +136,62 @@ def test_energy_with_a_fan_out_for_each_neuron():
     assert metrics.energy_estimate(spikes, fan_out).dense_operations == 12
 
 
+HEIGHTS = {
+    "1": None,
+    "of each neuron": torch.tensor([0.5, 2.0, 1.0]),
+    "negative, 0 and NaN": torch.tensor([-1.0, 0.0, math.nan]),
+}
+
+
+@pytest.mark.parametrize("name", HEIGHTS)
+def test_spike_times_are_read_without_dense_spikes(name, monkeypatch):
+    given = SpikeTimes(torch.randint(-1, 6, (50, 3)), 6, height=HEIGHTS[name])
+    dense, targets, mem = given.to_dense(), torch.randint(3, (50,)), torch.rand(6, 50, 3)
+    fan_out = torch.tensor([1.0, 10.0, 100.0])
+
+    def found(spikes):
+        yield metrics.latency_to_decision(spikes).nan_to_num(-1).tolist()
+        yield metrics.accuracy_temporal(spikes, targets)
+        yield metrics.accuracy_temporal(spikes, targets, mem)
+        yield metrics.energy_estimate(spikes, fan_out)
+
+    expected = list(found(dense))
+
+    def forbidden(self):
+        raise AssertionError("dense spikes were made")
+
+    monkeypatch.setattr(SpikeTimes, "to_dense", forbidden)
+    assert list(found(given)) == expected
+
+
+@pytest.mark.parametrize("heights", [[1.0], [1.0, 3.0], [1.0, 2.0, math.nan]])
+def test_every_event_is_one_operation_whatever_its_height(heights):
+    dense = torch.zeros(7, 4, 2, 3)
+    where = torch.rand(dense.shape) < 0.3
+    dense[where] = torch.tensor(heights)[torch.randint(len(heights), (int(where.sum()),))]
+    fan_out = torch.arange(1.0, 7.0).view(2, 3)
+    expected = metrics.energy_estimate(dense, fan_out)
+    assert metrics.energy_estimate(SpikeEvents.from_dense(dense), fan_out) == expected
+    assert expected.synaptic_operations > 0
+
+
+def test_spike_times_of_another_rank_or_no_neurons():
+    times = torch.zeros(4, 2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"flatten\(2\)"):
+        metrics.latency_to_decision(SpikeTimes(times, 5))
+    for call in (metrics.latency_to_decision, lambda x: metrics.energy_estimate(x, 1)):
+        with pytest.raises(ValueError, match="no neurons"):
+            call(SpikeTimes(times[:, 0, :0], 5))
+
+
 SPIKES, TARGETS = torch.zeros(5, 4, 3), torch.zeros(4, dtype=torch.int64)
 ACCURACY, ENERGY = metrics.accuracy_temporal, metrics.energy_estimate
 ERRORS = {
     "no tensor": (TypeError, "spk_out must be", lambda: ACCURACY([1], TARGETS)),
-    "rank": (ValueError, "torch.stack", lambda: metrics.spike_counts(SPIKES[0])),
+    "rank": (ValueError, "torch.stack", lambda: ENERGY(SPIKES[0], 1)),
     "rank 4": (ValueError, r"flatten\(2\)", lambda: ACCURACY(SPIKES[..., None], TARGETS)),
     "T=0": (ValueError, "T=0", lambda: metrics.latency_to_decision(SPIKES[:0])),
-    "no neurons": (ValueError, "no neurons", lambda: metrics.spike_counts(SPIKES[..., :0])),
+    "no neurons": (ValueError, "no neurons", lambda: ENERGY(SPIKES[..., :0], 1)),
     "batch": (ValueError, "targets has 3 samples", lambda: ACCURACY(SPIKES, TARGETS[:3])),
     "class": (ValueError, "targets contains 3", lambda: ACCURACY(SPIKES, TARGETS + 3)),
     "float": (TypeError, "targets.long", lambda: ACCURACY(SPIKES, TARGETS.float())),
@@ -153,10 +199,9 @@ ERRORS = {
     "mem type": (TypeError, "mem_out must be", lambda: ACCURACY(SPIKES, TARGETS, [1])),
     "membrane": (
         ValueError,
-        "from 0.25 to 0.5: .* not the membrane",
+        "from 0.25 to 0.5 for one neuron: .* not the membrane",
         lambda: ACCURACY(0.25 * torch.arange(60.0).view(5, 4, 3).clamp(max=2), TARGETS),
     ),
-    "per": (ValueError, "per='class'", lambda: metrics.spike_counts(SPIKES, "class")),
     "layers": (ValueError, "fan_out has 1 entries", lambda: ENERGY([SPIKES, SPIKES], 10)),
     "linear": (ValueError, "Linear of 4 inputs", lambda: ENERGY(SPIKES, nn.Linear(4, 2))),
     "conv": (TypeError, "Conv2d", lambda: ENERGY(SPIKES, nn.Conv2d(3, 4, 3))),

@@ -518,7 +518,7 @@ REFUSED = {
     "graded": (
         lambda: spiking(nn.Linear(8, 8), SingleSpikeLeaky(0.9, graded_spikes_factor=2.0)),
         VECTOR,
-        "'1' .* graded_spikes_factor high.* Multiply the weights",
+        "'1' .* height graded_spikes_factor.* Multiply the weights",
     ),
     "snnTorch's": (lambda: spiking(leaky()), VECTOR, "'0' .Leaky.* convert.. the model"),
     "one layer": (lambda: SingleSpikeLeaky(0.9), VECTOR, "single layer"),
@@ -661,7 +661,7 @@ def test_one_to_one_rleaky(v, tmp_path):
     ("neuron", "message"),
     [
         (lambda: snn.Alpha(0.9, 0.8, init_hidden=True), "'1' .Alpha.* NIR has no primitive"),
-        (lambda: snn.Lapicque(0.9, init_hidden=True), "'1' .Lapicque.* snntorch.Leaky of beta"),
+        (lambda: snn.Lapicque(0.9, init_hidden=True), "'1' .Lapicque.* snntorch.Leaky with beta"),
     ],
 )
 def test_neurons_without_a_node(neuron, message):
@@ -698,7 +698,9 @@ class Doubled(SingleSpikeLeaky):
 
 def test_what_a_subclass_does_is_not_lost():
     net = nn.Sequential(nn.Linear(8, 4), Doubled(0.9, backend="torch"))
-    with pytest.raises(ValueError, match=r"'1' \(Doubled\).*its own forward. Use SingleSpikeLeaky"):
+    with pytest.raises(
+        ValueError, match=r"'1' \(Doubled\).*overrides forward of SingleSpikeLeaky. Use"
+    ):
         export_to_nir(net, torch.rand(STEPS, BATCH, 8))
 
 

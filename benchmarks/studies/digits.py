@@ -1,19 +1,19 @@
-"""Single spikes against a multi-spike snn.Leaky network, and its checkpoint converted, on digits.
+"""Single-spike networks, a multi-spike snn.Leaky network and its converted checkpoint, on digits.
 
     python -m benchmarks.studies.digits [--threads 1] [--out benchmarks/results/digits.json]
 
 scikit-learn's digits, latency-coded (every input spikes once), T=25, 64-128-10, 30 epochs of Adam
-at 5e-3. One split, whose test part is for the figures only. Beta (a number, or learned for each
-neuron) and, for the multi-spike network, the loss are chosen on a validation part of the training
-set, with other seeds, and from the same list for every way of training. (The list was widened
-once, since the largest beta was always the best; test figures had been seen by then.) Otherwise
-losses, regularisers and neurons have their defaults.
+at 5e-3. One split, whose test part serves the final figures only. Beta (a number, or learned for
+each neuron) and, for the multi-spike network, the loss are chosen on a validation part of the
+training set, with other seeds. Every method chooses from the same list of betas. (The list was
+extended once, because the largest beta was always the best; test figures had been seen by then.)
+Losses, regularisers and neurons have their defaults.
 
 - multi-spike: snn.Leaky in a loop over time, as in snnTorch's tutorials 5 and 6.
-- single spike: the same network of SingleSpikeLeaky, read by its earliest spike or, with a
+- single spike: the same network of SingleSpikeLeaky, classified by its earliest spike or, with a
   LeakyReadout as its last layer, by the summed membrane.
-- checkpoint: the trained multi-spike network, loaded with strict=True into a converted one; its
-  accuracy as it is, and after some epochs of fine-tuning.
+- checkpoint: the trained multi-spike network, loaded with strict=True into a converted network;
+  accuracy without and with some epochs of fine-tuning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from snntorch import utils
 from torch import Tensor, nn
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky, convert, losses, metrics
-from snn_single_spike.demo import latency_code, load_digits
+from snn_single_spike.demo import latency_code
+from snn_single_spike.experiments.digits import load_digits
 
 from benchmarks.harness import machine
 
@@ -45,7 +46,7 @@ FINE_TUNING = (1, 3, 10)  # epochs
 Output = tuple[Tensor, Tensor, Tensor]  # hidden spikes, output spikes, output membrane or scores
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # an Output and the targets
 Data = tuple[Tensor, Tensor]
-Leak = Callable[[int], dict[str, object]]  # arguments of a layer of so many neurons
+Leak = Callable[[int], dict[str, object]]  # arguments of a layer, from its number of neurons
 
 
 def fixed(beta: float) -> Leak:
@@ -106,7 +107,7 @@ class SingleSpike(nn.Module):
 
 
 class SingleSpikeReadout(SingleSpike):
-    """Its last layer never fires."""
+    """A network whose last layer never fires."""
 
     def __init__(self, leak: Leak) -> None:
         super().__init__(leak)
@@ -136,7 +137,7 @@ def tutorial_5(mem2: Tensor, targets: Tensor) -> Tensor:
     return sum(nn.functional.cross_entropy(mem, targets) for mem in mem2)
 
 
-# Accuracy as the loss wants it read
+# Accuracy, classified by the quantity that the loss trains
 def by_count(out: Output, targets: Tensor) -> float:
     return (out[1].sum(0).argmax(1) == targets).float().mean().item()
 
@@ -204,7 +205,7 @@ def fit(method: Method, leak: str, data: Data, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def measure(net: nn.Module, read: Read, data: Data) -> dict[str, float]:
-    """Accuracy in %, spikes per sample of either layer."""
+    """Accuracy in %, and spikes per sample of both layers."""
     x, y = data
     out = net(x)
     return {
@@ -226,14 +227,14 @@ def choose(method: Method, fitting: Data, validation: Data) -> dict[str, float]:
 
 
 def convert_checkpoint(trained: MultiSpike, leak: Leak) -> nn.Module:
-    """Of the stock model through its state_dict, as from a file."""
+    """Convert the trained network through its state_dict, as from a file."""
     net = convert(Step(leak))
     net.load_state_dict(trained.step.state_dict(), strict=True)
     return net
 
 
 def summarise(runs: list[dict[str, float]], dense: dict[str, float] | None) -> dict[str, object]:
-    """Means and the accuracy of each seed; spikes saved against the multi-spike network, in %."""
+    """Means, the accuracy of each seed, and the reduction of spikes in %."""
     mean = {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
     out: dict[str, object] = {
         "accuracy": mean["accuracy"],
@@ -319,7 +320,7 @@ def main() -> None:
     if options.out:
         report_ = {
             "machine": machine.describe() | {"threads": torch.get_num_threads()},
-            "task": {"steps": STEPS, "hidden": HIDDEN, "epochs": EPOCHS, "seeds": SEEDS},
+            "task": {"num_steps": STEPS, "hidden": HIDDEN, "epochs": EPOCHS, "seeds": SEEDS},
             "chosen_beta": chosen,
             "validation_accuracy": tried,
             "reference": reference,

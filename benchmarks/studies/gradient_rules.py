@@ -1,12 +1,12 @@
-"""Which gradient rule trains best, with which surrogate, and which revives a silent network.
+"""A comparison of gradient rules and surrogates, also from a silent network.
 
     python -m benchmarks.studies.gradient_rules --data DIR [--tasks yinyang digits] [--seeds 3]
 
 Every rule with every surrogate (the `spike_time` rule has none) on Yin-Yang 4-120-3, digits
 64-128-10 and Fashion-MNIST 784-200-10, by the papers' recipe with fewer epochs and without
-augmentation; and from a silent network, whose first weights are a tenth of what they would be.
-A run that was stopped goes on where it was, and a finished one is not made again. The tables, with
-learning curves, are written beside the runs.
+augmentation; and from a silent network, whose initial weights are a tenth of the recipe's.
+The same command resumes a stopped study and skips finished runs. The tables, with learning
+curves, are written beside the runs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from snn_single_spike.experiments import ExperimentError, checkpoint, report, training
-from snn_single_spike.experiments.config import Config, make
+from snn_single_spike.experiments.config import Config
 from snn_single_spike.experiments.files import write_bytes
 from snn_single_spike.experiments.progress import Terminal
-from snn_single_spike.ops.validation import GRADIENT_RULES
+from snn_single_spike.experiments.sources import make
+from snn_single_spike.functional import GRADIENT_RULES
 
 TASKS: dict[str, dict[str, Any]] = {
     "yinyang": {"epochs": 30, "milestones": (20,)},
     "digits": {"epochs": 30},
     "fashion-mnist": {"epochs": 10, "milestones": (7,), "layers": "200", "augment": ()},
 }
-# Of the papers' second and first version, snnTorch's default, and two of other shapes
+# The papers' second and first version, snnTorch's default, and two other shapes
 SURROGATES = ("fast_sigmoid:10", "fast_sigmoid:100", "atan:2", "sigmoid:25", "triangular:1")
 SILENT = 0.1
 
 Runs = dict[tuple[str, str], list[Path]]
-"""Folders of the seeds by rule and surrogate."""
+"""Folders of the runs, one per seed, by rule and surrogate."""
 
 
 def settings(task: str, options: argparse.Namespace, **changes: Any) -> Config:
@@ -52,12 +53,12 @@ def train(config: Config, folder: Path) -> Path:
             show=lambda batches: Terminal(config, batches),
         )
     except training.Interrupted as stopped:
-        sys.exit(f"{stopped}; the same command goes on")
+        sys.exit(f"{stopped}; the same command resumes")
     return folder
 
 
 def compare(task: str, options: argparse.Namespace, silent: bool) -> Runs:
-    """Train every rule with every surrogate; silent networks with the first surrogate only."""
+    """Train every rule with every surrogate; from silence only with the first surrogate."""
     found: Runs = {}
     surrogates = options.surrogates[:1] if silent else options.surrogates
     for rule in GRADIENT_RULES:
@@ -86,24 +87,24 @@ def spread(values: list[float]) -> str:
 
 
 def by_surrogate(runs: Runs) -> list[str]:
-    """Test accuracy after the last epoch in %, its mean and extremes."""
+    """Test accuracy after the last epoch in %: mean and extremes."""
     surrogates = list(dict.fromkeys(surrogate for _, surrogate in runs if surrogate))
     lines = [f"| | {' | '.join(surrogates)} |", "|---" + "|--:" * len(surrogates) + "|"]
     for rule in dict.fromkeys(rule for rule, _ in runs):
         cells = []
         for surrogate in surrogates:
             folders = runs.get((rule, surrogate)) or runs[rule, ""]
-            last = [report.read_run(folder).last for folder in folders]
+            last = [report.read_runs(folder)[0].last for folder in folders]
             cells.append(spread([100 * record["test_accuracy"] for record in last]))
         lines.append(f"| `{rule}` | {' | '.join(cells)} |")
     return lines
 
 
 def from_silence(runs: Runs) -> list[str]:
-    """Spikes per sample in the first epochs and at the end, and what was reached."""
+    """Spikes per sample in the first and last epochs, and the final accuracy."""
     lines = ["| | spikes in epoch 1 | epoch 2 | last | accuracy |", "|---|--:|--:|--:|--:|"]
     for (rule, _), folders in runs.items():
-        histories = [report.read_run(folder).history for folder in folders]
+        histories = [report.read_runs(folder)[0].history for folder in folders]
         spikes = [
             statistics.mean(history[at]["train_spikes"] for history in histories)
             for at in (0, min(1, len(histories[0]) - 1), -1)
@@ -124,7 +125,7 @@ def main() -> None:
     options = parser.parse_args()
     for task in options.tasks:
         try:
-            settings(task, options)  # a missing --data is found before the first run
+            settings(task, options)  # reports a missing --data before the first run
         except ExperimentError as error:
             parser.error(str(error))
 

@@ -1,10 +1,10 @@
-"""Which losses train a network of single spikes: snnTorch's and this library's, on digits.
+"""A comparison of losses for single-spike networks, snnTorch's and this library's, on digits.
 
     python -m benchmarks.studies.losses_accuracy [--epochs 15] [--seeds 3] [--out table.md]
     python -m benchmarks.studies.losses_accuracy --defaults [--out table.md]
 
 scikit-learn's digits, latency-coded, T=25, 64-128-10, SingleSpikeLeaky in both layers, Adam at
-5e-3. Accuracy is read by snnTorch's accuracy_rate, by the earliest spike
+5e-3. Accuracy is measured by snnTorch's accuracy_rate, by the earliest spike
 (metrics.accuracy_temporal) and by the summed membrane of the output layer.
 
 --defaults compares the defaults of ce_temporal_loss with those of snnTorch, at several numbers of
@@ -28,7 +28,8 @@ from snntorch import surrogate
 from torch import Tensor, nn
 
 from snn_single_spike import SingleSpikeLeaky, losses, metrics
-from snn_single_spike.demo import latency_code, load_digits
+from snn_single_spike.demo import latency_code
+from snn_single_spike.experiments.digits import load_digits
 
 STEPS, BATCH = 25, 128
 COLUMNS = ("rate", "earliest spike", "membrane", "undecided", "hidden", "output", "seconds")
@@ -54,7 +55,7 @@ class Task:
 
     hidden: int
     classes: int
-    epochs: int  # times the number asked for
+    epochs: int  # factor of --epochs
     x_train: Tensor
     y_train: Tensor
     x_test: Tensor
@@ -75,7 +76,7 @@ def digits(num_steps: int, seed: int) -> Task:
 
 
 def yin_yang(num_steps: int, seed: int) -> Task:
-    """Points of the symbol: yin, yang, dots, as many of each."""
+    """Points of the symbol, as many of each class: yin, yang, dots."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(40_000, 2, generator=generator)
     x, y = points.T
@@ -101,7 +102,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # spk1, spk2, mem2, t
 
 
 def on_spikes(loss: Callable[[Tensor, Tensor], Tensor], *regularisers: Callable) -> Loss:
-    """Regularisers are for the hidden layer and the output layer; None leaves one out."""
+    """Regularisers of the hidden layer and the output layer, or None."""
 
     def call(spk1: Tensor, spk2: Tensor, mem2: Tensor, targets: Tensor) -> Tensor:
         value = loss(spk2, targets)
@@ -145,7 +146,7 @@ CONTESTANTS: dict[str, Loss] = {
 }
 
 
-# snnTorch's, the same without its gradient, each of the two changes alone, both; squared error
+# snnTorch's; this library's with snnTorch's arguments; one change each; both; squared error
 DEFAULTS: dict[str, Loss] = {
     "SF.ce_temporal_loss()": on_spikes(SF.ce_temporal_loss()),
     "ce_temporal_loss(time_scale=1, on_target=0)": on_spikes(
@@ -198,14 +199,14 @@ def compare_losses(epochs: int, seeds: int) -> list[str]:
 
 
 def compare_defaults(epochs: int, seeds: int) -> list[str]:
-    """Accuracy by the earliest spike, its least and greatest over seeds, and the deciding step."""
+    """Accuracy by the earliest spike (mean, minimum, maximum) and the step of the decision."""
     lines = [f"| loss | {' | '.join(TASKS)} |", "|---" + "|--:" * len(TASKS) + "|"]
     for name, loss in DEFAULTS.items():
         cells = []
         for make in TASKS.values():
             runs = [train(loss, make(seed), epochs, seed) for seed in range(seeds)]
             found = [run["earliest spike"] for run in runs]
-            # Not of a seed that never decides
+            # Without seeds that never decide
             num_steps = [run["decided at"] for run in runs if not math.isnan(run["decided at"])]
             step = statistics.mean(num_steps)
             cells.append(

@@ -1,6 +1,6 @@
-"""The study trains, goes on where it was, and writes its tables.
+"""The study trains, resumes, and writes its tables.
 
-python -m pytest benchmarks/test_gradient_rules.py
+python -m pytest benchmarks/studies/test_gradient_rules.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_the_study_writes_its_tables_and_trains_once(
     assert text.count("| 0.0 | 0.0 | 0.0 |") >= 1  # silent at first
     assert (tmp_path / "report" / "curves-1.png").exists()
     # 3 rules with 2 surrogates, spike_time, and 4 rules from silence; 2 seeds each
-    metrics = {path: path.read_text() for path in tmp_path.glob("*/metrics.jsonl")}
-    assert len(metrics) == 2 * (3 * 2 + 1 + 4)
+    records = {path: path.read_text() for path in tmp_path.glob("*/run.jsonl")}
+    assert len(records) == 2 * (3 * 2 + 1 + 4)
     gradient_rules.main()
-    assert metrics == {path: path.read_text() for path in metrics}
+    assert records == {path: path.read_text() for path in records}

@@ -1,4 +1,4 @@
-"""A block of neighbouring neurons: their parameters and initial states."""
+"""A block of neighbouring neurons: parameters, initial states, and rows of one time step."""
 
 import triton
 import triton.language as tl
@@ -34,3 +34,20 @@ def initial_state(state, start, lane, inside, BLOCK: tl.constexpr, STATE: tl.con
         return tl.load(state + start + lane, mask=inside, other=0.0).to(STATE)
     else:
         return tl.zeros((BLOCK,), STATE)
+
+
+@triton.jit
+def load_row(row, lane, inside):
+    return tl.load(row + lane, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_row(row, lane, value, inside):
+    tl.store(row + lane, value.to(row.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def end_once_all_fired(first, inside, T):
+    """The step at which a loop over time ends: T while a neuron is silent, else 0."""
+    silent = tl.max(tl.where(inside & (first >= T), 1, 0), axis=0)
+    return tl.where(silent > 0, T, 0)

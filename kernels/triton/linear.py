@@ -1,21 +1,31 @@
-"""A linear layer and its neurons from spike times.
+"""A linear layer and its neurons, or its readout, from spike times.
 
-Nothing of size (T, B, O) is read or written but the membrane and adjoint of a few samples under
-the surrogate rules. Spikes come as events: ordered by sample and time for what walks through
-time (``offsets`` of each sample), ordered by unit for the gradient of the weights.
+The kernels read spikes as events and never a tensor of size (T, B, O), except for the membrane and
+the adjoint of a few samples under the surrogate rules. Two orders of the events serve: by sample
+and time (``offsets`` of each sample) where a program walks through time, and by input (``offsets``
+of each input) for the gradient of the weights.
 
-Two forms of the forward pass. The event form walks the spikes of one sample: each adds its row
-of the transposed weights (N, O) to the current of its step, and every step is integrated as in
-``leaky.py``, with the same rounding. The tensor-core form builds the dense spikes of a few steps
-in registers, multiplies them with the weights, and integrates the steps by an associative scan;
-its sums are rounded in another order.
+    linear_first_spikes_kernel       first spikes, event form; or the membrane of known spikes
+    linear_first_spikes_dot_kernel   first spikes, tensor-core form
+    linear_readout_kernel            reduction of a membrane that never fires
+    linear_backward_weight_kernel    gradient of the weights, from an adjoint
+    linear_backward_input_kernel     gradient to the times of the input spikes
 
-A program owns one sample and ``BLOCK`` neighbouring neurons. Launch with
+The forward pass has two forms. The event form walks through the spikes of one sample: each spike
+adds its row of the transposed weights (N, O) to the current of its step, and every step is
+integrated as in ``neuron.py``, with the same rounding. The tensor-core form builds the dense spikes
+of a few steps in registers, multiplies them with the weights, and integrates the steps by an
+associative scan. Its sums are rounded in another order.
+
+A program owns one sample and ``BLOCK`` neighbouring neurons. Launch the event form with
 ``enable_fp_fusion=False``.
 """
 
 import triton
 import triton.language as tl
+
+from .block import end_once_all_fired
+from .readout import empty_reduction, reduce_step
 
 
 @triton.jit
@@ -35,6 +45,43 @@ def _events(times, units, weight, e, end, lane, inside, O, T, U: tl.constexpr):
         row = tl.load(weight + unit * O + lane, mask=inside, other=0.0)
         rows = rows + (tl.where(there, row, 0.0),)
     return when, rows
+
+
+@triton.jit
+def _scaled(row, values, e, u, end):
+    """A row times the height of spike ``e + u``; ``values`` is None where all heights are 1."""
+    if values is not None:
+        row *= tl.load(values + e + u, mask=e + u < end, other=0.0)
+    return row
+
+
+@triton.jit
+def _advance(v, slope, x, decay, theta, fired, sensitivity, RESET: tl.constexpr):
+    """The membrane before and after a step of current ``x``, and its derivative by beta.
+
+    ``fired`` marks neurons whose spike was one step ago: their reset follows now. The derivative
+    stays as it was where ``sensitivity`` is None.
+    """
+    tl.static_assert(
+        RESET == "none" or (RESET == "subtract" or RESET == "zero_before"), "unknown reset"
+    )
+    if RESET == "zero_before":
+        v = tl.where(fired, 0.0, v)
+    before = v
+    if sensitivity is not None:
+        slope = before + decay * slope
+    v = decay * before + x
+    if RESET == "subtract":
+        v = tl.where(fired, v - theta, v)
+    return before, v, slope
+
+
+@triton.jit
+def _store_pair(out, here, one, other, B, O, inside):
+    """Write (2, B, O), unless ``out`` is None."""
+    if out is not None:
+        tl.store(out + here, one, mask=inside)
+        tl.store(out + tl.cast(B, tl.int64) * O + here, other, mask=inside)
 
 
 @triton.jit
@@ -66,8 +113,10 @@ def linear_first_spikes_kernel(
     offsets (B + 1,) int64, times and units (E,) int32, values (E,) or None; weight (N, O); bias,
     beta (between 0 and 1), threshold (O,). Outputs, None where not wanted: first_spikes (B, O)
     int32, -1 for silent; crossing (2, B, O) = V[t*-1], V[t*]; sensitivity (2, B, O), their
-    derivatives by beta; mem (T, n, O) of the n samples from ``start`` on, with the reset that
-    follows the known spike, for which spiked (B, O) is given in the place of first_spikes.
+    derivatives by beta.
+
+    Where the first spikes are known, spiked (B, O) replaces first_spikes. The output is then
+    mem (T, n, O) of the n samples from ``start`` on, with the reset that follows the spike.
     """
     sample = start + tl.program_id(0)
     lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -96,15 +145,10 @@ def linear_first_spikes_kernel(
         for u in tl.static_range(U):
             now = when[u]
             while t < now:
-                before = v
-                if RESET == "zero_before":
-                    before = tl.where(first == t - 1, 0.0, before)
-                if sensitivity is not None:
-                    held = slope
-                    slope = before + decay * held
-                v = decay * before + x
-                if RESET == "subtract":
-                    v = tl.where(first == t - 1, v - theta, v)
+                slope_before = slope
+                before, v, slope = _advance(
+                    v, slope, x, decay, theta, first == t - 1, sensitivity, RESET
+                )
                 if spiked is None:
                     fire = (v > theta) & (first >= T)
                     first = tl.where(fire, t, first)
@@ -112,35 +156,27 @@ def linear_first_spikes_kernel(
                         below = tl.where(fire, before, below)
                         above = tl.where(fire, v, above)
                     if sensitivity is not None:
-                        slope_below = tl.where(fire, held, slope_below)
+                        slope_below = tl.where(fire, slope_before, slope_below)
                         slope_above = tl.where(fire, slope, slope_above)
                 if mem is not None:
                     row = (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * O
                     tl.store(mem + row + lane, v, mask=inside)
                 x = drive
                 t += 1
-            added = rows[u]
-            if values is not None:
-                added *= tl.load(values + e + u, mask=e + u < end, other=0.0)
-            x = x + added
+            x = x + _scaled(rows[u], values, e, u, end)
         e += U
         if mem is None:
-            silent = tl.max(tl.where(inside & (first >= T), 1, 0), axis=0)
-            stop = tl.where(silent > 0, T, 0)
+            stop = end_once_all_fired(first, inside, T)
 
     if first_spikes is not None:
         tl.store(first_spikes + here, tl.where(first < T, first, -1), mask=inside)
-    if crossing is not None:
-        tl.store(crossing + here, below, mask=inside)
-        tl.store(crossing + tl.cast(B, tl.int64) * O + here, above, mask=inside)
-    if sensitivity is not None:
-        tl.store(sensitivity + here, slope_below, mask=inside)
-        tl.store(sensitivity + tl.cast(B, tl.int64) * O + here, slope_above, mask=inside)
+    _store_pair(crossing, here, below, above, B, O, inside)
+    _store_pair(sensitivity, here, slope_below, slope_above, B, O, inside)
 
 
 @triton.jit
 def _combine(decay_left, sum_left, decay_right, sum_right):
-    """Two stretches of time in a row: V behind them = decay * V before them + sum."""
+    """Compose two intervals of time: V after an interval = decay * V before it + sum."""
     return decay_left * decay_right, decay_right * sum_left + sum_right
 
 
@@ -163,8 +199,8 @@ def linear_first_spikes_dot_kernel(
     """First spikes in the tensor-core form, of inputs that spike once at most.
 
     times (B, N) int32, -1 for silent; weight (N, O); bias, beta, threshold (O,), float32.
-    Output: first_spikes (B, O) int32. A spike is exact in any type, so that PRECISION says how
-    the weights are split.
+    Output: first_spikes (B, O) int32. PRECISION is the precision of the weights in the product:
+    a spike is 0 or 1, and exact in any type.
     """
     sample = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -219,8 +255,8 @@ def linear_readout_kernel(
 ):
     """Sum, maximum or last value over time of a membrane that never fires, (B, O) each.
 
-    Inputs as in linear_first_spikes_kernel. sensitivity is the derivative by beta, taken (int64)
-    the step that the value was taken at; None where not wanted.
+    Inputs as in linear_first_spikes_kernel. Outputs, None where not wanted: sensitivity, the
+    derivative by beta; taken (int64), the step of the maximum or last value.
     """
     sample = tl.program_id(0)
     lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -230,12 +266,7 @@ def linear_readout_kernel(
     v = tl.zeros((BLOCK,), STATE)
     slope = tl.zeros((BLOCK,), STATE)
     result_slope = tl.zeros((BLOCK,), STATE)
-    if REDUCTION == "max":
-        result = tl.full((BLOCK,), float("-inf"), STATE)
-        step = tl.zeros((BLOCK,), tl.int32)
-    else:
-        result = tl.zeros((BLOCK,), STATE)
-        step = tl.zeros((BLOCK,), tl.int32) + (T - 1)
+    result, step = empty_reduction(T, REDUCTION, STATE, BLOCK)
     e = tl.load(offsets + sample)
     end = tl.load(offsets + sample + 1)
     t = 0
@@ -245,27 +276,13 @@ def linear_readout_kernel(
         for u in tl.static_range(U):
             now = when[u]
             while t < now:
-                if sensitivity is not None:
-                    slope = v + decay * slope
-                v = decay * v + x
-                if REDUCTION == "sum":
-                    result += v
-                    result_slope += slope
-                elif REDUCTION == "max":
-                    better = (v > result) | ((v != v) & (result == result))
-                    result = tl.where(better, v, result)
-                    result_slope = tl.where(better, slope, result_slope)
-                    step = tl.where(better, t, step)
-                else:
-                    tl.static_assert(REDUCTION == "last", "unknown reduction")
-                    result = v
-                    result_slope = slope
+                _, v, slope = _advance(v, slope, x, decay, None, None, sensitivity, "none")
+                result, result_slope, step = reduce_step(
+                    result, result_slope, step, v, slope, t, REDUCTION
+                )
                 x = drive
                 t += 1
-            added = rows[u]
-            if values is not None:
-                added *= tl.load(values + e + u, mask=e + u < end, other=0.0)
-            x = x + added
+            x = x + _scaled(rows[u], values, e, u, end)
         e += U
     here = sample.to(tl.int64) * O + lane
     tl.store(value + here, result, mask=inside)
@@ -284,25 +301,22 @@ def _impulse(amount, when, log_decay, k):
 
 
 @triton.jit
-def _adjoint(lam, every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside):
-    """lam[k] of one sample: a row of lam (T, n, O), or its closed form."""
-    if lam is not None:
-        return tl.load(lam + row * O + lane, mask=inside, other=0.0)
+def _closed_form(every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside):
+    """lam[k] of one sample, of an adjoint in closed form; see linear_backward_weight_kernel."""
+    here = row * O + lane
+    if every is not None:
+        whole = tl.load(every + here, mask=inside, other=0.0)
+        past = (T - k).to(tl.int64) * O
+        return whole * tl.load(geometric + past + lane, mask=inside, other=0.0)
     else:
-        here = row * O + lane
-        if every is not None:
-            whole = tl.load(every + here, mask=inside, other=0.0)
-            past = (T - k).to(tl.int64) * O
-            return whole * tl.load(geometric + past + lane, mask=inside, other=0.0)
-        else:
-            amount = tl.load(at + here, mask=inside, other=0.0)
-            spike = tl.load(when + here, mask=inside, other=-1).to(tl.int32)
-            rate = tl.load(log_decay + lane, mask=inside, other=0.0)
-            out = _impulse(amount, spike, rate, k)
-            if before is not None:
-                amount = tl.load(before + here, mask=inside, other=0.0)
-                out += _impulse(amount, tl.where(spike >= 1, spike - 1, -1), rate, k)
-            return out
+        amount = tl.load(at + here, mask=inside, other=0.0)
+        spike = tl.load(when + here, mask=inside, other=-1).to(tl.int32)
+        rate = tl.load(log_decay + lane, mask=inside, other=0.0)
+        out = _impulse(amount, spike, rate, k)
+        if before is not None:
+            amount = tl.load(before + here, mask=inside, other=0.0)
+            out += _impulse(amount, tl.where(spike >= 1, spike - 1, -1), rate, k)
+        return out
 
 
 @triton.jit
@@ -326,12 +340,18 @@ def linear_backward_weight_kernel(
     BLOCK: tl.constexpr,
     U: tl.constexpr,
 ):
-    """Add the adjoint at the times of all spikes of a unit to the gradient of its weights.
+    """Add the adjoint at the times of all spikes of an input to the gradient of its weights.
 
-    The spikes of unit i are those from offsets[i] to offsets[i + 1]: times and samples (E,)
-    int32, values (E,) or None. The adjoint is lam (T, n, O), whose samples count from the first
-    of n; or in closed form every, or at, before and when (B, O), with log_decay = log2(beta)
-    and geometric (T + 1, O) = 1 + beta + ... + beta^(k-1). grad_weight (N, O) is added to.
+    The spikes of input i are offsets[i] to offsets[i + 1] - 1: times and samples (E,) int32,
+    values (E,) or None. The adjoint is one of three:
+
+    - lam (T, n, O), whose samples count from the first of n;
+    - every (B, O), the same gradient to V at every step, with
+      geometric (T + 1, O) = 1 + beta + ... + beta^(k-1);
+    - at (B, O), a gradient to V at the step when (B, O), and before (B, O) or None, one to V at
+      the step before it, with log_decay = log2(beta).
+
+    The kernel adds to grad_weight (N, O).
     """
     unit = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -346,23 +366,12 @@ def linear_backward_weight_kernel(
             row = tl.load(samples + e + u, mask=there, other=0).to(tl.int64)
             if lam is not None:
                 row += k.to(tl.int64) * n
-            added = _adjoint(
-                lam,
-                every,
-                at,
-                before,
-                when,
-                log_decay,
-                geometric,
-                row,
-                k,
-                T,
-                O,
-                lane,
-                inside,
-            )
-            if values is not None:
-                added *= tl.load(values + e + u, mask=there, other=0.0)
+                added = tl.load(lam + row * O + lane, mask=inside, other=0.0)
+            else:
+                added = _closed_form(
+                    every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside
+                )
+            added = _scaled(added, values, e, u, end)
             total += tl.where(there, added, 0.0)
         e += U
     here = grad_weight + unit * O + lane
@@ -391,8 +400,9 @@ def linear_backward_input_kernel(
 ):
     """Gradient to a spike at its step, and at the step before it, from a closed form.
 
-    times, units and samples (E,) int32 of inputs that spike once; weight (N, O). grad_inputs
-    (2, B, N), of which one program writes one spike.
+    times, units and samples (E,) int32 of inputs that spike once; weight (N, O); the adjoint as
+    in linear_backward_weight_kernel. Output: grad_inputs (2, B, N). One program writes the two
+    values of one spike.
     """
     e = tl.program_id(0)
     k = tl.load(times + e)
@@ -405,11 +415,11 @@ def linear_backward_input_kernel(
         lane = start + tl.arange(0, BLOCK)
         inside = lane < O
         weights = tl.load(weight + unit * O + lane, mask=inside, other=0.0)
-        now += weights * _adjoint(
-            None, every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside
+        now += weights * _closed_form(
+            every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside
         )
-        late += weights * _adjoint(
-            None, every, at, before, when, log_decay, geometric, row, previous, T, O, lane, inside
+        late += weights * _closed_form(
+            every, at, before, when, log_decay, geometric, row, previous, T, O, lane, inside
         )
     here = row * N + unit
     tl.store(grad_inputs + here, tl.sum(now, axis=0))

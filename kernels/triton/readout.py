@@ -1,9 +1,41 @@
-"""The non-firing readout of the papers: a reduction of the membrane over time, in one launch."""
+"""The non-firing readout of the papers: a reduction of the membrane over time, in one launch.
+
+The kernel reads the dense current; ``linear.py`` computes the same reductions from spike times.
+"""
 
 import triton
 import triton.language as tl
 
-from .block import clamp_decay, initial_state, load_lanes, pass_gradient
+from .block import clamp_decay, initial_state, load_lanes, pass_gradient, store_row
+from .integration import load_ahead
+
+
+@triton.jit
+def empty_reduction(T, REDUCTION: tl.constexpr, STATE: tl.constexpr, BLOCK: tl.constexpr):
+    """The reduction before the first step, and the step of its value."""
+    if REDUCTION == "max":
+        return tl.full((BLOCK,), float("-inf"), STATE), tl.zeros((BLOCK,), tl.int32)
+    else:
+        return tl.zeros((BLOCK,), STATE), tl.zeros((BLOCK,), tl.int32) + (T - 1)
+
+
+@triton.jit
+def reduce_step(result, result_slope, taken, v, slope, t, REDUCTION: tl.constexpr):
+    """Add V[t] to a reduction: its value, the derivative by beta, the step of the value."""
+    if REDUCTION == "sum":
+        result += v
+        result_slope += slope
+    elif REDUCTION == "max":
+        # NaN is the maximum, as in torch.max, and the first of equal values is taken.
+        better = (v > result) | ((v != v) & (result == result))
+        result = tl.where(better, v, result)
+        result_slope = tl.where(better, slope, result_slope)
+        taken = tl.where(better, t, taken)
+    else:
+        tl.static_assert(REDUCTION == "last", "unknown reduction")
+        result = v
+        result_slope = slope
+    return result, result_slope, taken
 
 
 @triton.jit
@@ -26,7 +58,7 @@ def readout_kernel(
 
     current (T, M), beta (P,), mem_0 (M,) or None. Outputs: value (M,); sensitivity (M,) or
     None, d value / d beta carried forward with the membrane; step (M,) int64 or None, the
-    step that the value was taken at (maximum, last).
+    step of the maximum or last value.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
@@ -36,40 +68,24 @@ def readout_kernel(
     v = initial_state(mem_0, start, lane, inside, BLOCK, STATE)
     slope = tl.zeros((BLOCK,), STATE)  # d V[t] / d beta
     result_slope = tl.zeros((BLOCK,), STATE)
-    if REDUCTION == "max":
-        result = tl.full((BLOCK,), float("-inf"), STATE)
-        taken = tl.zeros((BLOCK,), tl.int32)
-    else:
-        result = tl.zeros((BLOCK,), STATE)
-        taken = tl.zeros((BLOCK,), tl.int32) + (T - 1)
+    result, taken = empty_reduction(T, REDUCTION, STATE, BLOCK)
 
     t0 = 0
     while t0 < T:
-        rows = ()
-        for u in tl.static_range(U):
-            row = tl.minimum(t0 + u, T - 1).to(tl.int64)
-            rows = rows + (tl.load(current + start + row * M + lane, mask=inside, other=0.0),)
+        rows = load_ahead(current, (start, lane, inside), t0, T, M, U)
         for u in tl.static_range(U):
             t = t0 + u
             if sensitivity is not None:
                 slope = tl.where(t < T, v + decay * slope, slope)
             v = tl.where(t < T, decay * v + rows[u].to(STATE), v)
-            if REDUCTION == "sum":
-                result += tl.where(t < T, v, 0.0)
-                result_slope += tl.where(t < T, slope, 0.0)
-            elif REDUCTION == "max":
-                # NaN is the maximum, as in torch.max, and the first of equals wins.
-                better = (v > result) | ((v != v) & (result == result))
-                result = tl.where(better, v, result)
-                result_slope = tl.where(better, slope, result_slope)
-                taken = tl.where(better, t, taken)
-            else:
-                tl.static_assert(REDUCTION == "last", "unknown reduction")
-                result = v
-                result_slope = slope
+            v_t = tl.where(t < T, v, 0.0) if REDUCTION == "sum" else v
+            slope_t = tl.where(t < T, slope, 0.0) if REDUCTION == "sum" else slope
+            result, result_slope, taken = reduce_step(
+                result, result_slope, taken, v_t, slope_t, t, REDUCTION
+            )
         t0 += U
 
-    tl.store(value + start + lane, result.to(value.dtype.element_ty), mask=inside)
+    store_row(value + start, lane, result, inside)
     if step is not None:
         tl.store(step + start + lane, taken.to(tl.int64), mask=inside)
     if sensitivity is not None:

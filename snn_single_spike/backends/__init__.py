@@ -4,7 +4,7 @@
 backend    what it is                          needs
 ========== =================================== ======================================
 ``triton`` fused kernels, one launch each way  a GPU and triton (or its interpreter)
-``numba``  fused loops, compiled on first use  a CPU and numba (``[cpu]`` extra)
+``numba``  fused loops, compiled on first use  a CPU and numba
 ``torch``  plain torch, in cache-sized blocks  nothing more; any device, any dtype
 ========== =================================== ======================================
 
@@ -47,12 +47,18 @@ def explain(device_type: str) -> tuple[str, str]:
     if device_type == "cuda":
         if _INSTALLED["triton"]:
             return "triton", "a GPU, and triton is installed"
-        return "torch", f"a GPU, but triton is not installed ({_INSTALL['triton']} is faster)"
+        return "torch", f"a GPU, but triton is not installed: {_INSTALL['triton']}"
     if device_type == "cpu":
         if _INSTALLED["numba"]:
             return "numba", "a CPU, and numba is installed"
-        return "torch", f"a CPU, and numba is not installed ({_INSTALL['numba']} is faster)"
+        return "torch", f"a CPU, but numba is not installed: {_INSTALL['numba']}"
     return "torch", f"device type {device_type!r} has no kernels of its own"
+
+
+@functools.cache
+def _warn_of_plain_torch(reason: str) -> None:
+    """Once in a process: the first layer that runs several times slower than it could."""
+    warnings.warn(f"snn_single_spike runs plain torch, several times slower: {reason}", stacklevel=4)
 
 
 @constant_when_compiled
@@ -64,8 +70,8 @@ def select(backend: str, device_type: str) -> str:
     """
     if backend == "auto":
         chosen, reason = explain(device_type)
-        if device_type == "cuda" and chosen == "torch":
-            warnings.warn(f"snn_single_spike runs plain torch: {reason}", stacklevel=2)
+        if chosen == "torch" and device_type in ("cpu", "cuda"):
+            _warn_of_plain_torch(reason)
         return chosen
     if backend not in BACKENDS:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,30 @@ class Events(NamedTuple):
     """(E,) height of each spike, floating-point; None if all are 1."""
     once: bool = False
     """Whether it is known that no unit of a sample spikes twice, and that heights are 1."""
+    padded: bool = False
+    """Whether times and units may be longer than offsets[B], as in a compiled graph."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Events:
+        """The same with a function applied to each tensor."""
+        values = None if self.values is None else function(self.values)
+        return self._replace(
+            offsets=function(self.offsets),
+            times=function(self.times),
+            units=function(self.units),
+            values=values,
+        )
+
+    def trimmed(self) -> Events:
+        """The same without padding."""
+        if not self.padded:
+            return self
+        count = int(self.offsets[-1])
+        return Events(self.offsets, self.times[:count], self.units[:count], None, self.once)
 
     def part(self, samples: slice) -> Events:
         """The spikes of some samples; their offsets count from the first spike of all."""
         if samples.start == 0 and samples.stop == len(self.offsets) - 1:
-            return self  # to read the offsets back would be to wait for a GPU
+            return self  # reading the offsets back would wait for a GPU
         low, high = int(self.offsets[samples.start]), int(self.offsets[samples.stop])
         values = None if self.values is None else self.values[low:high]
         offsets = self.offsets[samples.start : samples.stop + 1]
@@ -46,13 +66,14 @@ class Events(NamedTuple):
 
 
 def offsets_of(counts: Tensor) -> Tensor:
-    """Where the parts of these lengths begin, and the last one ends: (n,) to (n + 1,) int64."""
+    """Offsets (n + 1,) int64 of parts with these lengths (n,)."""
     offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     return offsets
 
 
 def sort_by_time(times: Tensor, num_steps: int) -> Events:
+    """Spike times (B, N) as events, -1 for a silent unit."""
     # Stable: spikes at the same time keep the order of their units.
     order = torch.where(times < 0, num_steps, times.to(torch.int32)).sort(dim=1, stable=True)
     fired = (times >= 0).sum(1)

@@ -163,13 +163,12 @@ class LinearNeurons(NamedTuple):
     """Between 0 and 1."""
     threshold: Tensor
     reset: str
-    """One of :data:`RESETS`."""
+    """One of :data:`KERNEL_RESETS`."""
 
     def neuron(self) -> Neuron:
         """The neurons alone."""
-        reset = "zero_before" if self.reset == "zero" else self.reset
         height = torch.ones_like(self.threshold[:1])
-        return Neuron(self.beta, self.threshold, height, clamp=False, reset=reset)
+        return Neuron(self.beta, self.threshold, height, clamp=False, reset=self.reset)
 
 
 class ClosedFormAdjoint(NamedTuple):

@@ -1,9 +1,9 @@
 """The papers' experiments: datasets, training and reports, behind ``snn-single-spike train``.
 
-Imports run one way: datasets and network know nothing of training, nothing here knows of the
-command line. What torch, snnTorch and numpy do not bring is imported where it is used.
+Imports run one way: training imports datasets and network, and nothing here imports the command
+line. Packages beyond torch, snnTorch and numpy are imported by the modules that use them.
 """
 
 
 class ExperimentError(ValueError):
-    """A setting, file or run that cannot be used; the message names it and the fix."""
+    """An invalid setting, file or run; the message names it and the fix."""

@@ -1,23 +1,18 @@
-"""Light augmentation of images, before they are coded as spike times.
-
-What moves pixels (perspective, flip, crop) is one homography per image and one resampling. The
-random numbers are drawn for a whole batch at once, whichever part of it is then transformed: so
-processes that share a batch see the images that one process would.
-"""
+"""Light augmentation of images with kornia, before the images are coded as spike times."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import ExperimentError
 
-# Strength (None: it has none) and probability where the option does not give them
+# Default strength (None: the augmentation has none) and default probability
 DEFAULTS: dict[str, tuple[float | None, float]] = {
     "perspective": (0.2, 0.5),
     "flip": (None, 0.5),
@@ -45,11 +40,11 @@ def parse(text: str) -> Augmentation:
     """
     Example: `crop:3`, `perspective:0.4:0.7`, `flip`.
 
-    :raises ExperimentError: an unknown name; a strength or probability that cannot be
+    :raises ExperimentError: an unknown name; an invalid strength or probability
     """
     name, *numbers = text.split(":")
     if name not in DEFAULTS:
-        raise ExperimentError(f"--augment {text}: {name!r} is not known, use {', '.join(DEFAULTS)}")
+        raise ExperimentError(f"--augment {text}: {name!r} is not known; use {', '.join(DEFAULTS)}")
     strength, probability = DEFAULTS[name]
     try:
         values = [float(number) for number in numbers]
@@ -58,7 +53,7 @@ def parse(text: str) -> Augmentation:
             f"--augment {text}: write {name}:STRENGTH:PROBABILITY with numbers"
         ) from None
     if len(values) > (2 if strength is not None else 0):
-        takes = "STRENGTH and PROBABILITY" if strength is not None else "nothing more"
+        takes = "STRENGTH and PROBABILITY" if strength is not None else "no numbers"
         raise ExperimentError(f"--augment {text}: {name} takes {takes}")
     made = Augmentation(
         name,
@@ -66,95 +61,77 @@ def parse(text: str) -> Augmentation:
         values[1] if len(values) > 1 else probability,
     )
     if not 0 <= made.probability <= 1:
-        raise ExperimentError(f"--augment {text}: the probability must lie between 0 and 1")
+        raise ExperimentError(f"--augment {text}: the probability must be between 0 and 1")
     allowed, expected = _STRENGTHS.get(name, _STRENGTHS[""])
     if not allowed(made.strength):
         raise ExperimentError(f"--augment {text}: the strength must be {expected}")
     return made
 
 
-@dataclass(frozen=True)
-class Transform:
-    """What happens to each image of a batch."""
+def check_installed() -> None:
+    """
+    Check that kornia is installed.
 
-    corners: Tensor | None
-    """(B, 3, 3): homography from places in the new image to places in the old one."""
-    noise: Tensor | None
-    """(B, C, H, W), to be added."""
-
-    def samples(self, part: slice) -> Transform:
-        """That of some images of the batch."""
-        return Transform(*(None if x is None else x[part] for x in (self.corners, self.noise)))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images `(B, C, H, W)` in [0, 1], transformed; what comes in from outside is 0."""
-        if self.corners is not None and len(images):
-            images = F.grid_sample(
-                images, _grid(self.corners.to(images), images), align_corners=False
-            )
-        if self.noise is not None:
-            images = images + self.noise.to(images)
-        return images.clamp(0, 1)
+    :raises ExperimentError: it is not
+    """
+    if not importlib.util.find_spec("kornia"):
+        raise ExperimentError("--augment needs kornia: pip install kornia")
 
 
-def draw(
-    augmentations: Sequence[Augmentation], shape: Sequence[int], generator: torch.Generator
-) -> Transform:
-    """The transform of a batch of this shape, `(B, C, H, W)`."""
-    batch, _, height, width = shape
-    corners = noise = None
+def augment(images: Tensor, augmentations: Sequence[Augmentation], seed: int) -> Tensor:
+    """
+    Transform a batch of images, one augmentation after the other.
 
-    def happens(probability: float) -> Tensor:
-        return torch.rand(batch, generator=generator) < probability
+    The result follows from the images and the seed; torch's own random state is left as it was.
 
-    for one in augmentations:
-        chosen = happens(one.probability)
-        if one.name == "noise":
-            # As in the papers' code the strength is the largest deviation, not that of all
-            deviation = one.strength * torch.rand(batch, generator=generator) * chosen
-            more = torch.randn(*shape, generator=generator) * deviation.view(-1, 1, 1, 1)
-            noise = more if noise is None else noise + more
-            continue
-        if one.name == "perspective":
-            # Each corner moves inwards by up to this part of half the image
-            inwards = 1 - one.strength * torch.rand(batch, 4, 2, generator=generator)
-            step = homography(torch.where(chosen[:, None, None], inwards, 1.0))
-        elif one.name == "flip":
-            step = torch.eye(3).repeat(batch, 1, 1)
-            step[:, 0, 0] = torch.where(chosen, -1.0, 1.0)
-        else:
-            most = int(one.strength)
-            shift = torch.randint(-most, most + 1, (batch, 2), generator=generator)
-            step = torch.eye(3).repeat(batch, 1, 1)
-            step[:, :2, 2] = shift * chosen[:, None] * 2 / torch.tensor([width, height])
-        corners = step if corners is None else corners @ step
-    return Transform(corners, noise)
+    :param images: `(B, C, H, W)` in [0, 1]
+    :return: images of the same shape, in [0, 1]; pixels from outside of the image are 0
+    """
+    if not len(images):  # kornia 0.8 rejects empty batches
+        return images
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs too
+        for one in augmentations:
+            images = _TRANSFORMS[one.name](images, one)
+    return images.clamp(0, 1)
 
 
-_SIGNS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+def _perspective(images: Tensor, one: Augmentation) -> Tensor:
+    from kornia.augmentation import RandomPerspective
+
+    # With align_corners=False kornia 0.8 moves pixels even where no corner moves
+    return RandomPerspective(one.strength, p=one.probability, align_corners=True)(images)
 
 
-def homography(inwards: Tensor) -> Tensor:
-    """(B, 3, 3) maps that take corners of the square [-1, 1]^2 from `inwards * corner`."""
-    target, source = _SIGNS.expand_as(inwards), inwards * _SIGNS
-    x, y = source.unbind(-1)
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    # u (g x + h y + 1) = a x + b y + c, and likewise v
-    u, v = target.unbind(-1)
-    rows = torch.cat(
-        (
-            torch.stack((x, y, one, zero, zero, zero, -u * x, -u * y), -1),
-            torch.stack((zero, zero, zero, x, y, one, -v * x, -v * y), -1),
-        ),
-        1,
-    )
-    solution = torch.linalg.solve(rows.double(), torch.cat((u, v), 1).double())
-    return F.pad(solution, (0, 1), value=1.0).float().view(-1, 3, 3)
+def _flip(images: Tensor, one: Augmentation) -> Tensor:
+    from kornia.augmentation import RandomHorizontalFlip
+
+    return RandomHorizontalFlip(p=one.probability)(images)
 
 
-def _grid(corners: Tensor, images: Tensor) -> Tensor:
-    """(B, H, W, 2): where in the old image each pixel of the new one lies."""
-    identity = torch.eye(2, 3).to(corners).expand(len(images), 2, 3)
-    places = F.affine_grid(identity, list(images.shape), align_corners=False)
-    mapped = F.pad(places, (0, 1), value=1.0).flatten(1, 2) @ corners.transpose(1, 2)
-    return (mapped[..., :2] / mapped[..., 2:]).view(places.shape)
+def _crop(images: Tensor, one: Augmentation) -> Tensor:
+    from kornia.augmentation import RandomCrop
+
+    height, width = images.shape[-2:]
+    cropped = RandomCrop((height, width), padding=int(one.strength))(images)
+    # kornia's own probability is one for the whole batch
+    return torch.where(_chosen(images, one), cropped, images)
+
+
+def _noise(images: Tensor, one: Augmentation) -> Tensor:
+    """As in the papers' code, `strength` bounds the deviation; kornia has one for all images."""
+    deviation = one.strength * torch.rand(len(images), 1, 1, 1) * _chosen(images, one).cpu()
+    return images + (deviation * torch.randn(images.shape)).to(images)
+
+
+def _chosen(images: Tensor, one: Augmentation) -> Tensor:
+    """(B, 1, 1, 1): the images that are transformed."""
+    return (torch.rand(len(images), 1, 1, 1) < one.probability).to(images.device)
+
+
+_TRANSFORMS: dict[str, Callable[[Tensor, Augmentation], Tensor]] = {
+    "perspective": _perspective,
+    "flip": _flip,
+    "crop": _crop,
+    "noise": _noise,
+}

@@ -1,4 +1,4 @@
-"""The state of a run in one file, from which it goes on as if it had not stopped."""
+"""The state of a run in one file. A run resumed from it equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _FORMAT = 1
 
 
 class Position(TypedDict):
-    """Where in the training a run is. The order of the samples follows from seed and epoch."""
+    """The position of a run in its training. Seed and epoch give the order of the samples."""
 
     history: list[dict[str, Any]]
     """Metrics of the completed epochs."""
     batch: int
-    """Batches of the next epoch that are done, too."""
+    """Completed batches of the next epoch."""
     totals: list[float] | None
     """Sums over these batches."""
     seconds: float
-    """Time these batches took."""
+    """Seconds spent on these batches."""
 
 
 def after(history: list[dict[str, Any]]) -> Position:
@@ -39,7 +39,7 @@ def save(
     folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, position: Position
 ) -> None:
     """
-    Write the checkpoint of a run; an interrupted write leaves the one before.
+    Write the checkpoint of a run. An interrupted write keeps the previous checkpoint.
 
     :raises ExperimentError: the folder cannot be written to
     """
@@ -59,22 +59,22 @@ def restore(
     folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> Position:
     """
-    Bring network, optimizer and random numbers to the state of the checkpoint.
+    Restore network, optimizer and random state from the checkpoint.
 
-    :raises ExperimentError: no checkpoint, or one that is corrupt or of another network
+    :raises ExperimentError: the checkpoint is missing, corrupt or of another network
     """
     path = folder / NAME
     if not path.is_file():
         raise ExperimentError(
-            f"--resume {folder}: there is no {NAME}; give the folder of a run that was begun, or, "
-            "if it was stopped before its first epoch ended, train again with the same --out"
+            f"--resume {folder}: there is no {NAME}; give the folder of a run, or, if the run was "
+            "stopped before its first epoch ended, start it again with the same --out"
         )
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         if state["format"] != _FORMAT:
             raise ExperimentError(
-                f"{path} has format {state['format']}, but this version reads {_FORMAT}: go on "
-                "with the version that wrote it, or train anew"
+                f"{path} has format {state['format']}, but this version reads {_FORMAT}: "
+                "resume with the version that wrote it, or start a new run"
             )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -91,8 +91,8 @@ def restore(
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ExperimentError(
-            f"{path} is corrupt or of another network ({reason}): bring the file back, or train "
-            "anew with another --out"
+            f"{path} is corrupt or of another network ({reason}): restore the file, or start "
+            "a new run with another --out"
         ) from None
     return position
 

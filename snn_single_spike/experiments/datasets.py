@@ -1,12 +1,13 @@
 """Datasets behind one interface: batches of spike times or events, and labels.
 
-Files are looked for where `--data` says, in the layouts of torchvision and tonic. Nothing is
+Files are read from the folder `--data`, in the layouts of torchvision and tonic. Nothing is
 downloaded.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,25 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..spikes.times import SpikeEvents, SpikeTimes
-from . import ExperimentError, events, idx, yinyang
-from .augment import Transform
+from .. import SpikeEvents, SpikeTimes
+from . import ExperimentError, digits, events, idx, yinyang
 
-# Of digits, of samples held out and of parts: the same ones whatever the seed of a run
+Transform = Callable[[Tensor], Tensor]
+"""From images `(B, C, H, W)` in [0, 1] to the same."""
+
+# For the split of digits, held-out samples and parts: the same samples for every seed of a run
 SPLIT_SEED = 0
 # The published generator's seeds for training and test samples
 YINYANG_SEEDS = 42, 40
 
 
 class Spec(NamedTuple):
-    """What is known of a dataset before it is opened."""
+    """Properties of a dataset, known before its files are read."""
 
     features: tuple[int, ...]
     classes: int
     sizes: tuple[int, int]
     """Samples of the whole training and test set."""
     coding: str
-    """How it becomes spikes: "latency" of intensities, or recorded "events"."""
+    """How samples become spikes: "latency" codes of intensities, or recorded "events"."""
     step_us: int = 0
     """Duration of a time step of events."""
 
@@ -52,7 +55,7 @@ NEEDS_FILES = ("mnist", "fashion-mnist", "nmnist", "shd")
 
 
 class Split:
-    """Samples for training, or for testing."""
+    """The samples of a training set or a test set."""
 
     labels: Tensor
     """(N,) int64."""
@@ -76,13 +79,13 @@ class Split:
 @dataclass
 class Intensities(Split):
     """
-    Samples of which each unit spikes once, at floor((1 - x)(T - 1)) for an intensity x.
+    Samples whose units spike once each: at floor((1 - x)(T - 1)) for an intensity x.
 
-    The intensities are kept, not the times, because augmentation is of intensities.
+    The intensities are stored instead of the times because augmentation transforms intensities.
     """
 
     values: Tensor
-    """(N, *features) uint8, 255 being the most, or floating-point in [0, 1]."""
+    """(N, *features) uint8 from 0 to 255, or floating-point in [0, 1]."""
     labels: Tensor
     num_steps: int
     dtype: torch.dtype = torch.float32
@@ -110,17 +113,21 @@ class Recordings(Split):
 
     events: SpikeEvents
     labels: Tensor
+    kept: Tensor
+    """(N,) int64: number of events."""
     late: Tensor
-    """(N,) int64: events that come after the last step, and are left out."""
+    """(N,) int64: number of further events, which come after the last step and are left out."""
 
     def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeEvents:
         return self.events.samples(index)
 
     def samples(self, index: Tensor) -> Recordings:
-        return Recordings(self.events.samples(index), self.labels[index], self.late[index])
+        counts = (x[index] for x in (self.labels, self.kept, self.late))
+        return Recordings(self.events.samples(index), *counts)
 
     def to(self, device: torch.device) -> Recordings:
-        return Recordings(self.events.to(device), self.labels.to(device), self.late.to(device))
+        counts = (x.to(device) for x in (self.labels, self.kept, self.late))
+        return Recordings(self.events.to(device), *counts)
 
 
 @dataclass
@@ -131,10 +138,10 @@ class Dataset:
     train: Split
     test: Split
     held_out: bool = False
-    """Whether samples held out of the training set stand for the test set."""
+    """Whether the test set consists of samples held out of the training set."""
 
     def describe(self) -> str:
-        """Its name and sizes; says so if it is not the whole set."""
+        """Name and sizes, and whether it is only a part of the dataset."""
         whole_train, whole_test = DATASETS[self.name].sizes
         train = _size(self.train, whole_train)
         if self.held_out:
@@ -142,12 +149,12 @@ class Dataset:
         return f"{self.name}: {train} training and {_size(self.test, whole_test)} test samples"
 
     def left_out(self) -> str:
-        """Says so, as the end of a sentence, if recordings are longer than the time steps."""
+        """The end of a sentence with the number of events left out, empty if there are none."""
         recorded = [s for s in (self.train, self.test) if isinstance(s, Recordings)]
         late = sum(int(split.late.sum()) for split in recorded)
         if not late:
             return ""
-        events = late + sum(int(split.events.count().sum()) for split in recorded)
+        events = late + sum(int(split.kept.sum()) for split in recorded)
         return f"; {late:,} of {events:,} events come after the last step and are left out"
 
 
@@ -178,24 +185,22 @@ def load(
     :param name: one of `DATASETS`
     :param num_steps: number of time steps T
     :param data: folder in which its files are
-    :param cache: folder for decoded events. Defaults to `default_cache()`
+    :param cache: folder for decoded events. Defaults to :func:`default_cache`
     :param dtype: type of the dense tensors. Defaults to float32
-    :param train_samples, test_samples: use only so many, always the same ones. Defaults to
-        None, all
-    :param hold_out: keep so many samples out of the training set, always the same ones, and let
-        them stand for the test set. Defaults to None, the test set itself
-    :raises ExperimentError: files that are missing, truncated or corrupt, or `data` missing; more
-        to be held out than there are
+    :param train_samples, test_samples: use only this many samples, always the same ones.
+        Defaults to None: all
+    :param hold_out: hold this many samples out of the training set, always the same ones, and
+        use them as the test set. Defaults to None: the test set itself
+    :raises ExperimentError: a file is missing, truncated or corrupt; `data` is missing; more
+        samples are asked for than the set has
     """
     if name not in DATASETS:
-        raise ExperimentError(f"dataset {name!r} is not known, use {', '.join(DATASETS)}")
+        raise ExperimentError(f"dataset {name!r} is not known: use one of {', '.join(DATASETS)}")
     if num_steps < 1:
         raise ExperimentError(f"num_steps={num_steps}: use at least one")
     data = None if data is None else Path(data).expanduser()
     if name in NEEDS_FILES and data is None:
-        raise ExperimentError(
-            f"--dataset {name} needs --data DIR, the folder in which its files are"
-        )
+        raise ExperimentError(f"--dataset {name} needs --data DIR, the folder with its files")
     if name in ("mnist", "fashion-mnist"):
         splits = _images(name, Path(data or ""), num_steps, dtype)
     elif name in ("nmnist", "shd"):
@@ -207,7 +212,7 @@ def load(
     if hold_out is not None:
         if hold_out >= len(splits[0]):
             raise ExperimentError(
-                f"--hold-out {hold_out}: there are {len(splits[0]):,} training samples, hold out "
+                f"--hold-out {hold_out}: there are {len(splits[0]):,} training samples; hold out "
                 "fewer"
             )
         splits = [_some(splits[0], slice(hold_out, None)), _some(splits[0], slice(hold_out))]
@@ -217,22 +222,22 @@ def load(
 
 
 def _first(split: Split, number: int | None, option: str) -> Split:
-    """So many samples, always the same ones; all if no number is given."""
+    """This number of samples, always the same ones; all samples if the number is None."""
     if number is None:
         return split
     if number > len(split):
-        raise ExperimentError(f"{option} {number}: there are {len(split):,}, use fewer")
+        raise ExperimentError(f"{option} {number}: there are {len(split):,}; use fewer")
     return _some(split, slice(number))
 
 
 def _some(split: Split, part: slice) -> Split:
-    """A part of the samples; at random, because files may be in the order of their classes."""
+    """A random part of the samples, since files may be sorted by class."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
     return split.samples(order[part].sort().values)
 
 
 def default_cache() -> Path:
-    """Where decoded events are kept: in the user's cache folder."""
+    """The folder for decoded events, in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn-single-spike"
 
 
@@ -248,9 +253,7 @@ def _yinyang(num_steps: int, dtype: torch.dtype) -> list[Split]:
 
 def _digits(num_steps: int, dtype: torch.dtype) -> list[Split]:
     try:
-        from ..demo import load_digits
-
-        x_train, y_train, x_test, y_test = load_digits(SPLIT_SEED)
+        x_train, y_train, x_test, y_test = digits.load_digits(SPLIT_SEED)
     except ImportError:
         raise ExperimentError(
             "--dataset digits needs scikit-learn: pip install scikit-learn"
@@ -275,12 +278,12 @@ def _images(name: str, data: Path, num_steps: int, dtype: torch.dtype) -> list[S
         if images.shape[1:] != features[1:]:
             raise ExperimentError(
                 f"{images_path} has images of shape {images.shape[1:]}, but those of {name} have "
-                f"{features[1:]}: it is of another dataset"
+                f"{features[1:]}: the file belongs to another dataset"
             )
         if len(images) != len(labels):
             raise ExperimentError(
                 f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} "
-                "labels: they do not belong together, fetch both again"
+                "labels: the files do not belong together, fetch both again"
             )
         if not len(images):
             raise ExperimentError(f"{images_path} has no images: fetch it again")
@@ -327,7 +330,7 @@ def _recordings(
             def decode(files: list[Path] = files):
                 return events.shd_recordings(files[0])
 
-        held, labels, late = events.load_events(
+        loaded = events.load_events(
             f"{name}-{part}",
             root,
             files,
@@ -338,7 +341,7 @@ def _recordings(
             spec.features,
             dtype,
         )
-        made.append(Recordings(held, labels, late))
+        made.append(Recordings(*loaded))
     return made
 
 

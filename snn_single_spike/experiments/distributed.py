@@ -1,4 +1,4 @@
-"""Several processes that train one network, started by torchrun."""
+"""Training one network in several processes, started by torchrun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run; a run without torchrun has one."""
+    """This process among the processes of the run; a run without torchrun has one."""
 
     device: torch.device
     rank: int = 0
@@ -24,20 +24,20 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     @property
     def share(self) -> slice:
-        """Which samples of a batch are this process's."""
+        """The samples of a batch that this process trains on."""
         return slice(self.rank, None, self.count)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with gradients averaged over the processes."""
         if self.count == 1:
             return network
-        # Buffers are constants and last membranes, which are each process's own. Later versions
-        # of torch have another name for the option.
+        # Buffers hold constants and last membranes, and must not be broadcast. The option has
+        # another name in later versions of torch.
         known = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {name: False}
@@ -51,19 +51,19 @@ class Processes:
         return value
 
     def any(self, here: bool) -> bool:
-        """Whether it is true in some process."""
+        """Whether the flag is set in at least one process."""
         if self.count == 1:
             return here
         return bool(self.sum(torch.tensor(float(here), device=self.device)) > 0)
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Block until all processes call this."""
         if self.count > 1:
             distributed.barrier()
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs the block before the others, which find what it has written."""
+        """Run the block in the main process first; the others then find the files it wrote."""
         if not self.main:
             self.wait()
         yield
@@ -76,7 +76,7 @@ def processes(device: str) -> Iterator[Processes]:
     """
     Join the other processes of torchrun, if there are any.
 
-    :param device: `"cuda"` is the GPU of this process's place on its machine
+    :param device: for `"cuda"` each process takes the GPU of its local rank
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(torch.device(device))
@@ -89,6 +89,6 @@ def processes(device: str) -> Iterator[Processes]:
     try:
         among = Processes(place, distributed.get_rank(), distributed.get_world_size())
         yield among
-        among.wait()  # none takes its connections down while another needs them
+        among.wait()  # keep connections open until no process needs them
     finally:
         distributed.destroy_process_group()

@@ -1,7 +1,7 @@
 """Event recordings, N-MNIST and SHD, decoded once into a compact cache of events.
 
-An event is a step and a unit, two int16; a full N-MNIST is 1 GB of them, where dense frames
-would be 80 GB. Several events of a unit in one step stay several, and add up.
+An event consists of a step and a unit, two int16. The events of the whole N-MNIST take 1 GB; dense
+frames would take 80 GB. Several events of one unit in one step are stored separately, and add up.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backends._events import Events
-from ..spikes.times import SpikeEvents
+from .. import SpikeEvents
+from ..functional import Events
 from . import ExperimentError
 from .files import write_atomically
 
@@ -35,17 +35,17 @@ SHD_UNITS, SHD_CLASSES = 700, 20
 
 def read_nmnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
-    Times in microseconds and units of one N-MNIST recording, both polarities on one unit.
+    Read one N-MNIST recording: times in microseconds, and units that both polarities share.
 
-    An event has 40 bits: x (8), y (8), polarity (1), time (23). A y of 240 is no event: the
-    sensor's clock has overflowed by 2^13 us.
+    An event has 40 bits: x (8), y (8), polarity (1), time (23). A y of 240 marks an overflow of
+    the sensor's clock by 2^13 us instead of an event.
 
-    :raises ExperimentError: a length that is not that of whole events, or a place off the sensor
+    :raises ExperimentError: the length is not a multiple of 5 bytes, or an event is off the sensor
     """
     raw = np.fromfile(path, np.uint8)
     if len(raw) % 5 or not len(raw):
         raise ExperimentError(
-            f"{path} has {len(raw)} bytes, but 5 an event are expected: it is truncated, unpack "
+            f"{path} has {len(raw)} bytes, but an event has 5 bytes: it is truncated, unpack "
             "the archive again"
         )
     x, y, high, middle, low = raw.reshape(-1, 5).astype(np.int64).T
@@ -64,9 +64,9 @@ def read_nmnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def nmnist_files(root: Path, part: str) -> list[Path]:
     """
-    Recordings of one part, `"Train"` or `"Test"`, as tonic lays them out.
+    List the recordings of one part, `"Train"` or `"Test"`, in tonic's layout.
 
-    :raises ExperimentError: no such folder, or no recordings in it
+    :raises ExperimentError: the folder is missing or holds no recordings
     """
     found = sorted((root / part).glob("[0-9]/*.bin"))
     if not found:
@@ -84,9 +84,9 @@ def nmnist_recordings(files: list[Path]) -> Iterator[Recording]:
 
 def shd_recordings(path: Path) -> Iterator[Recording]:
     """
-    Recordings of one HDF5 file of the Spiking Heidelberg Digits, times in microseconds.
+    Read one HDF5 file of the Spiking Heidelberg Digits, with times in microseconds.
 
-    :raises ExperimentError: h5py is not installed; not such a file, or a truncated one
+    :raises ExperimentError: h5py is not installed; the file has another form or is truncated
     """
     try:
         import h5py
@@ -99,7 +99,7 @@ def shd_recordings(path: Path) -> Iterator[Recording]:
             if not len(times) == len(units) == len(labels):
                 raise ExperimentError(
                     f"{path} has {len(times)} spikes/times, {len(units)} spikes/units and "
-                    f"{len(labels)} labels: as many of each are expected, fetch it again"
+                    f"{len(labels)} labels: equal numbers are expected, fetch it again"
                 )
             if not len(labels):
                 raise ExperimentError(f"{path} has no recordings: fetch it again")
@@ -129,7 +129,7 @@ def shd_recordings(path: Path) -> Iterator[Recording]:
 
 
 def fingerprint(files: list[Path], root: Path) -> str:
-    """What changes when a file is added, removed or written again."""
+    """A digest that changes when a file is added, removed or rewritten."""
     digest = hashlib.sha256(str(_FORMAT).encode())
     for path in files:
         stat = path.stat()
@@ -147,16 +147,17 @@ def load_events(
     step_us: int,
     features: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
-) -> tuple[SpikeEvents, torch.Tensor, torch.Tensor]:
+) -> tuple[SpikeEvents, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Events and labels of a set of recordings, from the cache if it is of these files.
+    Load a set of recordings, from the cache if the cache was made from these files.
 
-    Events beyond the last step are dropped; how many in each recording is returned, too.
+    Events after the last step are left out.
 
-    :param name: of the set; with the place of the files and the steps it names the cache file
-    :param decode: gives the recordings, with times in microseconds
+    :param name: name of the set, a part of the name of the cache file
+    :param decode: yields the recordings, with times in microseconds
     :param step_us: duration of a time step
-    :raises ExperimentError: from `decode`, or a cache that cannot be written
+    :return: events, labels, and for each recording the number of events kept and left out
+    :raises ExperimentError: from `decode`, or the cache cannot be written
     """
     place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
     path = cache / f"{name}-{place}-{num_steps}x{step_us}us.npz"
@@ -169,7 +170,7 @@ def load_events(
         write_atomically(path, lambda file: np.savez(file, **content))
     offsets, times, units, labels, late = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
     events = SpikeEvents(Events(offsets, times, units, None), num_steps, features, dtype=dtype)
-    return events, labels, late
+    return events, labels, offsets.diff(), late
 
 
 def _bin(recordings: Iterator[Recording], num_steps: int, step_us: int) -> dict[str, np.ndarray]:
@@ -192,14 +193,14 @@ def _bin(recordings: Iterator[Recording], num_steps: int, step_us: int) -> dict[
 
 
 def _read_cache(path: Path, source: str) -> dict[str, np.ndarray] | None:
-    """The arrays, or None if there are none of this source."""
+    """The arrays, or None if the file is missing, damaged or made from other recordings."""
     if not path.is_file():
         return None
     try:
         with np.load(path) as held:
             if str(held["source"]) == source:
                 return {key: held[key] for key in _ARRAYS}
-        logger.info("%s is of files that have changed since", path)
-    except Exception as error:  # numpy and zipfile raise of all kinds on damaged files
-        logger.warning("%s cannot be read (%s), and is made again", path, error)
+        logger.info("%s was made from files that have changed since", path)
+    except Exception as error:  # numpy and zipfile raise many types on damaged files
+        logger.warning("%s cannot be read (%s) and is rewritten", path, error)
     return None

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from .report import Group
 
 _RASTERS = 4  # at most, side by side
-# After ten colours the next ten groups
+# Every ten groups the colours repeat, with the next line and marker
 _LINES, _MARKERS = ("-", "--", ":"), ("o", "^", "s")
 
 
 def curves(groups: list[Group]) -> bytes:
-    """Test accuracy over epochs, mean and extremes of the seeds; and against spikes."""
+    """Test accuracy over epochs (mean and extremes of the seeds), and against spikes."""
     legend_rows = (len(groups) + 1) // 2
     fig = Figure(figsize=(11, 3.5 + 0.25 * legend_rows), layout="constrained")
     over_epochs, against_spikes = fig.subplots(1, 2)
     for number, group in enumerate(groups):
         again = number // 10 % len(_LINES)
         seeds = [[100 * r["test_accuracy"] for r in run.history] for run in group.runs]
-        epochs = min(map(len, seeds))  # those that all seeds have done
+        epochs = min(map(len, seeds))  # that all seeds have finished
         by_epoch = [[seed[i] for seed in seeds] for i in range(epochs)]
         x = range(1, epochs + 1)
         mean = [sum(values) / len(values) for values in by_epoch]
@@ -63,7 +63,7 @@ def rasters(groups: list[Group]) -> bytes:
             f"answer {raster['answer']}",
             xlabel="time step",
             ylabel="hidden neuron",
-            xlim=(-1, raster["steps"]),
+            xlim=(-1, raster["num_steps"]),
             ylim=(-1, below),
         )
         axes.title.set_fontsize(8)

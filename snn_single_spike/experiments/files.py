@@ -1,4 +1,4 @@
-"""Files that are either the old or the new, whenever the writing stops."""
+"""Atomic writes: a file holds either its old or its new content, never a part."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from . import ExperimentError
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
-    Write beside `path`, to the disk itself, then rename.
+    Write a temporary file beside `path`, flush it to the disk, and rename it.
 
-    :param write: is given the open file
+    :param write: called with the open file
     :raises ExperimentError: the folder cannot be written to, or the disk is full
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -37,14 +37,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What writing left of files in a folder, that was killed."""
+    """Remove the temporary files of interrupted writes."""
     for path in folder.glob(".*.[0-9]*"):
         path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """
-    The whole content of a file.
+    Write the whole content of a file.
 
     :raises ExperimentError: as :func:`write_atomically`
     """
@@ -52,7 +52,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the rename is on the disk, too. Windows cannot open a folder."""
+    """Flush the rename to the disk. Windows cannot open a folder."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Reader of the IDX files that MNIST and Fashion-MNIST come in, plain or gzipped."""
+"""Reader of IDX files, the format of MNIST and Fashion-MNIST, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _UNSIGNED_BYTE = 0x08
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """
-    The array of bytes in an IDX file.
+    Read the array of bytes in an IDX file.
 
     :param dimensions: 3 for images, 1 for labels
-    :raises ExperimentError: not such a file, truncated, corrupt, or longer than it says
+    :raises ExperimentError: another format; a truncated or corrupt file; a wrong length
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:  # gzip's own error is an OSError
         raise ExperimentError(
-            f"{path} cannot be read, and may be truncated or corrupt ({error}): fetch it again"
+            f"{path} cannot be read ({error}), it may be truncated or corrupt: fetch it again"
         ) from None
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
     if len(data) < header or data[:4] != magic:
         raise ExperimentError(
             f"{path} starts with {data[:4].hex() or 'nothing'}, but an IDX file of bytes in "
-            f"{dimensions} dimensions starts with {magic.hex()}: it is not the file it is named "
-            "after, fetch it again"
+            f"{dimensions} dimensions starts with {magic.hex()}: it is another file, fetch it "
+            "again"
         )
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dimensions, 4))
     if len(data) != header + math.prod(shape):

@@ -1,4 +1,4 @@
-"""The papers' networks: hidden layers that spike, a readout that does not."""
+"""The papers' networks: spiking hidden layers, and a readout that never fires."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
+from .. import LeakyReadout, SingleSpikeLeaky
 from ..functional import spike_count
-from ..modules.leaky import SingleSpikeLeaky
-from ..modules.readout import LeakyReadout
-from ..spikes.lazy import LazySequence
 from . import ExperimentError
-from .config import Config, parse_surrogate
+from .config import Config
 from .datasets import DATASETS
+from .rules import parse_surrogate
 
 _LAYER = re.compile(r"(?P<neurons>\d+)|(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)")
 
 
 class LeakyLoop(snn.Leaky):
-    """snn.Leaky over a whole sequence as its users write it, in a loop over time."""
+    """snn.Leaky over a whole sequence, in a loop over time as its users write it."""
 
     def __init__(self, *args: Any, once: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.once = once
 
     def forward(self, current: Tensor) -> Tensor:
-        """Current `(T, B, *features)` to spikes; with `once` only the first of each neuron."""
+        """Spikes from the current `(T, B, *features)`; with `once` each neuron's first spike."""
         mem, spikes = torch.zeros_like(current[0]), []
         silent = torch.ones_like(current[0])
         for step in current.unbind(0):
@@ -40,11 +39,11 @@ class LeakyLoop(snn.Leaky):
                 spk = spk * silent
                 silent = silent - spk.detach()
             spikes.append(spk)
-        return torch.stack(spikes).to(current.dtype)  # snnTorch's are always float32
+        return torch.stack(spikes).to(current.dtype)  # snnTorch returns float32
 
 
 class LeakyReadoutLoop(snn.Leaky):
-    """The readout in a loop over time: a snn.Leaky that is never reset."""
+    """The readout in a loop over time: snn.Leaky without a reset."""
 
     def __init__(self, beta: Tensor, learn_beta: bool, reduction: str) -> None:
         super().__init__(beta, learn_beta=learn_beta, reset_mechanism="none")
@@ -62,30 +61,29 @@ class LeakyReadoutLoop(snn.Leaky):
 
 
 class EachStep(nn.Module):
-    """A layer of images applied to every time step: time is folded into the batch."""
+    """Applies an image layer to every time step, with time folded into the batch."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Any) -> Any:
-        out = self.layer(x.fold() if isinstance(x, LazySequence) else x.flatten(0, 1))
-        return out.unfold() if isinstance(out, LazySequence) else out.unflatten(0, x.shape[:2])
+        out = self.layer(x.flatten(0, 1) if isinstance(x, Tensor) else x.fold())
+        return out.unflatten(0, x.shape[:2]) if isinstance(out, Tensor) else out.unfold()
 
 
 class Network(nn.Module):
     """
-    Hidden layers as `config.layers` describes them, and a leaky readout of the classes.
+    The hidden layers of `config.layers`, and a leaky readout of the classes.
 
-    Weights are uniform in ±sqrt(1 / n_in), biases 0. Networks of one seed start from the same
-    weights whatever their neurons, whose `state_dict` keys are the same, too.
+    Weights are uniform in ±sqrt(1 / n_in), biases 0. For one seed all kinds of neurons start from
+    the same weights, and share the keys of `state_dict`.
 
-    Inputs: x of shape `(T, B, *features)`, a tensor or spike times or events
+    Inputs: x of shape `(T, B, *features)`, a tensor, spike times or events
 
-    Outputs: scores `(B, classes)`, and the spikes of each hidden layer, `(T, B, *features)`
-    each
+    Outputs: scores `(B, classes)`, and the spikes `(T, B, *features)` of each hidden layer
 
-    :raises ExperimentError: layers that are not of the known form or do not fit the data
+    :raises ExperimentError: invalid layers, or layers that do not fit the data
     """
 
     def __init__(self, config: Config) -> None:
@@ -116,7 +114,7 @@ class Network(nn.Module):
         return self.readout(self.output(x.flatten(2))), hidden
 
     def _add(self, name: str, features: Sequence[int], config: Config) -> tuple[int, ...]:
-        """Append one layer and its neurons; the features that it hands on."""
+        """Append one layer and its neurons; return the features of its output."""
 
         def refuse(reason: str) -> ExperimentError:
             return ExperimentError(f"--layers {config.layers}, {name!r}: {reason}")
@@ -129,7 +127,7 @@ class Network(nn.Module):
             )
         size = {key: int(value) for key, value in found.groupdict().items() if value}
         if 0 in size.values():
-            raise refuse("use numbers from 1 on")
+            raise refuse("use numbers of at least 1")
         if "neurons" in size:
             self.stages.append(nn.Linear(math.prod(features), size["neurons"]))
             features = (size["neurons"],)
@@ -137,7 +135,7 @@ class Network(nn.Module):
             return features
         if len(features) != 3:
             raise refuse(
-                f"images are needed, but what comes in are {features[0]} units; put convolutions "
+                f"images are needed, but the input has {features[0]} units; put convolutions "
                 "first, or use numbers of neurons only"
             )
         channels, height, width = features
@@ -146,11 +144,11 @@ class Network(nn.Module):
             if not self.stages:
                 raise refuse("put a layer of neurons before the first pooling")
             if size["pool"] > smaller:
-                raise refuse(f"the maps that come in are only {height} x {width}")
+                raise refuse(f"the input maps are only {height} x {width}")
             self.stages.append(EachStep(nn.AvgPool2d(size["pool"])))
             return channels, height // size["pool"], width // size["pool"]
         if size["kernel"] > smaller:
-            raise refuse(f"the images that come in are only {height} x {width}")
+            raise refuse(f"the input images are only {height} x {width}")
         self.stages.append(EachStep(nn.Conv2d(channels, size["maps"], size["kernel"])))
         self.stages.append(_neuron((size["maps"], 1, 1), config))
         return size["maps"], height - size["kernel"] + 1, width - size["kernel"] + 1
@@ -197,5 +195,5 @@ def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
 
 
 def count_spikes(hidden: list[Any]) -> Tensor:
-    """Number of spikes of all hidden layers together, differentiable."""
+    """Total number of spikes of all hidden layers, differentiable."""
     return torch.stack([spike_count(x).sum() for x in hidden]).sum()

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal."""
+"""Progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .config import Config
 
 
 class Silent:
-    """For processes other than the main one, and for calls from Python."""
+    """Shows nothing: for calls from Python, and for all processes but the main one."""
 
     def __enter__(self) -> Silent:
         return self
@@ -17,21 +17,21 @@ class Silent:
         pass
 
     def begin(self, description: str, done: int) -> None:
-        """Before the first batch; ``done`` of all batches were done in an earlier run."""
+        """Called before the first batch, with the number of batches done before a resume."""
 
     def batch(self, epoch: int, done: int, figures: dict[str, float]) -> None:
-        """After some batches of an epoch."""
+        """Called after some batches of an epoch."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """After an epoch."""
+        """Called after an epoch."""
 
     def end(self, message: str) -> None:
-        """When all is done, and written."""
+        """Called when the run has finished and is written."""
 
 
 class Terminal(Silent):
     """
-    Bars with loss, accuracy, spikes and speed, and a line for each epoch.
+    Shows a bar with loss, accuracy, spikes and speed, and prints a line per epoch.
 
     :param batches: batches in an epoch
     """
@@ -75,7 +75,7 @@ class Terminal(Silent):
         )
 
     def epoch(self, record: dict[str, Any]) -> None:
-        # The line that is printed has the figures of the whole epoch.
+        # The printed line has the figures of the whole epoch
         self.bars.update(self.task, completed=record["epoch"] * self.batches, figures="")
         self.console.print(
             f"epoch {record['epoch']:>3}/{self.config.epochs}  "

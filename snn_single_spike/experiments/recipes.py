@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-# Names are those of the fields of Config. Digits is not in the papers.
+# Keys are fields of Config. The papers do not use digits.
 RECIPES: dict[str, dict[str, Any]] = {
     "yinyang": {
         "layers": "120",
         "epochs": 150,
         "milestones": (50, 100),
-        # Four inputs drive a neuron to its threshold only through large weights
+        # With four inputs only large weights drive a neuron to its threshold
         "weight_scale": (4.0, 1.0),
     },
-    "digits": {"layers": "128", "steps": 50, "lr": 2e-3, "epochs": 30},
+    "digits": {"layers": "128", "num_steps": 50, "lr": 2e-3, "epochs": 30},
     "mnist": {
         "layers": "800",
         "epochs": 150,
@@ -26,6 +26,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "milestones": (15, 90, 120),
         "augment": ("perspective:0.1:0.3", "flip", "crop:1", "noise:0.05"),
     },
-    "nmnist": {"layers": "300", "steps": 300, "epochs": 140, "milestones": (30, 60, 90)},
-    "shd": {"layers": "300", "steps": 500, "lr": 2e-4, "epochs": 140, "milestones": (30, 60, 90)},
+    "nmnist": {"layers": "300", "num_steps": 300, "epochs": 140, "milestones": (30, 60, 90)},
+    "shd": {
+        "layers": "300",
+        "num_steps": 500,
+        "lr": 2e-4,
+        "epochs": 140,
+        "milestones": (30, 60, 90),
+    },
 }

@@ -1,9 +1,7 @@
-"""One Markdown page with tables and figures from the folders of runs."""
+"""One Markdown page with tables and figures from the records of runs."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,24 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import ExperimentError, metrics_log, training
-from .config import RESUMABLE, Config, check_run, make, not_of_a_run
+from . import ExperimentError, record
+from .config import RESUMABLE, Config
 from .datasets import DATASETS
 from .files import write_bytes
+from .sources import make
 
 PAGE = "report.md"
 MANY = "multi-spike"
-# Runs that differ only in these are repetitions of one another
+# Runs that differ only in these settings are repetitions of each other
 _REPEATED = ("seed", *(name for name in RESUMABLE if name != "epochs"))
-# Runs that share these are compared with each other
-_TASK = ("dataset", "layers", "steps", "train_samples", "test_samples", "hold_out")
+# Runs with the same values of these settings are compared with each other
+_TASK = ("dataset", "layers", "num_steps", "train_samples", "test_samples", "hold_out")
 
 
 @dataclass
 class Run:
-    """What the folder of a run holds."""
+    """A recorded run."""
 
-    folder: Path
+    name: str
     config: Config
     facts: dict[str, Any]
     history: list[dict[str, Any]]
@@ -40,58 +39,43 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Training time of an epoch; the first one also compiles."""
-        times = [record["train_seconds"] for record in self.history]
+        """Median training time of an epoch, without the first one, which also compiles."""
+        times = [metrics["train_seconds"] for metrics in self.history]
         return statistics.median(times[1:] or times)
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Where it ran: times of different places are not compared."""
+        """Where the run trained. Times from different places are not compared."""
         return tuple(self.facts[key] for key in ("machine", "threads", "processes"))
 
 
-def read_run(folder: Path) -> Run:
+def read_runs(path: Path) -> list[Run]:
     """
-    Read the folder of a run.
+    Read the runs that a file records.
 
-    :raises ExperimentError: it is not one, a file is damaged, or no epoch is finished
+    :param path: the file, or the folder of a run
+    :raises ExperimentError: no such file, the file is damaged, or no epoch is finished
     """
-
-    def lines(name: str) -> list[dict[str, Any]]:
-        try:
-            text = (folder / name).read_text(encoding="utf-8")
-            return [json.loads(line) for line in text.splitlines()]
-        except OSError:
-            raise not_of_a_run(folder / name) from None
-        except ValueError as error:
+    runs = []
+    for found in record.read(path):
+        if not found.history:
             raise ExperimentError(
-                f"{folder / name} is damaged ({error}): go on with the run by --resume {folder}, "
-                "which writes it anew"
-            ) from None
-
-    def one(name: str) -> dict[str, Any]:
-        held = lines(name)
-        if len(held) != 1:
-            raise ExperimentError(
-                f"{folder / name} is damaged (it has {len(held)} lines): go on with the run by "
-                f"--resume {folder}, or train anew"
+                f"{path} has no finished epoch: wait for the first one, or resume the run"
             )
-        return held[0]
-
-    check_run(folder / training.CONFIG)
-    config = make({}, folder / training.CONFIG)
-    history = lines(metrics_log.NAME)
-    if not history:
-        raise ExperimentError(
-            f"{folder} has no finished epoch: let it train, and if it was stopped, train again"
-        )
-    raster = one(training.RASTER) if (folder / training.RASTER).is_file() else None
-    return Run(folder, config, one(training.FACTS), history, raster)
+        try:
+            config = make(found.settings)
+        except ExperimentError as error:
+            raise ExperimentError(f"{path}: {error}") from None
+        runs.append(Run(str(path), config, found.facts, found.history, found.raster))
+    if len(runs) > 1:
+        for number, run in enumerate(runs, 1):
+            run.name += f", {number}"
+    return runs
 
 
 @dataclass
 class Group:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     runs: list[Run]
     label: str = ""
@@ -117,7 +101,7 @@ class Group:
 
     @property
     def raster(self) -> dict[str, Any] | None:
-        """That of the first run which has ended."""
+        """The raster of the first finished run."""
         return next((run.raster for run in self.runs if run.raster), None)
 
     @property
@@ -125,29 +109,29 @@ class Group:
         return {run.place for run in self.runs}
 
 
-def write(folders: Sequence[Path], out: Path) -> Path:
+def write(paths: Sequence[Path], out: Path) -> Path:
     """
     Write the page and its figures.
 
-    :param folders: of the runs
+    :param paths: folders of runs, or files with the records of runs
     :param out: folder of the page
     :return: the page
-    :raises ExperimentError: a folder is not that of a run, or `out` cannot be written to
+    :raises ExperimentError: a path is not a run, or `out` cannot be written to
     """
     from . import figures
 
-    once = {folder.resolve(): folder for folder in folders}
-    runs = [read_run(folder) for folder in once.values()]
+    once = {path.resolve(): path for path in paths}
+    runs = [run for path in once.values() for run in read_runs(path)]
     if out.is_file():
         raise ExperimentError(f"--out {out} is a file: choose a folder")
     lines = [
         "# Runs",
         "",
-        "Accuracy is that after the last epoch, in %, of the test set or of what was held out in "
-        "its place, with its standard deviation over seeds. Spikes are those of the hidden layers, "
-        "per test sample. Seconds are those of "
-        "training in an epoch, median without the first; they are compared where machine, threads "
-        "and processes are the same, and else the run was elsewhere.",
+        "Accuracy is measured after the last epoch, in %, on the test set or on held-out samples, "
+        "with its standard deviation over seeds. Spikes count the hidden layers, per test sample. "
+        "Seconds give the training time of an epoch, the median without the first epoch. Speed-ups "
+        "compare runs on the same machine with as many threads and processes; `elsewhere` marks "
+        "other runs.",
         "",
     ]
     for number, (task, groups) in enumerate(_tasks(runs).items(), 1):
@@ -163,29 +147,29 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     for run in runs:
         facts = run.facts
         lines.append(
-            f"| {run.folder} | {facts['data']} | {facts['machine']} | {facts['threads']} "
+            f"| {run.name} | {facts['data']} | {facts['machine']} | {facts['threads']} "
             f"| {facts['processes']} | {facts['torch']} |"
         )
-    lines += ["", "Each run can be repeated by `snn-single-spike train --config RUN/config.json`."]
+    lines += ["", "`snn-single-spike train --config FILE` repeats a run: FILE is its `run.jsonl`."]
     write_bytes(out / PAGE, "\n".join([*lines, ""]).encode())
     return out / PAGE
 
 
 def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
-    """Groups of repetitions by what they are trained on, each with its label."""
+    """Groups of repetitions, with labels, by the task that they are trained on."""
     tasks: dict[str, dict[tuple, Group]] = {}
     for run in runs:
-        settings = dataclasses.asdict(run.config)
+        settings = run.config.model_dump()
         repeated = tuple(value for key, value in settings.items() if key not in _REPEATED)
         by_settings = tasks.setdefault(_task(run), {})
         by_settings.setdefault(repeated, Group([])).runs.append(run)
     made: dict[str, list[Group]] = {}
     for task, by_settings in tasks.items():
-        # What the others are compared with comes first.
+        # The reference of the comparison comes first
         groups = sorted(by_settings.values(), key=lambda group: group.config.neuron != MANY)
         differing = [
             key
-            for key in Config.__dataclass_fields__
+            for key in Config.model_fields
             if key not in (*_REPEATED, *_TASK, "neuron", "epochs")
             and len({getattr(g.config, key) for g in groups if _matters(g.config, key)}) > 1
         ]
@@ -199,7 +183,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
 
 
 def _settings(config: Config, names: list[str]) -> list[str]:
-    """Those of these settings that the network has, as words."""
+    """The settings among these that matter to the network, as words."""
     words = []
     for name in names:
         if _matters(config, name):
@@ -214,14 +198,14 @@ def _shown(value: Any) -> str:
 
 
 def _matters(config: Config, name: str) -> bool:
-    """Whether a network of this kind of neuron has such a setting."""
+    """Whether the setting has an effect on a network of this kind of neuron."""
     if name in ("gradient", "spike_format"):
         return config.neuron == "single-spike"
     return name != "surrogate" or config.gradient != "spike_time"
 
 
 def _task(run: Run) -> str:
-    """What is trained on, a heading and the size of the data, which may be a part of the set."""
+    """Heading of the task, and the size of its data, which may be a part of the dataset."""
     config, spec = run.config, DATASETS[run.config.dataset]
     network = f"{math.prod(spec.features)}-{config.layers}-{spec.classes}"
     return f"{config.dataset}, {network}, T={config.num_steps}\n\n{run.facts['data']}."
@@ -256,18 +240,21 @@ def _table(groups: list[Group]) -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     if len(many) > 1:
-        lines += ["", "Compared with the multi-spike runs whose settings are most alike."]
+        lines += [
+            "",
+            "Each row is compared with the multi-spike runs whose settings are most alike.",
+        ]
     return lines
 
 
 def _alike(one: Config, other: Config) -> int:
-    """In how many settings two runs agree, apart from their seeds and lengths."""
-    names = set(Config.__dataclass_fields__) - {*_REPEATED, "epochs"}
+    """Number of settings that two runs share, apart from seeds and epochs."""
+    names = set(Config.model_fields) - {*_REPEATED, "epochs"}
     return sum(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _epochs(group: Group) -> str:
-    """Epochs done, and those asked for if they are more."""
+    """Finished epochs, and the number asked for if it is larger."""
     done = sorted({run.last["epoch"] for run in group.runs})
     asked = max(run.config.epochs for run in group.runs)
     text = f"{done[0]} to {done[-1]}" if len(done) > 1 else f"{done[0]}"

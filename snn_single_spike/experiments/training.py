@@ -1,13 +1,13 @@
-"""Training a network of single spikes, or its multi-spike peers, on one of the datasets.
+"""Training a single-spike network, or a multi-spike peer, on one of the datasets.
 
-Everything random follows from (seed, epoch, batch): a run that goes on after a checkpoint, or on
-several processes, sees the samples that one uninterrupted process would.
+All random numbers follow from (seed, epoch, batch): a resumed run, and several processes, see the
+same samples as one uninterrupted process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import math
 import platform
 import shlex
@@ -26,34 +26,33 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.validation import NaNError
-from ..spikes.times import SpikeEvents, SpikeTimes
-from . import ExperimentError, augment, checkpoint, datasets
+from .. import SpikeEvents, SpikeTimes
+from ..functional import NaNError
+from . import ExperimentError, augment, checkpoint, datasets, record, rules
 from .checkpoint import Position
-from .config import Config, check_device, to_json
-from .datasets import Dataset, Intensities
+from .config import Config
+from .datasets import Dataset
 from .distributed import Processes, processes
-from .files import remove_leftovers, write_bytes
-from .metrics_log import MetricsLog
+from .files import remove_leftovers
 from .network import Network, count_spikes
 from .progress import Silent
 
-CONFIG, FACTS, RASTER, LOCK = "config.json", "run.json", "raster.json", ".lock"
+LOCK = ".lock"
 SHOWN_EVERY = 0.5  # seconds between updates of the terminal
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has been saved."""
+    """The run was stopped by a signal, and has been saved."""
 
 
 @dataclass
 class Figures:
-    """Sums over samples, which stay on the device until they are read."""
+    """Sums over samples. They stay on the device until they are read."""
 
     totals: Tensor
-    """(4,) float64: cross-entropy, right answers, spikes, samples."""
+    """(4,) float64: cross-entropy, correct answers, spikes, samples."""
 
     @classmethod
     def zero(cls, device: torch.device, totals: list[float] | None = None) -> Figures:
@@ -66,7 +65,7 @@ class Figures:
         self.totals[3] += len(labels)
 
     def read(self, among: Processes | None = None) -> dict[str, float]:
-        """Means over the samples of this process, or of all."""
+        """Means over the samples of this process, or of all processes."""
         totals = among.sum(self.totals) if among else self.totals
         loss, right, spikes, samples = totals.tolist()
         samples = samples or math.nan
@@ -86,38 +85,39 @@ def train(
     show: Callable[[int], Silent] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Train, test after every epoch, and leave in the folder `out`: the settings (`config.json`),
-    what ran where (`run.json`), metrics of each epoch (`metrics.jsonl`), the state
-    (`checkpoint.pt`) and the hidden spikes of a test sample (`raster.json`).
+    Train, and test after every epoch. Writes the record of the run (`run.jsonl`) and the state
+    from which it can be resumed (`checkpoint.pt`) into the folder `out`.
 
     Example::
 
-        from snn_single_spike.experiments import config, training
+        from snn_single_spike.experiments import sources, training
 
-        settings = config.make({"dataset": "digits", "epochs": 5, "gradient": "pre_spike"})
+        settings = sources.make({"dataset": "digits", "epochs": 5, "gradient": "pre_spike"})
         history = training.train(settings, Path("runs/digits"))
         history[-1]["test_accuracy"]
 
-    :param config: from :func:`snn_single_spike.experiments.config.make`
+    :param config: from :func:`snn_single_spike.experiments.sources.make`
     :param out: folder of the run
-    :param resume: go on from the checkpoint in it. Defaults to False
-    :param show: makes what shows the progress, from the number of batches in an epoch.
-        Defaults to None: nothing is shown
+    :param resume: resume from the checkpoint in `out`. Defaults to False
+    :param show: called with the number of batches in an epoch, returns the progress display.
+        Defaults to None: no display
     :return: metrics of each epoch
-    :raises ExperimentError: a setting, file or checkpoint that cannot be used; a loss that is
-        not finite; a folder that holds a run already
-    :raises Interrupted: Ctrl-C or SIGTERM; the run has been saved
+    :raises ExperimentError: an invalid setting, file or checkpoint; a loss that is not finite;
+        `out` already holds a run
+    :raises Interrupted: on Ctrl-C or SIGTERM, after the run has been saved
     """
     if not resume:
         _refuse_run(out)
-    check_device(config.device)
+    rules.check_device(config.device)
+    if config.augment:
+        augment.check_installed()
     torch.manual_seed(config.seed)
     network = Network(config).to(DTYPES[config.precision])
     with processes(config.device) as among, _stop_signals() as stop:
         if config.batch < among.count:
             raise ExperimentError(
-                f"--batch {config.batch}: it is shared by {among.count} processes, use at least "
-                "one sample for each"
+                f"--batch {config.batch}: {among.count} processes share a batch; use at least "
+                f"{among.count} samples"
             )
         with among.main_first():
             dataset = load_dataset(config)
@@ -129,12 +129,12 @@ def _refuse_run(out: Path) -> None:
         raise ExperimentError(f"--out {out} is a file: choose a folder")
     if (out / checkpoint.NAME).exists():
         raise ExperimentError(
-            f"--out {out} holds a run: go on with it by --resume {out}, or choose another folder"
+            f"--out {out} holds a run: resume it by --resume {out}, or choose another folder"
         )
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The dataset of a run."""
+    """Load the dataset of a run."""
     return datasets.load(
         config.dataset,
         config.num_steps,
@@ -148,7 +148,7 @@ def load_dataset(config: Config) -> Dataset:
 
 
 def learning_rate(config: Config, epoch: int) -> float:
-    """That of an epoch, counted from 1."""
+    """The learning rate of an epoch, counted from 1."""
     return config.lr * config.lr_decay ** sum(epoch > m for m in config.milestones)
 
 
@@ -183,20 +183,20 @@ class _Run:
                 done = len(history) * self.batches + position["batch"]
                 self.display.begin(self.description + self.left_out, done)
                 for epoch in range(len(history) + 1, self.config.epochs + 1):
-                    record = self._epoch(epoch, position)
-                    history.append(record)
+                    metrics = self._epoch(epoch, position)
+                    history.append(metrics)
                     position = checkpoint.after(history)
                     if log:
-                        log.write(record)
+                        log.epoch(metrics)
                         self._save(position)
-                    self.display.epoch(record)
+                    self.display.epoch(metrics)
                     if self.among.any(self.stop.is_set()) and epoch < self.config.epochs:
                         self.among.wait()  # torchrun ends all processes when the first one ends
                         raise Interrupted(f"saved after epoch {epoch}")
-            if self.among.main:
-                self._write_json(RASTER, self._raster())
+                if log:
+                    log.end(self._raster())
         again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
-        self.display.end(f"{self.out} is trained; to go on: {again}")
+        self.display.end(f"{self.out} is trained; to train longer: {again}")
         return history
 
     def _begin(self, resume: bool) -> Position:
@@ -205,25 +205,25 @@ class _Run:
         found = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
         if self.config.epochs < len(found["history"]):
             raise ExperimentError(
-                f"--epochs {self.config.epochs}: {self.out} has trained for "
-                f"{len(found['history'])} already"
+                f"--epochs {self.config.epochs}: {self.out} has already trained for "
+                f"{len(found['history'])}; use at least as many"
             )
         return found
 
     @contextlib.contextmanager
     def _alone(self, resume: bool) -> Iterator[None]:
-        """No other run writes into the folder meanwhile, or has since this one was started."""
+        """Lock the folder, so that no other run writes into it."""
         if not self.among.main:
             yield
             return
-        with contextlib.suppress(OSError):  # writing the first file says why it cannot be made
+        with contextlib.suppress(OSError):  # the first write reports the error
             self.out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.out / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ExperimentError(
-                f"{self.out} is the folder of a run that is training now: wait for it, or choose "
+                f"{self.out} is in use by a run that is training now: wait for it, or choose "
                 "another --out"
             ) from None
         except OSError as error:
@@ -245,7 +245,21 @@ class _Run:
         if not self.among.main:
             return contextlib.nullcontext()
         left = len(history) < self.config.epochs
-        return MetricsLog(self._make_folder(left), history, self.config.tensorboard)
+        # A finished run that is resumed trained where its record says
+        facts = self._facts() if left else record.read_header(self.out).facts
+        begun = record.Record(self.config.model_dump(mode="json"), facts, history)
+        return record.Log(self.out, begun, self.config.tensorboard)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "data": self.description,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "processes": self.among.count,
+            "threads": torch.get_num_threads(),
+            "machine": _machine(self.among.device),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
 
     def _epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         """Train for the rest of an epoch, then test."""
@@ -253,21 +267,20 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        # The sums of a checkpoint are those of all processes together
+        # A checkpoint holds the sums over all processes
         figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)
         start, shown = time.perf_counter() - position["seconds"], 0.0
-        order = torch.randperm(
-            len(self.training), generator=_generator(self.config.seed, epoch)
-        ).split(self.config.batch)
+        generator = torch.Generator().manual_seed(_seed(self.config.seed, epoch))
+        order = torch.randperm(len(self.training), generator=generator).split(self.config.batch)
         for batch in range(position["batch"], self.batches):
-            # From 1 on, since a trailing 0 would give the numbers of the order of the samples
-            generator = _generator(self.config.seed, epoch, batch + 1)
+            # A trailing 0 would give the seed of the sample order
+            seed = _seed(self.config.seed, epoch, batch + 1)
             try:
-                loss = self._step(order[batch], generator, figures)
+                loss = self._step(order[batch], seed, figures)
             except NaNError as error:
                 raise ExperimentError(
-                    f"epoch {epoch}: {error} (--lr is {self.config.lr}, the checkpoint is an "
-                    "earlier one)"
+                    f"epoch {epoch}: {error} (--lr is {self.config.lr}; the checkpoint is of an "
+                    "earlier epoch)"
                 ) from None
             if self.among.device.type == "cpu":  # reading it would stall a GPU
                 self._check_finite(loss.item(), epoch)
@@ -300,25 +313,29 @@ class _Run:
         if not math.isfinite(loss):
             raise ExperimentError(
                 f"the loss of epoch {epoch} is {loss}: lower --lr {self.config.lr} (the checkpoint "
-                "is an earlier one)"
+                "is of an earlier epoch)"
             )
 
-    def _step(self, index: Tensor, generator: torch.Generator, figures: Figures) -> Tensor:
-        """One step of the optimizer, on this process's share of the batch."""
-        share = index[self.among.share].to(self.among.device)
-        transform = None
-        if self.augmentations and isinstance(self.training, Intensities):
-            shape = (len(index), *self.training.values.shape[1:])
-            transform = augment.draw(self.augmentations, shape, generator)
-            transform = transform.samples(self.among.share)
-        labels = self.training.labels[share]
-        scores, hidden = self._forward(self.wrapped, self.training.batch(share, transform))
+    def _step(self, index: Tensor, seed: int, figures: Figures) -> Tensor:
+        """One optimizer step on the share of the batch that belongs to this process."""
+        share = self.among.share
+        index = index.to(self.among.device)
+        if self.augmentations:
+            # Every process transforms the whole batch, so that it sees what one process would
+            transform = functools.partial(
+                augment.augment, augmentations=self.augmentations, seed=seed
+            )
+            spikes = self.training.batch(index, transform).samples(share)
+        else:
+            spikes = self.training.batch(index[share])
+        labels = self.training.labels[index[share]]
+        scores, hidden = self._forward(self.wrapped, spikes)
         loss = F.cross_entropy(scores, labels, reduction="sum")
         cost = loss
         if self.config.spike_penalty:
             cost = loss + self.config.spike_penalty * count_spikes(hidden)
         self.optimizer.zero_grad()
-        # The mean over the whole batch: gradients are averaged over the processes.
+        # The mean over the whole batch, since gradients are averaged over the processes
         (cost * (self.among.count / len(index))).backward()
         self.optimizer.step()
         figures.add(loss, scores, labels, hidden)
@@ -365,7 +382,7 @@ class _Run:
         return {
             "label": int(self.testing.labels[0]),
             "answer": int(scores.argmax()),
-            "steps": self.config.num_steps,
+            "num_steps": self.config.num_steps,
             "layers": layers,
         }
 
@@ -388,28 +405,6 @@ class _Run:
     def _save(self, position: Position) -> None:
         checkpoint.save(self.out, self.network, self.optimizer, position)
 
-    def _make_folder(self, left: bool) -> Path:
-        """The folder of the run, with its settings, and if work is left where it is done."""
-        write_bytes(self.out / CONFIG, to_json(self.config).encode())
-        if not left:
-            return self.out
-        self._write_json(
-            FACTS,
-            {
-                "data": self.description,
-                "parameters": sum(p.numel() for p in self.network.parameters()),
-                "processes": self.among.count,
-                "threads": torch.get_num_threads(),
-                "machine": _machine(self.among.device),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        )
-        return self.out
-
-    def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        write_bytes(self.out / name, (json.dumps(content) + "\n").encode())
-
 
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
@@ -423,18 +418,17 @@ def _machine(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    """Random numbers that follow from these."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+def _seed(*numbers: int) -> int:
+    """A seed of 64 bits that follows from these numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Set by Ctrl-C and SIGTERM; a second one stops at once."""
+    """An event that Ctrl-C and SIGTERM set. A second signal stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread is given signals
+        yield stop  # only the main thread receives signals
         return
     before: dict[int, Any] = {}
 

@@ -1,4 +1,4 @@
-"""The Yin-Yang dataset of Kriener, Göltz and Petrovici (arXiv:2102.08211), generated."""
+"""Generator of the Yin-Yang dataset of Kriener, Göltz and Petrovici (arXiv:2102.08211)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 RADIUS, DOT = 0.5, 0.1
-YIN, YANG, DOTS = 1, 0, 2  # as the published generator numbers them
+YIN, YANG, DOTS = 1, 0, 2  # numbered as in the published generator
 
 
 def classify(x: float, y: float) -> int | None:
@@ -25,14 +25,14 @@ def classify(x: float, y: float) -> int | None:
 
 def generate(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    The samples that the published generator makes of this seed.
+    Generate the samples of the published generator for this seed.
 
     :return: `(size, 4)` float64 of x, y, 1 - x and 1 - y, and `(size,)` int64 classes
     """
-    random = np.random.RandomState(seed)  # its stream made the published samples
+    random = np.random.RandomState(seed)  # the published samples come from its stream
     points, classes = np.empty((size, 2)), np.empty(size, np.int64)
     for i in range(size):
-        # The wanted class is drawn first, so that all three are as frequent
+        # The class is drawn first, so that all three classes are equally frequent
         classes[i] = random.randint(3)
         found = None
         while found != classes[i]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 
 from .. import backends
-from ..functional import Result, run_single_spike
+from ..functional import DEFAULT_GRADIENT, Result, run_single_spike
 from ..ops.surrogate import SpikeGrad, Surrogate, recognise, split, surrogate_disabled
 from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_current, check_not_nan
 
@@ -23,20 +25,18 @@ NEEDS_THE_LOOP = (
 )
 # What a neuron carries from one call to the next; not in its state_dict.
 STATES = ("spk", "mem", "syn", "syn_exc", "syn_inh")
+# Arguments of constructors that must not be NaN
+_PARAMETERS = ("alpha", "beta", "V", "R", "C", "time_step", "threshold", "graded_spikes_factor")
 
 
 def check_options(
-    keep: str,
-    gradient: str,
-    backend: str,
-    given: dict[str, object],
-    reset_mechanism: str = "none",
-    **parameters: Tensor | float,
+    keep: str, gradient: str, backend: str, given: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse what cannot be computed over a whole sequence, before anything is made.
+    """Refuse options that a whole sequence cannot honour, before anything is made.
 
-    ``keep`` is the snnTorch class that can; ``given`` the options of :data:`NEEDS_THE_LOOP`.
+    ``keep`` is the snnTorch class that honours them; ``given`` its constructor arguments by name.
     """
+    given = given or {}
     for option, only, reason in NEEDS_THE_LOOP:
         if option in given and given[option] is not only:
             raise ValueError(
@@ -44,17 +44,38 @@ def check_options(
                 f"the whole sequence at once ({reason}): pass {option}={only}, or keep "
                 f"snntorch.{keep} for this layer"
             )
-    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    check_choice("reset_mechanism", given.get("reset_mechanism", "none"), RESETS)
     check_choice("gradient", gradient, GRADIENT_RULES)
     check_choice("backend", backend, ("auto", *backends.BACKENDS))
-    for name, value in parameters.items():
-        check_not_nan(name, value)
+    for name in _PARAMETERS:
+        if name in given:
+            check_not_nan(name, given[name])
+
+
+def _snntorch_class(cls: type) -> Any:
+    """The snnTorch neuron that a single-spike class derives from; None for a mixin."""
+    return next((c for c in cls.__mro__ if c.__module__.startswith("snntorch.")), None)
+
+
+def _signature(cls: type, original: type) -> inspect.Signature:
+    """What help() and editors show: the arguments of the snnTorch class, and those by keyword."""
+    constructors = [vars(c)["__init__"] for c in cls.__mro__ if "__init__" in vars(c)]
+    own = inspect.signature(constructors[0])
+    positional = list(own.parameters.values())[1:]
+    if any(p.kind is p.VAR_POSITIONAL for p in positional):
+        positional = list(inspect.signature(original.__init__).parameters.values())[1:]  # type: ignore[misc]
+        below = constructors[: constructors.index(original.__init__)]  # type: ignore[misc]
+        for constructor in reversed(below):
+            parameters = inspect.signature(constructor).parameters.values()
+            positional += [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return own.replace(parameters=positional, return_annotation=own.empty)
 
 
 class SingleSpikeNeuron:
     """Mixed into a snnTorch neuron: over a whole sequence, and at most one spike.
 
-    The neuron itself stays as snnTorch made it, with its parameters and buffers.
+    The neuron itself stays as snnTorch made it, with its parameters and buffers. The constructor
+    takes the arguments of the snnTorch class, and `gradient` and `backend` by keyword.
     """
 
     gradient: str
@@ -67,6 +88,28 @@ class SingleSpikeNeuron:
     output: bool
     spike_grad: Any
     surrogate_disable: bool
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        original = _snntorch_class(cls)
+        if original is not None:
+            cls.__signature__ = _signature(cls, original)  # type: ignore[attr-defined]
+
+    def __init__(
+        self, *args: Any, gradient: str = DEFAULT_GRADIENT, backend: str = "auto", **kwargs: Any
+    ) -> None:
+        original = _snntorch_class(type(self))
+        bound = inspect.signature(original.__init__).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        del given["self"]
+        check_options(original.__name__, gradient, backend, given)
+        super().__init__(**self._constructor_arguments(given))
+        self._init_single_spike(gradient, backend)
+
+    def _constructor_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments for the constructor of the snnTorch class."""
+        return given
 
     def _init_single_spike(self, gradient: str, backend: str) -> None:
         """Turn a neuron that snnTorch has just made, or that was in use, into this class."""

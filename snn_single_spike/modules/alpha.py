@@ -8,10 +8,10 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from ..functional import DEFAULT_GRADIENT, clip_decay
+from ..functional import clip_decay
 from ..ops.validation import check_state
 from ..spikes.lazy import materialize
-from ._base import SingleSpikeNeuron, check_options
+from ._base import SingleSpikeNeuron
 
 __all__ = ["SingleSpikeAlpha"]
 
@@ -108,55 +108,17 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
 
     alpha: Tensor
 
-    def __init__(
-        self,
-        alpha,
-        beta,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_alpha=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="zero",
-        state_quant=False,
-        output=False,
-        *,
-        gradient: str = DEFAULT_GRADIENT,
-        backend: str = "auto",
-    ) -> None:
-        check_options(
-            "Alpha",
-            gradient,
-            backend,
-            {"inhibition": inhibition, "state_quant": state_quant},
-            reset_mechanism,
-            alpha=alpha,
-            beta=beta,
-            threshold=threshold,
-        )
-        super().__init__(
-            alpha,
-            beta,
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            False,  # snnTorch puts a clipped tensor in the place of its own parameter, and fails
-            learn_beta,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
-        )
-        if learn_alpha:
+    def _constructor_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        # snnTorch replaces its own parameter by a clipped tensor, and fails.
+        self._learns_alpha = given["learn_alpha"]
+        return given | {"learn_alpha": False}
+
+    def _init_single_spike(self, gradient: str, backend: str) -> None:
+        if self.__dict__.pop("_learns_alpha", False):
             clipped = self.alpha
             del self.alpha
             self.alpha = nn.Parameter(clipped)
-        self._init_single_spike(gradient, backend)
+        super()._init_single_spike(gradient, backend)
 
     def forward(
         self,
@@ -165,7 +127,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         syn_inh: Tensor | None = None,
         mem: Tensor | None = None,
     ) -> Any:
-        input_ = materialize(input_)
+        input_ = materialize(input_, type(self).__name__)
         states = self._initial(input_, syn_exc=syn_exc, syn_inh=syn_inh, mem=mem)
         check_state("mem", states["mem"], input_)  # the currents tell the membrane
         result = self._run(

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backends._types import state_dtype
-from ..functional import DEFAULT_GRADIENT
 from ..ops.validation import check_parameter
 from ..spikes.lazy import materialize
-from ._base import SingleSpikeNeuron, check_options
+from ._base import SingleSpikeNeuron
 
 __all__ = ["SingleSpikeLapicque"]
 
@@ -122,68 +121,24 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
     time_step: Tensor
     _derived = "C"  # what follows a learned beta
 
-    def __init__(
-        self,
-        beta=False,
-        R=False,
-        C=False,
-        time_step=1,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        *,
-        gradient: str = DEFAULT_GRADIENT,
-        backend: str = "auto",
-    ) -> None:
-        check_options(
-            "Lapicque",
-            gradient,
-            backend,
-            {"inhibition": inhibition, "state_quant": state_quant},
-            reset_mechanism,
-            beta=beta,
-            R=R,
-            C=C,
-            time_step=time_step,
-            threshold=threshold,
-        )
-        given = tuple(value is not False for value in (beta, R, C))
-        if given not in _ENOUGH:
+    def _constructor_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        beta, R, C = given["beta"], given["R"], given["C"]
+        found = tuple(value is not False for value in (beta, R, C))
+        if found not in _ENOUGH:
             raise ValueError(
                 f"beta={beta!r}, R={R!r}, C={C!r}: pass beta alone, or two of the three; each "
                 "follows from the other two"
             )
-        if learn_beta and not given[0]:
+        if given["learn_beta"] and beta is False:
             raise ValueError("learn_beta=True needs beta: pass beta in the place of R or C")
         if beta is not False and (torch.as_tensor(beta) <= 0).any():
             raise ValueError(f"beta={beta!r} must be greater than 0: RC would be 0")
-        for name, value in (("R", R), ("C", C)):
-            if value is not False and (torch.as_tensor(value) == 0).any():
-                raise ValueError(f"{name}={value!r} must not be 0: the membrane divides by RC")
-        super().__init__(
-            beta,
-            R,
-            C,
-            time_step,
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_beta,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
-        )
-        self._init_single_spike(gradient, backend)
+        for name in ("R", "C"):
+            if given[name] is not False and (torch.as_tensor(given[name]) == 0).any():
+                raise ValueError(
+                    f"{name}={given[name]!r} must not be 0: the membrane divides by RC"
+                )
+        return given
 
     def _lapicque_cases(self, time_step, beta, R, C) -> None:
         # Called by snnTorch's constructor. Its own takes neither per-neuron values nor a learned
@@ -210,7 +165,7 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
         return self.time_step / (other * torch.log(1 / self.beta))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        input_ = materialize(input_)
+        input_ = materialize(input_, type(self).__name__)
         states = self._initial(input_, mem=mem)
         circuit = {"R": self.R, "C": self.C}
         for name, value in circuit.items():

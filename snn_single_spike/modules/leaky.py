@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import snntorch as snn
@@ -12,21 +10,19 @@ from torch import Tensor
 
 from ..backends._types import state_dtype
 from ..functional import (
-    DEFAULT_GRADIENT,
+    SPIKE_FORMATS,
     clip_decay,
     leaky_reset,
     run_single_spike,
-    spikes_of_current,
+    run_single_spike_linear,
     spikes_of_result,
 )
 from ..ops.validation import check_choice, check_parameter, check_state
-from ..spikes.lazy import LazySequence, materialize
-from ..spikes.times import LazyCurrent, versions
-from ._base import SingleSpikeNeuron, check_options
+from ..spikes import LazyCurrent, LazyMembrane
+from ..spikes.lazy import materialize
+from ._base import SingleSpikeNeuron
 
 __all__ = ["LeakyState", "SingleSpikeLeaky"]
-
-SPIKE_FORMATS = ("dense", "times")
 
 
 class LeakyState(NamedTuple):
@@ -38,44 +34,6 @@ class LeakyState(NamedTuple):
     """Step of the first spike so far, `(B, *features)` int64, -1 while silent."""
     num_steps: int
     """Time steps taken."""
-
-
-class LazyMembrane(LazySequence):
-    """The membrane (T, B, *features) of neurons that were run from spike times."""
-
-    def __init__(
-        self, current: LazyCurrent, parameters: Sequence[Any], make: Callable[[], Tensor]
-    ) -> None:
-        self.num_steps, self.batch, self.folded = current.num_steps, current.batch, False
-        self.features, self.dtype, self.device = current.features, current.dtype, current.device
-        self._make = functools.cache(make)  # once also for what is folded or unfolded of this
-        self._track = torch.is_grad_enabled()
-        read = (current.weight, current.bias, current.spikes.height, *parameters)
-        self._read = [x for x in read if isinstance(x, Tensor)]
-        self._versions = versions(self._read)
-        learns = current.requires_grad or any(x.requires_grad for x in self._read)
-        self._requires_grad = self._track and learns
-
-    @property
-    def requires_grad(self) -> bool:
-        return self._requires_grad
-
-    def to_dense(self) -> Tensor:
-        """The membrane as a tensor, differentiable if the neurons were run so; computed once."""
-        made = self._make.cache_info().currsize
-        if not made and versions(self._read) != self._versions:
-            raise RuntimeError(
-                "the membrane is computed when it is first used, and a weight or parameter it "
-                "is computed from has been changed in place since the neurons ran: use it "
-                "before, e.g. mem.to_dense() ahead of optimizer.step()"
-            )
-        # It may be used first where nothing is recorded, and then for a loss.
-        with torch.inference_mode(False), torch.set_grad_enabled(self._track):
-            membrane = self._make()
-        return self._leading(membrane)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a membrane that is computed later cannot be saved: save mem.to_dense()")
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -191,89 +149,57 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     mem: Tensor
     spike_format: str = "dense"  # of neurons that were saved before there was another
 
-    def __init__(
-        self,
-        beta,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        graded_spikes_factor=1.0,
-        learn_graded_spikes_factor=False,
-        reset_delay=True,
-        *,
-        gradient: str = DEFAULT_GRADIENT,
-        backend: str = "auto",
-        spike_format: str = "dense",
-    ) -> None:
+    def __init__(self, *args: Any, spike_format: str = "dense", **kwargs: Any) -> None:
         check_choice("spike_format", spike_format, SPIKE_FORMATS)
-        check_options(
-            "Leaky",
-            gradient,
-            backend,
-            {"inhibition": inhibition, "state_quant": state_quant, "reset_delay": reset_delay},
-            reset_mechanism,
-            beta=beta,
-            threshold=threshold,
-            graded_spikes_factor=graded_spikes_factor,
-        )
-        super().__init__(
-            beta,
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_beta,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
-            graded_spikes_factor,
-            learn_graded_spikes_factor,
-            reset_delay,
-        )
-        self._init_single_spike(gradient, backend)
+        super().__init__(*args, **kwargs)
         self.spike_format = spike_format
 
     def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
-        times = self.spike_format == "times" and not torch.compiler.is_compiling()
+        times = self.spike_format == "times"
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
         if times and isinstance(input_, LazyCurrent) and zeros:
-            return self._from_spikes(input_)
-        input_ = materialize(input_)
-        # The height of spike times is kept apart from them.
+            return self._from_spikes(input_.unfold())
+        input_ = materialize(input_, type(self).__name__)
+        # Spike times hold their height beside them.
         height = {"graded_spikes_factor": 1.0} if times else {}
         result = self._run(input_, **self._initial(input_, mem=mem), **height)
         spikes: Any = result.spikes
         if times:
-            spikes = spikes_of_result(result, input_.shape[0], self.graded_spikes_factor)
+            spikes = spikes_of_result(result, self.graded_spikes_factor)
         return spikes if result.mem is None else (spikes, result.mem)
 
     def _from_spikes(self, current: LazyCurrent) -> Any:
-        surrogate, custom_surrogate = self._surrogate()
-        neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, custom_surrogate)
-        rules = (self.gradient, self._reset())
-        current = current.unfold()
-        spikes = spikes_of_current(current, *neuron, *rules, self.backend)
+        """Open the current of a linear layer, and run the layer with these neurons."""
+        layer = current.linear()
+        surrogate, custom = self._surrogate()
+        neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, custom)
+        how = (self.gradient, self._reset())
+        spikes = run_single_spike_linear(
+            *layer,
+            beta=self.beta,
+            threshold=self.threshold,
+            graded_spikes_factor=self.graded_spikes_factor,
+            surrogate=surrogate,
+            custom_surrogate=custom,
+            gradient=self.gradient,
+            reset=self._reset(),
+            backend=self.backend,
+        )
         if self.init_hidden and not self.output:
             return spikes
 
         def membrane() -> Tensor:
-            dense = current.to_dense()
             result = run_single_spike(
-                dense, *neuron, *rules, want_spikes=False, backend=self.backend
+                current.to_dense(), *neuron, *how, want_spikes=False, backend=self.backend
             )
             assert result.mem is not None
             return result.mem
 
-        return spikes, LazyMembrane(current, neuron[:2], membrane)
+        if torch.compiler.is_compiling():
+            return spikes, membrane()
+        source, weight, bias = layer
+        read = (weight, bias, source.height, self.beta, self.threshold)
+        return spikes, LazyMembrane(current, read, membrane)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, spike_format={self.spike_format!r}"

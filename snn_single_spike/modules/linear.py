@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import backends
+from ..functional import run_single_spike_linear
 from ..ops.validation import UNPACK, check_current
-from ..spikes.lazy import LazyTensor
-from ..spikes.times import SpikeEvents, SpikeTimes
+from ..spikes import LazyTensor, SpikeEvents, Spikes, SpikeTimes
+from ..spikes.lazy import materialize
 from .leaky import LeakyState, SingleSpikeLeaky
 
 __all__ = ["SingleSpikeLinear"]
@@ -97,9 +98,10 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     ) -> None:
         fixed = {"init_hidden", "output", "spike_format"} & neuron.keys()
         if fixed:
+            names = " or ".join(f"`{name}`" for name in sorted(fixed))
             raise TypeError(
-                f"SingleSpikeLinear has no {', '.join(sorted(fixed))}: it returns spike times. "
-                "Use nn.Linear and SingleSpikeLeaky for the membrane"
+                f"SingleSpikeLinear does not accept {names}: it always returns spike times. For "
+                "the membrane use nn.Linear followed by SingleSpikeLeaky."
             )
         super().__init__(beta, init_hidden=True, spike_format="times", **neuron)
         linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
@@ -110,16 +112,30 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     def forward(  # type: ignore[override]
         self, spikes: SpikeTimes | SpikeEvents | Tensor
     ) -> SpikeTimes:
+        if isinstance(spikes, LazyTensor) and not isinstance(spikes, Spikes):
+            spikes = materialize(spikes, type(self).__name__)
         self._check(spikes)
-        if isinstance(spikes, Tensor) and self._faster_from_spikes(spikes):
+        if isinstance(spikes, Tensor):
+            if not self._faster_from_spikes(spikes):
+                return super().forward(F.linear(spikes, self.weight, self.bias))
             spikes = SpikeEvents.from_dense(spikes)
-        current = F.linear(spikes, self.weight, self.bias)  # type: ignore[arg-type]
-        return super().forward(current)
+        return run_single_spike_linear(
+            spikes,
+            self.weight,
+            self.bias,
+            self.beta,
+            self.threshold,
+            self.graded_spikes_factor,
+            *self._surrogate(),
+            self.gradient,
+            self._reset(),
+            self.backend,
+        )
 
     def _check(self, spikes: SpikeTimes | SpikeEvents | Tensor) -> None:
         if isinstance(spikes, Tensor):
             check_current(spikes, "spikes")
-        elif not isinstance(spikes, LazyTensor):
+        elif not isinstance(spikes, Spikes):
             fix = f": {UNPACK}" if isinstance(spikes, tuple) else ""
             raise TypeError(
                 f"spikes must be SpikeTimes, SpikeEvents or a torch.Tensor, not "

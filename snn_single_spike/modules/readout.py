@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..functional import leaky_readout, run_single_spike
+from ..functional import leaky_readout, linear_readout, run_single_spike
 from ..ops.validation import REDUCTIONS, check_choice, check_not_nan
+from ..spikes import LazyCurrent, LazyTensor
 from ..spikes.lazy import materialize
 
 __all__ = ["LeakyReadout"]
@@ -83,13 +84,17 @@ class LeakyReadout(nn.Module):
         return f"reduction={self.reduction!r}, backend={self.backend!r}"
 
     def forward(self, input_: Any, mem: Tensor | None = None) -> Tensor | None:
-        if self.reduction is not None:
-            return leaky_readout(
-                input_, self.beta, mem=mem, reduction=self.reduction, backend=self.backend
-            )
-        input_ = materialize(input_)
+        how: dict[str, Any] = {"reduction": self.reduction, "backend": self.backend}
+        if self.reduction is None:
+            return self._membrane(input_, mem)
+        if isinstance(input_, LazyCurrent) and mem is None:
+            return linear_readout(*input_.linear(), self.beta, **how)
+        return leaky_readout(materialize(input_, type(self).__name__), self.beta, mem=mem, **how)
+
+    def _membrane(self, input_: Any, mem: Tensor | None) -> Tensor | None:
+        """The membrane at every step, (time, batch, *features)."""
         return run_single_spike(
-            input_,
+            input_.to_dense() if isinstance(input_, LazyTensor) else input_,
             self.beta,
             float("inf"),
             1.0,

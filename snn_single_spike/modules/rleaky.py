@@ -8,10 +8,9 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from ..functional import DEFAULT_GRADIENT
 from ..ops.validation import check_parameter, check_state
 from ..spikes.lazy import materialize
-from ._base import SingleSpikeNeuron, check_options
+from ._base import SingleSpikeNeuron
 
 __all__ = ["SingleSpikeRLeaky"]
 
@@ -118,69 +117,8 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
     V: Tensor
     spk: Tensor
 
-    def __init__(
-        self,
-        beta,
-        V=1.0,
-        all_to_all=True,
-        linear_features=None,
-        conv2d_channels=None,
-        kernel_size=None,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_beta=False,
-        learn_threshold=False,
-        learn_recurrent=True,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        reset_delay=True,
-        *,
-        gradient: str = DEFAULT_GRADIENT,
-        backend: str = "auto",
-    ) -> None:
-        check_options(
-            "RLeaky",
-            gradient,
-            backend,
-            {
-                "all_to_all": all_to_all,
-                "inhibition": inhibition,
-                "state_quant": state_quant,
-                "reset_delay": reset_delay,
-            },
-            reset_mechanism,
-            beta=beta,
-            V=V,
-            threshold=threshold,
-        )
-        super().__init__(
-            beta,
-            V,
-            all_to_all,
-            linear_features,
-            conv2d_channels,
-            kernel_size,
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_beta,
-            learn_threshold,
-            learn_recurrent,
-            reset_mechanism,
-            state_quant,
-            output,
-            reset_delay,
-        )
-        self._init_single_spike(gradient, backend)
-
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        input_ = materialize(input_)
+        input_ = materialize(input_, type(self).__name__)
         states = self._initial(input_, spk=spk, mem=mem)
         before, dtype = check_state("spk", states.pop("spk"), input_), input_.dtype
         if before is not None:

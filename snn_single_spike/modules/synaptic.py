@@ -7,9 +7,8 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor
 
-from ..functional import DEFAULT_GRADIENT
 from ..spikes.lazy import materialize
-from ._base import SingleSpikeNeuron, check_options
+from ._base import SingleSpikeNeuron
 
 __all__ = ["SingleSpikeSynaptic"]
 
@@ -102,56 +101,8 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
 
     alpha: Tensor
 
-    def __init__(
-        self,
-        alpha,
-        beta,
-        threshold=1.0,
-        spike_grad=None,
-        surrogate_disable=False,
-        init_hidden=False,
-        inhibition=False,
-        learn_alpha=False,
-        learn_beta=False,
-        learn_threshold=False,
-        reset_mechanism="subtract",
-        state_quant=False,
-        output=False,
-        reset_delay=True,
-        *,
-        gradient: str = DEFAULT_GRADIENT,
-        backend: str = "auto",
-    ) -> None:
-        check_options(
-            "Synaptic",
-            gradient,
-            backend,
-            {"inhibition": inhibition, "state_quant": state_quant, "reset_delay": reset_delay},
-            reset_mechanism,
-            alpha=alpha,
-            beta=beta,
-            threshold=threshold,
-        )
-        super().__init__(
-            alpha,
-            beta,
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_alpha,
-            learn_beta,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
-            reset_delay,
-        )
-        self._init_single_spike(gradient, backend)
-
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        input_ = materialize(input_)
+        input_ = materialize(input_, type(self).__name__)
         states = self._initial(input_, syn=syn, mem=mem)
         result = self._run(input_, alpha=self.alpha, **states)
         return result.spikes if result.mem is None else (result.spikes, result.syn, result.mem)

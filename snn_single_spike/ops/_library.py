@@ -19,7 +19,7 @@ from torch import Tensor
 from ..backends.memory import empty
 
 _library = torch.library.Library("snn_single_spike", "DEF")
-N = TypeVar("N")
+N = TypeVar("N", bound=tuple[Any, ...])
 New = Callable[..., Tensor]
 
 
@@ -53,6 +53,11 @@ def allocate_fake(
 def given(tensor: Tensor) -> Tensor | None:
     """Map the empty placeholder of an unwanted output to None."""
     return tensor if tensor.numel() else None
+
+
+def given_of(out: N) -> N:
+    """The outputs of an operator with their placeholders mapped to None."""
+    return take(type(out), map(given, out))
 
 
 def take(of: type[N], arguments: Iterator[Any]) -> N:

@@ -1,222 +1,341 @@
-"""Linear layers and what their currents drive, from spike times: gradients.
+"""The operators of linear layers from spike times, and their gradients.
 
-The dense (T, B, N) spikes of a layer exist for autograd only, as a carrier of no size. What
-comes back to it is a :class:`FactoredGradient`, the product of the next layer's adjoint and weights
-that is left undone: the layer that made the spikes takes it a few samples at a time, or only at
-its spike times. Whatever else touches it is given the dense product.
-
-These functions call an implementation directly: a compiler cannot trace a gradient that is no
-tensor, and :class:`snn_single_spike.spikes` gives it dense tensors.
+The dense (T, B, N) spikes of a layer exist for autograd only, as a carrier (:mod:`.carrier`). The
+gradient to a carrier is a :class:`FactoredGradient`: the adjoint of the next layer and its weights,
+not multiplied out. A compiler cannot trace a factored gradient, so a compiled layer returns the
+dense product.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_map
 
 from .. import backends
 from ..backends._events import Events
+from ..backends._surrogate import Surrogate
 from ..backends._types import (
     ClosedFormAdjoint,
     GradientFactors,
     LinearGradients,
     LinearNeurons,
-    state_dtype,
+    schema,
 )
 from ..backends.adjoint import adjoint_rows
-from ..backends.memory import empty
-from ..spikes.times import carrier
+from ._library import New, allocate, allocate_fake, given, given_of, register, take
+from .carrier import carrier
 from .crossing import at_steps, interpolate, through_crossing
-from .surrogate import Surrogate
+from .factored_gradient import FactoredGradient, factors_of, rows_of
 
 
-class FactoredGradient(Tensor):
-    """Gradient (T, B, N) to spikes that linear layers took: their adjoints times their weights."""
+class Readout(NamedTuple):
+    """What the readout operator returns beside the value."""
 
-    factors: GradientFactors
-    at_spikes: Tensor | None
-    """(2, B, N): the gradient at the step of each spike and at the step before it, if known."""
+    reduction: str
+    sensitivity: bool
+    step: bool
 
-    @staticmethod
-    def __new__(
-        cls, num_steps: int, batch: int, factors: GradientFactors, at_spikes: Tensor | None
-    ) -> FactoredGradient:
-        weight = factors.weight
-        assert weight is not None
-        new: FactoredGradient = Tensor._make_wrapper_subclass(
-            cls, (num_steps, batch, weight.shape[1]), dtype=weight.dtype, device=weight.device
+
+def _sort_spikes(new: New, times: Tensor, num_steps: int, backend: str) -> tuple[Tensor, ...]:
+    batch, units = times.shape
+    device = times.device
+    offsets = new(True, (batch + 1,), torch.int64, device)
+    ordered, indices = (new(True, (batch * units,), torch.int32, device) for _ in range(2))
+    if new is not allocate_fake:
+        events = _sorted(times, num_steps, backend)
+        offsets.copy_(events.offsets)
+        for padded, exact in ((ordered, events.times), (indices, events.units)):
+            padded[: len(exact)] = exact
+            padded[len(exact) :] = 0
+    return offsets, ordered, indices
+
+
+def _sorted(times: Tensor, num_steps: int, backend: str) -> Events:
+    module = backends.load(backend, "linear")
+    return module.sort_spikes(times.to(torch.int32).contiguous(), num_steps)
+
+
+def sort_spikes(times: Tensor, num_steps: int, backend: str) -> Events:
+    """Spike times (B, N), -1 for a silent unit, as events."""
+    if torch.compiler.is_compiling():
+        sorted_ = torch.ops.snn_single_spike.sort_spikes(times, num_steps, backend)
+        return take(Events, iter((*sorted_, None, True, True)))
+    return _sorted(times, num_steps, backend)
+
+
+def _linear_first_spikes(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    events, num_steps, layer = (
+        take(Events, arguments),
+        next(arguments),
+        take(LinearNeurons, arguments),
+    )
+    want_crossing, want_sensitivity, backend = arguments
+    weight = layer.weight
+    batch, out_features = events.offsets.shape[0] - 1, weight.shape[0]
+    shape, dtype, device = (batch, out_features), weight.dtype, weight.device
+    crossing = new(want_crossing, (2, *shape), dtype, device)
+    sensitivity = new(want_sensitivity, (2, *shape), dtype, device)
+    times = new(True, shape, torch.int32, device)
+    if new is not allocate_fake and batch:
+        backends.load(backend, "linear").linear_first_spikes(
+            events.trimmed(), num_steps, layer, times, given(crossing), given(sensitivity)
         )
-        new.factors, new.at_spikes = factors, at_spikes
-        return new
-
-    def to_dense(self) -> Tensor:
-        return self.factors.to_dense(slice(0, self.shape[1]))
-
-    def plus(self, other: FactoredGradient) -> FactoredGradient:
-        """The gradient of spikes that both go into, left undone, too."""
-        at_spikes = None
-        if self.at_spikes is not None and other.at_spikes is not None:
-            at_spikes = self.at_spikes + other.at_spikes
-        factors = self.factors.plus(other.factors)
-        return FactoredGradient(self.shape[0], self.shape[1], factors, at_spikes)
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls,
-        function: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        # Autograd adds up what comes from several layers that take the same spikes.
-        if function is torch.ops.aten.add.Tensor and not kwargs:
-            one, other = args
-            if isinstance(one, FactoredGradient) and isinstance(other, FactoredGradient):
-                return one.plus(other)
-
-        if function._schema.is_mutable and isinstance(args[0], FactoredGradient):
-            raise TypeError(
-                f"{function} would change a gradient that is made anew each time, and be lost: "
-                "use the operation that returns a new tensor"
-            )
-
-        def dense(x: Any) -> Any:
-            return x.to_dense() if isinstance(x, FactoredGradient) else x
-
-        return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
+    return crossing, sensitivity, times
 
 
-def _rows_of(tensor: Tensor, weight: Tensor | None) -> GradientFactors:
-    """A tensor (T or 1, B, O) as a gradient to spikes, or as the first factor of one."""
-    return GradientFactors(lambda samples: tensor[:, samples].contiguous(), weight)
+def _linear_readout(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    events, num_steps = take(Events, arguments), next(arguments)
+    weight, bias, beta = next(arguments), next(arguments), next(arguments)
+    wanted = take(Readout, arguments)
+    (backend,) = arguments
+    batch = events.offsets.shape[0] - 1
+    shape, dtype, device = (batch, weight.shape[0]), weight.dtype, weight.device
+    value = new(True, shape, dtype, device)
+    sensitivity = new(wanted.sensitivity, shape, dtype, device)
+    step = new(wanted.step, shape, torch.int64, device)
+    if new is not allocate_fake and batch:
+        backends.load(backend, "linear").linear_readout(
+            events.trimmed(),
+            num_steps,
+            weight,
+            bias,
+            beta,
+            wanted.reduction,
+            value,
+            given(sensitivity),
+            given(step),
+        )
+    return value, sensitivity, step
 
 
-class Source(NamedTuple):
-    """The spikes that a linear layer takes."""
+def _linear_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    events, num_steps = take(Events, arguments), next(arguments)
+    weight, beta = next(arguments), next(arguments)
+    adjoint = take(ClosedFormAdjoint, arguments)
+    want_inputs, backend = arguments
+    batch, dtype, device = events.offsets.shape[0] - 1, weight.dtype, weight.device
+    grad_weight = new(True, tuple(weight.shape), dtype, device)
+    grad_bias = new(True, tuple(beta.shape), dtype, device)
+    grad_inputs = new(want_inputs, (2, batch, weight.shape[1]), dtype, device)
+    if new is not allocate_fake:
+        for gradient in (grad_weight, grad_bias, grad_inputs):
+            gradient.zero_()
+        backends.load(backend, "linear").linear_backward_closed_form(
+            events.trimmed(),
+            num_steps,
+            weight,
+            beta,
+            adjoint,
+            grad_weight,
+            grad_bias,
+            given(grad_inputs),
+        )
+    return grad_weight, grad_bias, grad_inputs
 
-    events: Events
+
+def _backward_scan(
+    new: New,
+    events: Events,
+    num_steps: int,
+    layer: LinearNeurons,
+    times: Tensor,
+    factors: GradientFactors | None,
+    rule: str,
+    surrogate: Surrogate,
+    want_current: bool,
+    backend: str,
+) -> LinearGradients:
+    weight = layer.weight
+    dtype, device, out_features = weight.dtype, weight.device, (weight.shape[0],)
+    out = LinearGradients(
+        weight=new(True, tuple(weight.shape), dtype, device),
+        bias=new(True, out_features, dtype, device),
+        beta=new(True, out_features, dtype, device),
+        threshold=new(True, out_features, dtype, device),
+        current=new(want_current, (num_steps, *times.shape), dtype, device),
+    )
+    if factors is not None:
+        into = given_of(out)
+        for gradient in (into.weight, into.bias, into.beta, into.threshold):
+            gradient.zero_()
+        backends.load(backend, "linear").linear_backward_scan(
+            events.trimmed(), num_steps, layer, times, factors, rule, surrogate, into
+        )
+    return out
+
+
+def _linear_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    events, num_steps = take(Events, arguments), next(arguments)
+    layer, times, grad = take(LinearNeurons, arguments), next(arguments), next(arguments)
+    rule, surrogate = next(arguments), take(Surrogate, arguments)
+    want_current, backend = arguments
+    factors = None if new is allocate_fake else rows_of(grad, None)
+    return _backward_scan(  # type: ignore[return-value]
+        new, events, num_steps, layer, times, factors, rule, surrogate, want_current, backend
+    )
+
+
+_EVENTS = f"{schema(Events)}, SymInt num_steps"
+register(
+    "sort_spikes(Tensor times, SymInt num_steps, str backend) -> "
+    "(Tensor out_offsets, Tensor out_times, Tensor out_units)",
+    _sort_spikes,
+)
+register(
+    f"linear_first_spikes({_EVENTS}, {schema(LinearNeurons)}, bool crossing, bool sensitivity, "
+    "str backend) -> (Tensor out_crossing, Tensor out_sensitivity, Tensor out_times)",
+    _linear_first_spikes,
+)
+register(
+    f"linear_readout({_EVENTS}, Tensor weight, Tensor bias, Tensor beta, {schema(Readout)}, "
+    "str backend) -> (Tensor out_value, Tensor out_sensitivity, Tensor out_step)",
+    _linear_readout,
+)
+register(
+    f"linear_backward_closed_form({_EVENTS}, Tensor weight, Tensor beta, "
+    f"{schema(ClosedFormAdjoint)}, bool inputs, str backend) -> "
+    "(Tensor out_weight, Tensor out_bias, Tensor out_inputs)",
+    _linear_backward_closed_form,
+)
+register(
+    f"linear_backward_scan({_EVENTS}, {schema(LinearNeurons)}, Tensor spiked, Tensor grad_spikes, "
+    f"str rule, {schema(Surrogate)}, bool current, str backend) -> "
+    "(Tensor out_weight, Tensor out_bias, Tensor out_beta, Tensor out_threshold, "
+    "Tensor out_current)",
+    _linear_backward_scan,
+)
+
+
+class LinearSettings(NamedTuple):
+    """What :class:`LinearSpikes` and :class:`LinearReadout` are given beside tensors."""
+
     num_steps: int
     at_spikes: bool
-    """Whether the layer that made them asks for its gradient at their times only."""
+    """Whether the layer that made the input reads its gradient at their times only."""
+    once: bool
+    """As in :class:`Events`."""
+    padded: bool
+    rule: str = "masked"
+    reset: str = "none"
+    surrogate: Surrogate | None = None
+    reduction: str = "sum"
+    track: bool = True
+    backend: str = "torch"
 
 
 class LinearSpikes(torch.autograd.Function):
-    """First spikes of a layer of leaky neurons, from those of the layer before.
+    """First spikes of a layer of leaky neurons, from the spikes of the layer before.
 
-    weight (O, N); bias, beta (between 0 and 1) and threshold (O,). Returns the carrier
-    (T, B, O) of the new spikes, their times (B, O) int32, and under the ``spike_time`` rule
-    interpolated times, else an empty tensor.
+    ``given`` is the carrier of the input. weight (O, N); bias, beta (between 0 and 1) and threshold
+    (O,); the last four are tensors of :class:`Events`. Returns the carrier (T, B, O) of the new
+    spikes, their times (B, O) int32, and under "spike_time" interpolated times, else an empty
+    tensor.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
+        settings: LinearSettings,
         given: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         beta: Tensor,
         threshold: Tensor,
-        source: Source,
-        rule: str,
-        reset: str,
-        surrogate: Surrogate | None,
-        track: bool,
-        backend: str,
+        *events: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        events, num_steps, _ = source
-        batch, lanes = len(events.offsets) - 1, len(weight)
-        exact = rule == "spike_time"
-        need_beta = exact and track and ctx.needs_input_grad[3]
-        layer = LinearNeurons(weight, bias, beta, threshold, reset)
-        times = torch.empty(batch, lanes, dtype=torch.int32, device=weight.device)
-        crossing = weight.new_empty(2, batch, lanes) if exact else None
-        sensitivity = weight.new_empty(2, batch, lanes) if need_beta else None
-        if batch:
-            backends.load(backend, "linear").linear_first_spikes(
-                events, num_steps, layer, times, crossing, sensitivity
-            )
-        ctx.save_for_backward(weight, bias, beta, threshold, times, crossing, sensitivity)
-        ctx.source, ctx.rule, ctx.reset, ctx.surrogate = source, rule, reset, surrogate
-        ctx.backend = backend
+        num_steps, surrogate = settings.num_steps, settings.surrogate
+        exact = settings.rule == "spike_time"
+        _, _, _, _, need_beta, *_ = ctx.needs_input_grad
+        crossing, sensitivity, times = torch.ops.snn_single_spike.linear_first_spikes(
+            *events,
+            settings.once,
+            settings.padded,
+            num_steps,
+            *(weight, bias, beta, threshold, settings.reset),
+            exact,
+            exact and settings.track and need_beta,
+            settings.backend,
+        )
+        batch, out_features = times.shape
+        ctx.save_for_backward(weight, bias, beta, threshold, times, crossing, sensitivity, *events)
+        ctx.settings = settings
         ctx.set_materialize_grads(False)
-        interpolated_times = weight.new_empty(0)
-        if crossing is not None:
-            around = crossing.flatten(1)
-            interpolated_times = interpolate(times.flatten().long(), around, threshold).view(
-                batch, lanes
+        interpolated = weight.new_empty(0)
+        if exact:
+            interpolated = interpolate(times.flatten().long(), crossing.flatten(1), threshold).view(
+                batch, out_features
             )
             ctx.mark_non_differentiable(times)
         else:
-            ctx.mark_non_differentiable(times, interpolated_times)
-        new = carrier(num_steps, batch, lanes, weight)
+            ctx.mark_non_differentiable(times, interpolated)
+        new = carrier(num_steps, batch, out_features, weight)
         if surrogate is None and not exact:
             ctx.mark_non_differentiable(new)
-        return new, times, interpolated_times
+        return new, times, interpolated
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, _, grad_tau = grads
-        weight, bias, beta, threshold, times, crossing, sensitivity = ctx.saved_tensors
-        need_input, zeros = ctx.needs_input_grad[0], torch.zeros_like
-        nothing = grad is None and grad_tau is None
-        if nothing or not times.numel():
-            return None, zeros(weight), zeros(bias), zeros(beta), zeros(threshold), *(None,) * 6
-        if crossing is not None:
-            at, before, direct = through_crossing(
-                _rise(grad, times),
-                None if grad_tau is None else grad_tau.flatten(),
-                times.flatten().long(),
-                crossing.flatten(1),
-                threshold,
-            )
-            assert at is not None
-            assert before is not None
-            assert direct is not None
-            at, before = at.view(times.shape), before.view(times.shape)
-            adjoint = ClosedFormAdjoint(None, at, before, times.long())
-            linear = _through_impulses(ctx.source, adjoint, weight, beta, need_input, ctx.backend)
-            d_beta = None
-            if sensitivity is not None:
-                d_beta = (before * sensitivity[0] + at * sensitivity[1]).sum(0)
-            return *linear, d_beta, direct.view(times.shape).sum(0), *(None,) * 6
+        grad, _, grad_times = grads
+        settings: LinearSettings = ctx.settings
+        weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
+        layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
+        exact = settings.rule == "spike_time"
+        grad = grad if exact or settings.surrogate is not None else None
+        unused = (None,) * len(tensors)
+        _, need_input, *_ = ctx.needs_input_grad
+        if (grad is None and grad_times is None) or not times.numel():
+            zeros = (torch.zeros_like(x) for x in (weight, bias, beta, threshold))
+            return None, None, *zeros, *unused
+        events = take(Events, iter((*tensors, settings.once, settings.padded)))
+        if exact:
+            return (
+                None,
+                *_through_times(settings, events, layer, times, crossing, sensitivity, grad,
+                                grad_times, need_input),
+                *unused,
+            )  # fmt: skip
         assert grad is not None
-        events, num_steps, _ = ctx.source
-        lam = None
-        if need_input:
-            shape = (num_steps, *times.shape)
-            lam = empty(shape, dtype=weight.dtype, device=weight.device)
-        into = LinearGradients(zeros(weight), zeros(bias), zeros(beta), zeros(threshold), lam)
-        backends.load(ctx.backend, "linear").linear_backward_scan(
-            events,
-            num_steps,
-            LinearNeurons(weight, bias, beta, threshold, ctx.reset),
-            times,
-            _rows(grad),
-            ctx.rule,
-            ctx.surrogate,
-            into,
-        )
-        to_input = None
-        if lam is not None:
-            to_input = FactoredGradient(num_steps, len(times), _rows_of(lam, weight), None)
-        return to_input, *into[:4], *(None,) * 6
+        return None, *_through_spikes(settings, events, layer, times, grad, need_input), *unused
 
 
-def _rows(grad: Tensor) -> GradientFactors:
-    if isinstance(grad, FactoredGradient):
-        return grad.factors
-    # The gradient of a sum over time is one row that is read again and again.
-    some = grad[:1] if grad.shape[0] > 1 and grad.stride(0) == 0 else grad
-    return _rows_of(some, None)
+def _through_times(
+    settings: LinearSettings,
+    events: Events,
+    layer: LinearNeurons,
+    times: Tensor,
+    crossing: Tensor,
+    sensitivity: Tensor,
+    grad: Tensor | None,
+    grad_times: Tensor | None,
+    need_input: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients by "spike_time": the adjoint has a closed form."""
+    at, before, direct = through_crossing(
+        _rise(grad, times),
+        None if grad_times is None else grad_times.flatten(),
+        times.flatten().long(),
+        crossing.flatten(1),
+        layer.threshold,
+    )
+    assert at is not None
+    assert before is not None
+    assert direct is not None
+    at, before = at.view(times.shape), before.view(times.shape)
+    adjoint = ClosedFormAdjoint(None, at, before, times.long())
+    linear = _through_closed_form(settings, events, adjoint, layer.weight, layer.beta, need_input)
+    d_beta = None
+    if sensitivity.numel():
+        d_beta = (before * sensitivity[0] + at * sensitivity[1]).sum(0)
+    return *linear, d_beta, direct.view(times.shape).sum(0)
 
 
 def _rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
@@ -227,35 +346,86 @@ def _rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
         at, before = grad.at_spikes
         return torch.where(times >= 0, at - before, 0.0).flatten()
     dense = grad.to_dense() if isinstance(grad, FactoredGradient) else grad
-    flat, num_steps = dense.reshape(dense.shape[0], -1), times.flatten().long()
-    return at_steps(flat, num_steps) - at_steps(flat, num_steps, back=1)
+    flat, steps = dense.reshape(dense.shape[0], -1), times.flatten().long()
+    return at_steps(flat, steps) - at_steps(flat, steps, back=1)
 
 
-def _through_impulses(
-    source: Source,
+def _through_spikes(
+    settings: LinearSettings,
+    events: Events,
+    layer: LinearNeurons,
+    times: Tensor,
+    grad: Tensor,
+    need_input: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients by a surrogate rule: a scan over all steps."""
+    assert settings.surrogate is not None
+    common = (settings.rule, settings.surrogate, need_input, settings.backend)
+    if torch.compiler.is_compiling():
+        rule, surrogate, *options = common
+        out: Any = LinearGradients(
+            *torch.ops.snn_single_spike.linear_backward_scan(
+                *events, settings.num_steps, *layer, times, grad, rule, *surrogate, *options
+            )
+        )
+        *gradients, current = out
+        return current @ layer.weight if need_input else None, *gradients
+    out = _backward_scan(
+        allocate, events, settings.num_steps, layer, times, factors_of(grad), *common
+    )
+    to_input = None
+    if need_input:
+        assert out.current is not None
+        factors = rows_of(out.current, layer.weight)
+        to_input = FactoredGradient(settings.num_steps, len(times), factors, None)
+    return to_input, *out[:-1]
+
+
+def _through_closed_form(
+    settings: LinearSettings,
+    events: Events,
     adjoint: ClosedFormAdjoint,
     weight: Tensor,
     beta: Tensor,
     need_input: bool,
-    backend: str,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients to the inputs, if asked, the weights and the bias from a closed form."""
-    events, num_steps, at_spikes = source
-    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(beta)
-    inputs = None
-    if need_input and at_spikes:
-        inputs = weight.new_zeros(2, len(events.offsets) - 1, weight.shape[1])
-    backends.load(backend, "linear").linear_backward_closed_form(
-        events, num_steps, weight, beta, adjoint, grad_weight, grad_bias, inputs
+    """Gradients to the input, if needed, the weights and the bias from a closed form."""
+    num_steps, backend, batch = settings.num_steps, settings.backend, events.offsets.shape[0] - 1
+    compiling = torch.compiler.is_compiling()
+    at_spikes = need_input and settings.at_spikes and not compiling
+    grad_weight, grad_bias, inputs = torch.ops.snn_single_spike.linear_backward_closed_form(
+        *events, num_steps, weight, beta, *adjoint, at_spikes, backend
     )
     to_input = None
     if need_input:
-        rows = functools.partial(
-            adjoint_rows, backends.load(backend, "neuron").neuron_backward, num_steps, beta, adjoint
-        )
-        batch = len(events.offsets) - 1
-        to_input = FactoredGradient(num_steps, batch, GradientFactors(rows, weight), inputs)
+        if compiling:
+            to_input = _dense_adjoint(num_steps, beta, adjoint) @ weight
+        else:
+            scan = backends.load(backend, "neuron").neuron_backward
+            rows = functools.partial(adjoint_rows, scan, num_steps, beta, adjoint)
+            to_input = FactoredGradient(
+                num_steps, batch, GradientFactors(rows, weight), given(inputs)
+            )
     return to_input, grad_weight, grad_bias
+
+
+def _dense_adjoint(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> Tensor:
+    """lam (T, B, O) in operations that a compiler can trace."""
+    step = torch.arange(num_steps, device=beta.device).view(-1, 1, 1)
+    if adjoint.every is not None:
+        powers = torch.cat([torch.ones_like(beta)[None], beta.expand(num_steps - 1, -1)])
+        return powers.cumprod(0).cumsum(0).flip(0)[:, None] * adjoint.every
+    assert adjoint.at is not None
+    assert adjoint.when is not None
+
+    def impulse(amount: Tensor, when: Tensor) -> Tensor:
+        ahead = when - step
+        return torch.where((when >= 0) & (ahead >= 0), amount * beta ** ahead.clamp(min=0), 0.0)
+
+    lam = impulse(adjoint.at, adjoint.when)
+    if adjoint.before is not None:
+        lam = lam + impulse(adjoint.before, adjoint.when - 1)
+    return lam
 
 
 class LinearReadout(torch.autograd.Function):
@@ -264,71 +434,47 @@ class LinearReadout(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        settings: LinearSettings,
         given: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         beta: Tensor,
-        source: Source,
-        reduction: str,
-        track: bool,
-        backend: str,
+        *events: Tensor | None,
     ) -> Tensor:
-        events, num_steps, _ = source
-        batch, lanes = len(events.offsets) - 1, len(weight)
-        need_beta = track and ctx.needs_input_grad[3]
-        placed = track and reduction != "sum"
-        value = weight.new_empty(batch, lanes)
-        sensitivity = torch.empty_like(value) if need_beta else None
-        step = torch.empty_like(value, dtype=torch.int64) if placed else None
-        if batch:
-            backends.load(backend, "linear").linear_readout(
-                events, num_steps, weight, bias, beta, reduction, value, sensitivity, step
-            )
-        ctx.save_for_backward(weight, beta, sensitivity, step)
-        ctx.source, ctx.backend = source, backend
+        _, _, _, _, need_beta, *_ = ctx.needs_input_grad
+        wanted = Readout(
+            settings.reduction,
+            sensitivity=settings.track and need_beta,
+            step=settings.track and settings.reduction != "sum",
+        )
+        value, sensitivity, step = torch.ops.snn_single_spike.linear_readout(
+            *events,
+            settings.once,
+            settings.padded,
+            settings.num_steps,
+            *(weight, bias, beta),
+            *wanted,
+            settings.backend,
+        )
+        ctx.save_for_backward(weight, beta, sensitivity, step, *events)
+        ctx.settings = settings
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, beta, sensitivity, step = ctx.saved_tensors
-        d_beta = None if sensitivity is None else (sensitivity * grad).sum(0)
+        settings: LinearSettings = ctx.settings
+        weight, beta, sensitivity, step, *tensors = ctx.saved_tensors
+        _, need_input, _, _, need_beta, *_ = ctx.needs_input_grad
+        unused = (None,) * len(tensors)
+        d_beta = (sensitivity * grad).sum(0) if need_beta else None
         if not grad.numel():
-            return None, torch.zeros_like(weight), torch.zeros_like(beta), d_beta, *(None,) * 4
+            zeros = torch.zeros_like
+            return None, None, zeros(weight), zeros(beta), d_beta, *unused
         grad = grad.contiguous()
-        adjoint = ClosedFormAdjoint(grad, None, None, None)
-        if step is not None:
-            adjoint = ClosedFormAdjoint(None, grad, None, step)
-        linear = _through_impulses(
-            ctx.source, adjoint, weight, beta, ctx.needs_input_grad[0], ctx.backend
-        )
-        return *linear, d_beta, *(None,) * 4
-
-
-class SpikeCount(torch.autograd.Function):
-    """Number of spikes of each neuron (N,), or of each sample (B,), in state precision.
-
-    Linear in the dense spikes: the gradient is the same at every step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, given: Tensor, times: Tensor, per: str) -> Tensor:
-        ctx.save_for_backward(times)
-        ctx.num_steps, ctx.dtype, ctx.per = len(given), given.dtype, per
-        return (times >= 0).sum(0 if per == "neuron" else 1, dtype=state_dtype(given.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (times,) = ctx.saved_tensors
-        batch, neurons = times.shape
-        grad = grad.to(ctx.dtype)
-        of_sample, of_neuron = grad.new_ones(batch), grad.new_ones(neurons)
-        if ctx.per == "neuron":
-            of_neuron = grad
-        else:
-            of_sample = grad
-        lam = of_sample[:, None].expand(ctx.num_steps, batch, 1)
-        at_spikes = (of_sample[:, None] * of_neuron).expand(2, batch, neurons)
-        factors = _rows_of(lam, of_neuron[None])
-        return FactoredGradient(ctx.num_steps, batch, factors, at_spikes), None, None
+        adjoint = ClosedFormAdjoint(every=grad)
+        if settings.reduction != "sum":
+            adjoint = ClosedFormAdjoint(at=grad, when=step)
+        events = take(Events, iter((*tensors, settings.once, settings.padded)))
+        linear = _through_closed_form(settings, events, adjoint, weight, beta, need_input)
+        return None, *linear, d_beta, *unused

@@ -7,6 +7,7 @@ most, and the currents as well where the decay of a synaptic current is learned.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from ..backends._types import (
     state_dtype,
 )
 from ..backends.memory import copy
-from ._library import New, allocate_fake, given, register, take
+from ._library import New, allocate_fake, given_of, register, take
 from .crossing import at_steps, interpolate, per_neuron, through_crossing
 
 INPUTS = ("current", *TENSORS)
@@ -79,10 +80,8 @@ def _neuron_forward(new: New, current: Tensor, *rest: Any) -> tuple[Tensor, ...]
         times=new(True, (neurons,), torch.int64, device),
     )
     if new is not allocate_fake and neurons:
-        backends.load(backend, "neuron").neuron_forward(
-            current, neuron, ForwardOutputs(*map(given, out))
-        )
-    return tuple(out)
+        backends.load(backend, "neuron").neuron_forward(current, neuron, given_of(out))
+    return out  # type: ignore[return-value]
 
 
 def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
@@ -171,10 +170,8 @@ def rows_of(gradient: Tensor | None) -> Tensor | None:
     return gradient.contiguous()
 
 
-def sum_to_parameter(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+def sum_to_parameter(gradient: Tensor, like: Tensor) -> Tensor:
     """Gradient of a parameter (P,) from one value for each neuron and sample (M,)."""
-    if gradient is None:
-        return None
     return gradient.view(-1, like.shape[0]).sum(0).to(like.dtype)
 
 
@@ -211,13 +208,11 @@ class SingleSpike(torch.autograd.Function):
         computed = wanted._replace(
             mem=wanted.mem or save_mem, syn=wanted.syn or save_syn, crossing=exact
         )
-        out = ForwardOutputs(
+        out: Any = ForwardOutputs(
             *torch.ops.snn_single_spike.neuron_forward(
                 current, *neuron, *computed, settings.backend
             )
         )
-        assert out.crossing is not None
-        assert out.spikes is not None
         times = out.times
         if exact:
             times = interpolate(out.times, out.crossing, neuron.threshold)
@@ -241,14 +236,14 @@ class SingleSpike(torch.autograd.Function):
         ctx.num_steps, ctx.dtype = current.shape[0], current.dtype
         both = wanted.syn and neuron.gain is not None
         ctx.has_gradient = wanted.spikes and carries, wanted.mem, wanted.syn, both, exact
-        empty = out.spikes.new_empty(0)
+        empty = functools.partial(out.spikes.new_empty, 0)
         return (
             out.spikes,
-            out.mem if wanted.mem else empty,  # type: ignore[return-value]
-            out.syn if wanted.syn else out.spikes.new_empty(0),  # type: ignore[return-value]
-            out.inh if both else out.spikes.new_empty(0),  # type: ignore[return-value]
+            out.mem if wanted.mem else empty(),
+            out.syn if wanted.syn else empty(),
+            out.inh if both else empty(),
             times,
-            out.final,  # type: ignore[return-value]
+            out.final,
         )
 
     @staticmethod
@@ -260,7 +255,7 @@ class SingleSpike(torch.autograd.Function):
             grad if has else None for grad, has in zip(grads, ctx.has_gradient, strict=False)
         )
         saved, syn, inh, times, crossing, *tensors = ctx.saved_tensors
-        neuron = Neuron(*tensors, clamp=settings.clamp, reset=settings.reset)
+        neuron = take(Neuron, iter((*tensors, settings.clamp, settings.reset)))
         factor, feedback = neuron.graded_spikes_factor, neuron.feedback
         needs = dict(zip(INPUTS, ctx.needs_input_grad[1:], strict=True))
         need_factor = needs.pop("graded_spikes_factor")
@@ -288,7 +283,10 @@ class SingleSpike(torch.autograd.Function):
                 neuron,
                 times,
                 OutputGradients(
-                    *map(rows_of, (grad_spikes, grad_mem, grad_syn, grad_inh)),
+                    rows_of(grad_spikes),
+                    rows_of(grad_mem),
+                    rows_of(grad_syn),
+                    rows_of(grad_inh),
                     grad_at,
                     grad_before,
                 ),
@@ -310,7 +308,9 @@ class SingleSpike(torch.autograd.Function):
             at_spike = from_feedback if at_spike is None else at_spike + from_feedback
         if need_factor and at_spike is not None:
             into["graded_spikes_factor"] = at_spike
-        for name in PARAMETERS:
-            if name in into:
-                into[name] = sum_to_parameter(into[name], getattr(neuron, name))
-        return None, *(into.get(name) for name in INPUTS)
+        summed = {
+            name: sum_to_parameter(into[name], getattr(neuron, name))
+            for name in PARAMETERS
+            if name in into
+        }
+        return None, *((into | summed).get(name) for name in INPUTS)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import backends
 from ..backends._types import Neuron, OutputGradients, ReadoutOutputs, Saved, state_dtype
-from ._library import New, allocate_fake, given, register
+from ._library import New, allocate_fake, given_of, register
 from .neuron import neuron_backward, sum_to_parameter
 
 
@@ -31,10 +31,8 @@ def _readout(
         new(step, shape, torch.int64, device),
     )
     if new is not allocate_fake and current.shape[1]:
-        backends.load(backend, "readout").readout(
-            current, beta, mem_0, reduction, ReadoutOutputs(*map(given, out))
-        )
-    return tuple(out)
+        backends.load(backend, "readout").readout(current, beta, mem_0, reduction, given_of(out))
+    return out  # type: ignore[return-value]
 
 
 register(

@@ -154,6 +154,30 @@ def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | No
     return state.to(precision).flatten().contiguous()
 
 
+def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
+    """The weights (out, in) and bias (out,) of a linear layer fit spikes with one feature
+    dimension."""
+    if weight.dim() != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, but (out, in) is expected")
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"weight has dtype {weight.dtype}, but must be floating-point: use weight.float()"
+        )
+    if spikes.features[0] != weight.shape[1]:
+        raise ValueError(
+            f"the spikes have {spikes.features[0]} features, but the linear layer takes "
+            f"{weight.shape[1]}"
+        )
+    check_device("weight", weight, spikes.device, "spikes")
+    if bias is not None:
+        check_device("bias", bias, spikes.device, "spikes")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}, but the linear layer has {len(weight)} "
+                "outputs"
+            )
+
+
 def check_recording(name: str, value: Tensor, differentiable: bool = True) -> None:
     """A (T, B, *features) tensor with T >= 1, floating-point if it is to be differentiable."""
     if not isinstance(value, Tensor):

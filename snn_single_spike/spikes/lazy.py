@@ -1,38 +1,69 @@
-"""What stands for a tensor that is computed only if it is asked for."""
+"""Objects that stand in for a tensor and compute it when it is first used.
+
+Any torch function and any tensor method accepts them and receives the dense tensor. Functions that
+support them are registered with :func:`implements` and receive them unchanged.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-__all__ = ["LazySequence", "LazyTensor", "materialize"]
+__all__ = [
+    "LazyMembrane",
+    "LazySequence",
+    "LazyTensor",
+    "MaterializationWarning",
+    "implements",
+    "materialize",
+]
 
-logger = logging.getLogger("snn_single_spike")
-
-# They hand on their options by name.
+# They pass on their options by name.
 _DROPOUT = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
     *(F.alpha_dropout, F.feature_alpha_dropout),
 }
-
 _OF_ONE_TENSOR = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+_SUPPORTED: dict[Callable[..., Any], Callable[..., Any]] = {}
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+class MaterializationWarning(UserWarning):
+    """Spike times were made a dense `(T, B, ...)` tensor for an operation without support for them.
+
+    It is issued once for each call site. Silence it with
+    ``warnings.filterwarnings("ignore", category=MaterializationWarning)``; the action "error" turns
+    it into a test.
+    """
+
+
+def implements(*functions: Callable[..., Any]) -> Callable[[C], C]:
+    """Register an implementation of torch functions for spikes, their first argument."""
+
+    def register(implementation: C) -> C:
+        _SUPPORTED.update(dict.fromkeys(functions, implementation))
+        return implementation
+
+    return register
 
 
 class LazyTensor:
-    """Stands for a tensor of a known shape that is computed only if it is asked for."""
+    """A tensor of known shape that is computed when it is first used."""
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
     def to_dense(self) -> Tensor:
-        """The tensor itself, differentiable as this is."""
+        """The tensor itself, differentiable."""
         raise NotImplementedError
 
     @property
@@ -60,17 +91,17 @@ class LazyTensor:
         return self.shape[0]
 
     def __getattr__(self, name: str) -> Any:
-        # Only what is not defined here comes this way.
+        # Python calls this for names that are not defined here.
         if name.startswith("__") or not hasattr(Tensor, name):
             raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r}: .to_dense() makes it a tensor"
+                f"{type(self).__name__} has no attribute {name!r}. Its dense tensor is .to_dense()"
             )
         if name.endswith("_"):
             raise AttributeError(_in_place(self, name, name.rstrip("_")))
         if name in _OF_ONE_TENSOR:
             raise AttributeError(
-                f"{name} would be of a tensor that {type(self).__name__} makes anew each time, and "
-                "do nothing: use .to_dense(), and go on with that tensor"
+                f"{name} is not supported on {type(self).__name__}: its dense tensor is rebuilt on "
+                f"every use. Call {name} on x = x.to_dense(), and go on with x."
             )
         return getattr(self.materialize(f"Tensor.{name}"), name)
 
@@ -94,10 +125,15 @@ class LazyTensor:
         def dense(x: Any) -> Any:
             return x.materialize(name) if isinstance(x, LazyTensor) else x
 
-        return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
+        def on_dense(tree: Any) -> Any:
+            return tree_map(dense, tree, is_leaf=lambda x: isinstance(x, LazyTensor))
+
+        return function(*on_dense(tuple(args)), **on_dense(dict(kwargs or {})))
 
     def materialize(self, by: str) -> Tensor:
-        logger.info("%s takes dense tensors: %s made one", by, self)
+        """The dense tensor, for an operation that does not support this object."""
+        if not torch.compiler.is_compiling():
+            _warn(self, by)
         return self.to_dense()
 
     def __repr__(self) -> str:
@@ -106,13 +142,13 @@ class LazyTensor:
 
 def _in_place(x: LazyTensor, change: str, instead: str) -> str:
     return (
-        f"{change} would change a tensor that {type(x).__name__} makes anew each time, and be "
-        f"lost: use {instead} and what it returns"
+        f"In-place {change} is not supported on {type(x).__name__}: its dense tensor is rebuilt on "
+        f"every use. Use x = x.{instead}(...)."
     )
 
 
-def materialize(x: Any, by: str = "a neuron") -> Any:
-    """The tensor that ``x`` stands for, or ``x`` itself if it is none of these."""
+def materialize(x: Any, by: str) -> Any:
+    """The dense tensor of a lazy one, for the operation ``by``; any other value as it is."""
     return x.materialize(by) if isinstance(x, LazyTensor) else x
 
 
@@ -123,7 +159,7 @@ def _on_dense(name: str) -> Callable[..., Any]:
     return method
 
 
-# Python looks operators up on the class, past __getattr__.
+# Python looks operators up on the class, without __getattr__.
 for _name in (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv"),
     *("rfloordiv", "mod", "rmod", "pow", "rpow", "matmul", "rmatmul", "neg", "abs"),
@@ -133,13 +169,54 @@ for _name in (
 LazyTensor.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
+_LIBRARIES = (__name__.partition(".")[0], "torch", "snntorch")
+
+
+def _warn(x: LazyTensor, by: str) -> None:
+    """Warn at the line of the user's code that called, with the layer that needs dense spikes."""
+    layer: nn.Module | None = None
+    root: nn.Module | None = None
+    user: FrameType | None = None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            layer, root = layer or module, module
+        if user is None and frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
+            user = frame
+        frame = frame.f_back
+    where = f" in {_path(layer, root)}" if layer is not None and root is not None else ""
+    message = (
+        f"{by}{where} does not support {type(x).__name__}: a dense (T, B, ...) tensor was made. "
+        "Call .to_dense() where that is wanted, or silence MaterializationWarning"
+    )
+    if user is None:
+        warnings.warn(message, MaterializationWarning, stacklevel=3)
+        return
+    warnings.warn_explicit(
+        message,
+        MaterializationWarning,
+        user.f_code.co_filename,
+        user.f_lineno,
+        user.f_globals.get("__name__", "<unknown>"),
+        user.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _path(layer: nn.Module, root: nn.Module) -> str:
+    """Name of a layer in the outermost module that is running."""
+    kind = type(layer).__name__
+    found = next((path for path, module in root.named_modules() if module is layer), "")
+    return f"layer {found!r} ({kind})" if found else kind
+
+
 class LazySequence(LazyTensor):
-    """A deferred (T, B, *features), or (T * B, *features) inside a converted model."""
+    """A lazy (T, B, *features), or (T * B, *features) inside a converted model."""
 
     num_steps: int
     batch: int
     features: torch.Size
-    folded: bool
+    folded: bool = False
 
     @property
     def shape(self) -> torch.Size:  # type: ignore[override]
@@ -147,12 +224,13 @@ class LazySequence(LazyTensor):
         return torch.Size((*leading, *self.features))
 
     def _is_like(self, **changes: Any) -> Any:
+        """A copy with other attributes."""
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__ | changes)
         return new
 
     def fold(self) -> Any:
-        """The same with time folded into the batch, as ``dense().flatten(0, 1)``."""
+        """The same with time folded into the batch, as ``to_dense().flatten(0, 1)``."""
         return self._is_like(folded=True)
 
     def unfold(self) -> Any:
@@ -164,3 +242,63 @@ class LazySequence(LazyTensor):
 
     def contiguous(self) -> Any:
         return self
+
+
+def versions(values: Iterable[Any]) -> list[int] | None:
+    """How often each of the tensors among these has been changed in place.
+
+    None in a compiled graph, where the compiler keeps the order of such changes.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    tensors = (x for x in values if isinstance(x, Tensor))
+    return [0 if x.is_inference() else x._version for x in tensors]
+
+
+def changed(values: Iterable[Any], before: list[int] | None) -> bool:
+    """Whether a tensor among these has been changed in place since :func:`versions`."""
+    now = versions(values)
+    return now is not None and before is not None and now != before
+
+
+class LazyMembrane(LazySequence):
+    """The membrane (T, B, *features) of neurons that were run from spike times.
+
+    ``make`` computes it. ``read`` are the tensors that it is computed from, which must not change
+    before the first use.
+    """
+
+    def __init__(self, like: LazySequence, read: Iterable[Any], make: Callable[[], Tensor]) -> None:
+        self.num_steps, self.batch, self.features = like.num_steps, like.batch, like.features
+        self.dtype, self.device = like.dtype, like.device
+        self._make = make
+        self._made: list[Tensor] = []  # computed once, for folded and unfolded copies alike
+        self._track = torch.is_grad_enabled()
+        self._read = [x for x in read if isinstance(x, Tensor)]
+        self._versions = versions(self._read)
+        learns = like.requires_grad or any(x.requires_grad for x in self._read)
+        self._requires_grad = self._track and learns
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
+
+    def materialize(self, by: str) -> Tensor:
+        return self.to_dense()  # the membrane was asked for, and only computed later
+
+    def to_dense(self) -> Tensor:
+        """The membrane as a tensor, differentiable if the neurons were; computed once."""
+        if not self._made and changed(self._read, self._versions):
+            raise RuntimeError(
+                "The membrane is computed when it is first used, and a weight or parameter that it "
+                "depends on has been changed in place since the neurons ran. Use the membrane "
+                "before that, e.g. call mem.to_dense() ahead of optimizer.step()."
+            )
+        # The first use may be where no gradient is recorded, and a later one in a loss.
+        if not self._made:
+            with torch.inference_mode(False), torch.set_grad_enabled(self._track):
+                self._made.append(self._make())
+        return self._leading(self._made[0])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("A lazy membrane cannot be saved. Save mem.to_dense().")

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backends._events import Events, offsets_of
-from .times import KNOWN, Spikes, SpikeTimes, carrier
+from ..ops.carrier import pooled_carrier
+from ._base import Spikes
+from .lazy import implements
+from .times import SpikeTimes
 
 __all__ = ["AveragedSpikes"]
 
@@ -30,8 +33,8 @@ class AveragedSpikes(Spikes):
     has the height 1 / size of the window. Made by `torch.nn.functional.avg_pool1d` and
     `avg_pool2d`, and the modules of these names, from :class:`SpikeTimes`.
 
-    A linear layer takes these spikes as events of the pooled units, several of which may come at
-    once, where that pays; everything else is given the dense maps.
+    A linear layer computes from them as events of the pooled units, several of which may come at
+    once, where that is faster. Every other operation receives the dense maps.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class AveragedSpikes(Spikes):
     @property
     def carrier(self) -> Tensor | None:  # type: ignore[override]
         given = self.spikes.carrier
-        return None if given is None else _Pooled.apply(given, self.windows)
+        return None if given is None else pooled_carrier(given, self.windows)
 
     @property
     def requires_grad(self) -> bool:
@@ -73,9 +76,11 @@ class AveragedSpikes(Spikes):
 
     def prefer_events(self) -> bool:
         # Events take time for every spike before the pooling, dense maps for every unit and step.
+        if torch.compiler.is_compiling():
+            return False  # the number of events is not known to a compiler
         if self.device.type != "cpu":
             return True  # not measured, and to count would be to wait for the device
-        return int(self.spikes.count().sum()) * SPARSE <= self.spikes.numel()
+        return int((self.spikes.times >= 0).sum()) * SPARSE <= self.spikes.numel()
 
     def detach(self) -> AveragedSpikes:
         return self._is_like(spikes=self.spikes.detach())
@@ -94,6 +99,7 @@ class _Windows:
         self.windows, self.maps = windows, tuple(features[-len(windows) :])
         self.kept = math.prod(features[: -len(windows)])
         self.pooled = tuple(map(operator.floordiv, self.maps, windows))
+        self.num_pooled = self.kept * math.prod(self.pooled)
         self.area = math.prod(windows)
         self.cover_all = math.prod(self.pooled) * self.area == math.prod(self.maps)
 
@@ -101,6 +107,10 @@ class _Windows:
         """The pooled unit of every unit, int32; -1 past the last whole window."""
         units = torch.arange(self.kept * math.prod(self.pooled), dtype=torch.int32, device=device)
         return self.spread(units.view(self.kept, *self.pooled), -1).flatten()
+
+    def to_maps(self, pooled: Tensor) -> Tensor:
+        """(T, B, pooled units) to (T, B, kept, *pooled)."""
+        return pooled.unflatten(2, (self.kept, *self.pooled))
 
     def spread(self, pooled: Tensor, beyond: int) -> Tensor:
         """(..., *pooled) to (..., *maps): every unit's value is that of its window."""
@@ -117,22 +127,6 @@ class _Windows:
             for size, covered in zip(self.maps, maps.shape[len(shape) :], strict=True)
         ]
         return F.pad(maps, [size for pair in reversed(rest) for size in pair], value=beyond)
-
-
-class _Pooled(torch.autograd.Function):
-    """The carrier of the sums over windows, from that of their units."""
-
-    @staticmethod
-    def forward(ctx: Any, given: Tensor, windows: _Windows) -> Tensor:
-        ctx.windows = windows
-        num_steps, batch, _ = given.shape
-        return carrier(num_steps, batch, windows.kept * math.prod(windows.pooled), given)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # A product that was left undone (FactoredGradient) is taken by the reshape.
-        sums = grad.reshape(*grad.shape[:2], ctx.windows.kept, *ctx.windows.pooled)
-        return ctx.windows.spread(sums, 0).flatten(2), None
 
 
 def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
@@ -177,5 +171,5 @@ def _each(size: Any, dimensions: int) -> tuple[int, ...]:
     return sizes * dimensions if len(sizes) == 1 else sizes
 
 
-KNOWN[F.avg_pool1d] = _average(F.avg_pool1d, 1)
-KNOWN[F.avg_pool2d] = _average(F.avg_pool2d, 2)
+implements(F.avg_pool1d)(_average(F.avg_pool1d, 1))
+implements(F.avg_pool2d)(_average(F.avg_pool2d, 2))

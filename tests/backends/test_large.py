@@ -5,6 +5,8 @@ import torch
 
 from tests.support.devices import runnable
 
+pytestmark = pytest.mark.untouched
+
 STEPS, LANES, USED = 3, 1 << 30, 8
 
 

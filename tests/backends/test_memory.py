@@ -12,7 +12,7 @@ from snntorch import surrogate
 from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.backends import memory
 from snn_single_spike.functional import first_spike_time, leaky_readout, single_spike_leaky
-from snn_single_spike.ops import neuron as operators
+from snn_single_spike.ops import _library
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
 STEPS, BATCH, NEURONS = 50, 4, 100
@@ -29,7 +29,7 @@ def written(monkeypatch):
         sizes.append(out.numel())
         return out
 
-    monkeypatch.setattr(operators, "empty", recording)
+    monkeypatch.setattr(_library, "empty", recording)
     return sizes
 
 
@@ -232,6 +232,6 @@ def test_a_network_with_large_layers_trains_alike_with_and_without_kept_memory(m
         return [p.detach().clone() for p in net.parameters()]
 
     kept = train()
-    monkeypatch.setattr(operators, "empty", torch.empty)
+    monkeypatch.setattr(_library, "empty", torch.empty)
     for mine, right in zip(kept, train(), strict=True):
         assert torch.equal(mine, right)

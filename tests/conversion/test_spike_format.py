@@ -26,14 +26,23 @@ from snn_single_spike import (
     metrics,
     revert,
 )
+from snn_single_spike.functional import spike_count
 from snn_single_spike.ops.validation import GRADIENT_RULES
-from snn_single_spike.spikes import pooling
+from snn_single_spike.spikes import LazyCurrent, pooling
 from snn_single_spike.spikes.lazy import LazyTensor
-from snn_single_spike.spikes.pooling import AveragedSpikes
-from snn_single_spike.spikes.times import LazyCurrent
 
 from tests.support import networks
-from tests.support.networks import Residual, Tutorial6, awake, leaky, population, readme, siblings
+from tests.support.networks import (
+    Residual,
+    Tutorial6,
+    awake,
+    leaky,
+    loss_of,
+    population,
+    readme,
+    siblings,
+    tensors,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*MaxPool after a neuron"),
@@ -76,7 +85,7 @@ def stack():
 
 
 def mixed():
-    """Neurons that make dense spikes between those that do not."""
+    """Neurons that return dense spikes between neurons that return spike times."""
     return nn.Sequential(
         nn.Linear(20, 15),
         leaky(),
@@ -96,19 +105,6 @@ MODELS = {
     "stack": (stack, (5, 6)),
     "mixed": (mixed, (20,)),
 }
-
-
-def tensors(out):
-    """What a model returned, dense, in a list."""
-    if isinstance(out, (torch.Tensor, LazyTensor)):
-        return [out.to_dense() if isinstance(out, LazyTensor) else out]
-    values = out.values() if isinstance(out, dict) else out
-    return [tensor for value in values for tensor in tensors(value)]
-
-
-def loss_of(outs):
-    torch.manual_seed(3)
-    return sum((out * torch.randn_like(out) + out**2 / 7).sum() for out in outs)
 
 
 def assert_same(models, inputs):
@@ -374,91 +370,6 @@ def test_bad_calls():
         fast(spikes, spikes)
 
 
-POOLS = {
-    "2d": (nn.AvgPool2d(2), (3, 6, 8)),
-    "2d, rows and columns cut off": (nn.AvgPool2d(3), (2, 7, 8)),
-    "2d, oblong": (nn.AvgPool2d((2, 3), stride=(2, 3)), (2, 6, 6)),
-    "2d, one map": (nn.AvgPool2d(2), (5, 6)),
-    "1d": (nn.AvgPool1d(2), (4, 7)),
-    "1d, all": (nn.AvgPool1d(7), (4, 7)),
-}
-DENSE_POOLS = {
-    "overlapping": (nn.AvgPool2d(3, stride=2), (2, 7, 7)),
-    "padded": (nn.AvgPool2d(2, padding=1, count_include_pad=False), (2, 6, 6)),
-    "ceil": (nn.AvgPool2d(2, ceil_mode=True), (2, 7, 7)),
-    "divisor": (nn.AvgPool2d(2, divisor_override=3), (2, 6, 6)),
-    "1d, padded": (nn.AvgPool1d(3, padding=1, count_include_pad=False), (4, 7)),
-}
-
-
-def pooled(pool, maps, weight):
-    """Pooled maps, and the summed membrane of a linear layer behind them."""
-    maps = pool(maps)
-    current = F.linear(maps.flatten(1), weight)
-    deferred = isinstance(current, LazyTensor)
-    current = current.unfold() if deferred else current.unflatten(0, (6, 4))
-    return maps, LeakyReadout(0.9)(current)
-
-
-@pytest.mark.parametrize("fits", [True, False], ids=["from times", "dense"])
-@pytest.mark.parametrize("name", [*POOLS, *DENSE_POOLS])
-def test_average_pooling(name, fits, monkeypatch):
-    monkeypatch.setattr(AveragedSpikes, "prefer_events", lambda spikes: fits)
-    pool, shape = (POOLS | DENSE_POOLS)[name]
-    spikes = SpikeTimes(torch.randint(-1, 6, (4, *shape)), 6, dtype=torch.float64)
-    units = pool(spikes.to_dense().flatten(0, 1)).flatten(1).shape[1]
-    weight = torch.randn(9, units, dtype=torch.float64)
-    found = []
-    for times in (True, False):
-        source, w = spikes.to_dense().requires_grad_(), weight.clone().requires_grad_()
-        given = SpikeTimes.from_dense(source).fold() if times else source.flatten(0, 1)
-        maps, scores = pooled(pool, given, w)
-        assert isinstance(maps, AveragedSpikes) == (times and name in POOLS)
-        loss_of([scores]).backward()
-        found.append(
-            (maps.to_dense() if isinstance(maps, LazyTensor) else maps, source.grad, w.grad)
-        )
-        found[-1] = (*found[-1], scores)
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
-
-
-def test_average_pooling_of_what_is_not_one_spike_of_height_1_is_dense(caplog):
-    events = SpikeEvents.from_dense(torch.poisson(torch.full((6, 4, 2, 4, 4), 0.3)))
-    graded = SpikeTimes(torch.randint(-1, 6, (4, 2, 4, 4)), 6, height=torch.tensor(0.5))
-    for spikes in (events, graded):
-        with caplog.at_level(logging.INFO, logger="snn_single_spike"):
-            maps = F.avg_pool2d(spikes.fold(), 2)
-        assert torch.equal(maps, F.avg_pool2d(spikes.to_dense().flatten(0, 1), 2))
-        assert "avg_pool2d of " in caplog.messages[-1]
-        with pytest.raises(RuntimeError, match="Expected 3D or 4D|3D or 4D"):
-            F.avg_pool2d(spikes, 2)  # as of a dense (T, B, C, H, W)
-
-
-def test_averaged_spikes_are_tensors_to_everything_else():
-    spikes = SpikeTimes(torch.randint(-1, 6, (4, 2, 4, 4)), 6)
-    maps = F.avg_pool2d(spikes.fold(), 2)
-    dense = F.avg_pool2d(spikes.to_dense().flatten(0, 1), 2)
-    assert maps.shape == dense.shape == (24, 2, 2, 2)
-    assert torch.equal(maps + 1, dense + 1)
-    assert torch.equal(F.avg_pool2d(maps, 2), F.avg_pool2d(dense, 2))
-    assert torch.equal(maps.unfold().to_dense(), dense.unflatten(0, (6, 4)))
-    assert torch.equal(maps.view(24, -1).to_dense(), dense.view(24, -1))
-    assert torch.equal(maps.detach().mean(0), dense.mean(0))
-    assert "AveragedSpikes(shape=(24, 2, 2, 2), of=SpikeTimes(" in repr(maps)
-
-
-def test_where_pooling_does_not_pay_the_log_says_so(caplog):
-    times = torch.zeros(4, 2, 4, 4, dtype=torch.int8)
-    for num_steps, pays in ((10, False), (30, True)):
-        maps = F.avg_pool2d(SpikeTimes(times, num_steps).fold(), 2)
-        with caplog.at_level(logging.INFO, logger="snn_single_spike"):
-            current = F.linear(maps.flatten(1), torch.randn(3, 8))
-        assert isinstance(current, LazyCurrent) == pays
-        assert len(caplog.messages) == 1
-    assert "faster so here, takes dense tensors: AveragedSpikes" in caplog.messages[0]
-
-
 def test_losses_and_metrics_take_what_a_model_returns():
     model, x = awake(population(5)), torch.rand(7, 3, 8, 8) * 3
     targets = torch.tensor([1, 0, 3])
@@ -469,7 +380,7 @@ def test_losses_and_metrics_take_what_a_model_returns():
         losses.spike_count_regulariser(upper=0.5),
         losses.firing_regulariser(),
         lambda spikes: metrics.accuracy_temporal(spikes, targets),
-        metrics.spike_counts,
+        spike_count,
         metrics.latency_to_decision,
         lambda spikes: metrics.energy_estimate(spikes, 10)[0],
         lambda spikes: SF.ce_rate_loss()(spikes, targets),
@@ -584,15 +495,3 @@ def test_losses_of_snntorch_and_their_gradients(loss):
         getattr(SF, loss)()(given, torch.tensor([1, 0, 3])).backward()
         grads.append(fast[1].weight.grad)
     torch.testing.assert_close(*grads)
-
-
-def test_windows_that_torch_refuses_or_takes():
-    spikes = SpikeTimes(torch.randint(-1, 30, (2, 3, 6, 6)), 30).fold()
-    dense = spikes.to_dense()
-    for size in ((2, 2, 2), 0):
-        with pytest.raises(RuntimeError):
-            F.avg_pool2d(dense, size)
-        with pytest.raises(RuntimeError):
-            F.avg_pool2d(spikes, size)
-    pooled = F.avg_pool2d(spikes, np.int64(2))
-    assert torch.equal(pooled.to_dense(), F.avg_pool2d(dense, 2))

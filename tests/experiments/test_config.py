@@ -1,17 +1,18 @@
-"""Settings of a run: where they come from, and which are refused."""
+"""Settings of a run: their sources, and the rejection of invalid ones."""
 
 import argparse
-import dataclasses
 import json
 import math
 
 import pytest
 import torch
 
-from snn_single_spike.experiments import ExperimentError, config
-from snn_single_spike.experiments.config import Config, check_device, make
+from snn_single_spike.experiments import ExperimentError, config, sources
+from snn_single_spike.experiments.config import Config
 from snn_single_spike.experiments.network import Network
 from snn_single_spike.experiments.recipes import RECIPES
+from snn_single_spike.experiments.rules import check_device
+from snn_single_spike.experiments.sources import make
 
 DATA = {"data": "somewhere"}
 
@@ -36,15 +37,15 @@ def test_every_recipe_can_be_run(name):
         assert getattr(made, key) == value
 
 
-def test_spikes_are_handed_on_as_times_where_they_can_be():
+def test_spike_times_are_the_default_where_they_are_supported():
     assert make({"dataset": "digits"}).spike_format == "times"
     for flags in ({"neuron": "multi-spike"}, {"precision": "bfloat16"}):
         assert make({"dataset": "digits", **flags}).spike_format == "dense"
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
+def test_flags_precede_the_file_and_the_file_precedes_the_recipe(tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text('dataset = "digits"\nsteps = 12\nepochs = 3\nlr = 1\nmilestones = [1, 2]\n')
+    file.write_text('dataset = "digits"\nnum_steps = 12\nepochs = 3\nlr = 1\nmilestones = [1, 2]\n')
     made = make({"epochs": "7"}, file)
     assert (made.dataset, made.num_steps, made.epochs, made.lr) == ("digits", 12, 7, 1.0)
     assert made.milestones == (1, 2)
@@ -63,18 +64,21 @@ def test_settings_survive_their_file(tmp_path):
         }
     )
     assert made.weight_scale == (0.1,)
-    file = tmp_path / "config.json"
-    file.write_text(config.to_json(made))
-    assert make({}, file) == made
+    for file, content in (
+        (tmp_path / "config.json", made.model_dump_json()),
+        (tmp_path / "run.jsonl", json.dumps({"settings": made.model_dump()}) + "\ncut off"),
+    ):
+        file.write_text(content)
+        assert make({}, file) == made
 
 
 def test_every_setting_has_a_flag():
     parser = argparse.ArgumentParser()
-    config.add_flags(parser)
+    sources.add_flags(parser)
     text = parser.format_help()
-    for f in dataclasses.fields(Config):
-        assert config.flag(f.name) in text
-        assert f.metadata["help"].split()[0] in text
+    for name, field in Config.model_fields.items():
+        assert config.flag(name) in text
+        assert field.description.split()[0] in text
     given = vars(parser.parse_args(["--weight-scale", "4,1", "--no-learn-beta", "--lr", "0.5"]))
     assert given == {"weight_scale": "4,1", "learn_beta": False, "lr": "0.5"}
 
@@ -84,96 +88,114 @@ def test_every_setting_has_a_flag():
     [
         ({"dataset": None}, "--dataset is missing: use one of yinyang, digits"),
         ({"dataset": "cifar"}, "--dataset cifar: use one of yinyang"),
-        ({"dataset": 3}, "--dataset 3: a text is expected"),
-        ({"epochs": "0"}, "--epochs 0: a whole number from 1 on is expected"),
-        ({"epochs": "1.5"}, "--epochs 1.5: a whole number"),
-        ({"epochs": 1.5}, "--epochs 1.5: a whole number"),
-        ({"epochs": True}, "--epochs True: a whole number"),
-        ({"num_steps": "many"}, "--num-steps many: a whole number"),
-        ({"seed": "-1"}, "--seed -1: a whole number from 0 to 2\\^63 - 1 is expected"),
-        ({"seed": str(1 << 63)}, "--seed 9223372036854775808: a whole number from 0 to 2"),
-        ({"epochs": math.inf}, "--epochs inf: a whole number from 1 on is expected"),
-        ({"stesp": 3}, "stesp is not known, use dataset, data"),
-        ({"lr": "0"}, "--lr 0: a number above 0 is expected"),
-        ({"lr": "nan"}, "--lr nan: a number above 0"),
-        ({"lr": [1]}, r"--lr \[1\]: a number above 0"),
-        ({"weight_decay": "-1"}, "--weight-decay -1: a number from 0 on"),
-        ({"spike_penalty": "-1"}, "--spike-penalty -1: a number from 0 on"),
+        ({"dataset": 3}, "--dataset 3: use one of yinyang"),
+        ({"epochs": "0"}, "--epochs 0: must be greater than 0"),
+        ({"epochs": "1.5"}, "--epochs 1.5: must be a valid integer"),
+        ({"epochs": 1.5}, "--epochs 1.5: must be a valid integer"),
+        ({"epochs": True}, "--epochs True: must not be true or false"),
+        ({"lr": True}, "--lr True: must not be true or false"),
+        ({"weight_scale": [True]}, r"--weight-scale \[True\]: must not be true or false"),
+        ({"layers": 100}, "--layers 100: must be a valid string"),
+        ({"hold_out": "0"}, "--hold-out 0: must be greater than 0"),
+        ({"num_steps": "many"}, "--num-steps many: must be a valid integer"),
+        ({"seed": "-1"}, "--seed -1: must be greater than or equal to 0"),
+        (
+            {"seed": str(1 << 63)},
+            "--seed 9223372036854775808: must be less than",
+        ),
+        ({"epochs": math.inf}, "--epochs inf: must be a finite number"),
+        ({"stesp": 3}, "stesp is not a setting: use dataset, data"),
+        ({"lr": "0"}, "--lr 0: must be greater than 0"),
+        ({"lr": "nan"}, "--lr nan: must be a finite number"),
+        ({"lr": [1]}, r"--lr \[1\]: must be a valid number"),
+        ({"weight_decay": "-1"}, "--weight-decay -1: must be greater than or equal to 0"),
+        ({"spike_penalty": "-1"}, "--spike-penalty -1: must be greater than or equal to 0"),
         (
             {"spike_penalty": "0.1", "gradient": "spike_time"},
-            "--spike-penalty 0.1: the number of spikes has no gradient by --gradient spike_time",
+            "--spike-penalty 0.1: --gradient spike_time has no gradient to the number of spikes",
         ),
-        ({"beta": "1.5"}, "--beta 1.5: a number from 0 to 1"),
-        ({"weight_scale": "1,x"}, "--weight-scale 1,x: a number above 0"),
-        ({"weight_scale": 4}, "--weight-scale 4: a list, separated by commas"),
-        ({"learn_beta": "yes"}, "--learn-beta yes: true or false"),
+        ({"beta": "1.5"}, "--beta 1.5: must be less than or equal to 1"),
+        ({"weight_scale": "1,x"}, "--weight-scale 1,x: must be a valid number"),
+        ({"weight_scale": 4}, "--weight-scale 4: must be a list, separated by commas"),
+        ({"learn_beta": "yes"}, "--learn-beta yes: must be a valid boolean"),
         ({"neuron": "lapicque"}, "--neuron lapicque: use one of single-spike, multi-spike"),
         ({"readout": "mean"}, "--readout mean: use one of sum, max, last"),
         ({"gradient": "exact"}, "--gradient exact: use one of masked"),
         ({"precision": "float16"}, "--precision float16: use one of float32, float64, bfloat16"),
         ({"spike_format": "events"}, "--spike-format events: use one of dense, times"),
         ({"surrogate": "tanh"}, "--surrogate tanh: use one of fast_sigmoid, atan"),
-        ({"surrogate": "atan:0"}, "--surrogate atan:0: a number above 0"),
+        ({"surrogate": "atan:0"}, "--surrogate atan:0: the parameter must be a number above 0"),
         (
             {"surrogate": "straight_through_estimator:1"},
             "straight_through_estimator has no parameter",
         ),
         (
             {"neuron": "multi-spike", "gradient": "pre_spike"},
-            "--gradient pre_spike: a loop over time .*use --neuron single-spike",
+            "--gradient pre_spike: multi-spike is a loop over time.*use --neuron single-spike",
         ),
         (
             {"neuron": "single-spike-loop", "spike_format": "times"},
-            "--spike-format times: a loop over time .*or --spike-format dense",
+            "--spike-format times: single-spike-loop is a loop over time.*or --spike-format dense",
         ),
         (
             {"precision": "bfloat16", "spike_format": "times"},
-            "--spike-format times: .* not computed in bfloat16.*or --spike-format dense",
+            "--spike-format times: .* do not support bfloat16.*or --spike-format dense",
         ),
-        ({"milestones": "5,3"}, "--milestones 5,3: write them in rising order"),
-        ({"milestones": "3,3"}, "--milestones 3,3: write them in rising order"),
+        ({"milestones": "5,3"}, "--milestones 5,3: must be in rising order"),
+        ({"milestones": "3,3"}, "--milestones 3,3: must be in rising order"),
         ({"augment": "turn"}, "--augment turn: 'turn' is not known"),
-        ({"augment": "crop:8"}, "--augment crop:8: images of digits have 8 pixels a side"),
+        (
+            {"augment": "crop:8"},
+            "--augment crop:8: images of digits are 8 pixels wide; use a shift of at most 7",
+        ),
         ({"dataset": "yinyang", "augment": "noise"}, "--augment noise: yinyang has no images"),
         (
             {"dataset": "nmnist", "augment": "flip", **DATA},
             "--augment flip: nmnist has no images",
         ),
         ({"dataset": "mnist"}, "--dataset mnist needs --data DIR"),
-        ({"data": "x"}, "--data x: digits needs no files, leave it out"),
+        ({"data": "x"}, "--data x: digits needs no files; omit --data"),
         ({"device": "tpu"}, "--device tpu: use cpu, cuda or cuda:N"),
         ({"device": "meta"}, "--device meta: use cpu, cuda or cuda:N"),
     ],
 )
-def test_impossible_settings_are_refused(flags, message):
+def test_invalid_settings_are_rejected(flags, message):
     with pytest.raises(ExperimentError, match=message):
         make({"dataset": "digits", **flags})
 
 
-def test_gpus_that_are_not_there_are_refused(monkeypatch):
+def test_missing_gpus_are_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ExperimentError, match="--device cuda: no GPU was found, use --device cpu"):
+    with pytest.raises(ExperimentError, match="--device cuda: no GPU was found; use --device cpu"):
         check_device("cuda")
     assert make({"dataset": "digits", "device": "cuda"}).device == "cuda"  # a run to be read
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_device("cuda:1")
-    with pytest.raises(ExperimentError, match="--device cuda:2: there are GPUs 0 to 1"):
+    with pytest.raises(ExperimentError, match="--device cuda:2: the GPUs are cuda:0 to cuda:1"):
         check_device("cuda:2")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("run.yaml", "", r"run\.yaml: end the name in \.toml or \.json"),
+        ("run.yaml", "", r"run\.yaml: the name must end in \.toml, \.json or \.jsonl"),
         ("missing.json", None, r"missing\.json: No such file"),
         ("run.json", "{", r"run\.json is not valid json"),
+        ("run.jsonl", "{", r"run\.jsonl is damaged in line 1"),
+        ("run.jsonl", "[]", r"run\.jsonl is damaged in line 1"),
+        ("run.jsonl", None, r"run\.jsonl is not a run: there is no"),
         ("run.toml", "num_steps =", r"run\.toml is not valid toml"),
-        ("run.json", "[1]", r"run\.json: settings by name are expected"),
-        ("run.json", '{"stesp": 1}', "stesp is not known, use dataset, data"),
+        ("run.json", "[1]", r"run\.json: an object of settings by name is expected"),
+        (
+            "run.json",
+            '{"stesp": 1}',
+            r"run\.json: stesp is not a setting: use dataset, data",
+        ),
+        ("run.json", '{"epochs": 0}', r"--config .*run\.json: --epochs 0: must be greater"),
     ],
 )
-def test_files_that_cannot_be_used_are_named(tmp_path, name, text, message):
+def test_unusable_files_are_named(tmp_path, name, text, message):
     file = tmp_path / name
     if text is not None:
         file.write_text(text)
@@ -181,13 +203,13 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, text, message):
         make({"dataset": "digits"}, file)
 
 
-def test_what_makes_another_run_is_refused_when_one_goes_on(tmp_path):
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"dataset": "digits", "epochs": 3}))
-    assert config.resumed(file, {"epochs": "9", "num_steps": "50"}).epochs == 9
-    with pytest.raises(ExperimentError, match="--num-steps 20: the run was begun with 50"):
-        config.resumed(file, {"num_steps": "20"})
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    file = tmp_path / "run.jsonl"
+    file.write_text(json.dumps({"settings": {"dataset": "digits", "epochs": 3}}))
+    assert sources.resumed(tmp_path, {"epochs": "9", "num_steps": "50"}).epochs == 9
+    with pytest.raises(ExperimentError, match="--num-steps 20: the run was started with 50"):
+        sources.resumed(tmp_path, {"num_steps": "20"})
 
 
-def test_large_seeds_are_taken_as_they_are():
+def test_large_seeds_keep_their_value():
     assert make({"dataset": "digits", "seed": "9007199254740993"}).seed == (1 << 53) + 1

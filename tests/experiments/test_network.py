@@ -8,8 +8,8 @@ from torch import nn
 
 from snn_single_spike import SpikeTimes
 from snn_single_spike.experiments import ExperimentError
-from snn_single_spike.experiments.config import make
 from snn_single_spike.experiments.network import Network, count_spikes
+from snn_single_spike.experiments.sources import make
 
 
 def network(**flags):
@@ -120,11 +120,11 @@ def test_spikes_are_counted_in_every_form(codes):
     [
         ({"layers": "ten"}, "--layers ten, 'ten': use numbers of neurons"),
         ({"layers": "10-"}, "--layers 10-, '': use numbers"),
-        ({"layers": "0"}, "'0': use numbers from 1 on"),
-        ({"layers": "10-4C3"}, "'4C3': images are needed, but what comes in are 10 units"),
-        ({"layers": "4C9"}, "'4C9': the images that come in are only 8 x 8"),
+        ({"layers": "0"}, "'0': use numbers of at least 1"),
+        ({"layers": "10-4C3"}, "'4C3': images are needed, but the input has 10 units"),
+        ({"layers": "4C9"}, "'4C9': the input images are only 8 x 8"),
         ({"layers": "P2-10"}, "'P2': put a layer of neurons before the first pooling"),
-        ({"layers": "4C3-P7"}, "'P7': the maps that come in are only 6 x 6"),
+        ({"layers": "4C3-P7"}, "'P7': the input maps are only 6 x 6"),
         ({"dataset": "yinyang", "layers": "4C3"}, "'4C3': images are needed.*4 units"),
         (
             {"layers": "10-10", "weight_scale": "1,2"},
@@ -132,6 +132,6 @@ def test_spikes_are_counted_in_every_form(codes):
         ),
     ],
 )
-def test_layers_that_cannot_be_are_refused(flags, message):
+def test_invalid_layers_are_rejected(flags, message):
     with pytest.raises(ExperimentError, match=message):
         network(**flags)

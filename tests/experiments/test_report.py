@@ -1,14 +1,12 @@
 """The page made from runs."""
 
-import dataclasses
 import json
-import shutil
 import statistics
 
 import pytest
 
-from snn_single_spike.experiments import ExperimentError, report, training
-from snn_single_spike.experiments.config import make
+from snn_single_spike.experiments import ExperimentError, record, report, training
+from snn_single_spike.experiments.sources import make
 
 pytest.importorskip("sklearn", reason="scikit-learn has the digits")
 pytest.importorskip("matplotlib", reason="matplotlib draws the figures")
@@ -39,6 +37,21 @@ def runs(tmp_path_factory):
     return folder
 
 
+def changed(run, folder, *, settings=None, facts=None, last=None):
+    """A run like this one, with other settings, facts, or metrics of its last epoch."""
+    (made,) = record.read(run)
+    made.settings |= settings or {}
+    made.facts |= facts or {}
+    made.history[-1] |= last or {}
+    folder.mkdir()
+    write(folder, made.lines())
+    return folder
+
+
+def write(folder, lines):
+    (folder / record.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def rows(page):
     return [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -55,8 +68,8 @@ def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
         assert f"## digits, 64-20-10, T={num_steps}\n\ndigits: 200 of 1,437 (partial)" in text
     table = {row[0]: row[1:] for row in rows(page)}
     multi, single = table["multi-spike"], table["single-spike, gradient masked"]
-    last = [report.read_run(runs / name).last for name in names]
-    accuracies = [100 * record["test_accuracy"] for record in last[1:3]]
+    last = [report.read_runs(runs / name)[0].last for name in names]
+    accuracies = [100 * metrics["test_accuracy"] for metrics in last[1:3]]
     assert single[0] == "2"  # seeds
     assert single[1] == "2"  # epochs
     assert single[2] == f"{sum(accuracies) / 2:.2f} ± {statistics.stdev(accuracies):.2f}"
@@ -78,10 +91,8 @@ def test_the_page_has_the_figures_of_the_runs(runs, tmp_path):
 
 
 def test_what_differs_between_runs_is_their_label(runs, tmp_path):
-    other = shutil.copytree(runs / "single-0", tmp_path / "other")
-    settings = json.loads((other / "config.json").read_text())
-    settings |= {"milestones": [3, 5], "spike_penalty": 0.003}
-    (other / "config.json").write_text(json.dumps(settings))
+    settings = {"milestones": [3, 5], "spike_penalty": 0.003}
+    other = changed(runs / "single-0", tmp_path / "other", settings=settings)
     page = report.write([runs / "single-0", other], tmp_path / "report")
     assert [row[0] for row in rows(page)][1:3] == [
         "single-spike, spike penalty 0, milestones none",
@@ -93,16 +104,12 @@ def test_runs_are_compared_with_those_that_were_trained_alike(runs, tmp_path):
     made = []
     for name, spikes in (("multi", 100), ("single-0", 50)):
         for penalty in (0, 0.003):
-            folder = shutil.copytree(runs / name, tmp_path / f"{name}-{penalty}")
-            settings = json.loads((folder / "config.json").read_text())
-            settings |= {"spike_penalty": penalty}
+            settings = {"spike_penalty": penalty}
             if name == "multi" and penalty:
                 settings |= {"epochs": 1, "seed": 7}  # which does not make it less alike
-            (folder / "config.json").write_text(json.dumps(settings))
-            record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-            record["test_spikes"] = spikes if penalty == 0 else 10
-            (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-            made.append(folder)
+            last = {"test_spikes": spikes if penalty == 0 else 10}
+            folder = tmp_path / f"{name}-{penalty}"
+            made.append(changed(runs / name, folder, settings=settings, last=last))
     page = report.write(made, tmp_path / "report")
     fewer = {row[0]: row[5] for row in rows(page)[1:5]}
     assert fewer["single-spike, spike penalty 0"] == "50 %"
@@ -112,27 +119,22 @@ def test_runs_are_compared_with_those_that_were_trained_alike(runs, tmp_path):
 
 
 def test_times_of_other_machines_are_not_compared(runs, tmp_path):
-    moved = shutil.copytree(runs / "single-0", tmp_path / "moved")
-    facts = json.loads((moved / "run.json").read_text())
-    (moved / "run.json").write_text(json.dumps({**facts, "machine": "abacus"}))
+    moved = changed(runs / "single-0", tmp_path / "moved", facts={"machine": "abacus"})
     page = report.write([runs / "multi", moved], tmp_path / "page")
     assert {row[0]: row[-1] for row in rows(page)}["single-spike"] == "elsewhere"
 
 
 def test_runs_on_other_data_are_not_compared(runs, tmp_path):
-    other = shutil.copytree(runs / "single-0", tmp_path / "other")
-    facts = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**facts, "data": "digits: 9 samples"}))
+    facts = {"data": "digits: 9 samples"}
+    other = changed(runs / "single-0", tmp_path / "other", facts=facts)
     page = report.write([runs / "multi", other], tmp_path / "page")
     assert page.read_text().count("## digits") == 2
     assert {row[0]: row[5] for row in rows(page)}["single-spike"] == ""
 
 
 def test_a_run_that_is_not_finished_says_so(runs, tmp_path):
-    begun = shutil.copytree(runs / "single-0", tmp_path / "begun")
-    (begun / "raster.json").unlink()
-    config = make({}, begun / "config.json")
-    (begun / "config.json").write_text(json.dumps(dataclasses.asdict(config) | {"epochs": 9}))
+    begun = changed(runs / "single-0", tmp_path / "begun", settings={"epochs": 9})
+    write(begun, record.read(begun)[0].lines()[:-1])  # without the raster
     page = report.write([begun], tmp_path / "page")
     assert {row[0]: row[2] for row in rows(page)}["single-spike"] == "2 of 9"
     assert "rasters" not in page.read_text()
@@ -140,52 +142,69 @@ def test_a_run_that_is_not_finished_says_so(runs, tmp_path):
 
 
 def test_a_machine_where_time_began_with_compiling(runs):
-    run = report.read_run(runs / "single-0")
-    times = [record["train_seconds"] for record in run.history]
+    (run,) = report.read_runs(runs / "single-0")
+    times = [metrics["train_seconds"] for metrics in run.history]
     assert run.seconds == times[1]
     run.history = run.history[:1]
     assert run.seconds == times[0]
 
 
-def test_folders_that_cannot_be_used_are_named(runs, tmp_path):
-    with pytest.raises(ExperimentError, match=r"config\.json is missing"):
+def test_unusable_paths_are_named(runs, tmp_path):
+    with pytest.raises(ExperimentError, match=r"is not a run: there is no .*run\.jsonl\. Give the"):
         report.write([tmp_path], tmp_path / "page")
-    broken = shutil.copytree(runs / "single-0", tmp_path / "broken")
-    metrics = broken / "metrics.jsonl"
-    metrics.write_text(metrics.read_text()[:-20])
-    with pytest.raises(ExperimentError, match=r"metrics\.jsonl is damaged .*--resume"):
-        report.write([broken], tmp_path / "page")
-    metrics.write_text("")
-    with pytest.raises(ExperimentError, match="has no finished epoch: let it train, and if it was"):
-        report.write([broken], tmp_path / "page")
-    metrics.unlink()
-    with pytest.raises(
-        ExperimentError, match=r"not the folder of a run: metrics\.jsonl is missing"
+    with pytest.raises(ExperimentError, match=r"gone\.jsonl is not a run: .*gone"):
+        report.write([tmp_path / "gone.jsonl"], tmp_path / "page")
+    broken = changed(runs / "single-0", tmp_path / "broken")
+    file = broken / record.NAME
+    lines = file.read_text().splitlines(keepends=True)
+    for damaged, number in (
+        ([*lines[:2], lines[2][:-20]], 3),
+        (lines[1:], 1),
+        ([lines[0], '{"epoch": 1}\n'], 2),
+        (["[]\n"], 1),
     ):
+        file.write_text("".join(damaged))
+        with pytest.raises(
+            ExperimentError, match=rf"run\.jsonl is damaged in line {number} .*--resume .*broken"
+        ):
+            report.write([broken], tmp_path / "page")
+    unknown = changed(runs / "single-0", tmp_path / "unknown", settings={"tau": 1})
+    with pytest.raises(ExperimentError, match=r"unknown: tau is not a setting"):
+        report.write([unknown], tmp_path / "page")
+    file.write_text(lines[0])
+    with pytest.raises(ExperimentError, match="has no finished epoch: wait for the first one, or"):
         report.write([broken], tmp_path / "page")
-    for name in ("run.json", "raster.json"):
-        other = shutil.copytree(runs / "single-0", tmp_path / name)
-        (other / name).write_text("")
-        with pytest.raises(ExperimentError, match=rf"{name} is damaged \(it has 0 lines\)"):
-            report.write([other], tmp_path / "page")
+    file.write_text("")
+    with pytest.raises(ExperimentError, match=r"run\.jsonl is empty"):
+        report.write([broken], tmp_path / "page")
+
+
+def test_a_file_of_several_runs_is_reported_as_their_folders_are(runs, tmp_path):
+    names = ("multi", "single-0", "single-1")
+    folders = report.write([runs / name for name in names], tmp_path / "folders")
+    joined = tmp_path / "joined.jsonl"
+    joined.write_text("".join((runs / name / record.NAME).read_text() for name in names))
+    page = report.write([joined], tmp_path / "page")
+    assert rows(page)[:4] == rows(folders)[:4]
+    assert [row[0] for row in rows(page)[-3:]] == [f"{joined}, {number}" for number in (1, 2, 3)]
+    assert (tmp_path / "page" / "rasters-1.png").exists()
 
 
 def test_a_run_that_is_given_twice_is_one_and_other_lengths_are_other_rows(runs, tmp_path):
-    longer = shutil.copytree(runs / "single-0", tmp_path / "longer")
-    settings = json.loads((longer / "config.json").read_text())
-    (longer / "config.json").write_text(json.dumps(settings | {"epochs": 9}))
+    longer = changed(runs / "single-0", tmp_path / "longer", settings={"epochs": 9})
     page = report.write([runs / "single-0", runs / "single-0", longer], tmp_path / "page")
     assert [row[:2] for row in rows(page)[1:3]] == [
-        [f"single-spike, {settings['epochs']} epochs", "1"],
+        ["single-spike, 2 epochs", "1"],
         ["single-spike, 9 epochs", "1"],
     ]
 
 
 def test_silent_references_and_runs_from_a_gpu(runs, tmp_path):
-    silent = shutil.copytree(runs / "multi", tmp_path / "silent")
-    record = json.loads((silent / "metrics.jsonl").read_text().splitlines()[-1])
-    (silent / "metrics.jsonl").write_text(json.dumps(record | {"test_spikes": 0.0}) + "\n")
-    settings = json.loads((silent / "config.json").read_text())
-    (silent / "config.json").write_text(json.dumps(settings | {"device": "cuda:3"}))
+    silent = changed(
+        runs / "multi",
+        tmp_path / "silent",
+        settings={"device": "cuda:3"},
+        last={"test_spikes": 0.0},
+    )
     page = report.write([silent, runs / "single-0"], tmp_path / "page")
     assert {row[0]: row[5] for row in rows(page)}["single-spike"] == ""

@@ -1,6 +1,5 @@
-"""Training: it learns, goes on bit for bit, keeps what is written, and works in two processes."""
+"""Training: learning, bit-for-bit resume, files of a run, and several processes."""
 
-import json
 import os
 import shutil
 import signal
@@ -15,10 +14,11 @@ from snn_single_spike.experiments import (
     ExperimentError,
     checkpoint,
     files,
+    record,
     training,
 )
-from snn_single_spike.experiments.config import make
 from snn_single_spike.experiments.progress import Silent, Terminal
+from snn_single_spike.experiments.sources import make
 
 from tests.support.devices import DEVICE
 from tests.support.recordings import write_nmnist
@@ -44,7 +44,12 @@ def settings(**flags):
 
 
 def without_times(history):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in history]
+    return [{k: v for k, v in metrics.items() if k not in TIMES} for metrics in history]
+
+
+def recorded(folder):
+    (found,) = record.read(folder)
+    return found
 
 
 def state(folder):
@@ -88,21 +93,20 @@ def test_digits_are_learned(tmp_path):
     assert 5 < history[-1]["test_spikes"] <= 128
 
 
-def test_a_run_leaves_what_it_did(tmp_path):
+def test_a_run_writes_its_record(tmp_path):
     history = training.train(settings(epochs="2"), tmp_path)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == history
-    assert [record["epoch"] for record in history] == [1, 2]
-    assert make({}, tmp_path / "config.json") == settings(epochs="2")
-    facts = json.loads((tmp_path / "run.json").read_text())
+    found = recorded(tmp_path)
+    assert found.history == history
+    assert [metrics["epoch"] for metrics in history] == [1, 2]
+    assert make({}, tmp_path / "run.jsonl") == settings(epochs="2")
+    facts = found.facts
     assert facts["data"].startswith("digits: 200 of 1,437 (partial)")
     assert facts["parameters"] == 64 * 20 + 20 + 20 + 20 * 10 + 10 + 10
-    raster = json.loads((tmp_path / "raster.json").read_text())
-    (layer,) = raster["layers"]
-    assert raster["num_steps"] == 10
+    (layer,) = found.raster["layers"]
+    assert found.raster["num_steps"] == 10
     assert layer["neurons"] == 20
     assert len(layer["times"]) == len(set(layer["spiking"])) > 0
-    assert not list(tmp_path.glob(".*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"run.jsonl", "checkpoint.pt"}
 
 
 def test_the_figures_are_those_of_the_network(tmp_path):
@@ -130,7 +134,7 @@ def test_runs_of_one_seed_are_the_same_and_of_another_are_not(tmp_path):
 
 @pytest.mark.usefixtures("_every_batch_is_shown")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, number):
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, number):
     made = settings(augment="crop:1,noise:0.2:1", milestones="1", weight_decay="1e-4")
     whole = training.train(made, tmp_path / "whole")
     cut = tmp_path / "cut"
@@ -139,7 +143,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, number):
     with pytest.raises(training.Interrupted, match="saved in epoch 2, after 2 of 4 batches"):
         training.train(made, cut, show=lambda batches: Interrupter(6, number))
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    assert len((cut / "metrics.jsonl").read_text().splitlines()) == 1
+    assert len(recorded(cut).history) == 1
+    assert recorded(cut).raster is None
     torch.manual_seed(99)  # a new process has other random numbers
     with pytest.raises(training.Interrupted, match="saved in epoch 3, after 1 of 4 batches"):
         training.train(made, cut, resume=True, show=lambda batches: Interrupter(3, number))
@@ -147,10 +152,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, number):
     resumed = training.train(made, cut, resume=True)
     assert without_times(resumed) == without_times(whole)
     assert same(state(cut), state(tmp_path / "whole"))
-    assert (cut / "raster.json").read_text() == (tmp_path / "whole" / "raster.json").read_text()
+    assert recorded(cut).raster == recorded(tmp_path / "whole").raster
 
 
-def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
+def test_a_finished_run_trains_for_more_epochs(tmp_path):
     whole = training.train(settings(), tmp_path / "whole")
     training.train(settings(epochs="1"), tmp_path / "grown")
     grown = training.train(settings(), tmp_path / "grown", resume=True)
@@ -159,15 +164,15 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
     assert again == grown  # nothing is left to do
 
 
-def test_metrics_that_the_checkpoint_does_not_know_are_dropped(tmp_path):
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     training.train(settings(epochs="1"), tmp_path)
-    log = tmp_path / "metrics.jsonl"
+    log = tmp_path / record.NAME
     log.write_text(log.read_text() + '{"epoch": 2, "cut off')
     history = training.train(settings(epochs="2"), tmp_path, resume=True)
-    assert [json.loads(line) for line in log.read_text().splitlines()] == history
+    assert recorded(tmp_path).history == history
 
 
-def test_an_interrupted_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_an_interrupted_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     training.train(settings(epochs="1"), tmp_path)
     before = (tmp_path / checkpoint.NAME).read_bytes()
 
@@ -182,7 +187,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before(tmp_path, monkeypatch
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_is_named_and_leaves_what_was(tmp_path):
+def test_a_full_disk_is_reported_and_the_old_file_kept(tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
 
@@ -196,7 +201,7 @@ def test_a_full_disk_is_named_and_leaves_what_was(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match="cannot be written .*choose another folder"):
         training.train(settings(), tmp_path / "file" / "run")
@@ -204,11 +209,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_run_is_not_written_over(tmp_path):
     training.train(settings(epochs="1"), tmp_path)
-    with pytest.raises(ExperimentError, match="holds a run: go on with it by --resume"):
+    with pytest.raises(ExperimentError, match="holds a run: resume it by --resume"):
         training.train(settings(epochs="1"), tmp_path)
 
 
-def test_checkpoints_that_cannot_be_used_are_named(tmp_path):
+def test_unusable_checkpoints_are_reported(tmp_path):
     with pytest.raises(ExperimentError, match=r"there is no checkpoint\.pt"):
         training.train(settings(), tmp_path, resume=True)
     training.train(settings(epochs="1"), tmp_path)
@@ -240,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     with pytest.raises(ExperimentError, match=r"the loss of epoch 2 is nan: lower --lr 0\.005"):
         training.train(settings(), tmp_path, resume=True)
     # On a GPU it is looked at once an epoch
-    monkeypatch.setattr(training._Run, "_step", lambda run, index, generator, figures: nan(figures))
+    monkeypatch.setattr(training._Run, "_step", lambda run, index, seed, figures: nan(figures))
     with pytest.raises(ExperimentError, match=r"the loss of epoch 2 is nan"):
         training.train(settings(), tmp_path, resume=True)
     assert len(state(tmp_path)["position"]["history"]) == 1
@@ -261,7 +266,7 @@ def test_the_learning_rate_falls_after_its_milestones(tmp_path):
     made = settings(milestones="1,2", lr_decay="0.5", lr="0.8")
     assert [training.learning_rate(made, epoch) for epoch in (1, 2, 3, 4)] == [0.8, 0.4, 0.2, 0.2]
     history = training.train(settings(milestones="2", lr="0.01", epochs="3"), tmp_path)
-    assert [record["lr"] for record in history] == pytest.approx([0.01, 0.01, 0.001])
+    assert [metrics["lr"] for metrics in history] == pytest.approx([0.01, 0.01, 0.001])
     assert state(tmp_path)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.001)
 
 
@@ -285,9 +290,9 @@ def test_other_settings_train(tmp_path, flags):
     assert state(tmp_path)["network"]["output.weight"].dtype == wanted
     if "precision" in flags:
         usual = {k: v for k, v in flags.items() if k != "precision"}
-        (record,) = training.train(settings(**usual, epochs="1"), tmp_path / "usual")
-        assert history[0]["train_loss"] == pytest.approx(record["train_loss"], rel=0.05)
-        assert history[0]["train_loss"] != record["train_loss"]
+        (metrics,) = training.train(settings(**usual, epochs="1"), tmp_path / "usual")
+        assert history[0]["train_loss"] == pytest.approx(metrics["train_loss"], rel=0.05)
+        assert history[0]["train_loss"] != metrics["train_loss"]
 
 
 @pytest.mark.parametrize("spike_format", ["dense", "times"])
@@ -331,7 +336,7 @@ def test_spike_times_train_as_dense_spikes_do(tmp_path, flags):
     assert dense[-1]["train_spikes"] > 1
 
 
-def test_a_cost_of_spikes_makes_them_fewer_and_is_not_in_the_loss(tmp_path):
+def test_a_spike_penalty_reduces_spikes_and_is_not_in_the_loss(tmp_path):
     free, dear = (
         training.train(settings(spike_penalty=penalty), tmp_path / penalty)
         for penalty in ("0", "0.05")
@@ -354,8 +359,8 @@ def test_a_gpu_trains_as_the_cpu_does(tmp_path, spike_format):
 
 
 def test_a_silent_network_is_reported_as_silent(tmp_path):
-    (record,) = training.train(settings(weight_scale="0.01", epochs="1", lr="1e-9"), tmp_path)
-    assert record["train_spikes"] == record["test_spikes"] == 0
+    (metrics,) = training.train(settings(weight_scale="0.01", epochs="1", lr="1e-9"), tmp_path)
+    assert metrics["train_spikes"] == metrics["test_spikes"] == 0
 
 
 def test_tensorboard_has_every_metric(tmp_path):
@@ -368,10 +373,10 @@ def test_tensorboard_has_every_metric(tmp_path):
     for name in history[0].keys() - {"epoch"}:
         scalars = held.Scalars(name.replace("_", "/", 1))
         assert [s.step for s in scalars] == [1, 2]
-        assert [s.value for s in scalars] == pytest.approx([record[name] for record in history])
+        assert [s.value for s in scalars] == pytest.approx([metrics[name] for metrics in history])
 
 
-def test_tensorboard_is_asked_for_before_the_training(tmp_path, monkeypatch):
+def test_a_missing_tensorboard_is_reported_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ExperimentError, match="needs tensorboard: pip install tensorboard"):
         training.train(settings(tensorboard=True), tmp_path)
@@ -387,7 +392,10 @@ def test_the_terminal_shows_the_figures(tmp_path, capsys):
     assert "epoch   2/2" in text
     assert f"{history[1]['test_accuracy']:.2%}, {history[1]['test_spikes']:.1f} spikes" in text
     assert "8/8" in text  # batches
-    assert f"{tmp_path} is trained; to go on: snn-single-spike train --resume {tmp_path}" in text
+    assert (
+        f"{tmp_path} is trained; to train longer: snn-single-spike train --resume {tmp_path}"
+        in text
+    )
     assert "samples/s" in text
 
 
@@ -429,12 +437,9 @@ def test_two_processes_train_as_one(tmp_path):
         shutil.rmtree(tmp_path / "two", ignore_errors=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch   2/2") == 1  # only one of them prints
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert recorded(tmp_path / "two").facts["processes"] == 2
     training.train(settings(**flags), tmp_path / "one")
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
+    one, two = (recorded(tmp_path / name).history for name in ("one", "two"))
     for a, b in zip(without_times(one), without_times(two), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     a, b = state(tmp_path / "one")["network"], state(tmp_path / "two")["network"]
@@ -449,7 +454,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(monkeypatch, tmp_path):
         yield training.Processes(torch.device("cpu"), 0, 4)
 
     monkeypatch.setattr(training, "processes", four)
-    with pytest.raises(ExperimentError, match="--batch 3: it is shared by 4 processes"):
+    with pytest.raises(ExperimentError, match="--batch 3: 4 processes share a batch"):
         training.train(settings(batch="3"), tmp_path)
 
 
@@ -458,17 +463,17 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path):
 
     with (
         FileLock(tmp_path / training.LOCK),
-        pytest.raises(ExperimentError, match="is the folder of a run that is training now"),
+        pytest.raises(ExperimentError, match="is in use by a run that is training now"),
     ):
         training.train(settings(epochs="1"), tmp_path)
-    assert not (tmp_path / training.CONFIG).exists()
+    assert not (tmp_path / record.NAME).exists()
     leftover = tmp_path / f".{checkpoint.NAME}.123"
     leftover.write_bytes(b"half")
     training.train(settings(epochs="1"), tmp_path)
     assert not leftover.exists()
 
 
-def test_what_another_run_may_still_write_is_not_read(tmp_path, monkeypatch):
+def test_the_checkpoint_of_a_running_run_is_not_read(tmp_path, monkeypatch):
     from filelock import FileLock
 
     training.train(settings(epochs="1"), tmp_path)
@@ -497,9 +502,11 @@ def test_a_signal_stops_after_an_epoch_of_one_batch(tmp_path, monkeypatch):
 
 def test_resuming_what_is_done_changes_nothing_and_fewer_epochs_are_refused(tmp_path, monkeypatch):
     training.train(settings(epochs="2"), tmp_path)
-    facts = (tmp_path / training.FACTS).read_bytes()
+    before = (tmp_path / record.NAME).read_bytes()
     monkeypatch.setattr(training, "_machine", lambda device: "another")
     training.train(settings(epochs="2"), tmp_path, resume=True)
-    assert (tmp_path / training.FACTS).read_bytes() == facts
-    with pytest.raises(ExperimentError, match="--epochs 1: .* has trained for 2 already"):
+    assert (tmp_path / record.NAME).read_bytes() == before
+    with pytest.raises(
+        ExperimentError, match="--epochs 1: .* has already trained for 2; use at least"
+    ):
         training.train(settings(epochs="1"), tmp_path, resume=True)

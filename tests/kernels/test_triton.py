@@ -11,7 +11,12 @@ from snntorch import surrogate
 
 import snn_single_spike as snn
 from snn_single_spike import SpikeEvents, SpikeTimes
-from snn_single_spike.functional import leaky_readout, single_spike_leaky, single_spike_linear
+from snn_single_spike.functional import (
+    leaky_readout,
+    linear_readout,
+    single_spike_leaky,
+    single_spike_linear,
+)
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
 from tests.support.devices import device_of, runnable
@@ -180,8 +185,7 @@ def _linear_run(backend, spikes, dtype, rule, reset, reduction, surrogate_, devi
     x, theta = spikes.to(device), draw(hidden, low=0.1, high=0.6)
     x = single_spike_linear(x, *first, theta, **options)
     y = single_spike_linear(x, *second, theta, **options)
-    current = torch.nn.functional.linear(y, *last[:2])
-    scores = leaky_readout(current, last[2], reduction=reduction, backend=backend)
+    scores = linear_readout(y, *last, reduction=reduction, backend=backend)
     weights = torch.linspace(-1, 1, scores.numel(), dtype=dtype, device=device).view_as(scores)
     grads = torch.autograd.grad((scores * weights).sum(), (*first, *second, *last, theta))
     return (x.times, y.times), (scores, *grads)
@@ -268,7 +272,7 @@ def timeable(monkeypatch):
         run()
         return taken.pop(0)
 
-    small = {"num_steps": 16, "batch": 2, "units": 9, "lanes": 5}
+    small = {"num_steps": 16, "batch": 2, "in_features": 9, "out_features": 5}
     monkeypatch.setattr(triton_linear, "_TIMED", small)
     monkeypatch.setattr(triton_linear, "_measured", {})
     monkeypatch.setattr(triton_linear, "_milliseconds", milliseconds)

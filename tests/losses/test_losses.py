@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from snntorch import surrogate
 from torch import nn
 
-from snn_single_spike import LeakyReadout, SingleSpikeLeaky, losses, metrics
-from snn_single_spike.functional import first_spike_time, single_spike_leaky
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes, losses, metrics
+from snn_single_spike.functional import (
+    COUNTED,
+    first_spike_time,
+    single_spike_leaky,
+    spike_count,
+)
+from snn_single_spike.losses import regularisers, temporal
 
 STEPS, BATCH, CLASSES = 12, 5, 4
 
@@ -58,11 +64,11 @@ def test_times_are_those_of_a_loop_and_their_gradient_is_everywhere(shape):
     torch.manual_seed(seed)
     spikes, times = trains(num_steps, batch, classes)
     spikes.requires_grad_()
-    interpolated_times = losses.first_spike_times(spikes)
-    assert torch.equal(interpolated_times, slow_times(spikes.detach()))
-    assert torch.equal(interpolated_times, times.double())
-    upstream = torch.randn_like(interpolated_times)
-    interpolated_times.backward(upstream)
+    found = losses.first_spike_times(spikes)
+    assert torch.equal(found, slow_times(spikes.detach()))
+    assert torch.equal(found, times.double())
+    upstream = torch.randn_like(found)
+    found.backward(upstream)
     for t in range(num_steps):
         assert torch.allclose(spikes.grad[t], -(num_steps - t) * upstream)
 
@@ -82,11 +88,11 @@ def test_half_precision_is_exact_beyond_its_own_integers(dtype, autocast):
     spikes, times = trains(5000, dtype=dtype)
     spikes.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        interpolated_times = losses.first_spike_times(spikes)
+        found = losses.first_spike_times(spikes)
         value = losses.ce_temporal_loss(time_scale=1000)(spikes, labels())
         losses.mse_temporal_loss()(spikes, labels()).backward()
-    assert interpolated_times.dtype == value.dtype == torch.float32
-    assert torch.equal(interpolated_times, times.float())
+    assert found.dtype == value.dtype == torch.float32
+    assert torch.equal(found, times.float())
     assert spikes.grad.dtype == dtype
 
 
@@ -95,10 +101,51 @@ def test_half_precision_is_exact_beyond_its_own_integers(dtype, autocast):
 def test_graded_spikes_are_divided_by_their_height(height, dtype):
     spikes, times = trains(height=height, dtype=dtype)
     factor = torch.as_tensor(height).to(dtype).requires_grad_()
-    interpolated_times = losses.first_spike_times(spikes, graded_spikes_factor=factor)
-    torch.testing.assert_close(interpolated_times, times.to(interpolated_times.dtype))
+    found = losses.first_spike_times(spikes, graded_spikes_factor=factor)
+    torch.testing.assert_close(found, times.to(found.dtype))
     with pytest.raises(ValueError, match="graded_spikes_factor="):
         losses.first_spike_times(spikes)
+
+
+LOSSES_ON_SPIKES = {
+    "times": lambda x: losses.first_spike_times(x).square().sum(),
+    "ce": lambda x: losses.ce_temporal_loss()(x, TARGETS),
+    "mse": lambda x: losses.mse_temporal_loss()(x, TARGETS),
+    "firing": losses.firing_regulariser(max_silent=0, late=0.3),
+    "count": losses.spike_count_regulariser(0.6, 0.7),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LOSSES_ON_SPIKES)
+def test_spike_times_are_the_same_loss_without_dense_spikes(name, dtype, monkeypatch):
+    spikes, _ = trains(dtype=dtype)
+    spikes.requires_grad_()
+    expected = LOSSES_ON_SPIKES[name](spikes)
+    (right,) = torch.autograd.grad(expected, spikes)
+
+    def forbidden(self):
+        raise AssertionError("dense spikes were made")
+
+    monkeypatch.setattr(SpikeTimes, "to_dense", forbidden)
+    given = SpikeTimes.from_dense(spikes)
+    value = LOSSES_ON_SPIKES[name](given)
+    assert value.dtype == expected.dtype
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, spikes)[0], right)
+    torch.testing.assert_close(LOSSES_ON_SPIKES[name](given.detach()), expected)
+
+
+def test_spike_times_of_another_height_are_divided_and_checked():
+    spikes, times = trains(dtype=torch.float32)
+    given = SpikeTimes.from_dense(spikes)
+    high = SpikeTimes(given.times, STEPS, height=torch.tensor(2.0))
+    assert torch.equal(losses.first_spike_times(high, graded_spikes_factor=2.0), times.float())
+    for some, factor in ((high, 1.0), (given, 2.0)):
+        with pytest.raises(ValueError, match="one spike of height graded_spikes_factor"):
+            losses.first_spike_times(some, graded_spikes_factor=factor)
+    with pytest.raises(ValueError, match="no neurons"):
+        losses.first_spike_times(SpikeTimes(given.times[:, :0], STEPS))
 
 
 def test_times_give_no_gradient_to_a_learned_height():
@@ -111,7 +158,7 @@ def test_times_give_no_gradient_to_a_learned_height():
     assert current.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("inverse", losses.INVERSES)
+@pytest.mark.parametrize("inverse", temporal.INVERSES)
 @pytest.mark.parametrize("time_scale", [None, 1.0, 2.5])
 @pytest.mark.parametrize("on_target", [None, 0, 3.5, -2])
 def test_ce_temporal_loss_against_a_loop(inverse, time_scale, on_target):
@@ -283,8 +330,8 @@ def test_membrane_sum_in_half_precision_accumulates_in_float32():
     torch.testing.assert_close(losses.ce_membrane_loss()(mem.half(), targets), exact)
 
 
-@pytest.mark.parametrize("penalty", losses.PENALTIES)
-@pytest.mark.parametrize("per", losses.COUNTED)
+@pytest.mark.parametrize("penalty", regularisers.PENALTIES)
+@pytest.mark.parametrize("per", COUNTED)
 @pytest.mark.parametrize(("lower", "upper"), [(0.5, None), (None, 0.4), (0.6, 0.7)])
 def test_spike_count_regulariser_against_a_loop(penalty, per, lower, upper):
     spikes, times = trains(silent=0.5)
@@ -362,16 +409,16 @@ def test_a_silent_network_recovers():
         (loss_fn(out, targets) + revive(hidden) + always(out)).backward()
         optimizer.step()
     hidden, out = net(x)
-    assert (metrics.spike_counts(hidden, per="neuron") > 0).float().mean() > 0.9
+    assert (spike_count(hidden, per="neuron") > 0).float().mean() > 0.9
     assert metrics.accuracy_temporal(out, targets) > 0.9
 
 
 def test_nan_reaches_the_loss_and_leaves_other_neurons_alone():
     spikes, times = trains()
     spikes[3, 0, 0] = torch.nan
-    interpolated_times = losses.first_spike_times(spikes)
-    assert interpolated_times[0, 0].isnan()
-    assert torch.equal(interpolated_times[1:], times[1:].double())
+    found = losses.first_spike_times(spikes)
+    assert found[0, 0].isnan()
+    assert torch.equal(found[1:], times[1:].double())
     assert losses.ce_temporal_loss()(spikes, labels()).isnan()
 
 
@@ -381,10 +428,10 @@ def test_compiles_in_one_graph():
     targets = labels()
 
     def both(x):
-        interpolated_times = losses.ce_temporal_loss()(x, targets) + losses.mse_temporal_loss()(
+        temporal_loss = losses.ce_temporal_loss()(x, targets) + losses.mse_temporal_loss()(
             x, targets
         )
-        return interpolated_times + losses.firing_regulariser()(x)
+        return temporal_loss + losses.firing_regulariser()(x)
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     (expected,) = torch.autograd.grad(both(spikes), spikes)
@@ -444,7 +491,7 @@ ERRORS = {
     "time list": (TypeError, "torch.as_tensor", lambda: MSE(True)(SPIKES, [0] * 4)),
     "time value": (ValueError, "a time in targets=50", lambda: MSE(True)(SPIKES, TIMES + 50)),
     "membrane over batch": (ValueError, "batch_reduction='mean'", lambda: MEM("mean")),
-    "membrane unknown": (ValueError, "'first' is not known", lambda: MEM("first")),
+    "membrane unknown": (ValueError, "'first' is not known: use one of", lambda: MEM("first")),
     "membrane batch": (ValueError, "batch_reduction='max'", lambda: MEM(batch_reduction="max")),
     "membrane T=0": (ValueError, "T=0", lambda: MEM()(SPIKES[:0], TARGETS)),
     "membrane rank": (ValueError, "mem_out has shape", lambda: MEM()(SPIKES[..., None], TARGETS)),
@@ -489,8 +536,8 @@ def test_a_number_of_steps_from_numpy():
         (lambda: losses.mse_temporal_loss(True, on_target=3), "on_target and off_target.*out"),
         (lambda: losses.spike_count_regulariser(lower=float("nan")), "lower=nan must be a number"),
         (lambda: losses.firing_regulariser(float("inf")), "Lambda=inf must be a number"),
-        (lambda: losses.firing_regulariser(latest=9), "latest=9 does nothing with late=0"),
-        (lambda: losses.firing_regulariser(earliest=9), "earliest=9 does nothing with early=0"),
+        (lambda: losses.firing_regulariser(latest=9), "latest=9 has no effect with late=0"),
+        (lambda: losses.firing_regulariser(earliest=9), "earliest=9 has no effect with early=0"),
     ],
 )
 def test_options_that_are_no_numbers_or_do_nothing(make, message):

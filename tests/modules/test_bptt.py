@@ -26,7 +26,9 @@ def bptt(neuron, current):
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize(
-    "spike_grad", [None, surrogate.fast_sigmoid(slope=10), surrogate.sigmoid(slope=4)], ids=str
+    "spike_grad",
+    [None, surrogate.fast_sigmoid(slope=10), surrogate.sigmoid(slope=4)],
+    ids=["default", "fast_sigmoid", "sigmoid"],
 )
 def test_masked_gradients_equal_bptt(spike_grad, reset, backend):
     options = {

@@ -6,7 +6,10 @@ import torch._dynamo.testing
 from snntorch import surrogate
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky
+from snn_single_spike.backends._surrogate import Surrogate
+from snn_single_spike.backends._types import SCANNED, Neuron, OutputGradients, Saved
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
+from snn_single_spike.ops.neuron import Wanted
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
 from tests.support.oracle import relative_error
@@ -19,53 +22,55 @@ def _compile_afresh():
     torch._dynamo.reset()
 
 
-def arguments(lanes=6, num_steps=9):
-    one = torch.full((1,), 0.9)
-    return torch.randn(num_steps, lanes), one, torch.ones(3), torch.ones(1)
+def arguments(neurons=6, num_steps=9):
+    return torch.randn(num_steps, neurons), torch.full((1,), 0.9), torch.ones(3), torch.ones(1)
 
 
-def optional(*given):
-    """alpha, gain and feedback of a neuron that has some of them."""
-    return tuple(torch.full((1,), 0.8) if x in given else None for x in ("alpha", "gain", "back"))
-
-
-NEURONS = {
-    "leaky": optional(),
-    "synaptic": optional("alpha"),
-    "alpha": optional("alpha", "gain"),
-    "feedback": optional("back"),
-}
-
-
-@pytest.mark.parametrize("neuron", NEURONS)
-@pytest.mark.parametrize("spikes", [False, True])
-@pytest.mark.parametrize("crossing", [False, True])
-def test_opcheck_forward(neuron, spikes, crossing, cpu_backend):
-    current, beta, threshold, factor = arguments()
-    torch.library.opcheck(
-        operators.neuron_forward.default,
-        (
-            *(current, beta, threshold, factor, torch.zeros(6), *NEURONS[neuron], None, None),
-            *(True, "clear", spikes, True, True, crossing, True, cpu_backend),
-        ),
+def neuron(*given, **options):
+    """A neuron that has some of alpha, gain and feedback."""
+    _, beta, threshold, factor = arguments()
+    return Neuron(
+        beta, threshold, factor, **{name: torch.full((1,), 0.8) for name in given}, **options
     )
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
+NEURONS = {
+    "leaky": (),
+    "synaptic": ("alpha",),
+    "alpha": ("alpha", "gain"),
+    "feedback": ("feedback",),
+}
+
+
+@pytest.mark.parametrize("kind", NEURONS)
+@pytest.mark.parametrize("spikes", [False, True])
+@pytest.mark.parametrize("crossing", [False, True])
+def test_opcheck_forward(kind, spikes, crossing, cpu_backend):
+    current, *_ = arguments()
+    made = neuron(*NEURONS[kind], mem_0=torch.zeros(6), reset="zero_after")
+    wanted = Wanted(spikes, mem=True, syn=True, crossing=crossing, final=True)
+    torch.library.opcheck(operators.neuron_forward.default, (current, *made, *wanted, cpu_backend))
+
+
+@pytest.mark.parametrize("kind", NEURONS)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_opcheck_backward(neuron, recompute, cpu_backend):
-    current, beta, threshold, factor = arguments()
-    alpha, gain, feedback = NEURONS[neuron]
-    syn, inh = (None if x is None else torch.randn_like(current) for x in (alpha, gain))
-    present = [x is not None for x in (alpha, gain, feedback, alpha, gain)]
-    needs = [True, True, True, gain is None, *present]
+def test_opcheck_backward(kind, recompute, cpu_backend):
+    current, *_ = arguments()
+    made = neuron(*NEURONS[kind], reset="subtract")
+    syn, inh = (None if x is None else torch.randn_like(current) for x in (made.alpha, made.gain))
+    present = {"alpha": made.alpha, "gain": made.gain, "feedback": made.feedback}
+    present |= {"syn_0": made.alpha, "inh_0": made.gain}
+    needs = [present.get(name, current) is not None for name in SCANNED]
+    needs[SCANNED.index("mem_0")] = made.gain is None
     times = torch.tensor([0, 1, -1, 3, 8, -1])
     torch.library.opcheck(
         operators.neuron_backward.default,
         (
-            *(current, recompute, syn, inh, beta, threshold, factor, None, alpha, gain, feedback),
-            *(None, None, True, "subtract", times, current, current, syn, inh, None, None),
-            *(9, torch.float32, "masked", "atan", 2.0, 0.0, needs, cpu_backend),
+            *Saved(current, recompute, syn, inh),
+            *made,
+            times,
+            *OutputGradients(current, current, syn, inh),
+            *(9, torch.float32, "masked", *Surrogate("atan", 2.0), needs, cpu_backend),
         ),
     )
 
@@ -74,7 +79,7 @@ def test_opcheck_backward(neuron, recompute, cpu_backend):
 def test_opcheck_readout(reduction, cpu_backend):
     current, beta, *_ = arguments()
     torch.library.opcheck(
-        operators.leaky_readout.default,
+        operators.readout.default,
         (current, beta, None, reduction, True, True, cpu_backend),
     )
 

@@ -45,22 +45,39 @@ class Pointer:
 class Launch(NamedTuple):
     module: str
     kernel: str
-    arguments: tuple[Any, ...]
-    options: tuple[tuple[str, Any], ...]
+    arguments: tuple[tuple[str, Any], ...]
+    """Arguments that exist at run time, by name."""
+    constants: tuple[tuple[str, Any], ...]
+    """Arguments and options of the compiler that are compiled in, by name."""
 
     def specialisation(self) -> tuple[Any, ...]:
-        """The same for two launches that are compiled once."""
-        arguments = tuple(_kind(argument) for argument in self.arguments)
-        return self.module, self.kernel, arguments, self.options
+        """The same for two launches that share one compiled kernel."""
+        arguments = tuple((name, _kind(value)) for name, value in self.arguments)
+        return self.module, self.kernel, arguments, self.constants
 
 
-def _argument(value: Any) -> Any:
+def _launch(kernel: interpreter.InterpretedFunction, args: Any, kwargs: Any) -> Launch:
+    """A launch, whether its arguments were given by position or by name."""
+    named = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
+    compiled_in = {
+        name
+        for name in named
+        if name not in kernel.arg_names or kernel.fn.__annotations__.get(name) is tl.constexpr
+    }
+    arguments, constants = [], []
+    for name, value in sorted(named.items()):
+        (constants if name in compiled_in else arguments).append((name, _picklable(value)))
+    return Launch(kernel.fn.__module__, kernel.fn.__name__, tuple(arguments), tuple(constants))
+
+
+def _picklable(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return Pointer(value.dtype, value.data_ptr() % 16 == 0)
-    return value.name if isinstance(value, tl.dtype) else value  # types cannot be pickled
+    return value.name if isinstance(value, tl.dtype) else value
 
 
 def _kind(value: Any) -> Any:
+    """The compiler's view of an argument that is not compiled in."""
     if isinstance(value, float):
         return float
     if isinstance(value, int):
@@ -75,8 +92,7 @@ def recorded() -> Iterator[dict[tuple[Any, ...], Launch]]:
     run = interpreter.InterpretedFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        options = tuple((name, _argument(value)) for name, value in sorted(kwargs.items()))
-        launch = Launch(self.fn.__module__, self.fn.__name__, tuple(map(_argument, args)), options)
+        launch = _launch(self, args, kwargs)
         launches.setdefault(launch.specialisation(), launch)
         return run(self, *args, grid=grid, warmup=warmup, **kwargs)
 
@@ -115,11 +131,11 @@ class _Driver:
 def _compile(launch: Launch) -> None:
     driver.set_active(_Driver())
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    options = {
-        name: tl.dtype(value) if name == "STATE" else value for name, value in launch.options
+    constants = {
+        name: tl.dtype(value) if name == "STATE" else value for name, value in launch.constants
     }
     try:
-        kernel.run(*launch.arguments, grid=(1,), warmup=True, **options)
+        kernel.run(grid=(1,), warmup=True, **dict(launch.arguments), **constants)
     except Exception as error:
         raise RuntimeError(f"{launch} does not compile") from error
 

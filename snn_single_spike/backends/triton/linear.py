@@ -1,9 +1,9 @@
 """Launches the Triton kernels for linear layers from spike times.
 
-The tensor-core form does T products for each input, neuron and sample, the event form reads one
-weight for each input that fires: the first is the faster one where T is small and few inputs are
-silent. Where the line lies differs from card to card: the first layer that could take either form
-has both timed on the card it is on.
+Two kernels find first spikes. The tensor-core form computes T products for each input, neuron and
+sample. The event form reads one weight for each input that fires. The tensor-core form is faster
+where T is small and few inputs are silent. The limit differs from card to card: the first layer
+that can use either form times both on its card.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ from ._launch import LAUNCH, on_device_of, state_type, warp_size
 from .neuron import neuron_backward
 
 EVENTS = 8  # spikes loaded ahead
-# Products of a tensor core in the time that the event form takes for a spike, where nothing may
-# be timed: an estimate from data sheets.
+# Products of a tensor core in the time that the event form takes for a spike, where timing is not
+# possible: an estimate from data sheets.
 DOT_PRODUCTS = 32
-_TIMED = {"num_steps": 32, "batch": 512, "units": 512, "lanes": 1024}  # above a launch's own time
+# A layer that takes much longer than a launch.
+_TIMED = {"num_steps": 32, "batch": 512, "in_features": 512, "out_features": 1024}
 _REPEATS = 10
-_PIECE_BYTES = 64 << 20  # of the membrane and the adjoint of some samples
+_PIECE_BYTES = 64 << 20  # of the membrane, and of the adjoint, of some samples
 
 sort_spikes = sort_by_time
 
@@ -55,7 +56,7 @@ def dot_tile(warp: int) -> dict[str, Any]:
 
 
 def dot_pays(events: Events, num_steps: int, weight: Tensor) -> bool:
-    """Whether the tensor-core form can be used, and should take less time than the event form."""
+    """Whether the tensor-core form is possible, and estimated to be faster than the event form."""
     products = num_steps * (len(events.offsets) - 1) * weight.shape[1]
     return (
         events.once
@@ -70,9 +71,9 @@ _measured: dict[torch.device, float] = {}
 def dot_products(device: torch.device) -> float:
     """Products of a tensor core in the time that the event form takes for a spike.
 
-    Measured once for each card, and rounded to a power of two: the forms round differently, and
-    the next run should choose the same one. Not measured for deterministic algorithms, while a
-    CUDA graph is captured, and in the interpreter.
+    Measured once for each card, and rounded to a power of two: the two forms round differently, so
+    the next run should choose the same form. The estimate is used with deterministic algorithms,
+    during the capture of a CUDA graph, and in the interpreter.
     """
     if torch.are_deterministic_algorithms_enabled():
         return DOT_PRODUCTS
@@ -82,19 +83,23 @@ def dot_products(device: torch.device) -> float:
     return _measured.get(device, DOT_PRODUCTS)
 
 
-def _measure(device: torch.device, num_steps: int, batch: int, units: int, lanes: int) -> float:
-    # Not from the generators of torch: what a user draws next must not depend on this.
-    when = (
-        torch.arange(batch * units, dtype=torch.int32, device=device).view(batch, units) % num_steps
-    )
-    events = sort_by_time(when, num_steps)
-    weight = torch.ones(units, lanes, dtype=torch.float32, device=device)
-    never = weight.new_full((lanes,), math.inf)  # no spikes: every step is computed
-    parameters = (weight.new_zeros(lanes), weight.new_full((lanes,), 0.9), never)
-    times = torch.empty(batch, lanes, dtype=torch.int32, device=device)
+def _measure(
+    device: torch.device, num_steps: int, batch: int, in_features: int, out_features: int
+) -> float:
+    # No random numbers: the measurement must not advance the user's generators.
+    spikes = torch.arange(batch * in_features, dtype=torch.int32, device=device) % num_steps
+    events = sort_by_time(spikes.view(batch, in_features), num_steps)
+    weight = torch.ones(in_features, out_features, dtype=torch.float32, device=device)
+    parameters = {
+        "bias": weight.new_zeros(out_features),
+        "beta": weight.new_full((out_features,), 0.9),
+        # No neuron fires, so that every step is computed.
+        "threshold": weight.new_full((out_features,), math.inf),
+    }
+    times = torch.empty(batch, out_features, dtype=torch.int32, device=device)
     arguments = (events, num_steps, weight, parameters, times)
     with on_device_of(times):
-        by_events = _milliseconds(lambda: _first_spikes_events(*arguments, None, None))
+        by_events = _milliseconds(lambda: _first_spikes_events(*arguments))
         by_products = _milliseconds(lambda: _first_spikes_dot(*arguments))
     return 2.0 ** round(math.log2(num_steps * by_events / by_products))
 
@@ -110,15 +115,41 @@ def _milliseconds(run: Callable[[], None]) -> float:
     return start.elapsed_time(end)
 
 
-def _block(lanes: int) -> int:
-    """Neurons per program: the interpreter takes its time per program, whatever its size."""
+def _block(out_features: int) -> int:
+    """Neurons per program; large in the interpreter, whose cost is per program."""
     largest = 128 if warp_size() is not None else 4096
-    return min(largest, max(triton.next_power_of_2(lanes), 32))
+    return min(largest, max(triton.next_power_of_2(out_features), 32))
 
 
-def _events(events: Events, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-    values = events.values
-    return events.offsets, events.times, events.units, None if values is None else values.to(dtype)
+def _constants(dtype: torch.dtype, out_features: int) -> dict[str, Any]:
+    return {"STATE": state_type(dtype), "BLOCK": _block(out_features), "U": EVENTS, **LAUNCH}
+
+
+def _by_sample(events: Events, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Spikes as the forward kernels read them: ordered by sample and time."""
+    values = None if events.values is None else events.values.to(dtype)
+    return {
+        "offsets": events.offsets,
+        "times": events.times,
+        "units": events.units,
+        "values": values,
+    }
+
+
+def _by_input(events: Events, in_features: int, samples: slice) -> dict[str, Tensor | None]:
+    """Spikes of some samples as the gradient of the weights reads them: ordered by input."""
+    part = events.part(samples)
+    order = part.units.argsort(stable=True)
+    return {
+        "offsets": offsets_of(torch.bincount(part.units, minlength=in_features)),
+        "times": part.times[order],
+        "samples": part.samples().int()[order],
+        "values": None if part.values is None else part.values[order],
+    }
+
+
+def _parameters(layer: LinearNeurons) -> dict[str, Tensor]:
+    return {"bias": layer.bias, "beta": layer.beta, "threshold": layer.threshold}
 
 
 def linear_first_spikes(
@@ -130,43 +161,40 @@ def linear_first_spikes(
     sensitivity: Tensor | None,
 ) -> None:
     weight = layer.weight.T.contiguous()
-    parameters = (layer.bias, layer.beta, layer.threshold)
+    arguments = (events, num_steps, weight, _parameters(layer), times)
     if crossing is None and dot_pays(events, num_steps, layer.weight):
-        _first_spikes_dot(events, num_steps, weight, parameters, times)
+        _first_spikes_dot(*arguments)
     else:
-        _first_spikes_events(events, num_steps, weight, parameters, times, crossing, sensitivity)
+        _first_spikes_events(*arguments, crossing, sensitivity)
 
 
 def _first_spikes_events(
     events: Events,
     num_steps: int,
     weight: Tensor,
-    parameters: tuple[Tensor, ...],
+    parameters: dict[str, Tensor],
     times: Tensor,
-    crossing: Tensor | None,
-    sensitivity: Tensor | None,
+    crossing: Tensor | None = None,
+    sensitivity: Tensor | None = None,
 ) -> None:
-    batch, lanes = times.shape
-    block = _block(lanes)
+    batch, out_features = times.shape
+    constants = _constants(weight.dtype, out_features)
     with on_device_of(times):
-        linear_first_spikes_kernel[(batch, triton.cdiv(lanes, block))](
-            *_events(events, weight.dtype),
-            weight,
-            *parameters,
-            None,
-            times,
-            None,
-            crossing,
-            sensitivity,
-            num_steps,
-            batch,
-            lanes,
-            0,
+        linear_first_spikes_kernel[(batch, triton.cdiv(out_features, constants["BLOCK"]))](
+            **_by_sample(events, weight.dtype),
+            weight=weight,
+            **parameters,
+            spiked=None,
+            first_spikes=times,
+            mem=None,
+            crossing=crossing,
+            sensitivity=sensitivity,
+            T=num_steps,
+            B=batch,
+            O=out_features,
+            start=0,
             RESET="none",
-            STATE=state_type(weight.dtype),
-            BLOCK=block,
-            U=EVENTS,
-            **LAUNCH,
+            **constants,
         )
 
 
@@ -174,18 +202,58 @@ def _first_spikes_dot(
     events: Events,
     num_steps: int,
     weight: Tensor,
-    parameters: tuple[Tensor, ...],
+    parameters: dict[str, Tensor],
     times: Tensor,
 ) -> None:
-    batch, lanes = times.shape
-    units = len(weight)
-    when = torch.full((batch, units), -1, dtype=torch.int32, device=weight.device)
-    when[events.samples(), events.units.long()] = events.times
+    batch, out_features = times.shape
+    in_features = len(weight)
+    spikes = torch.full((batch, in_features), -1, dtype=torch.int32, device=weight.device)
+    spikes[events.samples(), events.units.long()] = events.times
     tile = dot_tile(warp_size() or 32)
     with on_device_of(times):
-        linear_first_spikes_dot_kernel[(batch, triton.cdiv(lanes, tile["BLOCK"]))](
-            when, weight, *parameters, times, num_steps, units, lanes, **tile, num_warps=4
+        linear_first_spikes_dot_kernel[(batch, triton.cdiv(out_features, tile["BLOCK"]))](
+            times=spikes,
+            weight=weight,
+            **parameters,
+            first_spikes=times,
+            T=num_steps,
+            N=in_features,
+            O=out_features,
+            **tile,
+            num_warps=4,
         )
+
+
+def _membrane(
+    events: Events,
+    num_steps: int,
+    weight: Tensor,
+    layer: LinearNeurons,
+    times: Tensor,
+    samples: slice,
+) -> Tensor:
+    """The membrane (T, n, O) of some samples, whose first spikes are known."""
+    batch, out_features = times.shape
+    n = samples.stop - samples.start
+    mem = weight.new_empty(num_steps, n, out_features)
+    constants = _constants(weight.dtype, out_features)
+    linear_first_spikes_kernel[(n, triton.cdiv(out_features, constants["BLOCK"]))](
+        **_by_sample(events, weight.dtype),
+        weight=weight,
+        **_parameters(layer),
+        spiked=times,
+        first_spikes=None,
+        mem=mem,
+        crossing=None,
+        sensitivity=None,
+        T=num_steps,
+        B=batch,
+        O=out_features,
+        start=samples.start,
+        RESET=layer.neuron().reset,
+        **constants,
+    )
+    return mem
 
 
 def linear_readout(
@@ -199,47 +267,41 @@ def linear_readout(
     sensitivity: Tensor | None,
     step: Tensor | None,
 ) -> None:
-    batch, lanes = value.shape
-    block = _block(lanes)
+    batch, out_features = value.shape
+    constants = _constants(weight.dtype, out_features)
     with on_device_of(value):
-        linear_readout_kernel[(batch, triton.cdiv(lanes, block))](
-            *_events(events, weight.dtype),
-            weight.T.contiguous(),
-            bias,
-            beta,
-            value,
-            sensitivity,
-            step,
-            num_steps,
-            lanes,
+        linear_readout_kernel[(batch, triton.cdiv(out_features, constants["BLOCK"]))](
+            **_by_sample(events, weight.dtype),
+            weight=weight.T.contiguous(),
+            bias=bias,
+            beta=beta,
+            value=value,
+            sensitivity=sensitivity,
+            taken=step,
+            T=num_steps,
+            O=out_features,
             REDUCTION=reduction,
-            STATE=state_type(weight.dtype),
-            BLOCK=block,
-            U=EVENTS,
-            **LAUNCH,
+            **constants,
         )
 
 
-def _by_unit(events: Events, units: int, samples: slice) -> tuple[Tensor, ...]:
-    """Offsets (N + 1,), times, samples and values of the spikes of some samples, by unit."""
-    part = events.part(samples)
-    order = part.units.argsort(stable=True)
-    offsets = offsets_of(torch.bincount(part.units, minlength=units))
-    values = None if part.values is None else part.values[order]
-    return offsets, part.times[order], part.samples().int()[order], values  # type: ignore
+_NO_CLOSED_FORM: dict[str, Tensor | None] = dict.fromkeys(
+    (*ClosedFormAdjoint._fields, "log_decay", "geometric")
+)
 
 
 def _closed_form(
     num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint
-) -> tuple[Tensor | None, ...]:
-    """every, at, before, when, log2(beta), and the geometric sums (T + 1, O) that every needs."""
+) -> dict[str, Tensor | None]:
+    """An adjoint with log2(beta), and the geometric sums (T + 1, O) that ``every`` needs."""
     geometric = None
     if adjoint.every is not None:
         powers = beta.double().expand(num_steps, -1).cumprod(0).roll(1, 0)
         powers[0] = 1.0
         sums = torch.cat([torch.zeros_like(powers[:1]), powers.cumsum(0)])
         geometric = sums.to(beta.dtype)
-    return (*adjoint, beta.double().log2().to(beta.dtype), geometric)
+    log_decay = beta.double().log2().to(beta.dtype)
+    return {**adjoint._asdict(), "log_decay": log_decay, "geometric": geometric}
 
 
 def _sum_over_time(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> Tensor:
@@ -263,6 +325,29 @@ def _sum_over_time(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> 
     return total.to(beta.dtype)
 
 
+def _add_weight_gradient(
+    events: Events,
+    num_steps: int,
+    samples: slice,
+    lam: Tensor | None,
+    closed_form: dict[str, Tensor | None],
+    grad_weight: Tensor,
+) -> None:
+    """Add the gradient of some samples to that of the transposed weights (N, O)."""
+    in_features, out_features = grad_weight.shape
+    constants = _constants(grad_weight.dtype, out_features)
+    linear_backward_weight_kernel[(in_features, triton.cdiv(out_features, constants["BLOCK"]))](
+        **_by_input(events, in_features, samples),
+        lam=lam,
+        **closed_form,
+        grad_weight=grad_weight,
+        T=num_steps,
+        n=samples.stop - samples.start,
+        O=out_features,
+        **constants,
+    )
+
+
 def linear_backward_closed_form(
     events: Events,
     num_steps: int,
@@ -273,37 +358,27 @@ def linear_backward_closed_form(
     grad_bias: Tensor,
     grad_inputs: Tensor | None,
 ) -> None:
-    lanes, units = weight.shape
+    out_features, in_features = weight.shape
     batch = len(events.offsets) - 1
-    closed = _closed_form(num_steps, beta, adjoint)
-    block = _block(lanes)
-    options = {"STATE": state_type(weight.dtype), "BLOCK": block, **LAUNCH}
-    transposed = weight.new_zeros(units, lanes)
+    closed_form = _closed_form(num_steps, beta, adjoint)
+    transposed = weight.new_zeros(in_features, out_features)
     with on_device_of(weight):
-        linear_backward_weight_kernel[(units, triton.cdiv(lanes, block))](
-            *_by_unit(events, units, slice(0, batch)),
-            None,
-            *closed,
-            transposed,
-            num_steps,
-            batch,
-            lanes,
-            U=EVENTS,
-            **options,
-        )
+        _add_weight_gradient(events, num_steps, slice(0, batch), None, closed_form, transposed)
         if grad_inputs is not None and len(events.times):
             linear_backward_input_kernel[(len(events.times),)](
-                events.times,
-                events.units,
-                events.samples().int(),
-                weight.T.contiguous(),
-                *closed,
-                grad_inputs,
-                num_steps,
-                batch,
-                units,
-                lanes,
-                **options,
+                times=events.times,
+                units=events.units,
+                samples=events.samples().int(),
+                weight=weight.T.contiguous(),
+                **closed_form,
+                grad_inputs=grad_inputs,
+                T=num_steps,
+                B=batch,
+                N=in_features,
+                O=out_features,
+                STATE=state_type(weight.dtype),
+                BLOCK=_block(out_features),
+                **LAUNCH,
             )
     grad_weight.copy_(transposed.T)
     grad_bias.copy_(_sum_over_time(num_steps, beta, adjoint))
@@ -319,69 +394,33 @@ def linear_backward_scan(
     surrogate: Surrogate,
     out: LinearGradients,
 ) -> None:
-    lanes, units = layer.weight.shape
-    batch, dtype = times.shape[0], layer.weight.dtype
+    batch, out_features = times.shape
     weight = layer.weight.T.contiguous()
-    parameters = (layer.bias, layer.beta, layer.threshold)
-    block = _block(lanes)
-    options = {"STATE": state_type(dtype), "BLOCK": block, "U": EVENTS}
-    options |= LAUNCH
-    transposed = weight.new_zeros(units, lanes)
     neuron = layer.neuron()
-    size = max(_PIECE_BYTES // (num_steps * lanes * dtype.itemsize), 1)
+    transposed = torch.zeros_like(weight)
+    size = max(_PIECE_BYTES // (num_steps * out_features * weight.dtype.itemsize), 1)
     for low in range(0, batch, size):
-        part = slice(low, min(low + size, batch))
-        n = part.stop - low
-        mem, lam = (weight.new_empty(num_steps, n, lanes) for _ in range(2))
-        beta, threshold = (weight.new_empty(n * lanes) for _ in range(2))
+        samples = slice(low, min(low + size, batch))
+        n = samples.stop - low
+        lam = weight.new_empty(num_steps, n, out_features)
+        beta, threshold = (weight.new_empty(n * out_features) for _ in range(2))
         with on_device_of(weight):
-            linear_first_spikes_kernel[(n, triton.cdiv(lanes, block))](
-                *_events(events, dtype),
-                weight,
-                *parameters,
-                times,
-                None,
-                mem,
-                None,
-                None,
-                num_steps,
-                batch,
-                lanes,
-                low,
-                RESET=layer.reset,
-                **options,
-            )
+            mem = _membrane(events, num_steps, weight, layer, times, samples)
             neuron_backward(
                 num_steps,
-                dtype,
+                weight.dtype,
                 Saved(mem.flatten(1)),
                 neuron,
-                times[part].flatten(),
-                OutputGradients(
-                    grad_spikes.to_dense(part).flatten(1), None, None, None, None, None
-                ),
+                times[samples].flatten(),
+                OutputGradients(grad_spikes.to_dense(samples).flatten(1)),
                 rule,
                 surrogate,
                 {"current": lam.flatten(1), "beta": beta, "threshold": threshold},
             )
-            linear_backward_weight_kernel[(units, triton.cdiv(lanes, block))](
-                *_by_unit(events, units, part),
-                lam,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                transposed,
-                num_steps,
-                n,
-                lanes,
-                **options,
-            )
+            _add_weight_gradient(events, num_steps, samples, lam, _NO_CLOSED_FORM, transposed)
         out.bias.add_(lam.sum((0, 1)))
-        out.beta.add_(beta.view(n, lanes).sum(0))
-        out.threshold.add_(threshold.view(n, lanes).sum(0))
+        out.beta.add_(beta.view(n, out_features).sum(0))
+        out.threshold.add_(threshold.view(n, out_features).sum(0))
         if out.current is not None:
-            out.current[:, part] = lam
+            out.current[:, samples] = lam
     out.weight.copy_(transposed.T)

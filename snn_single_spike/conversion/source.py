@@ -1,0 +1,71 @@
+"""Reads the source of a class: which attributes of ``self`` are called inside a loop."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["called_in_loops"]
+
+
+def called_in_loops(owner: type, function: Callable[..., Any]) -> Iterator[str]:
+    """Attributes of ``self`` that ``function`` calls inside a loop, as dotted paths.
+
+    The search follows calls of methods of ``owner``, in both directions: a loop in a called
+    method, and a method that is called in a loop.
+    """
+    for method in (function, *_called_methods(owner, _parse(function), set())):
+        for node in ast.walk(_parse(method)):
+            for repeated in _repeated(node):
+                yield from _called(repeated)
+                for inner in _called_methods(owner, repeated, set()):
+                    yield from _called(_parse(inner))
+
+
+def _repeated(node: ast.AST) -> list[ast.AST]:
+    """The parts of a loop that run in every iteration; the first iterable runs only once."""
+    if isinstance(node, ast.For):
+        return [*node.body]
+    if isinstance(node, ast.While):
+        return [node.test, *node.body]
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+        elements = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        conditions = [test for generator in node.generators for test in generator.ifs]
+        return [*elements, *conditions, *(generator.iter for generator in node.generators[1:])]
+    return []
+
+
+def _called_methods(owner: type, tree: ast.AST, seen: set[str]) -> Iterator[Callable[..., Any]]:
+    """Methods of ``owner`` that a syntax tree calls, directly or through other methods."""
+    for name in _called(tree):
+        method: Any = getattr(owner, name, None)
+        package = getattr(method, "__module__", "").partition(".")[0]
+        written_by_user = inspect.isfunction(method) and package not in ("torch", "snntorch")
+        if written_by_user and name not in seen:
+            seen.add(name)
+            yield method
+            yield from _called_methods(owner, _parse(method), seen)
+
+
+def _called(tree: ast.AST) -> Iterator[str]:
+    """Attributes of ``self`` that a syntax tree calls, as dotted paths."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            parts, target = [], node.func
+            while isinstance(target, ast.Attribute):
+                parts.append(target.attr)
+                target = target.value  # type: ignore[assignment]
+            if isinstance(target, ast.Name) and target.id == "self":
+                yield ".".join(reversed(parts))
+
+
+def _parse(function: Callable[..., Any]) -> ast.AST:
+    """The syntax tree of a function; an empty one where its source is not available."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        # A class made by exec() has no source. Its neurons then reject a second call.
+        return ast.Module([], [])

@@ -1,0 +1,144 @@
+"""The record of a run: one file of JSON lines, and optionally files for TensorBoard.
+
+The first line holds the settings and facts such as the machine. Each further line holds the
+metrics of an epoch. The last line of a finished run holds the hidden spikes of a test sample.
+Several records may follow each other in one file, for example those of the seeds of one setting:
+`cat runs/a-0/run.jsonl runs/a-1/run.jsonl > a.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import ExperimentError
+from .files import write_bytes
+
+NAME = "run.jsonl"
+
+
+@dataclass
+class Record:
+    """What is written about a run."""
+
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+    """Data, machine, threads, processes, versions."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Metrics of each epoch."""
+    raster: dict[str, Any] | None = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        end = [] if self.raster is None else [{"raster": self.raster}]
+        return [{"settings": self.settings, **self.facts}, *self.history, *end]
+
+
+def read(path: Path) -> list[Record]:
+    """
+    Read the records in a file.
+
+    :param path: the file, or the folder of a run
+    :raises ExperimentError: there is no such file, or it is damaged
+    """
+    file = path / NAME if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise _not_a_run(path) from None
+    records: list[Record] = []
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            if "settings" in line:
+                records.append(Record(line.pop("settings"), line))
+            elif "raster" in line:
+                records[-1].raster = line["raster"]
+            else:
+                line["test_accuracy"]  # of an epoch
+                records[-1].history.append(line)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ExperimentError(
+                f"{file} is damaged in line {number} ({error}): restore the file, or rewrite that "
+                f"of a run by snn-single-spike train --resume {file.parent}"
+            ) from None
+    if not records:
+        raise ExperimentError(f"{file} is empty: give the {NAME} of a run")
+    return records
+
+
+def read_header(path: Path) -> Record:
+    """
+    Settings and facts of the first record. Later lines are not read, and may be damaged.
+
+    :param path: the file, or the folder of a run
+    :raises ExperimentError: there is no such file, or its first line is damaged
+    """
+    file = path / NAME if path.is_dir() else path
+    try:
+        with file.open(encoding="utf-8") as lines:
+            header = json.loads(lines.readline())
+        return Record(header.pop("settings"), header)
+    except OSError:
+        raise _not_a_run(path) from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ExperimentError(
+            f"{file} is damaged in line 1, which holds the settings: restore the file, or start a "
+            "new run"
+        ) from None
+
+
+def _not_a_run(path: Path) -> ExperimentError:
+    """The error of a path without a record."""
+    return ExperimentError(
+        f"{path} is not a run: there is no {path / NAME if path.suffix != '.jsonl' else path}. "
+        "Give the folder that train wrote, or a copy of its " + NAME
+    )
+
+
+class Log:
+    """
+    Writes the record of a run, epoch by epoch.
+
+    :param folder: of the run
+    :param record: written first; replaces what the file held before
+    :param tensorboard: also write files for TensorBoard
+    :raises ExperimentError: TensorBoard is not installed, or the folder cannot be written to
+    """
+
+    def __init__(self, folder: Path, record: Record, tensorboard: bool) -> None:
+        self.writer = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ExperimentError(
+                    "--tensorboard needs tensorboard: pip install tensorboard"
+                ) from None
+            self.writer = SummaryWriter(str(folder), purge_step=len(record.history) + 1)
+        self.path = folder / NAME
+        text = "".join(json.dumps(line) + "\n" for line in record.lines())
+        write_bytes(self.path, text.encode())
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        self._append(metrics)
+        if self.writer:
+            for name, value in metrics.items():
+                if name != "epoch":
+                    self.writer.add_scalar(name.replace("_", "/", 1), value, metrics["epoch"])
+            self.writer.flush()
+
+    def end(self, raster: dict[str, Any]) -> None:
+        self._append({"raster": raster})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer:
+            self.writer.close()

@@ -1,0 +1,65 @@
+"""Carriers: what autograd has in the place of dense spikes.
+
+A carrier is a (T, B, N) tensor of zeros that is expanded from one element. A layer that makes spike
+times returns one, and a layer that reads them takes it as an input. So the gradient to the dense
+spikes has a place in the graph, although the spikes are never dense.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+def carrier(num_steps: int, batch: int, units: int, like: Tensor) -> Tensor:
+    """A carrier (T, B, N) without a gradient."""
+    return like.new_zeros(1).expand(num_steps, batch, units)
+
+
+class _CarrierOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor) -> Tensor:
+        ctx.shape = spikes.shape
+        num_steps, batch = spikes.shape[:2]
+        return carrier(num_steps, batch, spikes.shape[2:].numel(), spikes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Any operation multiplies a factored gradient out.
+        return (grad if type(grad) is Tensor else grad.clone()).reshape(ctx.shape)
+
+
+def carrier_of(spikes: Tensor) -> Tensor:
+    """A carrier (T, B, N) whose gradient flows into dense unit spikes (T, B, *features)."""
+    return _CarrierOf.apply(spikes)
+
+
+class Windows(Protocol):
+    """Windows of an average pooling."""
+
+    num_pooled: int
+
+    def spread(self, pooled: Tensor, beyond: int) -> Tensor: ...
+
+    def to_maps(self, pooled: Tensor) -> Tensor: ...
+
+
+class _Pooled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, windows: Windows) -> Tensor:
+        ctx.windows = windows
+        num_steps, batch, _ = given.shape
+        return carrier(num_steps, batch, windows.num_pooled, given)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # The reshape multiplies a factored gradient out.
+        sums = ctx.windows.to_maps(grad.reshape(grad.shape))
+        return ctx.windows.spread(sums, 0).flatten(2), None
+
+
+def pooled_carrier(given: Tensor, windows: Windows) -> Tensor:
+    """The carrier of the sums over windows, from the carrier of their units."""
+    return _Pooled.apply(given, windows)

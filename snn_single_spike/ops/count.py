@@ -1,0 +1,59 @@
+"""The number of spikes, differentiable, without dense spikes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..backends._types import state_dtype
+from .factored_gradient import FactoredGradient, rows_of
+
+
+class SpikeCount(torch.autograd.Function):
+    """Number of spikes of each neuron (N,), or of each sample (B,), in state precision.
+
+    ``given`` is the carrier of the spikes, ``height`` (N,) or None counts each spike by its
+    height. The count is linear in the dense spikes: its gradient is the same at every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, times: Tensor, height: Tensor | None, per: str) -> Tensor:
+        ctx.save_for_backward(times, height)
+        ctx.num_steps, ctx.dtype, ctx.per = given.shape[0], given.dtype, per
+        fired, dtype = times >= 0, state_dtype(given.dtype)
+        if height is None:
+            return fired.sum(0 if per == "neuron" else 1, dtype=dtype)
+        height = height.to(dtype)
+        return fired.sum(0) * height if per == "neuron" else fired.to(dtype) @ height
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        times, height = ctx.saved_tensors
+        batch, neurons = times.shape
+        of_sample, of_neuron = grad.new_ones(batch), grad.new_ones(neurons)
+        if ctx.per == "neuron":
+            of_neuron = grad
+        else:
+            of_sample = grad
+        d_height = None
+        if height is not None:
+            d_height = of_neuron * (of_sample @ (times >= 0).to(grad.dtype))
+            d_height = d_height.to(height.dtype)
+            of_neuron = of_neuron * height.to(grad.dtype)
+        of_sample, of_neuron = of_sample.to(ctx.dtype), of_neuron.to(ctx.dtype)
+        at_each_step = of_sample[:, None] * of_neuron
+        if torch.compiler.is_compiling():
+            to_spikes = at_each_step.expand(ctx.num_steps, batch, neurons)
+        else:
+            lam = of_sample[:, None].expand(ctx.num_steps, batch, 1)
+            to_spikes = FactoredGradient(
+                ctx.num_steps,
+                batch,
+                rows_of(lam, of_neuron[None]),
+                at_each_step.expand(2, batch, neurons),
+            )
+        return to_spikes, None, d_height, None

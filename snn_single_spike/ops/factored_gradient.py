@@ -1,0 +1,93 @@
+"""The gradient to spikes as two factors, multiplied out only where another operation needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ..backends._types import GradientFactors
+
+
+class FactoredGradient(Tensor):
+    """Gradient (T, B, N) to the spikes that linear layers read: their adjoints times their weights.
+
+    The layer that made the spikes multiplies the factors out a few samples at a time, or only at
+    its spike times. Any other operation receives the dense product.
+    """
+
+    factors: GradientFactors
+    at_spikes: Tensor | None
+    """(2, B, N): the gradient at the step of each spike and at the step before it, if known."""
+
+    @staticmethod
+    def __new__(
+        cls, num_steps: int, batch: int, factors: GradientFactors, at_spikes: Tensor | None
+    ) -> FactoredGradient:
+        weight = factors.weight
+        assert weight is not None
+        new: FactoredGradient = Tensor._make_wrapper_subclass(
+            cls, (num_steps, batch, weight.shape[1]), dtype=weight.dtype, device=weight.device
+        )
+        new.factors, new.at_spikes = factors, at_spikes
+        return new
+
+    def to_dense(self) -> Tensor:  # type: ignore[override]
+        return self.factors.to_dense(slice(0, self.shape[1]))
+
+    def plus(self, other: FactoredGradient) -> FactoredGradient:
+        """The gradient of spikes that two layers read, factored as well."""
+        at_spikes = None
+        if self.at_spikes is not None and other.at_spikes is not None:
+            at_spikes = self.at_spikes + other.at_spikes
+        factors = self.factors.plus(other.factors)
+        return FactoredGradient(self.shape[0], self.shape[1], factors, at_spikes)
+
+    def __coerce_same_metadata_as_tangent__(self, *expected: Any) -> Tensor:
+        # A compiled layer that made the spikes was traced with a dense gradient.
+        return self.to_dense()
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        function: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        # Autograd sums the gradients of several layers that read the same spikes.
+        if function is torch.ops.aten.add.Tensor and not kwargs:
+            one, other = args
+            if isinstance(one, FactoredGradient) and isinstance(other, FactoredGradient):
+                return one.plus(other)
+
+        if function._schema.is_mutable and isinstance(args[0], FactoredGradient):
+            raise TypeError(
+                f"{function} is not supported on the gradient of spike times: its dense tensor is "
+                "rebuilt on every use. Use the operation that returns a new tensor."
+            )
+
+        def dense(x: Any) -> Any:
+            return x.to_dense() if isinstance(x, FactoredGradient) else x
+
+        return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
+
+
+def rows_of(tensor: Tensor, weight: Tensor | None) -> GradientFactors:
+    """A tensor (T or 1, B, O) as a gradient to spikes, or as the first factor of one."""
+    return GradientFactors(lambda samples: tensor[:, samples].contiguous(), weight)
+
+
+def factors_of(grad: Tensor) -> GradientFactors:
+    """The gradient to dense spikes (T, B, O), factored or not, for a scan over its rows."""
+    if isinstance(grad, FactoredGradient):
+        return grad.factors
+    # The gradient of a sum over time is one row that is read again and again.
+    compiling = torch.compiler.is_compiling()
+    one = not compiling and grad.shape[0] > 1 and grad.stride(0) == 0
+    return rows_of(grad[:1] if one else grad, None)

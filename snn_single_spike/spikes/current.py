@@ -1,0 +1,90 @@
+"""The current of a linear layer from spike times, computed when it is first used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..ops.validation import check_linear
+from ._base import Spikes
+from .lazy import LazySequence, changed, implements, versions
+
+__all__ = ["LazyCurrent", "dense_linear"]
+
+
+class LazyCurrent(LazySequence):
+    """
+    The current `(T, B, out)` of a linear layer from spike times or events, not computed yet.
+
+    `torch.nn.Linear` (or `torch.nn.functional.linear`) returns it for :class:`SpikeTimes` and
+    :class:`SpikeEvents` with one feature dimension. Neurons and readouts of this package open it
+    with :meth:`linear`, and then the current is never stored.
+    """
+
+    def __init__(self, spikes: Spikes, weight: Tensor, bias: Tensor | None) -> None:
+        if not torch.is_grad_enabled():
+            spikes, weight = spikes.detach(), weight.detach()
+            bias = None if bias is None else bias.detach()
+        self.spikes, self.weight, self.bias = spikes.unfold(), weight, bias
+        self._versions = versions((weight, bias))
+        self.num_steps, self.batch, self.folded = spikes.num_steps, spikes.batch, spikes.folded
+        self.features = torch.Size((weight.shape[0],))
+        self.dtype, self.device = weight.dtype, weight.device
+
+    @property
+    def requires_grad(self) -> bool:
+        bias = self.bias is not None and self.bias.requires_grad
+        return self.spikes.requires_grad or self.weight.requires_grad or bias
+
+    def linear(self) -> tuple[Spikes, Tensor, Tensor | None]:
+        """The spikes, the weight and the bias that the current is computed from.
+
+        :raises RuntimeError: the weight or the bias has been changed in place since the layer was
+            called
+        """
+        if changed((self.weight, self.bias), self._versions):
+            raise RuntimeError(
+                "The current of a linear layer is computed when it is first used, and the layer's "
+                "weight or bias has been changed in place since it was called. Use the current "
+                "before that, e.g. call current.to_dense() ahead of optimizer.step()."
+            )
+        return self.spikes, self.weight, self.bias
+
+    def to_dense(self) -> Tensor:
+        """The current as a tensor, differentiable."""
+        spikes, weight, bias = self.linear()
+        return self._leading(dense_linear(spikes.to_dense(), weight, bias))
+
+    def detach(self) -> LazyCurrent:
+        bias = None if self.bias is None else self.bias.detach()
+        return self._is_like(spikes=self.spikes.detach(), weight=self.weight.detach(), bias=bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.linear()  # the state of a layer that has changed would be wrong
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._versions = versions((self.weight, self.bias))  # copies count their own changes
+
+    def __repr__(self) -> str:
+        return f"LazyCurrent(shape={tuple(self.shape)}, of={self.spikes})"
+
+
+@implements(F.linear)
+def _linear(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if len(spikes.features) != 1:
+        return dense_linear(spikes.materialize("linear over several features"), weight, bias)
+    check_linear(spikes, weight, bias)
+    if not spikes.prefer_events():
+        return dense_linear(spikes.to_dense(), weight, bias)
+    return LazyCurrent(spikes, weight, bias)
+
+
+def dense_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer in the type of its weights, as from spike times, without autocast."""
+    with torch.autocast(spikes.device.type, enabled=False):
+        return F.linear(spikes.to(weight.dtype), weight, bias)

@@ -1,0 +1,246 @@
+"""Any number of spikes for each input unit, in the order of their times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backends._events import Events, offsets_of
+from ._base import (
+    Spikes,
+    check_dense,
+    check_dense_type,
+    check_index,
+    check_num_steps,
+    is_integer,
+    signed,
+)
+from .recordings import read_recordings
+
+__all__ = ["SpikeEvents"]
+
+
+class SpikeEvents(Spikes):
+    """
+    Spikes of input units that may fire any number of times, in the order of their times.
+
+    Example::
+
+        recordings = [events for events, label in dataset]     # tonic: structured arrays
+        spikes = SpikeEvents.from_events(recordings, sensor_size=(34, 34, 2), num_steps=300,
+                                             time_window=1000)  # microseconds per step
+        hidden = SingleSpikeLinear(2 * 34 * 34, 300, beta=0.9)(spikes.flatten(2))
+
+    :param events: all spikes; within a sample in the order of their times
+    :type events: Events
+
+    :param num_steps: number of time steps T of the dense tensor
+    :type num_steps: int
+
+    :param features: shape of the units of one sample
+    :type features: sequence of int
+
+    :param dtype: type of the dense tensor. Defaults to that of the values, or float32
+    :type dtype: torch.dtype, optional
+
+    :raises TypeError: times or units that are not integers, values that are not floating-point
+    :raises ValueError: lengths that do not fit each other, spikes out of order, times or units
+        out of range (on the CPU)
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        num_steps: int,
+        features: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.num_steps, self.features = check_num_steps(num_steps), torch.Size(features)
+        check_dense_type(dtype)
+        offsets, times, units, values, *_ = events
+        for name, value in (("offsets", offsets), ("times", times), ("units", units)):
+            if not is_integer(value):
+                raise TypeError(f"{name} of the events must be integers, not {value.dtype}")
+        if values is not None and not values.is_floating_point():
+            raise TypeError(
+                f"values of the events must be floating-point, not {values.dtype}: use "
+                "values.float()"
+            )
+        offsets, times, units = map(signed, (offsets, times, units))
+        if not len(times) == len(units) == (len(times) if values is None else len(values)):
+            raise ValueError(
+                f"events has {len(times)} times and {len(units)} units"
+                + ("" if values is None else f" and {len(values)} values")
+                + ": one of each for every spike is expected"
+            )
+        self.folded = False
+        self.dtype = dtype or (torch.float32 if values is None else values.dtype)
+        if times.device.type == "cpu":
+            _check_events(offsets, times, units, num_steps, self.features.numel())
+        self._events = Events(
+            offsets.to(torch.int64).contiguous(),
+            times.to(torch.int32).contiguous(),
+            units.to(torch.int32).contiguous(),
+            None if values is None else values.detach().to(self.dtype).contiguous(),
+        )
+
+    @property
+    def batch(self) -> int:  # type: ignore[override]
+        return len(self._events.offsets) - 1
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._events.times.device
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor) -> SpikeEvents:
+        """
+        The spikes of a dense tensor `(T, B, *features)`, with their heights; no gradient.
+
+        :raises TypeError, ValueError: not a floating-point (T, B, *features) tensor
+        """
+        check_dense(spikes)
+        flat, batch = spikes.detach().reshape(-1), spikes.shape[1]
+        where, units = _nonzero(flat), max(spikes.shape[2:].numel(), 1)
+        row = where // units  # of time and sample
+        sample, order = torch.sort(row % max(batch, 1), stable=True)
+        where, times = where[order], (row // max(batch, 1))[order]
+        values = flat[where]
+        offsets = offsets_of(torch.bincount(sample, minlength=batch))
+        heights = None if bool((values == 1).all()) else values
+        events = Events(offsets, times, where % units, heights)
+        return cls(events, spikes.shape[0], spikes.shape[2:], dtype=spikes.dtype)
+
+    @classmethod
+    def from_events(
+        cls,
+        recordings: Sequence[np.ndarray],
+        sensor_size: Sequence[int],
+        num_steps: int,
+        *,
+        time_window: float,
+        count: bool = True,
+        late: str = "raise",
+        dtype: torch.dtype = torch.float32,
+    ) -> SpikeEvents:
+        """
+        Recordings as tonic's datasets return them, without dense frames in between.
+
+        :param recordings: one structured array a sample, with fields `t`, `x`, `y`, `p` (the
+            fields that the sensor has)
+        :type recordings: sequence of numpy.ndarray
+        :param sensor_size: extent of `x`, `y` and `p`, as tonic gives it: `(34, 34, 2)` of
+            N-MNIST, `(700, 1, 1)` of SHD. Features are `(p, y, x)`, as in tonic's frames, without
+            those of extent 1
+        :type sensor_size: sequence of int
+        :param num_steps: number of time steps
+        :type num_steps: int
+        :param time_window: duration of a step in the unit of `t` (microseconds in tonic)
+        :type time_window: float
+        :param count: several events of a unit in one step make a spike of that height, as in
+            tonic's frames (which begin at the first event, these at time 0). If False, one of
+            height 1. Defaults to True
+        :type count: bool, optional
+        :param late: `"raise"` if events lie beyond the last step, or `"drop"` them
+        :type late: str, optional
+        :param dtype: type of the dense tensor
+        :type dtype: torch.dtype, optional
+        :raises ValueError: a field is missing, an event outside the sensor (in what has an extent
+            of more than 1), before time 0 or (with `late="raise"`) beyond the last step; an
+            unknown option
+        """
+        events, features = read_recordings(
+            recordings, sensor_size, num_steps, time_window, count=count, late=late, dtype=dtype
+        )
+        return cls(events, num_steps, features, dtype=dtype)
+
+    def to_dense(self) -> Tensor:
+        """
+        The spikes as a tensor `(T, B, *features)`; spikes of a unit in the same step add up.
+
+        :rtype: torch.Tensor
+        """
+        spikes = self._events.to_dense(self.num_steps, self.features.numel(), self.dtype)
+        return self._leading(spikes.unflatten(2, self.features))
+
+    def events(self) -> Events:
+        return self._events
+
+    def detach(self) -> SpikeEvents:
+        return self
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeEvents:
+        """The same on another device; itself if it is there already."""
+        self._check_target(device)
+        moved = self._events.map(lambda x: x.to(device, non_blocking=non_blocking))
+        return self if moved.times.device == self.device else self._is_like(_events=moved)
+
+    def pin_memory(self) -> SpikeEvents:
+        """The same in pinned memory; a `DataLoader` calls it."""
+        return self._is_like(_events=self._events.map(Tensor.pin_memory))
+
+    def samples(self, index: Tensor | slice) -> SpikeEvents:
+        """Some samples of the batch."""
+        check_index(index)
+        events = self._events
+        wanted = torch.arange(self.batch, device=self.device)[index]
+        lengths = events.offsets.diff()[wanted]
+        new = offsets_of(lengths)
+        total = int(new[-1])
+        shift = (events.offsets[wanted] - new[:-1]).repeat_interleave(lengths, output_size=total)
+        source = torch.arange(total, device=self.device) + shift
+        values = None if events.values is None else events.values[source]
+        taken = Events(new, events.times[source], events.units[source], values)
+        return self._is_like(_events=taken)
+
+    def _with_features(self, features: Sequence[int]) -> SpikeEvents:
+        return self._is_like(features=torch.Size(features))
+
+    def __repr__(self) -> str:
+        return (
+            f"SpikeEvents(shape={tuple(self.shape)}, events={len(self._events.times)}, "
+            f"device={str(self.device)!r})"
+        )
+
+
+def _nonzero(flat: Tensor) -> Tensor:
+    """Where a tensor (n,) is not zero, int64."""
+    if flat.device.type != "cpu":
+        return flat.nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero((flat != 0).numpy()))  # three times as fast as torch
+
+
+def _check_events(
+    offsets: Tensor, times: Tensor, indices: Tensor, num_steps: int, units: int
+) -> None:
+    empty = len(offsets) == 0
+    if (
+        empty
+        or int(offsets[0]) != 0
+        or int(offsets[-1]) != len(times)
+        or bool((offsets.diff() < 0).any())
+    ):
+        raise ValueError(
+            f"offsets must rise from 0 to the number of events, {len(times)}; it is "
+            f"{offsets.tolist() if len(offsets) < 9 else str(offsets)}"
+        )
+    for name, value, end in (("times", times, num_steps), ("units", indices, units)):
+        if len(value) and (int(value.min()) < 0 or int(value.max()) >= end):
+            raise ValueError(
+                f"{name} of the events run from {int(value.min())} to {int(value.max())}, but "
+                f"must lie between 0 and {end - 1}"
+            )
+    if len(times) > 1:
+        back = times.diff() < 0
+        starts = offsets[1:-1]
+        back[starts[(starts > 0) & (starts < len(times))] - 1] = False  # a new sample
+        if bool(back.any()):
+            where = int(back.nonzero()[0]) + 1
+            raise ValueError(
+                f"event {where} is earlier than the one before it in the same sample: sort the "
+                "events of each sample by time"
+            )

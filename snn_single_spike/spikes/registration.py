@@ -1,0 +1,157 @@
+"""Makes spikes known to torch: pytree nodes, a DataLoader's collate, and torch.load.
+
+Imported once, by :mod:`snn_single_spike.spikes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from ..backends._events import Events
+from .current import LazyCurrent
+from .events import SpikeEvents
+from .times import SpikeTimes
+
+# Tensors by name, and options by name; the latter as JSON has them, for torch.export.save.
+_State = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _times_state(spikes: SpikeTimes) -> _State:
+    names = ("times", "height", "interpolated_times", "carrier")
+    options = {"num_steps": spikes.num_steps, "folded": spikes.folded}
+    return {name: getattr(spikes, name) for name in names}, options | {"dtype": _name(spikes.dtype)}
+
+
+def _times_of(tensors: dict[str, Any], options: dict[str, Any]) -> SpikeTimes:
+    state = {**tensors, **options, "dtype": getattr(torch, options["dtype"])}
+    new = object.__new__(SpikeTimes)
+    new.__dict__.update(state, _events=None)
+    return new
+
+
+def _events_state(spikes: SpikeEvents) -> _State:
+    events = spikes.events()._asdict()
+    tensors = {name: events.pop(name) for name in ("offsets", "times", "units", "values")}
+    options: dict[str, Any] = {"num_steps": spikes.num_steps, "folded": spikes.folded}
+    options |= {"features": list(spikes.features), "dtype": _name(spikes.dtype)}
+    return tensors, options | events
+
+
+def _events_of(tensors: dict[str, Any], options: dict[str, Any]) -> SpikeEvents:
+    options = dict(options)
+    flags = {name: options.pop(name) for name in ("once", "padded")}
+    state = options | {
+        "features": torch.Size(options["features"]),
+        "dtype": getattr(torch, options["dtype"]),
+    }
+    new = object.__new__(SpikeEvents)
+    new.__dict__.update(state, _events=Events(**tensors, **flags))
+    return new
+
+
+def _current_state(current: LazyCurrent) -> _State:
+    spikes, weight, bias = current.linear()
+    return {"spikes": spikes, "weight": weight, "bias": bias}, {"folded": current.folded}
+
+
+def _current_of(tensors: dict[str, Any], options: dict[str, Any]) -> LazyCurrent:
+    current = LazyCurrent(**tensors)
+    return current.fold() if options["folded"] else current
+
+
+def _register(
+    cls: type,
+    state: Callable[[Any], _State],
+    make: Callable[[dict[str, Any], dict[str, Any]], Any],
+) -> None:
+    """A pytree node, whose leaves are its tensors."""
+
+    def flatten(x: Any) -> tuple[list[Any], Any]:
+        tensors, options = state(x)
+        return list(tensors.values()), [list(tensors), options]
+
+    def flatten_with_keys(x: Any) -> tuple[list[Any], Any]:
+        tensors, options = state(x)
+        keyed = [(pytree.GetAttrKey(name), tensor) for name, tensor in tensors.items()]
+        return keyed, [list(tensors), options]  # lists: as JSON returns them
+
+    def unflatten(leaves: Any, context: Any) -> Any:
+        names, options = context
+        return make(dict(zip(names, leaves, strict=True)), options)
+
+    pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        flatten_with_keys_fn=flatten_with_keys,
+    )
+
+
+_register(SpikeTimes, _times_state, _times_of)
+_register(SpikeEvents, _events_state, _events_of)
+_register(LazyCurrent, _current_state, _current_of)
+
+
+def _same(parts: Sequence[Any], name: str) -> Any:
+    """An option that all parts of a batch have in common."""
+    values = {getattr(part, name) for part in parts}
+    if len(values) > 1:
+        raise ValueError(
+            f"samples of one batch have {name}={sorted(values, key=str)}: make them with the same "
+            f"{name}"
+        )
+    return values.pop()
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+def _collate_times(parts: Sequence[SpikeTimes], **_: Any) -> SpikeTimes:
+    """A batch from parts of a batch each, as ``SpikeTimes.samples`` makes them."""
+    _same(parts, "num_steps")
+    _same(parts, "features")
+    first = parts[0]
+    height = first.height
+    for part in parts:
+        if not _equal(part.height, height):
+            raise ValueError(
+                "samples of one batch have different heights: spikes of one batch share a height "
+                "for each feature"
+            )
+    times = torch.cat([part.times for part in parts])
+    return SpikeTimes(times, first.num_steps, height=height, dtype=_same(parts, "dtype"))
+
+
+def _collate_events(parts: Sequence[SpikeEvents], **_: Any) -> SpikeEvents:
+    num_steps, features = _same(parts, "num_steps"), _same(parts, "features")
+    events = [part.events() for part in parts]
+    lengths = torch.cat([e.offsets.diff() for e in events])
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    values: Tensor | None = None
+    if any(e.values is not None for e in events):
+        values = torch.cat(
+            [e.times.new_ones(len(e.times), dtype=part.dtype) if e.values is None else e.values
+             for e, part in zip(events, parts, strict=True)]
+        )  # fmt: skip
+    joined = Events(
+        offsets, torch.cat([e.times for e in events]), torch.cat([e.units for e in events]), values
+    )
+    return SpikeEvents(joined, num_steps, features, dtype=_same(parts, "dtype"))
+
+
+default_collate_fn_map.update({SpikeTimes: _collate_times, SpikeEvents: _collate_events})
+torch.serialization.add_safe_globals([SpikeTimes, SpikeEvents, Events])

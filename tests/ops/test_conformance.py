@@ -1,0 +1,117 @@
+"""Every backend computes what one step at a time computes, with all gradients.
+
+The tables are those of the package: a gradient rule, reset, reduction or surrogate that is
+declared is tested here, and so is every tensor of a neuron.
+"""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from snn_single_spike import backends
+from snn_single_spike.backends._surrogate import SURROGATES
+from snn_single_spike.backends._types import (
+    GRADIENT_RULES,
+    KERNEL_RESETS,
+    REDUCTIONS,
+    RESETS,
+    TENSORS,
+)
+
+from tests.support.covering import spread
+from tests.support.devices import device_of, runnable
+from tests.support.linear_problems import KINDS, assert_close, on, problem, run
+from tests.support.neurons import KINDS as OTHERS
+from tests.support.neurons import LEAKY, assert_same, make, run_ours, run_reference
+from tests.support.surrogates import fused, smooth
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NEURONS = {"Leaky": LEAKY} | OTHERS
+
+
+@functools.cache
+def dense_case(neuron, rule, reset):
+    case = make(NEURONS[neuron], (8, 3, 3), rule=rule, reset=reset)
+    factor = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    return replace(case, parameters=case.parameters | {"factor": factor})
+
+
+@pytest.mark.parametrize(
+    ("neuron", "rule", "reset", "surrogate"),
+    spread(list(SURROGATES), NEURONS, GRADIENT_RULES, RESETS),
+)
+def test_dense_neurons(neuron, rule, reset, surrogate, backend):
+    kind, case = NEURONS[neuron], dense_case(neuron, rule, reset)
+    actual = run_ours(kind, case, backend, fused(surrogate))
+    expected = run_reference(kind, case, smooth(surrogate))
+    assert set(actual) == set(expected)
+    assert {"spk", "mem", "dx", "d_mem", "dfactor", "dthreshold"} <= set(actual)
+    assert_same(actual, expected)
+
+
+def test_the_dense_neurons_give_every_declared_tensor_and_reset(monkeypatch):
+    module = backends.load("torch", "neuron")
+    real, tensors, resets = module.neuron_forward, set(), set()
+
+    def spy(current, neuron, out):
+        tensors.update(name for name, value in neuron.tensors().items() if value is not None)
+        resets.add(neuron.reset)
+        real(current, neuron, out)
+
+    monkeypatch.setattr(module, "neuron_forward", spy)
+    for neuron, kind in NEURONS.items():
+        for reset in RESETS:
+            run_ours(kind, dense_case(neuron, "masked", reset), "torch")
+    assert tensors == set(TENSORS)
+    assert resets == set(KERNEL_RESETS)
+
+
+@functools.cache
+def linear_problem(kind):
+    return problem(8, 2, (4, 4, 2), kind=kind, seed=5)
+
+
+@functools.cache
+def linear_by_steps(kind, rule, reset, reduction, surrogate="atan"):
+    given = linear_problem(kind)
+    times, tensors = run("steps", given, (rule,), reset, reduction, surrogate=surrogate)
+    assert (times[0] >= 0).any()
+    assert (times[0] < 0).any()
+    return times, tensors
+
+
+LINEAR = spread(list(SURROGATES), KINDS, GRADIENT_RULES, RESETS, REDUCTIONS)
+FEWER = set(spread(REDUCTIONS, KINDS, GRADIENT_RULES, RESETS))
+
+
+def check_linear(kind, rule, reset, reduction, surrogate, backend):
+    given = on(device_of(backend), linear_problem(kind))
+    actual = run("times", given, (rule,), reset, reduction, backend, surrogate)
+    assert_close(actual, linear_by_steps(kind, rule, reset, reduction, surrogate), 1e-10)
+
+
+@pytest.mark.parametrize(("kind", "rule", "reset", "reduction", "surrogate"), LINEAR)
+def test_linear_layers_and_their_readout(kind, rule, reset, reduction, surrogate, cpu_backend):
+    """From spike times and from events."""
+    check_linear(kind, rule, reset, reduction, surrogate, cpu_backend)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@pytest.mark.parametrize(
+    ("kind", "rule", "reset", "reduction", "surrogate"),
+    [row for row in LINEAR if row[:4] in FEWER],
+)
+def test_linear_kernels_for_a_gpu(kind, rule, reset, reduction, surrogate, backend):
+    """A reduction for each: the interpreter takes a second."""
+    check_linear(kind, rule, reset, reduction, surrogate, backend)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("rule", GRADIENT_RULES)
+def test_the_same_layers_from_dense_tensors(rule, reduction, backend):
+    given = on(device_of(backend), linear_problem("times"))
+    actual = run("dense", given, (rule,), "zero", reduction, backend, "atan")
+    assert_close(actual, linear_by_steps("times", rule, "zero", reduction), 1e-10)
