@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiling import SUBTRACT, ZERO_AFTER, ZERO_BEFORE, helper, inlined, inlined_helper
+from .compiling import (
+    SUBTRACT,
+    ZERO_AFTER,
+    ZERO_BEFORE,
+    helper,
+    inlined,
+    inlined_helper,
+    part_of_caller,
+)
 from .simd import LINE, store, stream
 
 BLOCK = 1024
@@ -67,19 +75,19 @@ def new_state(size, dtype):
     return State(np.empty(size, dtype), np.empty(size, dtype), np.empty(size, dtype))
 
 
-@inlined_helper
+@part_of_caller
 def given(array):
     """Whether an input is present, or an output requested."""
     return array.shape[0] > 0
 
 
-@inlined_helper
+@part_of_caller
 def row_of(array, k):
     """The index of step ``k`` in an array of T rows, or of one row for all steps."""
     return k if array.shape[0] > 1 else 0
 
 
-@inlined_helper
+@part_of_caller
 def kind_of(neuron):
     return Kind(given(neuron.alpha), given(neuron.gain), given(neuron.feedback), neuron.reset)
 
@@ -141,14 +149,14 @@ def load_block(neuron, start, n, parameters, state):
             parameters.fed_back[j] = parameters.feedback[j] * parameters.height[j]
 
 
-@inlined_helper
+@part_of_caller
 def load_times(times, start, n, steps, first):
     """First spikes, ``steps`` for a silent neuron."""
     for j in range(n):
         first[j] = times[start + j] if times[start + j] >= 0 else steps
 
 
-@inlined_helper
+@part_of_caller
 def store_times(first, start, n, steps, times):
     """First spikes, -1 for a silent neuron."""
     for j in range(n):
@@ -183,7 +191,7 @@ def reset_steps(reset, t):
     return subtract, zeroed
 
 
-@inlined_helper
+@part_of_caller
 def _integrate_alpha(x, n, state, parameters, first, subtract):
     v, s, i = state
     decay, th, al, gn = parameters.decay, parameters.threshold, parameters.alpha, parameters.gain

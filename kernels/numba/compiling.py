@@ -40,6 +40,10 @@ def compiled(function: Any, **options: Any) -> Any:
 
 inlined = numba.njit(forceinline=True, error_model="numpy")
 
+# Numba copies the statements of a part into its caller before it infers types: a part of one
+# caller takes no compilation of its own.
+part_of_caller = numba.njit(inline="always", error_model="numpy")
+
 # Numba counts references to the arrays that a function is given, with atomic instructions that
 # take longer than a row; functions that make no arrays of their own can do without.
 helper = functools.partial(compiled, _nrt=False)

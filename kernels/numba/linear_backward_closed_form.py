@@ -4,7 +4,7 @@ import functools
 
 from .arguments import ClosedFormAdjoint, ClosedFormGradients, Events, Layer, Part, Scratch
 from .block import given
-from .compiling import helper, inlined_helper
+from .compiling import helper, inlined_helper, part_of_caller
 from .tile import (
     JUMP,
     TILE,
@@ -26,7 +26,7 @@ def _dot(weights, unit, lam):
     return total
 
 
-@inlined_helper
+@part_of_caller
 def _list_by_step(row, neuron, n, heads, following):
     """Lists the neurons by the step of their impulse: a first one of each step, and the next."""
     for j in range(n):
@@ -36,14 +36,14 @@ def _list_by_step(row, neuron, n, heads, following):
             heads[step] = j
 
 
-@inlined_helper
+@part_of_caller
 def _clear_lists(row, neuron, n, heads):
     for j in range(n):
         if row[neuron + j] >= 0:
             heads[row[neuron + j]] = -1
 
 
-@inlined_helper
+@part_of_caller
 def _jump_back(gap, lam, total, b, h, has_every, tables):
     """The adjoint ``gap`` steps earlier, and its sum over these steps."""
     power, geometric, rising = tables.power, tables.geometric, tables.rising
@@ -68,7 +68,7 @@ def _add_impulses(j, steps, impulses, neuron, lam, total, following, tables):
         j = following[j]
 
 
-@inlined_helper
+@part_of_caller
 def _inputs_before(e, end, step, events, weights, lam, grads):
     """Gradients to the inputs that spike at ``step``, which lie after ``e``, one step before it."""
     i = e + 1
@@ -78,7 +78,7 @@ def _inputs_before(e, end, step, events, weights, lam, grads):
         i += 1
 
 
-@inlined_helper
+@part_of_caller
 def _inputs_at(e, begin, step, events, weights, lam, grads):
     """Gradients to the inputs that spike at ``step``, which end with ``e``."""
     i = e
@@ -88,7 +88,7 @@ def _inputs_at(e, begin, step, events, weights, lam, grads):
         i -= 1
 
 
-@inlined_helper
+@part_of_caller
 def _sample(
     sample, steps, neuron, n, events, weights, adjoint, b, h, lam, total, heads, following,
     tables, gradient, inputs,

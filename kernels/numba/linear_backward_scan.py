@@ -16,7 +16,15 @@ from .arguments import (
     SpikeGradient,
 )
 from .block import given, row_of
-from .compiling import MASKED, PRE_SPIKE, SUBTRACT, ZERO_BEFORE, helper, inlined_helper
+from .compiling import (
+    MASKED,
+    PRE_SPIKE,
+    SUBTRACT,
+    ZERO_BEFORE,
+    helper,
+    inlined_helper,
+    part_of_caller,
+)
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
 from .tile import TILE, clear_row, copy_row, gather, scatter, tile_values, width
@@ -40,7 +48,7 @@ class _Rows(NamedTuple):
     lam: np.ndarray
 
 
-@inlined_helper
+@part_of_caller
 def _rows_of(scratch):
     # Rows of one array: the compiler can prove them apart, and vectorises.
     r = scratch.rows
@@ -130,7 +138,7 @@ def _adjoint(k, now, mem, limit, rows):
         d_bias[j] += lam[j]
 
 
-@inlined_helper
+@part_of_caller
 def _limits(fired, n, steps, rule, causal, first, limit):
     """First spikes and the last steps that receive a gradient; returns the last step of all."""
     last = np.int32(0)
@@ -146,7 +154,7 @@ def _limits(fired, n, steps, rule, causal, first, limit):
     return min(last, steps - 1) if causal else steps - 1
 
 
-@inlined_helper
+@part_of_caller
 def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first, mem, rows):
     """The membrane up to the step ``last``; returns the last spike that has arrived."""
     e = begin
@@ -161,7 +169,7 @@ def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first
     return e - 1
 
 
-@inlined_helper
+@part_of_caller
 def _gradient_to_spikes(k, tile, sample, n, dense, g):
     """The gradient to the spikes of one step."""
     given_ = dense.rows[row_of(dense.rows, k), sample - dense.offset]
@@ -172,7 +180,7 @@ def _gradient_to_spikes(k, tile, sample, n, dense, g):
             g[j] = given_[tile * TILE + j]
 
 
-@inlined_helper
+@part_of_caller
 def _load_tile(layer, tile, rows):
     zero = layer.weight.dtype.type(0)
     tile_values(layer.beta, tile, zero, rows.b)

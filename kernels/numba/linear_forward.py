@@ -8,7 +8,7 @@ import numpy as np
 
 from .arguments import Events, FirstSpikes, Layer, Part, Scratch
 from .block import given
-from .compiling import helper, inlined_helper
+from .compiling import helper, inlined_helper, part_of_caller
 from .tile import (
     JUMP,
     TILE,
@@ -47,7 +47,7 @@ class _Rows(NamedTuple):
     marks: np.ndarray
 
 
-@inlined_helper
+@part_of_caller
 def _rows_of(scratch):
     # Rows of one array: the compiler can prove them apart, and vectorises.
     r, m = scratch.rows, scratch.marks
@@ -107,7 +107,7 @@ def _step_slope(p, b, before, p_before):
         p[j] = before[j] + b[j] * held
 
 
-@inlined_helper
+@part_of_caller
 def _keep_crossing(step, rows):
     for j in range(TILE):
         if rows.first[j] == step:
@@ -140,7 +140,7 @@ def _search(start, stop, rows):
                 rows.x[j] = u
 
 
-@inlined_helper
+@part_of_caller
 def _jump(t, gap, never, may_cross, want_slope, rows, tables):
     """The membrane ``gap`` steps without spikes later."""
     if may_cross and _jump_marked(gap, never, rows, tables):
@@ -153,7 +153,7 @@ def _jump(t, gap, never, may_cross, want_slope, rows, tables):
         jump(gap, rows.v, rows.drive, tables)
 
 
-@inlined_helper
+@part_of_caller
 def _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows):
     """One step with spikes; returns the next spike."""
     copy_row(rows.drive, rows.x)
@@ -170,7 +170,7 @@ def _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, row
     return e
 
 
-@inlined_helper
+@part_of_caller
 def _all_fired(first, never):
     latest = np.int32(0)
     for j in range(TILE):
@@ -178,7 +178,7 @@ def _all_fired(first, never):
     return latest < never
 
 
-@inlined_helper
+@part_of_caller
 def _write(sample, tile, n, never, rows, out):
     zero = rows.v.dtype.type(0)
     for j in range(n):

@@ -8,7 +8,7 @@ import numpy as np
 
 from .arguments import Events, Layer, Part, ReadoutOutputs, Scratch
 from .block import given
-from .compiling import LAST, MAX, SUM, helper, inlined_helper
+from .compiling import LAST, MAX, SUM, helper, part_of_caller
 from .tile import (
     JUMP,
     TILE,
@@ -45,7 +45,7 @@ class _Rows(NamedTuple):
     step: np.ndarray
 
 
-@inlined_helper
+@part_of_caller
 def _rows_of(scratch):
     # Rows of one array: the compiler can prove them apart, and vectorises.
     r = scratch.rows
@@ -73,7 +73,7 @@ def _settled(last, gap, rows):
                     break
 
 
-@inlined_helper
+@part_of_caller
 def _of_constant_current(num_steps, reduction, rows):
     """The value of a constant current of 1, for the bias."""
     b, v, p, constant, d_constant = rows.b, rows.v, rows.p, rows.constant, rows.d_constant
@@ -88,7 +88,7 @@ def _of_constant_current(num_steps, reduction, rows):
             d_constant[j] = p[j] + (d_constant[j] if reduction == SUM else zero)
 
 
-@inlined_helper
+@part_of_caller
 def _keep_maximum(step, rows):
     v, p, result, slope = rows.v, rows.p, rows.result, rows.slope
     for j in range(TILE):
@@ -99,7 +99,7 @@ def _keep_maximum(step, rows):
         rows.step[j] = step if better else rows.step[j]
 
 
-@inlined_helper
+@part_of_caller
 def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
     """The maximum of one sample, forwards from spike to spike."""
     b, x, v, p = rows.b, rows.x, rows.v, rows.p
@@ -133,7 +133,7 @@ def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
             _settled(t - 1, gap, rows)
 
 
-@inlined_helper
+@part_of_caller
 def _carry_back(gap, last, every, rows, tables):
     """What a current adds to the value, ``gap`` steps earlier; ``last`` starts the last value."""
     power, geometric = tables.power, tables.geometric
@@ -146,7 +146,7 @@ def _carry_back(gap, last, every, rows, tables):
         v[j] = one if last else v[j]
 
 
-@inlined_helper
+@part_of_caller
 def _add_spikes(e, begin, now, events, weights, rows):
     """What the spikes of one step add to the value; returns the spike before them."""
     v, p, result, slope = rows.v, rows.p, rows.result, rows.slope
@@ -160,7 +160,7 @@ def _add_spikes(e, begin, now, events, weights, rows):
     return e
 
 
-@inlined_helper
+@part_of_caller
 def _linear_value(begin, end, num_steps, reduction, events, weights, rows, tables):
     """The sum or the last value of one sample, backwards from spike to spike."""
     dtype = rows.v.dtype
@@ -185,7 +185,7 @@ def _linear_value(begin, end, num_steps, reduction, events, weights, rows, table
         rows.step[j] = num_steps - 1
 
 
-@inlined_helper
+@part_of_caller
 def _write(sample, tile, n, rows, out):
     for j in range(n):
         neuron = tile * TILE + j

@@ -32,7 +32,7 @@ from .compiling import (
     ZERO_AFTER,
     compiled,
     helper,
-    inlined_helper,
+    part_of_caller,
 )
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
@@ -61,7 +61,7 @@ class _Scan(NamedTuple):
     d_gain: np.ndarray
 
 
-@inlined_helper
+@part_of_caller
 def _clear(scan, n):
     zero = scan.slope.dtype.type(0)
     for j in range(n):
@@ -75,7 +75,7 @@ def _clear(scan, n):
         )
 
 
-@inlined_helper
+@part_of_caller
 def _integrate_again(start, n, current, membranes, kind, initial, state, parameters, first):
     """The membrane of every step, into the rows that its gradient will overwrite."""
     copy(initial.mem, n, state.mem)
@@ -86,7 +86,7 @@ def _integrate_again(start, n, current, membranes, kind, initial, state, paramet
         copy(state.mem, n, membranes[t, start : start + n])
 
 
-@inlined_helper
+@part_of_caller
 def _carried_parameters(k, n, after, mem, want_beta, want_threshold, kind, scan):
     """Gradients of beta and of the threshold from the step k+1 of a membrane that leaks."""
     zero = after.dtype.type(0)
@@ -100,7 +100,7 @@ def _carried_parameters(k, n, after, mem, want_beta, want_threshold, kind, scan)
             d_beta[j] += (zero if first[j] == zeroed else after[j]) * mem[j]
 
 
-@inlined_helper
+@part_of_caller
 def _accumulate(now, n, g, rule, scan):
     """The doubly cumulated gradient of the rules that have it, into ``scan.ramp``."""
     zero = g.dtype.type(0)
@@ -115,7 +115,7 @@ def _accumulate(now, n, g, rule, scan):
             ramp[j] += tail[j]
 
 
-@inlined_helper
+@part_of_caller
 def _through_spikes(k, n, start, after, mem, grad_spikes, spike_gradient, kind, parameters, scan):
     """The gradient that reaches V[k] through the spikes and their feedback, into ``scan.slope``."""
     rule, surrogate, a, b = spike_gradient
@@ -141,7 +141,7 @@ def _through_spikes(k, n, start, after, mem, grad_spikes, spike_gradient, kind, 
         slope[j] *= g[j] * height[j] if now <= limit[j] else zero
 
 
-@inlined_helper
+@part_of_caller
 def _adjoint_membrane(k, n, start, after, row, through, grads, into, kind, parameters, scan):
     """lam[k] of the membrane from lam[k+1] = ``after``."""
     zero = after.dtype.type(0)
@@ -177,7 +177,7 @@ def _adjoint_membrane(k, n, start, after, row, through, grads, into, kind, param
             row[j] = zero if first[j] == now - np.int32(1) else row[j]
 
 
-@inlined_helper
+@part_of_caller
 def _adjoint_synaptic(k, n, start, syn, grad_syn, want_alpha, parameters, scan):
     """The adjoint of the synaptic current, without what the membrane at k adds to it."""
     alpha, lam_s, d_alpha = parameters.alpha, scan.lam_s, scan.d_alpha
@@ -192,7 +192,7 @@ def _adjoint_synaptic(k, n, start, syn, grad_syn, want_alpha, parameters, scan):
             lam_s[j] += q[j]
 
 
-@inlined_helper
+@part_of_caller
 def _parameters_of_alpha(k, n, start, after, saved, into, parameters, scan):
     """Gradients of beta and of the gain from step k+1."""
     alpha, decay, lam_i = parameters.alpha, parameters.decay, scan.lam_i
@@ -207,7 +207,7 @@ def _parameters_of_alpha(k, n, start, after, saved, into, parameters, scan):
             d_gain[j] += after[j] * both
 
 
-@inlined_helper
+@part_of_caller
 def _adjoint_alpha(k, n, start, after, row, grad_inh, reset, parameters, scan):
     """The adjoints of both synaptic currents of Alpha."""
     zero = after.dtype.type(0)
@@ -236,7 +236,7 @@ def _adjoint_alpha(k, n, start, after, row, grad_inh, reset, parameters, scan):
             lam_i[j] = zero if first[j] == spike else lam_i[j]
 
 
-@helper
+@part_of_caller
 def _finish(start, n, steps, after, into, kind, initial, parameters, scan):
     """The gradients to parameters and to the states before the first step."""
     zero = after.dtype.type(0)

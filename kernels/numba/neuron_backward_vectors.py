@@ -30,6 +30,7 @@ from .compiling import (
     ZERO_BEFORE,
     compiled,
     inlined_helper,
+    part_of_caller,
 )
 from .simd import LANES, any_lane, fence, load, prefetch, store, where
 from .surrogate import ATAN, surrogate_slope
@@ -89,7 +90,7 @@ def _rows_again(count, early, start, n, current, membranes, mem, first, paramete
         store(mem, j, u)
 
 
-@inlined_helper
+@part_of_caller
 def _gated(t, at, g, j, rule, scan):
     """The gradient g to the spikes at step ``t``, as the rule lets it pass."""
     if rule == MASKED:
@@ -154,7 +155,7 @@ def _rows_back(
         store(scan.lam, j, after)
 
 
-@inlined_helper
+@part_of_caller
 def _clear(scan, n):
     zero = scan.lam.dtype.type(0)
     for j in range(n):
@@ -162,7 +163,7 @@ def _clear(scan, n):
         scan.d_beta[j], scan.d_threshold[j] = zero, zero
 
 
-@inlined_helper
+@part_of_caller
 def _finish(start, n, mem_0, into, parameters, scan):
     """The gradients to parameters and to the membrane before the first step."""
     zero = scan.lam.dtype.type(0)
@@ -178,7 +179,7 @@ def _finish(start, n, mem_0, into, parameters, scan):
             into.mem_0[start + j] = decay[j] * lam[j]
 
 
-@inlined_helper
+@part_of_caller
 def _path_of(grads, into, spike_gradient):
     rule = spike_gradient.rule if given(grads.grad_spikes) else NO_RULE
     has_mem = given(grads.grad_mem)
@@ -194,7 +195,7 @@ def _path_of(grads, into, spike_gradient):
     )
 
 
-@inlined_helper
+@part_of_caller
 def _is_default(path):
     extra = path.has_mem or path.has_crossing or path.want_beta or path.want_threshold
     return path.surrogate == ATAN and path.rule == MASKED and path.want_current and not extra

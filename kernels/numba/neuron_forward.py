@@ -24,7 +24,7 @@ from .block import (
     new_state,
     store_times,
 )
-from .compiling import compiled, helper, inlined_helper
+from .compiling import compiled, helper, part_of_caller
 
 
 class _Work(NamedTuple):
@@ -35,7 +35,7 @@ class _Work(NamedTuple):
     """Takes the spikes if they are not requested."""
 
 
-@inlined_helper
+@part_of_caller
 def _write_state(t, start, n, state, out):
     if given(out.mem):
         copy(state.mem, n, out.mem[t, start : start + n])
@@ -45,7 +45,7 @@ def _write_state(t, start, n, state, out):
         copy(state.inh, n, out.inh[t, start : start + n])
 
 
-@inlined_helper
+@part_of_caller
 def _fire(now, n, never, v, threshold, first, spikes):
     """Find the neurons that fire at step ``now``, and write the spikes as zeros and ones."""
     zero, one = v.dtype.type(0), v.dtype.type(1)
@@ -54,7 +54,7 @@ def _fire(now, n, never, v, threshold, first, spikes):
         spikes[j] = one if first[j] == now else zero
 
 
-@inlined_helper
+@part_of_caller
 def _write_crossing(now, start, n, before, v, first, crossing):
     for j in range(n):
         if first[j] == now:
@@ -62,7 +62,7 @@ def _write_crossing(now, start, n, before, v, first, crossing):
             crossing[1, start + j] = v[j]
 
 
-@inlined_helper
+@part_of_caller
 def _finish(start, n, never, graded, kind, state, parameters, first, out):
     """The outputs that are complete after the last step."""
     store_times(first, start, n, never, out.times)

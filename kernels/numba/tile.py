@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiling import helper, inlined_helper
+from .compiling import helper, inlined_helper, part_of_caller
 
 TILE = 128
 JUMP = 64  # steps that the tables of powers reach
@@ -30,14 +30,14 @@ class Tables(NamedTuple):
     d_geometric: np.ndarray
 
 
-@inlined_helper
+@part_of_caller
 def tables_of(scratch):
     # Parts of one array: the compiler can prove them apart, and vectorises.
     tables = scratch.tables
     return Tables(tables[0], tables[1], tables[2], tables[3], tables[4])
 
 
-@inlined_helper
+@part_of_caller
 def width(tile, out_features):
     """Neurons of a tile that are not padding."""
     return min(TILE, out_features - tile * TILE)

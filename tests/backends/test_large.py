@@ -72,6 +72,7 @@ def test_kernel_offsets(backend, rows):
 def test_numba_offsets(backend):
     import numpy as np
 
+    from snn_single_spike.kernels.numba.arguments import ForwardOutputs, Neuron
     from snn_single_spike.kernels.numba.compiling import RESETS
     from snn_single_spike.kernels.numba.neuron_forward import neuron_forward_loop
     from snn_single_spike.kernels.numba.neuron_forward_vectors import neuron_forward_vectors
@@ -85,14 +86,12 @@ def test_numba_offsets(backend):
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     none2 = np.empty((0, 0), np.float32)
     times = np.zeros(used, np.int64)
-    options = True, RESETS["none"], spikes, mem
-    neuron_forward_vectors(
-        *(0, VECTOR, current, one, one, one, none1, *options, times, none2, none2)
-    )
-    neuron_forward_loop(
-        *(VECTOR, used, current, one, one, one, *(none1,) * 6, *options, none2, none2),
-        *(times, none2, none2),
-    )
+    absent = dict.fromkeys(("alpha", "gain", "feedback", "mem_0", "syn_0", "inh_0"), none1)
+    neuron = Neuron(one, one, one, **absent, clamp=True, reset=RESETS["none"])
+    out = ForwardOutputs(spikes, mem, *(none2,) * 4, times=times)
+    given = current, tuple(neuron), tuple(out)
+    neuron_forward_vectors(0, VECTOR, *given)
+    neuron_forward_loop(VECTOR, used, *given)
     assert times.tolist() == [1] * used
     assert spikes[:, :used].sum(1).tolist() == [0, used, 0]
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]

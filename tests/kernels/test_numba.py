@@ -4,10 +4,18 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from snntorch import surrogate
 
+from snn_single_spike import backends
+from snn_single_spike.backends._types import (
+    ClosedFormAdjoint,
+    GradientFactors,
+    LinearGradients,
+    LinearNeurons,
+)
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
 from snn_single_spike.ops.surrogate import Surrogate
 from snn_single_spike.ops.validation import GRADIENT_RULES, RESETS
@@ -15,6 +23,7 @@ from snn_single_spike.ops.validation import GRADIENT_RULES, RESETS
 numba = pytest.importorskip("numba")
 
 from snn_single_spike.kernels.numba import block, neuron_forward_vectors, simd  # noqa: E402
+from snn_single_spike.kernels.numba.arguments import ForwardOutputs, Neuron  # noqa: E402
 from snn_single_spike.kernels.numba.compiling import ZERO_BEFORE  # noqa: E402
 
 SURROGATES = {
@@ -137,19 +146,105 @@ def test_nothing_is_read_after_the_last_spike_of_a_vector():
 
 
 def test_no_fused_multiply_adds_decide_a_spike():
-    import numpy as np
-
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     rows, none2 = np.zeros((5, simd.LANES), np.float32), np.empty((0, 0), np.float32)
+    absent = dict.fromkeys(("alpha", "gain", "feedback", "mem_0", "syn_0", "inh_0"), none1)
+    neuron = Neuron(one, one, one, **absent, clamp=True, reset=ZERO_BEFORE)
+    out = ForwardOutputs(rows.copy(), *(none2,) * 5, times=np.zeros(simd.LANES, np.int64))
     # Compiled afresh: code from numba's cache cannot be read.
     forward = numba.njit(error_model="numpy")(neuron_forward_vectors._vectors.py_func)
-    forward(
-        *(0, simd.LANES, rows, one, one, one, none1, True, ZERO_BEFORE),
-        *(rows.copy(), none2, np.zeros(simd.LANES, np.int64), none2, none2),
-    )
+    forward(0, simd.LANES, rows, neuron, out)
     (assembly,) = forward.inspect_asm().values()
     assert "mul" in assembly
     assert not any(fused in assembly for fused in ("vfmadd", "vfnmadd", "vfmsub", "fmla", "fmadd"))
+
+
+class Linear:
+    """A linear layer of two tiles, whose second is padded, and a few steps more than a jump."""
+
+    steps, batch, units, out_features = 70, 3, 9, 131
+
+    def __init__(self, dtype, reset):
+        def values(*shape, low=-1.0, high=1.0):
+            return torch.empty(shape, dtype=dtype).uniform_(low, high)
+
+        self.dtype, shape = dtype, (self.batch, self.out_features)
+        times = torch.randint(-1, self.steps, (self.batch, self.units), dtype=torch.int32)
+        self.events = backends.load("numba", "linear").sort_spikes(times, self.steps)
+        self.layer = LinearNeurons(
+            values(self.out_features, self.units),
+            values(self.out_features, low=-0.05, high=0.2),
+            values(self.out_features, low=0.3, high=0.95),
+            values(self.out_features, low=0.5, high=1.0),
+            reset,
+        )
+        self.given = [values(*shape) for _ in range(3)]
+        self.dense = values(self.steps, *shape)
+        self.times = torch.empty(shape, dtype=torch.int32)
+        backends.load("torch", "linear").linear_first_spikes(
+            self.events, self.steps, self.layer, self.times, None, None
+        )
+
+    def empty(self, *shape, dtype=None):
+        return torch.empty(shape, dtype=dtype or self.dtype)  # poisoned, as in every test
+
+    def first_spikes(self, launcher):
+        shape = self.batch, self.out_features
+        out = self.empty(*shape, dtype=torch.int32), self.empty(2, *shape), self.empty(2, *shape)
+        launcher.linear_first_spikes(self.events, self.steps, self.layer, *out)
+        return out
+
+    def readout(self, launcher, reduction):
+        shape = self.batch, self.out_features
+        out = self.empty(*shape), self.empty(*shape), self.empty(*shape, dtype=torch.int64)
+        weight, bias, beta = self.layer[:3]
+        launcher.linear_readout(self.events, self.steps, weight, bias, beta, reduction, *out)
+        return out
+
+    def closed_form(self, launcher, every):
+        given, at, before = self.given
+        adjoint = ClosedFormAdjoint(at=at, before=before, when=self.times.long())
+        if every:
+            adjoint = ClosedFormAdjoint(every=given)
+        weight, bias, beta = self.layer[:3]
+        out = torch.zeros_like(weight), torch.zeros_like(bias)
+        launcher.linear_backward_closed_form(
+            self.events, self.steps, weight, beta, adjoint, *out, None
+        )
+        return out
+
+    def scan(self, launcher, rule):
+        zeros = (torch.zeros_like(x) for x in self.layer[:4])
+        out = LinearGradients(*zeros, self.empty(self.steps, self.batch, self.out_features))
+        gradient = GradientFactors(lambda samples: self.dense[:, samples], None)
+        launcher.linear_backward_scan(
+            self.events,
+            self.steps,
+            self.layer,
+            self.times,
+            gradient,
+            rule,
+            Surrogate("atan", 2.0),
+            out,
+        )
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reset", ["none", "subtract", "zero_before"])
+def test_linear_layers_write_every_output(reset, dtype):
+    case = Linear(dtype, reset)
+    ours, plain = backends.load("numba", "linear"), backends.load("torch", "linear")
+    for method, arguments in (
+        (case.first_spikes, [()]),
+        (case.readout, [("sum",), ("max",), ("last",)]),
+        (case.closed_form, [(True,), (False,)]),
+        (case.scan, [(rule,) for rule in GRADIENT_RULES if rule != "spike_time"]),
+    ):
+        for options in arguments:
+            mine, theirs = method(ours, *options), method(plain, *options)
+            for actual, expected in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_on_a_processor_with_narrow_registers(tmp_path):
