@@ -15,7 +15,7 @@ from .arguments import (
     Scratch,
     SpikeGradient,
 )
-from .block import given, row_of
+from .block import copy, fill, given, row_of
 from .compiling import (
     MASKED,
     PRE_SPIKE,
@@ -98,8 +98,8 @@ def _subtract_fired(v, amount, first, step):
 def _accumulate(g, limit, now, tail, ramp):
     """The doubly cumulated gradient takes the place of ``g``."""
     for j in range(TILE):
-        given_ = g[j]
-        t = tail[j] + (given_ if now <= limit[j] else g.dtype.type(0))
+        entering = g[j]
+        t = tail[j] + (entering if now <= limit[j] else g.dtype.type(0))
         r = ramp[j] + t
         tail[j] = t
         ramp[j] = r
@@ -172,12 +172,12 @@ def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first
 @part_of_caller
 def _gradient_to_spikes(k, tile, sample, n, dense, g):
     """The gradient to the spikes of one step."""
-    given_ = dense.rows[row_of(dense.rows, k), sample - dense.offset]
+    row = row_of(dense.rows, k)
     if given(dense.factor):
-        _product(given_, dense.factor[tile], g)
+        _product(dense.rows[row, sample - dense.offset], dense.factor[tile], g)
     else:
-        for j in range(n):
-            g[j] = given_[tile * TILE + j]
+        neuron = tile * TILE
+        copy(dense.rows[row, sample - dense.offset, neuron : neuron + n], n, g)
 
 
 @part_of_caller
@@ -223,8 +223,7 @@ def linear_backward_scan_loop(
             )
             if given(gradients.current):
                 for k in range(last + 1, num_steps):
-                    for j in range(n):
-                        gradients.current[k, sample, neuron + j] = zero
+                    fill(gradients.current[k, sample, neuron : neuron + n], n, zero)
             for k in range(last, -1, -1):
                 now = np.int32(k)
                 _gradient_to_spikes(k, tile, sample, n, dense, rows.g)
@@ -238,8 +237,7 @@ def linear_backward_scan_loop(
                 _adjoint(k, now, mem, limit, rows)
                 e = scatter(e, begin, now, events, rows.lam, gradient)
                 if given(gradients.current):
-                    for j in range(n):
-                        gradients.current[k, sample, neuron + j] = rows.lam[j]
+                    copy(rows.lam, n, gradients.current[k, sample, neuron : neuron + n])
         for j in range(n):
             gradients.bias[neuron + j] += rows.d_bias[j]
             gradients.beta[neuron + j] += rows.d_beta[j]

@@ -57,16 +57,18 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
 
 def plain(*arguments: object) -> tuple[object, ...]:
     """Named tuples as plain ones: numba determines their types in less time."""
-    return tuple(tuple(x) if isinstance(x, tuple) else x for x in arguments)
+    return tuple([tuple(x) if isinstance(x, tuple) else x for x in arguments])
 
 
 def run_pieces(
     kernel: Callable[..., None], num_steps: int, low: int, high: int, *arguments: object
 ) -> None:
     """Run ``kernel`` over the neurons from ``low`` to ``high``, in pieces."""
+    if low == high:
+        return
     piece = max(BLOCK, _PIECE // num_steps // BLOCK * BLOCK)
     if torch.get_num_threads() == 1:
-        piece = max(high - low, 1)
+        piece = high - low
     pieces = [(start, min(start + piece, high)) for start in range(low, high, piece)]
     shared = plain(*arguments)
     in_threads(kernel, [(*neurons, *shared) for neurons in pieces])
