@@ -41,8 +41,8 @@ def check_options(
     for option, only, reason in NEEDS_THE_LOOP:
         if option in given and given[option] is not only:
             raise ValueError(
-                f"{option}={given[option]!r} is not supported over a whole sequence ({reason}): pass "
-                f"{option}={only}, or keep snntorch.{keep} for this layer"
+                f"{option}={given[option]!r} is not supported over a whole sequence ({reason}): "
+                f"pass {option}={only}, or keep snntorch.{keep} for this layer"
             )
     check_choice("reset_mechanism", given.get("reset_mechanism", "none"), RESETS)
     check_choice("gradient", gradient, GRADIENT_RULES)
@@ -170,7 +170,7 @@ class SingleSpikeNeuron:
         return result
 
     def _reset(self) -> str:
-        """The kernel's name of the reset. All neurons but Leaky zero the membrane after integration."""
+        """The kernel's name of the reset: all neurons but Leaky set zero after the integration."""
         return "zero_after" if self.reset_mechanism == "zero" else self.reset_mechanism
 
     def _integrated(self) -> tuple[str, ...]:
