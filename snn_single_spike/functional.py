@@ -1,7 +1,7 @@
 """Functional single-spike neurons: whole sequences, no loop over time.
 
-Shapes are time-major, (T, B, *features), as snnTorch's recordings are. State is kept in
-float32, or float64 for float64 input, whatever the type of the input.
+Shapes are time-major, (T, B, *features), as in snnTorch's recordings. Membranes and synaptic
+currents are computed in float32, or in float64 for float64 input.
 """
 
 from __future__ import annotations
@@ -61,25 +61,25 @@ SPIKE_FORMATS = ("dense", "times")
 
 
 def leaky_reset(reset_mechanism: str) -> str:
-    """Leaky's "zero" acts before the integration."""
+    """The kernel's name of a reset mechanism: the "zero" of Leaky acts before the integration."""
     return "zero_before" if reset_mechanism == "zero" else reset_mechanism
 
 
 class SingleSpikes(NamedTuple):
-    """What :func:`single_spike_leaky` returns."""
+    """The result of :func:`single_spike_leaky`."""
 
     spikes: Tensor | None
     """(T, B, *features), type of the input: ``graded_spikes_factor`` at the first spike of
-    each neuron, else 0. None if not asked for."""
+    each neuron, else 0. None with ``return_spikes=False``."""
     mem: Tensor | None
-    """(T, B, *features), type of the input: the membrane. None if not asked for."""
+    """(T, B, *features), type of the input: the membrane. None with ``return_mem=False``."""
     times: Tensor
     """(B, *features): step of the first spike, -1 for a silent neuron. int64, or
     floating-point and differentiable under ``gradient="spike_time"``."""
 
 
 class Result(NamedTuple):
-    """What :func:`run_single_spike` returns; None for what was not asked for."""
+    """The result of :func:`run_single_spike`; an output that was not requested is None."""
 
     spikes: Tensor | None
     mem: Tensor | None
@@ -87,7 +87,7 @@ class Result(NamedTuple):
     inh: Tensor | None
     times: Tensor
     final: Tensor | None
-    """Membrane, and synaptic currents if there are any, at T-1: (1 to 3, B, *features)."""
+    """The states at T-1, (1 to 3, B, *features): the membrane, then the synaptic currents."""
 
 
 def run_single_spike(
@@ -115,9 +115,9 @@ def run_single_spike(
 ) -> Result:
     """Check the arguments, run the operator, restore the shapes.
 
-    The neuron and its ``reset`` are those of :class:`snn_single_spike.backends._types.Neuron`;
-    ``surrogate`` and ``custom_surrogate`` as from
-    :func:`snn_single_spike.ops.surrogate.split`. Synaptic currents are returned with the membrane.
+    :class:`snn_single_spike.backends._types.Neuron` describes the neuron and ``reset``.
+    :func:`snn_single_spike.ops.surrogate.split` returns ``surrogate`` and ``custom_surrogate``.
+    ``want_mem`` returns the synaptic currents, too.
     """
     check_current(current)
     check_choice("gradient", gradient, GRADIENT_RULES)
@@ -128,14 +128,14 @@ def run_single_spike(
 
     # An exported program has no backward pass to save for.
     track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-    # A surrogate of the user's own: the operator gives the membrane, autograd the rest.
+    # Custom surrogate: the operator returns the membrane, and autograd differentiates the rest.
     composed = track and want_spikes and custom_surrogate is not None and not exact
     learns = any(isinstance(x, Tensor) and x.requires_grad for x in (current, beta, feedback))
     if composed and feedback is not None and learns:
         raise ValueError(
-            "spike_grad is not one of snntorch.surrogate, and the gradient of a neuron whose spike "
-            "is fed back needs one of those: use e.g. snntorch.surrogate.atan(), or "
-            "gradient='spike_time', which needs none"
+            "spike_grad is a custom function, but a neuron with feedback requires a surrogate of "
+            "snntorch.surrogate: use e.g. snntorch.surrogate.atan(), or gradient='spike_time', "
+            "which uses no surrogate"
         )
     settings = Settings(
         clamp=clamp,
@@ -149,7 +149,7 @@ def run_single_spike(
             syn=want_mem and alpha is not None,
             final=want_final,
         ),
-        # Integrating again costs plain torch a second pass, the fused loops next to nothing.
+        # A second integration costs plain torch a whole pass, and the fused loops almost nothing.
         recompute=(not want_mem and chosen != "torch") if recompute is None else recompute,
         track=track,
         backend=chosen,
@@ -214,8 +214,8 @@ def single_spike_leaky(
             U[t] = \\text{clamp}(β, 0, 1) U[t-1] + I_{\\rm in}[t] \\\\
             S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
 
-    The first spike is that of :class:`snntorch.Leaky` for every reset mechanism, provided
-    that the initial membrane is not above threshold. Formulas: Taylor, King and Harper,
+    The first spike equals the first spike of :class:`snntorch.Leaky` for every reset mechanism,
+    if the initial membrane is not above the threshold. Formulas: Taylor, King and Harper,
     *Robust and accelerated single-spike spiking neural network training with applicability
     to challenging temporal tasks*, arXiv:2205.15286.
 
@@ -229,29 +229,30 @@ def single_spike_leaky(
             current, beta=0.9, spike_grad=surrogate.fast_sigmoid(slope=10)
         )
 
-    NaN in the current: from that step on the membrane is NaN and the neuron does not fire;
-    an earlier spike stands. ``+inf`` fires a neuron that has not fired, ``-inf`` silences
-    it. Other neurons are not affected. Gradients are then what IEEE arithmetic makes of
-    the membrane, as in snnTorch; a NaN after the spike reaches them only where it is read.
+    After a NaN in the current the membrane is NaN and the neuron does not fire; an earlier spike
+    remains. ``+inf`` fires a neuron that has not fired, and ``-inf`` silences the neuron. Other
+    neurons are not affected. Gradients follow IEEE arithmetic on the membrane, as in snnTorch. A
+    NaN after the spike changes only gradients that read the membrane at that step.
 
     :param current: input current of shape `(T, B, *features)` with at least one feature
         dimension and `T >= 1`; float32, float64, float16 or bfloat16
     :type current: torch.Tensor
 
     :param beta: membrane decay rate per step, clipped between 0 and 1: a number, or a tensor
-        that broadcasts to `features` (one value per neuron)
+        that broadcasts to the features (one value per neuron)
     :type beta: float or torch.Tensor
 
-    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :param threshold: a neuron fires at the first step where its membrane is strictly above the
+        threshold: a number, or a tensor that broadcasts to the features. Defaults to 1
     :type threshold: float or torch.Tensor, optional
 
     :param mem: membrane before the first step, of shape `(B, *features)`. Defaults to zeros
     :type mem: torch.Tensor, optional
 
-    :param spike_grad: surrogate gradient of the threshold: one of :mod:`snntorch.surrogate`
-        (its derivative is fused into the backward pass) or any differentiable function of
-        `mem - threshold`, of which autograd takes the derivative, and nothing else is used; a
-        spike is 1 whatever its value. Defaults to None, which is
+    :param spike_grad: surrogate gradient of the threshold: a surrogate of
+        :mod:`snntorch.surrogate`, whose derivative is fused into the backward pass, or any
+        differentiable function of `mem - threshold`. Autograd differentiates such a function, and
+        its value is not used: a spike has the value 1. Defaults to None:
         `snntorch.surrogate.atan()`
     :type spike_grad: Callable, optional
 
@@ -260,23 +261,24 @@ def single_spike_leaky(
         `"straight_through"`: the block model of arXiv:2205.15286, through the double
         cumulative sum. `"pre_spike"`: FastSNN, the same up to the spike. `"spike_time"`:
         exact gradient of the interpolated crossing time (Göltz et al., Fast & Deep,
-        Nature Machine Intelligence 2021), no surrogate; a spike at step 0 and a silent
-        neuron have none. A loss on the spikes then counts as a loss on the time of a spike
-        shared linearly between the steps around it. Defaults to `"masked"`
+        Nature Machine Intelligence 2021), without a surrogate. Under `"spike_time"` a spike at
+        step 0 and a silent neuron have no gradient. A loss on the spikes is then a loss on the
+        spike time: the spike is shared linearly between the two steps around the crossing.
+        Defaults to `"masked"`
     :type gradient: str, optional
 
     :param backend: `"auto"`, `"triton"`, `"numba"` or `"torch"`; see
         :mod:`snn_single_spike.backends`. Defaults to `"auto"`
     :type backend: str, optional
 
-    :param reset_mechanism: what the spike does to the membrane one step later: `"none"`,
-        `"subtract"` or `"zero"`, as in snnTorch. The surrogate reads the membrane that is
-        returned, so the papers' `"straight_through"` is the one with `"none"`. Defaults to
-        `"none"`
+    :param reset_mechanism: reset of the membrane one step after the spike: `"none"`,
+        `"subtract"` or `"zero"`, as in snnTorch. The surrogate reads the membrane after the
+        reset, so the block model of arXiv:2205.15286 is `"straight_through"` with `"none"`.
+        Defaults to `"none"`
     :type reset_mechanism: str, optional
 
-    :param graded_spikes_factor: height of a spike, a number or one value per neuron.
-        Defaults to 1
+    :param graded_spikes_factor: height of a spike: a number, or a tensor that broadcasts to the
+        features. Defaults to 1
     :type graded_spikes_factor: float or torch.Tensor, optional
 
     :param return_spikes: compute the dense spikes. Defaults to True
@@ -285,21 +287,21 @@ def single_spike_leaky(
     :param return_mem: return the membrane. Defaults to True
     :type return_mem: bool, optional
 
-    :param recompute: save the current for the backward pass instead of the membrane, and
-        integrate it again there. Defaults to None: only if the membrane is not returned, when
-        it need not be written at all (and not in the plain torch implementation). In half
-        precision the surrogate then reads a membrane that is rounded to the type of the input
-        by the Triton kernels only
+    :param recompute: save the current for the backward pass in place of the membrane. The
+        backward pass then integrates the membrane again. For half-precision input the Triton
+        kernels round this membrane to the type of the input, and the other backends do not.
+        Defaults to None: True if the membrane is not returned and the backend is not `"torch"`.
+        The forward pass then does not write the membrane
     :type recompute: bool, optional
 
-    :return: `(spikes, mem, times)`
+    :return: `(spikes, mem, times)`, see :class:`SingleSpikes` for shapes and types
     :rtype: SingleSpikes
 
-    :raises ValueError: wrong rank, `T = 0`, a parameter that does not fit the features,
-        tensors on several devices, NaN in a parameter (checked on the CPU), an unknown
-        option
-    :raises TypeError: integer or mixed types, a surrogate that cannot be called
-    :raises RuntimeError: a forced backend that cannot run here
+    :raises ValueError: the rank is wrong, `T = 0`, a parameter does not broadcast to the
+        features, tensors are on several devices, a parameter contains NaN (checked on the CPU),
+        or an option is unknown
+    :raises TypeError: types are integer or mixed, or the surrogate cannot be called
+    :raises RuntimeError: the backend that `backend` names cannot run here
     """
     check_choice("reset_mechanism", reset_mechanism, RESETS)
     result = run_single_spike(
@@ -330,28 +332,37 @@ def first_spike_time(
     backend: str = "auto",
 ) -> Tensor:
     """
-    First spike time of every neuron; writes nothing of size T, and stops reading the input
-    once all neurons of a block have fired (the plain torch implementation uses work space and
-    reads all).
+    First spike time of every neuron.
 
-    Arguments as in :func:`single_spike_leaky`. Times from the surrogate rules are integers
-    and carry no gradient; with `gradient="spike_time"` they are interpolated between steps,
+    The function allocates no output of size T, and stops reading the input when all neurons of a
+    block have fired. (The plain torch implementation allocates work space and reads all steps.)
+
+    Times from the surrogate rules are integers without a gradient. With `gradient="spike_time"`
+    times are interpolated between steps and differentiable (Göltz et al., Fast & Deep, Nature
+    Machine Intelligence 2021):
 
     .. math::
 
-            τ = t^* - 1 + \\frac{U_{\\rm thr} - U[t^*-1]}{U[t^*] - U[t^*-1]},
+            τ = t^* - 1 + \\frac{U_{\\rm thr} - U[t^*-1]}{U[t^*] - U[t^*-1]}
 
-    and exactly differentiable. A neuron that fires at step 0 has τ = 0. A silent neuron has
-    time -1 and no gradient: give it one through a loss on its membrane.
+    A neuron that fires at step 0 has τ = 0. A silent neuron has the time -1 and no gradient. A
+    loss on the membrane also trains silent neurons.
 
     Example::
 
         times = first_spike_time(current, beta=0.9, gradient="spike_time")
         fired = times >= 0
 
+    :param current: input current of shape `(T, B, *features)`
+    :type current: torch.Tensor
+
+    Arguments as in :func:`single_spike_leaky`.
+
     :return: times of shape `(B, *features)` in steps, -1 for a silent neuron; int64, or
         float32 (float64 for float64 input) with `gradient="spike_time"`
     :rtype: torch.Tensor
+
+    :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     return run_single_spike(
         current,
@@ -369,13 +380,13 @@ def first_spike_time(
 
 
 def clip_decay(decay: Tensor) -> Tensor:
-    """Between 0 and 1; unlike torch's clamp, a decay of 0 or 1 still learns."""
+    """Clip a decay between 0 and 1. Unlike in torch's clamp, a decay of 0 or 1 has a gradient."""
     clipped = decay.detach().clamp(0.0, 1.0)
     return torch.where(decay == clipped, decay, clipped)
 
 
 class _Current(NamedTuple):
-    """Shape and type of the current of a linear layer, which is never computed."""
+    """Shape and type of the current of a linear layer. The current itself is never computed."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -385,7 +396,7 @@ class _Current(NamedTuple):
 def _linear_inputs(
     spikes: Spikes, weight: Tensor, bias: Tensor | None
 ) -> tuple[_Current, LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """The current's description, settings, (carrier, weight, bias) and events."""
+    """The description of the current, the settings, (carrier, weight, bias), and the events."""
     state = state_dtype(weight.dtype)
     shape = torch.Size((spikes.num_steps, spikes.batch, len(weight)))
     scaled = weight.to(state)
@@ -424,7 +435,7 @@ def run_single_spike_linear(
 ) -> SpikeTimes:
     """Check the arguments and run the operator on spike times.
 
-    The arguments are those of :func:`single_spike_linear` and :func:`run_single_spike`.
+    :func:`single_spike_linear` and :func:`run_single_spike` describe the arguments.
     """
     check_linear(spikes, weight, bias)
     check_choice("gradient", gradient, GRADIENT_RULES)
@@ -463,7 +474,7 @@ def run_single_spike_linear(
         *events,
     )
     if surrogate is None and custom_surrogate is None:
-        new = new.detach()  # snnTorch's surrogate_disable: interpolated times keep their gradient
+        new = new.detach()  # surrogate_disable of snnTorch; interpolated times keep a gradient
     height = _height(graded_spikes_factor, current)
     return SpikeTimes.of_neuron(
         times, spikes.num_steps, height, weight.dtype, new, interpolated if exact else None
@@ -487,7 +498,7 @@ def spikes_of_result(result: Result, graded_spikes_factor: Tensor | float) -> Sp
 
 
 def _height(factor: Tensor | float, like: Tensor | _Current) -> Tensor | None:
-    """None for spikes of height 1 that do not learn another."""
+    """The height of spikes; None if the height is 1 and is not learned."""
     if isinstance(factor, float) and factor == 1.0:
         return None
     height = check_parameter("graded_spikes_factor", factor, like)
@@ -497,7 +508,7 @@ def _height(factor: Tensor | float, like: Tensor | _Current) -> Tensor | None:
     if not torch.is_grad_enabled():
         height = height.detach()
     features = like.shape[2:]
-    # A copy: an optimizer changes the parameter in place, and spikes keep the height they had.
+    # A copy: an optimizer changes the parameter in place, and the height of the spikes must stay.
     return (height if height.numel() == 1 else height.view(features)).to(like.dtype, copy=True)
 
 
@@ -531,10 +542,15 @@ def single_spike_linear(
     """
     A linear layer and its single-spike neurons, from spike times to spike times.
 
-    Equal to :func:`single_spike_leaky` of `torch.nn.functional.linear(spikes.to_dense(), weight,
-    bias)`, with its gradients by every rule, and without a current `(T, B, out)`: every spike adds
-    its column of weights once. Under the surrogate rules time grows with T when going
-    back, under `gradient="spike_time"` it does not, and nothing of size T is kept by either.
+    The result equals :func:`single_spike_leaky` of
+    `torch.nn.functional.linear(spikes.to_dense(), weight, bias)`, with the same gradients by every
+    rule. No current `(T, B, out)` is computed: every spike adds its column of weights once.
+
+    The forward pass saves nothing of size T. Under a surrogate rule the time of the backward pass
+    grows with T. Under a surrogate rule a layer whose input spikes come from another hidden layer
+    keeps its adjoint `(T, B, out)` during the backward pass. Under `gradient="spike_time"` it
+    allocates no such tensor, and its time hardly grows with T. Formulas as in
+    :func:`single_spike_leaky`.
 
     Example::
 
@@ -552,14 +568,15 @@ def single_spike_linear(
     :param bias: constant current of shape `(out,)`, or None
     :type bias: torch.Tensor, optional
 
-    Other arguments as in :func:`single_spike_leaky`. A surrogate of the user's own runs on dense
-    tensors.
+    Other arguments as in :func:`single_spike_leaky`. With a custom surrogate the layer is
+    computed on dense tensors.
 
-    :return: spike times of shape `(B, out)`, with interpolated ones in `interpolated_times` if
-        `gradient="spike_time"`
+    :return: spikes of shape `(T, B, out)`, with `times` of shape `(B, out)`, and with
+        `interpolated_times` under `gradient="spike_time"`
     :rtype: SpikeTimes
 
     :raises TypeError: `spikes` is a dense tensor
+    :raises ValueError: `spikes` has more than one feature dimension, or does not fit `weight`
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     check_choice("reset_mechanism", reset_mechanism, RESETS)
@@ -593,24 +610,29 @@ def leaky_readout(
             U[t] = \\text{clamp}(β, 0, 1) U[t-1] + I_{\\rm in}[t], \\qquad
             y = \\sum_t U[t], \\; \\max_t U[t] \\text{ or } U[T-1]
 
-    The membrane over time is not written, and nothing of its size is saved for the backward
-    pass. The readout of arXiv:2205.15286.
+    The function does not write the membrane over time, and saves nothing of size T for the
+    backward pass. With `"sum"` it is the readout of Taylor, King and Harper, arXiv:2205.15286.
 
-    :param current: input current of shape `(T, B, *features)`. From spike times use
-        :func:`linear_readout`
+    Example::
+
+        scores = leaky_readout(current, beta=0.95)         # (T, B, 10) -> (B, 10)
+
+    :param current: input current of shape `(T, B, *features)`; float32, float64, float16 or
+        bfloat16. For spike times use :func:`linear_readout`
     :type current: torch.Tensor
 
-    :param beta: decay rate per step, clipped between 0 and 1, a number or one value per neuron
+    :param beta: decay rate per step, clipped between 0 and 1: a number, or a tensor that
+        broadcasts to the features
     :type beta: float or torch.Tensor
 
     :param mem: membrane before the first step, of shape `(B, *features)`. Defaults to zeros
     :type mem: torch.Tensor, optional
 
-    :param reduction: `"sum"`, `"max"` (its gradient goes to the first of equal maxima) or
-        `"last"`. Defaults to `"sum"`
+    :param reduction: `"sum"`, `"max"` or `"last"` over time. The gradient of `"max"` goes to the
+        first of equal maxima. Defaults to `"sum"`
     :type reduction: str, optional
 
-    :param backend: as in :func:`single_spike_leaky`
+    :param backend: as in :func:`single_spike_leaky`. Defaults to `"auto"`
     :type backend: str, optional
 
     :return: tensor of shape `(B, *features)`, type of the input
@@ -644,8 +666,9 @@ def linear_readout(
     """
     A linear layer and a leaky membrane that never fires, from spike times to class scores.
 
-    Equal to :func:`leaky_readout` of `torch.nn.functional.linear(spikes.to_dense(), weight, bias)`,
-    without a current `(T, B, out)`.
+    The result equals :func:`leaky_readout` of
+    `torch.nn.functional.linear(spikes.to_dense(), weight, bias)`. No current `(T, B, out)` is
+    computed. The readout of Taylor, King and Harper, arXiv:2205.15286.
 
     Example::
 
@@ -667,6 +690,7 @@ def linear_readout(
     :rtype: torch.Tensor
 
     :raises TypeError: `spikes` is a dense tensor
+    :raises ValueError: `spikes` has more than one feature dimension, or does not fit `weight`
     :raises ValueError, TypeError, RuntimeError: as :func:`leaky_readout`
     """
     check_choice("reduction", reduction, REDUCTIONS)
@@ -690,27 +714,29 @@ def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron")
     """
     Number of spikes, differentiable.
 
-    The count is linear in the spikes, so its gradient is the same at every step. By the surrogate
-    rules it reaches a neuron at all steps before its spike. `gradient="spike_time"` moves spikes
-    and has no gradient to their number. Spike times are counted without dense spikes, forward and
-    backward.
+    The count is linear in the spikes, so its gradient is the same at every step. The surrogate
+    rules carry this gradient to the membrane. Under `gradient="spike_time"` the gradient is
+    zero: this rule moves spikes, and their number stays the same. Spike times are counted without
+    dense spikes, forward and backward.
 
     Example::
 
         hidden = lif1(fc1(x))                                  # spikes or SpikeTimes
         loss = loss_fn(scores, targets) + 1e-3 * spike_count(hidden, per="sample").mean()
 
-    :param spk_out: spikes of shape `(T, B, *features)`; graded spikes count by their height
+    :param spk_out: spikes of shape `(T, B, *features)`. A graded spike counts by its height
     :type spk_out: torch.Tensor, SpikeTimes or SpikeEvents
 
-    :param per: `"neuron"`, summed over the batch, or `"sample"`. Defaults to `"neuron"`
+    :param per: `"neuron"` sums over the batch, `"sample"` sums over the neurons. Defaults to
+        `"neuron"`
     :type per: str, optional
 
-    :return: `(N,)`, N the neurons of a sample, or `(B,)`; float32, or float64 for float64 spikes
+    :return: counts of shape `(N,)` for `"neuron"`, where N is the number of neurons, or `(B,)` for
+        `"sample"`; float32, or float64 for float64 spikes
     :rtype: torch.Tensor
 
-    :raises ValueError: an unknown `per`, a wrong shape, `T = 0`
-    :raises TypeError: spikes that are not floating-point
+    :raises ValueError: `per` is unknown, the shape is wrong, or `T = 0`
+    :raises TypeError: the spikes are not floating-point
     """
     check_choice("per", per, COUNTED)
     if isinstance(spk_out, SpikeEvents):

@@ -1,4 +1,4 @@
-"""The neuron modules: snnTorch's neurons over a whole sequence, with at most one spike."""
+"""The neuron modules: snnTorch's neurons with at most one spike, over a whole sequence."""
 
 from .alpha import SingleSpikeAlpha
 from .lapicque import SingleSpikeLapicque

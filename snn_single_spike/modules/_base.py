@@ -1,4 +1,4 @@
-"""What the single-spike forms of snnTorch's neurons have in common."""
+"""The base of all single-spike neurons: option checks, states, and snnTorch's registry."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from ..functional import DEFAULT_GRADIENT, Result, run_single_spike
 from ..ops.surrogate import SpikeGrad, Surrogate, recognise, split, surrogate_disabled
 from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_current, check_not_nan
 
-# Options of snnTorch's neurons, the one value that works without a loop over time, and why.
+# Options of snnTorch's neurons, the only value that is supported without a loop over time, and why.
 NEEDS_THE_LOOP = (
-    ("inhibition", False, "it lets neurons silence each other at every step"),
-    ("state_quant", False, "it makes the membrane non-linear in its input"),
+    ("inhibition", False, "inhibition couples neurons at every step"),
+    ("state_quant", False, "quantization makes the membrane non-linear in its input"),
     ("reset_delay", True, "the reset comes one step after the spike"),
-    ("all_to_all", False, "its spikes drive other neurons at the next step"),
+    ("all_to_all", False, "spikes drive other neurons at the next step"),
 )
-# What a neuron carries from one call to the next; not in its state_dict.
+# States that a snnTorch neuron keeps between calls. The state_dict does not contain them.
 STATES = ("spk", "mem", "syn", "syn_exc", "syn_inh")
-# Arguments of constructors that must not be NaN
+# Constructor arguments that must not be NaN
 _PARAMETERS = ("alpha", "beta", "V", "R", "C", "time_step", "threshold", "graded_spikes_factor")
 
 
 def check_options(
     keep: str, gradient: str, backend: str, given: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse options that a whole sequence cannot honour, before anything is made.
+    """Reject options that are not supported over a whole sequence.
 
-    ``keep`` is the snnTorch class that honours them; ``given`` its constructor arguments by name.
+    ``keep`` names the snnTorch class that supports them; ``given`` holds the constructor arguments
+    by name.
     """
     given = given or {}
     for option, only, reason in NEEDS_THE_LOOP:
         if option in given and given[option] is not only:
             raise ValueError(
-                f"{option}={given[option]!r} cannot be honoured by a neuron that is computed over "
-                f"the whole sequence at once ({reason}): pass {option}={only}, or keep "
-                f"snntorch.{keep} for this layer"
+                f"{option}={given[option]!r} is not supported over a whole sequence ({reason}): "
+                f"pass {option}={only}, or keep snntorch.{keep} for this layer"
             )
     check_choice("reset_mechanism", given.get("reset_mechanism", "none"), RESETS)
     check_choice("gradient", gradient, GRADIENT_RULES)
@@ -53,12 +53,12 @@ def check_options(
 
 
 def _snntorch_class(cls: type) -> Any:
-    """The snnTorch neuron that a single-spike class derives from; None for a mixin."""
+    """The snnTorch class that a single-spike class derives from; None for a mixin."""
     return next((c for c in cls.__mro__ if c.__module__.startswith("snntorch.")), None)
 
 
 def _signature(cls: type, original: type) -> inspect.Signature:
-    """What help() and editors show: the arguments of the snnTorch class, and those by keyword."""
+    """The signature for help() and editors: the snnTorch arguments, then the keyword arguments."""
     constructors = [vars(c)["__init__"] for c in cls.__mro__ if "__init__" in vars(c)]
     own = inspect.signature(constructors[0])
     positional = list(own.parameters.values())[1:]
@@ -72,10 +72,10 @@ def _signature(cls: type, original: type) -> inspect.Signature:
 
 
 class SingleSpikeNeuron:
-    """Mixed into a snnTorch neuron: over a whole sequence, and at most one spike.
+    """A mixin that makes a snnTorch neuron compute a whole sequence, with at most one spike.
 
-    The neuron itself stays as snnTorch made it, with its parameters and buffers. The constructor
-    takes the arguments of the snnTorch class, and `gradient` and `backend` by keyword.
+    The neuron keeps the parameters and buffers that snnTorch makes. The constructor takes the
+    arguments of the snnTorch class, and `gradient` and `backend` by keyword.
     """
 
     gradient: str
@@ -112,7 +112,7 @@ class SingleSpikeNeuron:
         return given
 
     def _init_single_spike(self, gradient: str, backend: str) -> None:
-        """Turn a neuron that snnTorch has just made, or that was in use, into this class."""
+        """Set the attributes of this class on a neuron that snnTorch has constructed."""
         if self.surrogate_disable:
             self.spike_grad = surrogate_disabled
         else:
@@ -122,7 +122,7 @@ class SingleSpikeNeuron:
         self._track()
 
     def _sync_with_snntorch(self) -> None:
-        """Bring up to date what snnTorch's own module would read, and this one does not."""
+        """Update attributes that snnTorch's module reads and this module does not."""
 
     def extra_repr(self) -> str:
         """The options that decide what the layer computes."""
@@ -132,9 +132,9 @@ class SingleSpikeNeuron:
         )
 
     def _run(self, input_: Tensor, dtype: torch.dtype | None = None, /, **neuron: Any) -> Result:
-        """The whole sequence, and the states of its last step kept as attributes.
+        """Compute the whole sequence, and keep the states of the last step as attributes.
 
-        ``dtype`` is the type of the user's input, where a neuron widened it.
+        ``dtype`` is the type of the user's input, for a neuron that has widened the input.
         """
         dtype = dtype or input_.dtype
 
@@ -143,7 +143,7 @@ class SingleSpikeNeuron:
             return value.to(input_.dtype) if same else value
 
         neuron = {name: widened(value) for name, value in neuron.items()}
-        # In a compiled graph an attribute of varying shape would compile it again each time.
+        # An attribute of varying shape would recompile a compiled graph at every change.
         keep_states = not torch.compiler.is_compiling()
         surrogate, custom_surrogate = self._surrogate()
         result = run_single_spike(
@@ -170,17 +170,17 @@ class SingleSpikeNeuron:
         return result
 
     def _reset(self) -> str:
-        """All but Leaky set the membrane to zero after they have integrated it."""
+        """The kernel's name of the reset: all neurons but Leaky set zero after the integration."""
         return "zero_after" if self.reset_mechanism == "zero" else self.reset_mechanism
 
     def _integrated(self) -> tuple[str, ...]:
-        """States that the operator integrates, the membrane first."""
+        """Names of the states that the operator integrates, the membrane first."""
         return ("mem",)
 
     def _initial(self, input_: Tensor, **given: Tensor | None) -> dict[str, Tensor | None]:
-        """Initial states by name; an empty one, or one left over from another batch, is None.
+        """Initial states by name; an empty state, or a state of another batch, becomes None.
 
-        Called first by every ``forward``, so that the input is checked before it is used.
+        Every ``forward`` calls this method first: it checks the input before the input is used.
         """
         check_current(input_)
         if self.init_hidden and any(state is not None for state in given.values()):
@@ -198,11 +198,11 @@ class SingleSpikeNeuron:
     def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
         known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is surrogate_disabled
         if torch.compiler.is_compiling() and not known:
-            return None, self.spike_grad  # looked at when the neuron was made
+            return None, self.spike_grad  # recognised in the constructor
         return split(self.spike_grad)
 
     def _track(self) -> None:
-        """Let snnTorch's resets reach this neuron without keeping it alive for ever."""
+        """Register the neuron for snnTorch's resets, by a weak reference."""
         listed = SpikingNeuron.instances
         listed[:] = [neuron for neuron in listed if neuron is not self and neuron is not None]
         listed.append(weakref.proxy(self, _forget))
@@ -213,10 +213,10 @@ class SingleSpikeNeuron:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
-        self._track()  # a copied or loaded neuron is reset like any other
+        self._track()  # snnTorch resets a copied or loaded neuron, too
 
 
 def _forget(proxy: Any) -> None:
-    # None rather than a shorter list: snnTorch may be walking it by index right now.
+    # None, not a shorter list: snnTorch may be iterating over the list by index.
     listed = SpikingNeuron.instances
     listed[:] = [None if neuron is proxy else neuron for neuron in listed]

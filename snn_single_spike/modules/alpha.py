@@ -19,7 +19,7 @@ __all__ = ["SingleSpikeAlpha"]
 class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
     """
     Alpha membrane neuron that spikes at most once per sample, over a whole sequence in one
-    call. Takes the constructor arguments of :class:`snntorch.Alpha`.
+    call. The constructor takes the arguments of :class:`snntorch.Alpha`.
 
     .. math::
 
@@ -28,12 +28,14 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
             U[t] = τ_{α}(I_{\\rm exc}[t] + I_{\\rm inh}[t]) \\\\
             S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
 
-    with :math:`τ_{α} = 1 + \\log α / (\\log β - \\log α)`. One step after the spike, once, the
-    reset sets all states to zero (`"zero"`), or does what snnTorch calls `"subtract"` here:
-    the threshold is taken off the excitatory current, the inhibitory one is cleared, and its
-    last value is added to the membrane of that step. Spikes up to and including the first, and
-    the states up to the step after it, are those of :class:`snntorch.Alpha`. Before the first
-    spike the neuron is linear in its input, as in Taylor, King and Harper, arXiv:2205.15286.
+    with :math:`τ_{α} = 1 + \\log α / (\\log β - \\log α)`. The reset acts once, one step after
+    the spike. `"zero"` sets all states to zero. `"subtract"` acts as in snnTorch's Alpha: the
+    threshold is subtracted from the excitatory current, the inhibitory current is set to zero,
+    and its last value is added to the membrane of that step.
+
+    Spikes up to the first spike, and states up to the step after the spike, equal the spikes and
+    states of :class:`snntorch.Alpha`. Before the first spike the neuron is linear in its input,
+    as in Taylor, King and Harper, arXiv:2205.15286.
 
     Example::
 
@@ -44,26 +46,29 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         between 0 and 1. A number, or a tensor that broadcasts to the features
     :type alpha: float or torch.tensor
 
-    :param beta: decay rate per step of the inhibitory current, less than 1. Likewise
+    :param beta: decay rate per step of the inhibitory current, less than 1. Clipped between 0
+        and 1. A number, or a tensor that broadcasts to the features
     :type beta: float or torch.tensor
 
-    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :param threshold: a neuron fires at the first step where its membrane is strictly above the
+        threshold: a number, or a tensor that broadcasts to the features. Defaults to 1
     :type threshold: float or torch.tensor, optional
 
-    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate` or any
+    :param spike_grad: surrogate gradient: a surrogate of :mod:`snntorch.surrogate`, or any
         differentiable function of `mem - threshold`. Defaults to None (ATan)
     :type spike_grad: Callable, optional
 
-    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :param surrogate_disable: if True, spikes carry no gradient. Defaults to False
     :type surrogate_disable: bool, optional
 
-    :param init_hidden: return the spikes only. Defaults to False
+    :param init_hidden: if True, the layer returns the spikes only. Defaults to False
     :type init_hidden: bool, optional
 
-    :param inhibition: not supported, must be False: it couples neurons at every step
+    :param inhibition: must be False: inhibition couples neurons at every step
+    :type inhibition: bool, optional
 
-    :param learn_alpha: make alpha a parameter (snnTorch 1.0 itself fails on it). Training must
-        keep it above beta. Defaults to False
+    :param learn_alpha: make alpha a parameter. Training must keep alpha above beta. (snnTorch 1.0
+        raises for `learn_alpha=True`.) Defaults to False
     :type learn_alpha: bool, optional
 
     :param learn_beta: make beta a parameter. Defaults to False
@@ -75,9 +80,11 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
     :param reset_mechanism: "zero", "subtract" or "none". Defaults to "zero"
     :type reset_mechanism: str, optional
 
-    :param state_quant: not supported, must be False: it makes the membrane non-linear
+    :param state_quant: must be False: quantization makes the membrane non-linear in its input
+    :type state_quant: bool, optional
 
-    :param output: return spikes and states although `init_hidden=True`. Defaults to False
+    :param output: if True, the layer returns spikes and states also with `init_hidden=True`.
+        Defaults to False
     :type output: bool, optional
 
     :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
@@ -91,25 +98,26 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
           float64, float16 or bfloat16
         - **syn_exc_0**, **syn_inh_0**, **mem_0** of shape `(batch, *features)`: states before
-          the first step, zeros by default. The membrane follows from the currents, so that
-          mem_0 has no effect
+          the first step, zeros by default. The currents determine the membrane, so mem_0 has no
+          effect
 
     Outputs: spk, syn_exc, syn_inh, mem
         - **spk**, **syn_exc**, **syn_inh**, **mem** of shape `(time, batch, *features)`, type
           of the input: spikes, synaptic currents and membrane at every step. With
-          `init_hidden=True` only the spikes are returned, unless `output=True`
+          `init_hidden=True` the layer returns the spikes only, unless `output=True`
 
-    After a call `self.syn_exc`, `self.syn_inh` and `self.mem` are those of the last step,
+    After a call `self.syn_exc`, `self.syn_inh` and `self.mem` hold the states of the last step,
     detached.
 
-    :raises ValueError: also where alpha is not greater than beta, or beta is 1
+    :raises ValueError: alpha is not greater than beta, or beta is 1; else as
+        :class:`SingleSpikeLeaky`
     :raises TypeError, RuntimeError: as :class:`SingleSpikeLeaky`
     """
 
     alpha: Tensor
 
     def _constructor_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        # snnTorch replaces its own parameter by a clipped tensor, and fails.
+        # snnTorch would replace the parameter by a clipped tensor, and raise.
         self._learns_alpha = given["learn_alpha"]
         return given | {"learn_alpha": False}
 
@@ -129,7 +137,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
     ) -> Any:
         input_ = materialize(input_, type(self).__name__)
         states = self._initial(input_, syn_exc=syn_exc, syn_inh=syn_inh, mem=mem)
-        check_state("mem", states["mem"], input_)  # the currents tell the membrane
+        check_state("mem", states["mem"], input_)  # mem has no effect
         result = self._run(
             input_,
             alpha=self.alpha,
@@ -142,13 +150,13 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         return result.spikes, result.syn, result.inh, result.mem
 
     def _gain(self) -> Tensor:
-        """Membrane per difference of the currents, as snnTorch computes it."""
+        """tau_alpha, the factor of the difference of the currents, as snnTorch computes it."""
         alpha, beta = torch.log(clip_decay(self.alpha)), torch.log(clip_decay(self.beta))
         gain = alpha / (beta - alpha) + 1
         if gain.device.type == "cpu" and not torch.compiler.is_compiling() and gain.isnan().any():
             raise ValueError(
-                "alpha and beta are equal, both at or above 1, or NaN, where the membrane of Alpha "
-                "is not defined: keep alpha above beta in training"
+                "alpha and beta are equal, both at or above 1, or NaN, but the membrane of Alpha "
+                "requires alpha above beta, and beta below 1: keep both so in training"
             )
         return gain
 

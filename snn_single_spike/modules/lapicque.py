@@ -17,68 +17,70 @@ from ._base import SingleSpikeNeuron
 __all__ = ["SingleSpikeLapicque"]
 
 
-# Which of beta, R and C are given
+# The permitted combinations of given beta, R and C
 _ENOUGH = {(True, False, False), (False, True, True), (True, True, False), (True, False, True)}
 
 
 class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
     """
     Lapicque's RC circuit as a neuron that spikes at most once per sample, over a whole
-    sequence in one call. Takes the constructor arguments of :class:`snntorch.Lapicque`.
+    sequence in one call. The constructor takes the arguments of :class:`snntorch.Lapicque`.
 
     .. math::
 
             U[t] = \\Big(1 - \\frac{Δt}{RC}\\Big)U[t-1] + \\frac{Δt}{C}I_{\\rm in}[t] - R[t] \\\\
             S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
 
-    The reset acts once, one step after the spike: `"subtract"` takes the threshold off the
-    membrane, `"zero"` sets it to zero. Spikes up to and including the first, and the membrane up
-    to the step after it, are those of :class:`snntorch.Lapicque`; as there, the decay is the
-    Euler step 1 - Δt/RC, not beta itself, and is not clipped. Where R or Δt is not 1, the
-    factors of the input are multiplied with each other first, so that the last bit of the
-    membrane may differ. Before the first spike the neuron is linear in its input, as in Taylor,
-    King and Harper, arXiv:2205.15286.
+    The reset acts once, one step after the spike: `"subtract"` subtracts the threshold from the
+    membrane, `"zero"` sets the membrane to zero. Spikes up to the first spike, and the membrane
+    up to the step after the spike, equal the spikes and membrane of :class:`snntorch.Lapicque`.
+    As in snnTorch, the decay is the Euler step 1 - Δt/RC, not beta itself, and is not clipped.
+    If R or Δt is not 1, the layer multiplies the factors of the input with each other first, and
+    the last bit of the membrane may differ. Before the first spike the neuron is linear in its
+    input, as in Taylor, King and Harper, arXiv:2205.15286.
 
     Example::
 
         lif = SingleSpikeLapicque(R=5, C=1e-3, time_step=1e-3)  # was snn.Lapicque(...)
         spk, mem = lif(current)                                 # (time, batch, features)
 
-    Two of beta, R and C, or beta alone, must be given; then
-    :math:`β = e^{-Δt/RC}`, and R is 1 where only beta is given.
+    Pass two of beta, R and C, or beta alone. The third follows from :math:`β = e^{-Δt/RC}`. If
+    beta is passed alone, R is 1.
 
-    :param beta: membrane decay rate per step, a number or a tensor that broadcasts to the
-        features. Defaults to False (from R and C)
+    :param beta: membrane decay rate per step: a number, or a tensor that broadcasts to the
+        features. Defaults to False (computed from R and C)
     :type beta: float or torch.tensor, optional
 
-    :param R: resistance, likewise. Defaults to False (from beta and C)
+    :param R: resistance: a number, or a tensor that broadcasts to the features. Defaults to
+        False (computed from beta and C)
     :type R: float or torch.tensor, optional
 
-    :param C: capacitance, likewise. Defaults to False (from beta and R)
+    :param C: capacitance: a number, or a tensor that broadcasts to the features. Defaults to
+        False (computed from beta and R)
     :type C: float or torch.tensor, optional
 
-    :param time_step: Δt, in the unit of RC. Defaults to 1
+    :param time_step: duration Δt of a step, in the unit of RC. Defaults to 1
     :type time_step: float, optional
 
-    :param threshold: membrane above which (strictly) a neuron fires, a number or one value
-        per neuron. Defaults to 1
+    :param threshold: a neuron fires at the first step where its membrane is strictly above the
+        threshold: a number, or a tensor that broadcasts to the features. Defaults to 1
     :type threshold: float or torch.tensor, optional
 
-    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate` or any
+    :param spike_grad: surrogate gradient: a surrogate of :mod:`snntorch.surrogate`, or any
         differentiable function of `mem - threshold`. Defaults to None (ATan)
     :type spike_grad: Callable, optional
 
-    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :param surrogate_disable: if True, spikes carry no gradient. Defaults to False
     :type surrogate_disable: bool, optional
 
-    :param init_hidden: return the spikes only. Defaults to False
+    :param init_hidden: if True, the layer returns the spikes only. Defaults to False
     :type init_hidden: bool, optional
 
-    :param inhibition: not supported, must be False: it couples neurons at every step
+    :param inhibition: must be False: inhibition couples neurons at every step
+    :type inhibition: bool, optional
 
-    :param learn_beta: make beta a parameter, which needs beta to be given; what was derived from
-        it, C or R, then follows it at every call (snnTorch 1.0 keeps the value it began with).
-        Defaults to False
+    :param learn_beta: make beta a parameter. Requires `beta`. Every call computes C or R from the
+        current beta. (snnTorch 1.0 keeps the initial C or R.) Defaults to False
     :type learn_beta: bool, optional
 
     :param learn_threshold: make threshold a parameter. Defaults to False
@@ -87,9 +89,11 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
     :param reset_mechanism: "subtract", "zero" or "none". Defaults to "subtract"
     :type reset_mechanism: str, optional
 
-    :param state_quant: not supported, must be False: it makes the membrane non-linear
+    :param state_quant: must be False: quantization makes the membrane non-linear in its input
+    :type state_quant: bool, optional
 
-    :param output: return spikes and membrane although `init_hidden=True`. Defaults to False
+    :param output: if True, the layer returns spikes and membrane also with `init_hidden=True`.
+        Defaults to False
     :type output: bool, optional
 
     :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
@@ -106,33 +110,34 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
           default
 
     Outputs: spk, mem
-        - **spk**, **mem** of shape `(time, batch, *features)`, type of the input. With
-          `init_hidden=True` only the spikes are returned, unless `output=True`
+        - **spk**, **mem** of shape `(time, batch, *features)`, type of the input: spikes and
+          membrane at every step. With `init_hidden=True` the layer returns the spikes only,
+          unless `output=True`
 
-    After a call `self.mem` is the membrane of the last step, detached.
+    After a call `self.mem` holds the membrane of the last step, detached.
 
-    :raises ValueError: also for too few or too many of beta, R and C, and for learn_beta
-        without beta
+    :raises ValueError: too few or too many of beta, R and C, or `learn_beta=True` without beta;
+        else as :class:`SingleSpikeLeaky`
     :raises TypeError, RuntimeError: as :class:`SingleSpikeLeaky`
     """
 
     R: Tensor
     C: Tensor
     time_step: Tensor
-    _derived = "C"  # what follows a learned beta
+    _derived = "C"  # the parameter that is computed from a learned beta
 
     def _constructor_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         beta, R, C = given["beta"], given["R"], given["C"]
         found = tuple(value is not False for value in (beta, R, C))
         if found not in _ENOUGH:
             raise ValueError(
-                f"beta={beta!r}, R={R!r}, C={C!r}: pass beta alone, or two of the three; each "
-                "follows from the other two"
+                f"beta={beta!r}, R={R!r}, C={C!r} do not define the circuit: pass beta alone, or "
+                "two of the three"
             )
         if given["learn_beta"] and beta is False:
-            raise ValueError("learn_beta=True needs beta: pass beta in the place of R or C")
+            raise ValueError("learn_beta=True requires beta: pass beta in place of R or C")
         if beta is not False and (torch.as_tensor(beta) <= 0).any():
-            raise ValueError(f"beta={beta!r} must be greater than 0: RC would be 0")
+            raise ValueError(f"beta={beta!r} must be greater than 0: beta=0 means RC=0")
         for name in ("R", "C"):
             if given[name] is not False and (torch.as_tensor(given[name]) == 0).any():
                 raise ValueError(
@@ -141,8 +146,8 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
         return given
 
     def _lapicque_cases(self, time_step, beta, R, C) -> None:
-        # Called by snnTorch's constructor. Its own takes neither per-neuron values nor a learned
-        # beta next to R.
+        # snnTorch's constructor calls this method. snnTorch's version supports neither per-neuron
+        # values nor a learned beta next to R.
         self.register_buffer("time_step", torch.as_tensor(time_step))
         self.register_buffer("R", torch.as_tensor(1 if R is False else R))
         self.register_buffer("C", torch.as_tensor(1 if C is False else C))
@@ -156,7 +161,7 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             self.R = self._from_beta().detach()
 
     def _sync_with_snntorch(self) -> None:
-        """C or R, which every call derives from a learned beta."""
+        """Update C or R from a learned beta."""
         if isinstance(self.beta, nn.Parameter):
             setattr(self, self._derived, self._from_beta().detach())
 
@@ -174,7 +179,7 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             check_parameter("beta", self.beta, input_)
             circuit[self._derived] = self._from_beta()
         R, C = circuit["R"], circuit["C"]
-        # The factors are rounded where snnTorch rounds them; what is left is one product.
+        # The factors are rounded as in snnTorch, and then multiplied into one.
         state = state_dtype(input_.dtype)
         factors = (R, 1 / (R * C), self.time_step)
         scale = functools.reduce(torch.mul, (factor.to(state) for factor in factors))

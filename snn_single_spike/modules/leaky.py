@@ -26,29 +26,30 @@ __all__ = ["LeakyState", "SingleSpikeLeaky"]
 
 
 class LeakyState(NamedTuple):
-    """State of :meth:`SingleSpikeLeaky.step` between two time steps."""
+    """The state that :meth:`SingleSpikeLeaky.step` takes and returns."""
 
     mem: Tensor
-    """Membrane, `(B, *features)`, float32 or float64."""
+    """Membrane, `(B, *features)`; float32, or float64 for float64 input."""
     times: Tensor
-    """Step of the first spike so far, `(B, *features)` int64, -1 while silent."""
+    """Step of the first spike, `(B, *features)` int64; -1 for a neuron that has not fired yet."""
     num_steps: int
-    """Time steps taken."""
+    """Number of time steps since the start of the sample."""
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     """
     Leaky integrate-and-fire neuron that spikes at most once per sample, over a whole
-    sequence in one call. Takes the constructor arguments of :class:`snntorch.Leaky`.
+    sequence in one call. The constructor takes the arguments of :class:`snntorch.Leaky`.
 
     .. math::
 
             U[t] = βU[t-1] + I_{\\rm in}[t] - R[t] \\\\
             S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
 
-    The reset R acts once, one step after the spike, by ``reset_mechanism``; spikes up to and
-    including the first, and the membrane up to the step after it, are those of
-    :class:`snntorch.Leaky`. Method: Taylor, King and Harper, arXiv:2205.15286.
+    The reset R acts once, one step after the spike: `"subtract"` subtracts the threshold from the
+    membrane, `"zero"` sets the membrane to zero. Spikes up to the first spike, and the membrane
+    up to the step after the spike, equal the spikes and membrane of :class:`snntorch.Leaky`.
+    Method: Taylor, King and Harper, arXiv:2205.15286.
 
     Example::
 
@@ -67,27 +68,29 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
                 spk1, _ = self.lif1(self.fc1(x))             # no loop over time
                 return self.lif2(self.fc2(spk1))             # spk2, mem2
 
-    Every call is one sample from its start: the state of an earlier call is not carried
-    over, so ``utils.reset(net)`` is allowed but not needed. For streaming use :meth:`step`.
+    Every call starts a new sample. The layer does not carry the state of an earlier call over, so
+    ``utils.reset(net)`` is allowed but not needed. For streaming use :meth:`step`.
 
-    :param beta: membrane potential decay rate. Clipped between 0 and 1 during the forward
-        pass. A number, or a tensor that broadcasts to the features (one value per neuron)
+    :param beta: membrane potential decay rate per step. Clipped between 0 and 1 during the
+        forward pass. A number, or a tensor that broadcasts to the features (one value per neuron)
     :type beta: float or torch.tensor
 
-    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :param threshold: a neuron fires at the first step where its membrane is strictly above the
+        threshold: a number, or a tensor that broadcasts to the features. Defaults to 1
     :type threshold: float or torch.tensor, optional
 
-    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate` or any
+    :param spike_grad: surrogate gradient: a surrogate of :mod:`snntorch.surrogate`, or any
         differentiable function of `mem - threshold`. Defaults to None (ATan)
     :type spike_grad: Callable, optional
 
-    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :param surrogate_disable: if True, spikes carry no gradient. Defaults to False
     :type surrogate_disable: bool, optional
 
-    :param init_hidden: return the spikes only. Defaults to False
+    :param init_hidden: if True, the layer returns the spikes only. Defaults to False
     :type init_hidden: bool, optional
 
-    :param inhibition: not supported, must be False: it couples neurons at every step
+    :param inhibition: must be False: inhibition couples neurons at every step
+    :type inhibition: bool, optional
 
     :param learn_beta: make beta a parameter. Defaults to False
     :type learn_beta: bool, optional
@@ -95,22 +98,25 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     :param learn_threshold: make threshold a parameter. Defaults to False
     :type learn_threshold: bool, optional
 
-    :param reset_mechanism: what the spike does to the membrane: "subtract" the threshold,
-        set to "zero", or "none". Defaults to "subtract"
+    :param reset_mechanism: "subtract", "zero" or "none". Defaults to "subtract"
     :type reset_mechanism: str, optional
 
-    :param state_quant: not supported, must be False: it makes the membrane non-linear
+    :param state_quant: must be False: quantization makes the membrane non-linear in its input
+    :type state_quant: bool, optional
 
-    :param output: return spikes and membrane although `init_hidden=True`. Defaults to False
+    :param output: if True, the layer returns spikes and membrane also with `init_hidden=True`.
+        Defaults to False
     :type output: bool, optional
 
-    :param graded_spikes_factor: height of a spike. Defaults to 1
-    :type graded_spikes_factor: float or torch.tensor
+    :param graded_spikes_factor: height of a spike: a number, or a tensor that broadcasts to the
+        features. Defaults to 1
+    :type graded_spikes_factor: float or torch.tensor, optional
 
-    :param learn_graded_spikes_factor: make it a parameter. Defaults to False
+    :param learn_graded_spikes_factor: make graded_spikes_factor a parameter. Defaults to False
     :type learn_graded_spikes_factor: bool, optional
 
     :param reset_delay: must be True: the reset comes one step after the spike
+    :type reset_delay: bool, optional
 
     :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
         Defaults to "masked"
@@ -119,35 +125,39 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
     :type backend: str, optional, keyword only
 
-    :param currency: what spikes are returned as: a "dense" tensor, or
-        :class:`snn_single_spike.SpikeTimes` ("times"). A linear layer before the neuron that is
-        given spike times is then computed from them, see :mod:`snn_single_spike.spikes`.
-        Compiled modules stay with dense tensors. Defaults to "dense"
-    :type currency: str, optional, keyword only
+    :param spike_format: format of the returned spikes: a "dense" tensor, or
+        :class:`snn_single_spike.SpikeTimes` ("times"). With "times" the current of an `nn.Linear`
+        from spike times is not computed, see :mod:`snn_single_spike.spikes`. Defaults to "dense"
+    :type spike_format: str, optional, keyword only
 
     Inputs: \\input_, mem_0
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
-          float64, float16 or bfloat16; or what `nn.Linear` makes of spike times
+          float64, float16 or bfloat16; or the :class:`snn_single_spike.spikes.LazyCurrent` that
+          `nn.Linear` returns for spike times
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
-          default. The empty tensor of `reset_mem()` means zeros too
+          default. The empty tensor of `reset_mem()` means zeros, too
 
     Outputs: spk, mem
-        - **spk** of shape `(time, batch, *features)`: the spikes, in the type of the input
-          (snnTorch's are float32 whatever the input)
-        - **mem** of the same shape: the membrane at every step, type of the input. Not
-          returned with `init_hidden=True`, unless `output=True`. With `spike_format="times"` it is
-          computed when it is first used
+        - **spk** of shape `(time, batch, *features)`: the spikes, in the type of the input.
+          (snnTorch returns float32 for every input)
+        - **mem** of the same shape: the membrane at every step, type of the input. With
+          `init_hidden=True` the layer returns the spikes only, unless `output=True`. With
+          `spike_format="times"` and a current from spike times, the membrane is a
+          :class:`snn_single_spike.spikes.LazyMembrane`, which computes the tensor on its first
+          use. In a compiled graph the membrane is a tensor
 
-    After a call `self.mem` is the membrane of the last step, detached. Compiled and exported
-    modules, and those that compute spike times only, leave it as it was.
+    After a call `self.mem` holds the membrane of the last step, detached. Three calls do not
+    update `self.mem`: a call of a compiled module, a call of an exported module, and a call with
+    `spike_format="times"` on a current from spike times.
 
+    :raises ValueError: an option is not supported over a whole sequence
+    :raises TypeError: a membrane is passed with `init_hidden=True`
     :raises ValueError, TypeError, RuntimeError: as
-        :func:`snn_single_spike.functional.single_spike_leaky`; for an option that cannot be
-        honoured; for a membrane passed in with `init_hidden=True`
+        :func:`snn_single_spike.functional.single_spike_leaky`
     """
 
     mem: Tensor
-    spike_format: str = "dense"  # of neurons that were saved before there was another
+    spike_format: str = "dense"  # of pickles from before this option
 
     def __init__(self, *args: Any, spike_format: str = "dense", **kwargs: Any) -> None:
         check_choice("spike_format", spike_format, SPIKE_FORMATS)
@@ -160,7 +170,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if times and isinstance(input_, LazyCurrent) and zeros:
             return self._from_spikes(input_.unfold())
         input_ = materialize(input_, type(self).__name__)
-        # Spike times hold their height beside them.
+        # SpikeTimes hold the height in an attribute.
         height = {"graded_spikes_factor": 1.0} if times else {}
         result = self._run(input_, **self._initial(input_, mem=mem), **height)
         spikes: Any = result.spikes
@@ -209,8 +219,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """
-        One time step of the same neuron, for streaming: the same spikes, bit for bit on the
-        CPU, as :meth:`forward` on the stacked sequence.
+        Compute one time step, for streaming. The spikes equal those of :meth:`forward` on the
+        stacked sequence, on a CPU bit for bit.
 
         Example::
 
@@ -218,20 +228,24 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             for x in stream:                       # x: (batch, *features)
                 spk, state = lif.step(x, state)
 
-        Differentiable by backpropagation through time, which is the `"masked"` rule; other
-        rules need the whole sequence.
+        The step is differentiable by backpropagation through time, as in the `"masked"` rule.
+        The other gradient rules need the whole sequence.
 
-        :param input_: current of one step, of shape `(batch, *features)`
+        :param input_: current of one step, of shape `(batch, *features)`; float32, float64,
+            float16 or bfloat16
         :type input_: torch.Tensor
-        :param state: what the last step returned; None starts a sample
+        :param state: the state that the last step returned. Defaults to None, which starts a
+            sample
         :type state: LeakyState, optional
-        :return: spikes `(batch, *features)` and the state for the next step
+        :return: spikes of shape `(batch, *features)`, type of the input, and the state for the
+            next step
         :rtype: tuple(torch.Tensor, LeakyState)
-        :raises ValueError: fewer than two dimensions, or a state of another shape
+        :raises ValueError: `input_` has fewer than two dimensions, or the state has another shape
+        :raises TypeError: `state` is not a :class:`LeakyState`
         """
         if not isinstance(input_, Tensor) or input_.dim() < 2:
             raise ValueError(
-                "input_ of one step must be a tensor of shape (batch, *features), not "
+                "input_ of step() must be a tensor of shape (batch, *features), not "
                 f"{tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__}"
             )
         sequence = input_[None]
@@ -245,8 +259,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             state = LeakyState(mem, torch.full_like(input_, -1, dtype=torch.int64), 0)
         if not isinstance(state, LeakyState):
             raise TypeError(
-                f"state must be what the last step returned, or None to start a sample, not "
-                f"{type(state).__name__}"
+                f"state must be a LeakyState, not {type(state).__name__}: pass the state that the "
+                "last step returned, or None to start a sample"
             )
         check_state("mem", state.mem, sequence)
         mem, times, now = state
@@ -257,7 +271,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if self.reset_mechanism == "subtract":
             mem = torch.where(reset, mem - theta, mem)
         fire = (mem > theta) & (times < 0)
-        allowed = ((times < 0) | fire).to(mem.dtype)  # at most once, as a detached gate
+        allowed = ((times < 0) | fire).to(mem.dtype)  # the detached at-most-once gate
         path = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor.detach()
         spk = fire.to(mem.dtype) * factor + (path - path.detach())
         return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)

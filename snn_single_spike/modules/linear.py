@@ -18,25 +18,33 @@ from .leaky import LeakyState, SingleSpikeLeaky
 
 __all__ = ["SingleSpikeLinear"]
 
-# A dense input is faster taken as its spikes where at most one in so many of its entries is one,
-# and they go to so many neurons. Measured with the compiled CPU loops, forward and backward: 784
-# to 1000 units at T=100 3.5 and 1.6 times at one in 50 and one in 10, 1156 to 300 at T=300 2.5
-# and 1.1 times, 784 to 100 at T=25 1.4 times at one in 50 and level at one in 20.
+# A dense input is converted to events if at most one in SPARSE of its entries is a spike, and the
+# layer has at least WIDE neurons. Measured speed-ups of the compiled CPU loops, forward and
+# backward: 784 to 1000 units at T=100: 3.5 at one in 50, 1.6 at one in 10. 1156 to 300 units at
+# T=300: 2.5 and 1.1. 784 to 100 units at T=25: 1.4 at one in 50, 1.0 at one in 20.
 SPARSE, WIDE = 32, 100
 
 
 class SingleSpikeLinear(SingleSpikeLeaky):
     """
     A linear layer of single-spike neurons: :class:`torch.nn.Linear` and
-    :class:`snn_single_spike.SingleSpikeLeaky` in one, from spike times to spike times.
+    :class:`snn_single_spike.SingleSpikeLeaky` in one module, from spike times to spike times.
 
     .. math::
 
             U[t] = βU[t-1] + W S_{\\rm in}[t] + b - R[t]
 
-    Every input spike adds its column of W once. No tensor of shape `(time, batch, features)` is
-    made, forwards or backwards; with `gradient="spike_time"` memory does not grow with
-    the number of time steps, and time hardly does.
+    Every input spike adds its column of W once. The forward pass allocates no tensor of shape
+    `(time, batch, features)`. With `gradient="spike_time"` the backward pass allocates no such
+    tensor either: memory does not grow with the number of time steps, and time hardly grows.
+
+    Under a surrogate rule the backward pass visits every time step. The layer before a readout
+    allocates no `(time, batch, features)` tensor. A hidden layer that feeds another hidden layer
+    keeps the adjoint `(time, batch, out)` of the next layer during the backward pass, because
+    this adjoint has no closed form.
+
+    Method: Taylor, King and Harper, arXiv:2205.15286, and for `"spike_time"` Göltz et al., Fast &
+    Deep, Nature Machine Intelligence 2021.
 
     Example::
 
@@ -48,8 +56,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         spikes = SpikeTimes(times, num_steps=100)         # times: (batch, 784)
         loss = F.cross_entropy(output(hidden(spikes)), targets)
 
-    Its `state_dict` has the keys `weight` and `bias` of the linear layer, initialised as torch
-    does, and those of :class:`snntorch.Leaky`.
+    The `state_dict` has the keys `weight` and `bias` of :class:`torch.nn.Linear` and the keys of
+    :class:`snntorch.Leaky`. Weight and bias are initialised as in :class:`torch.nn.Linear`.
 
     :param in_features: number of inputs
     :type in_features: int
@@ -57,30 +65,33 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     :param out_features: number of neurons
     :type out_features: int
 
-    :param beta: membrane potential decay rate, as in
-        :class:`snn_single_spike.SingleSpikeLeaky`, of which all further arguments are taken but
-        `init_hidden`, `output` and `spike_format`
+    :param beta: membrane potential decay rate per step, as in
+        :class:`snn_single_spike.SingleSpikeLeaky`
     :type beta: float or torch.tensor
 
-    :param bias: learn a constant current. Defaults to True
+    :param bias: learn a constant current for each neuron. Defaults to True
     :type bias: bool, optional
 
-    :param device: of the weights and the bias
+    :param device: device of the weights and the bias. Defaults to None: torch's default device
     :type device: torch.device, optional, keyword only
 
-    :param dtype: of the weights and the bias
+    :param dtype: type of the weights and the bias. Defaults to None: torch's default type
     :type dtype: torch.dtype, optional, keyword only
+
+    Other keyword arguments as in :class:`snn_single_spike.SingleSpikeLeaky`. `init_hidden`,
+    `output` and `spike_format` are not accepted.
 
     Inputs: spikes
         - **spikes** :class:`snn_single_spike.SpikeTimes` or :class:`snn_single_spike.SpikeEvents`
-          with `in_features` units, or a dense tensor `(time, batch, in_features)`. On the CPU,
-          with numba, a float32 or float64 one without a gradient that is nearly all zeros is taken
-          as its spikes; any other is multiplied as by `nn.Linear`. Only this keeps the last
-          membrane in `self.mem`
+          with `in_features` units, or a dense tensor `(time, batch, in_features)`. On a CPU with
+          numba, the layer converts a sparse float32 or float64 tensor without a gradient to
+          events. The layer multiplies any other tensor with the weights, as `nn.Linear` does.
+          Only such a product updates `self.mem`
 
-    Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`. A module
-    that is compiled by `torch.compile` computes dense tensors, and returns one
+    Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`, in the
+    type of the weights
 
+    :raises TypeError: `init_hidden`, `output` or `spike_format` is passed
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_linear`
     """
@@ -149,29 +160,37 @@ class SingleSpikeLinear(SingleSpikeLeaky):
             )
 
     def _faster_from_spikes(self, dense: Tensor) -> bool:
-        """Whether few enough of the entries of a dense input are spikes."""
+        """Whether a dense input is sparse enough to be converted to events."""
         if (
             torch.compiler.is_compiling()
             or self.out_features < WIDE
-            or dense.device.type != "cpu"  # elsewhere to count would be to wait for the device
-            or backends.explain("cpu")[0] != "numba"  # plain torch multiplies dense tensors
+            or dense.device.type != "cpu"  # counting would wait for a GPU
+            or backends.explain("cpu")[0] != "numba"  # plain torch multiplies dense tensors anyway
             or dense.dtype not in (torch.float32, torch.float64)
             or dense.dtype != self.weight.dtype
-            or torch.is_autocast_enabled("cpu")  # asks for a product in half precision
+            or torch.is_autocast_enabled("cpu")  # autocast multiplies in half precision
             or (dense.requires_grad and torch.is_grad_enabled())
             or dense.dim() != 3
             or dense.shape[2] != self.in_features
             or not dense.numel()
         ):
             return False
-        # torch's own count takes ten times as long.
+        # torch.count_nonzero takes ten times as long.
         return np.count_nonzero(dense.detach().numpy()) * SPARSE <= dense.numel()
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
-        """One time step of the layer, for streaming: :meth:`SingleSpikeLeaky.step` on its current.
+        """
+        Compute one time step of the layer, for streaming: :meth:`SingleSpikeLeaky.step` on the
+        current of the linear layer.
 
         :param input_: dense spikes of one step, of shape `(batch, in_features)`
         :type input_: torch.Tensor
+        :param state: the state that the last step returned. Defaults to None, which starts a
+            sample
+        :type state: LeakyState, optional
+        :return: dense spikes of shape `(batch, out_features)`, and the state for the next step
+        :rtype: tuple(torch.Tensor, LeakyState)
+        :raises ValueError, TypeError: as :meth:`SingleSpikeLeaky.step`
         """
         return super().step(F.linear(input_, self.weight, self.bias), state)
 

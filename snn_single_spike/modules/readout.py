@@ -1,4 +1,4 @@
-"""The non-firing output layer of the papers."""
+"""The output layer of arXiv:2205.15286, which never fires."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["LeakyReadout"]
 
 class LeakyReadout(nn.Module):
     """
-    Leaky integrator that never fires: class scores from its membrane over time.
+    Leaky integrator that never fires: class scores from the membrane over time.
 
     .. math::
 
             U[t] = βU[t-1] + I_{\\rm in}[t], \\qquad
             y = \\sum_t U[t], \\; \\max_t U[t] \\text{ or } U[T-1]
 
-    The reduction is fused into the integration: the membrane over time is not stored.
-    The readout of arXiv:2205.15286.
+    The reduction is fused into the integration, so the membrane over time is not stored. With
+    `"sum"` it is the readout of Taylor, King and Harper, arXiv:2205.15286.
 
     Example::
 
@@ -41,20 +41,24 @@ class LeakyReadout(nn.Module):
     :param learn_beta: make beta a parameter. Defaults to False
     :type learn_beta: bool, optional
 
-    :param reduction: `"sum"`, `"max"` or `"last"` over time, or None for the membrane at
-        every step. Defaults to `"sum"`
+    :param reduction: `"sum"`, `"max"` or `"last"` over time. None returns the membrane at every
+        step. Defaults to `"sum"`
     :type reduction: str, optional, keyword only
 
     :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
     :type backend: str, optional, keyword only
 
     Inputs: \\input_, mem_0
-        - **input_** of shape `(time, batch, *features)`
+        - **input_** of shape `(time, batch, *features)`: float32, float64, float16 or bfloat16;
+          or the :class:`snn_single_spike.spikes.LazyCurrent` that `nn.Linear` returns for spike
+          times
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default
 
-    Outputs: y of shape `(batch, *features)`, or `(time, batch, *features)` without reduction
+    Outputs: y of shape `(batch, *features)`, or `(time, batch, *features)` with `reduction=None`;
+    type of the input
 
+    :raises ValueError: `reduction` or `backend` is unknown, or beta contains NaN
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.leaky_readout`
     """

@@ -17,8 +17,8 @@ __all__ = ["SingleSpikeRLeaky"]
 
 class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
     """
-    Leaky integrate-and-fire neuron whose spike is fed back to itself, and which spikes at most
-    once per sample, over a whole sequence in one call. Takes the constructor arguments of
+    Leaky integrate-and-fire neuron with feedback of its spike, which spikes at most once per
+    sample, over a whole sequence in one call. The constructor takes the arguments of
     :class:`snntorch.RLeaky`, with `all_to_all=False`.
 
     .. math::
@@ -26,12 +26,12 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
             U[t] = βU[t-1] + I_{\\rm in}[t] + V S[t-1] - R[t] \\\\
             S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
 
-    Feedback and reset act once, one step after the spike: `"subtract"` takes the threshold off
-    the membrane, `"zero"` sets it to zero, feedback included. Spikes up to and including the
-    first, and the membrane up to the step after it, are those of :class:`snntorch.RLeaky`.
-    Gradients pass through the feedback by the gradient rule; under `"spike_time"` the step that
-    it arrives at is a constant. Before the first spike the neuron is linear in its input, as in
-    Taylor, King and Harper, arXiv:2205.15286.
+    Feedback and reset act once, one step after the spike: `"subtract"` subtracts the threshold
+    from the membrane, `"zero"` sets the membrane to zero, feedback included. Spikes up to the
+    first spike, and the membrane up to the step after the spike, equal the spikes and membrane of
+    :class:`snntorch.RLeaky`. Gradients pass through the feedback by the gradient rule. Under
+    `"spike_time"` the step at which the feedback arrives is a constant. Before the first spike
+    the neuron is linear in its input, as in Taylor, King and Harper, arXiv:2205.15286.
 
     Example::
 
@@ -42,33 +42,39 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
         forward pass. A number, or a tensor that broadcasts to the features
     :type beta: float or torch.tensor
 
-    :param V: weight of the feedback, likewise. Defaults to 1
+    :param V: weight of the feedback: a number, or a tensor that broadcasts to the features.
+        Defaults to 1
     :type V: float or torch.tensor, optional
 
-    :param all_to_all: must be False (snnTorch's default is True): feedback to other neurons
-        makes every step depend on all spikes of the last
+    :param all_to_all: must be False (snnTorch's default is True): with feedback to other neurons
+        every step depends on all spikes of the step before
     :type all_to_all: bool
 
-    :param linear_features: must be None, it belongs to `all_to_all=True`
-    :param conv2d_channels: must be None, likewise
-    :param kernel_size: must be None, likewise
+    :param linear_features: must be None: snnTorch uses this argument with `all_to_all=True` only
+    :type linear_features: int, optional
 
-    :param threshold: membrane above which (strictly) a neuron fires, a number or one value
-        per neuron. Defaults to 1
+    :param conv2d_channels: must be None: snnTorch uses this argument with `all_to_all=True` only
+    :type conv2d_channels: int, optional
+
+    :param kernel_size: must be None: snnTorch uses this argument with `all_to_all=True` only
+    :type kernel_size: int, optional
+
+    :param threshold: a neuron fires at the first step where its membrane is strictly above the
+        threshold: a number, or a tensor that broadcasts to the features. Defaults to 1
     :type threshold: float or torch.tensor, optional
 
-    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate`; a function of the
-        user's own cannot be differentiated inside the feedback, and is refused except under
-        `gradient="spike_time"`. Defaults to None (ATan)
+    :param spike_grad: surrogate gradient: a surrogate of :mod:`snntorch.surrogate`. A custom
+        function is not supported, except with `gradient="spike_time"`. Defaults to None (ATan)
     :type spike_grad: Callable, optional
 
-    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :param surrogate_disable: if True, spikes carry no gradient. Defaults to False
     :type surrogate_disable: bool, optional
 
-    :param init_hidden: return the spikes only. Defaults to False
+    :param init_hidden: if True, the layer returns the spikes only. Defaults to False
     :type init_hidden: bool, optional
 
-    :param inhibition: not supported, must be False: it couples neurons at every step
+    :param inhibition: must be False: inhibition couples neurons at every step
+    :type inhibition: bool, optional
 
     :param learn_beta: make beta a parameter. Defaults to False
     :type learn_beta: bool, optional
@@ -82,12 +88,15 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
     :param reset_mechanism: "subtract", "zero" or "none". Defaults to "subtract"
     :type reset_mechanism: str, optional
 
-    :param state_quant: not supported, must be False: it makes the membrane non-linear
+    :param state_quant: must be False: quantization makes the membrane non-linear in its input
+    :type state_quant: bool, optional
 
-    :param output: return spikes and membrane although `init_hidden=True`. Defaults to False
+    :param output: if True, the layer returns spikes and membrane also with `init_hidden=True`.
+        Defaults to False
     :type output: bool, optional
 
     :param reset_delay: must be True: the reset comes one step after the spike
+    :type reset_delay: bool, optional
 
     :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
         Defaults to "masked"
@@ -100,17 +109,19 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
           float64, float16 or bfloat16
         - **spk_0** of shape `(batch, *features)`: spikes that are fed back at the first step,
-          zeros by default; they do not count as the one spike of the sample
+          zeros by default. These spikes do not count as the spike of the sample
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default
 
     Outputs: spk, mem
-        - **spk**, **mem** of shape `(time, batch, *features)`, type of the input. With
-          `init_hidden=True` only the spikes are returned, unless `output=True`
+        - **spk**, **mem** of shape `(time, batch, *features)`, type of the input: spikes and
+          membrane at every step. With `init_hidden=True` the layer returns the spikes only,
+          unless `output=True`
 
-    After a call `self.spk` and `self.mem` are those of the last step, detached.
+    After a call `self.spk` and `self.mem` hold spikes and membrane of the last step, detached.
 
-    :raises ValueError: also for `all_to_all=True`, and for a surrogate of the user's own
+    :raises ValueError: `all_to_all=True`, or a custom surrogate; else as
+        :class:`SingleSpikeLeaky`
     :raises TypeError, RuntimeError: as :class:`SingleSpikeLeaky`
     """
 
@@ -134,6 +145,6 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
         return result.spikes if result.mem is None else (result.spikes, result.mem)
 
     def _sync_with_snntorch(self) -> None:
-        """Loading and casting can part V from its second name, which snnTorch's module reads."""
+        """Let snnTorch's module `recurrent` hold V again, after V was loaded or cast."""
         if self.recurrent.V is not self.V:
             self.recurrent.V = self.V

@@ -16,7 +16,7 @@ __all__ = ["SingleSpikeSynaptic"]
 class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
     """
     Leaky integrate-and-fire neuron with a synaptic current, which spikes at most once per
-    sample, over a whole sequence in one call. Takes the constructor arguments of
+    sample, over a whole sequence in one call. The constructor takes the arguments of
     :class:`snntorch.Synaptic`.
 
     .. math::
@@ -25,10 +25,11 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
             U[t] = βU[t-1] + I_{\\rm syn}[t] - R[t] \\\\
             S[t] = 1 \\text{ at the first } t \\text{ with } U[t] > U_{\\rm thr}, \\text{ else } 0
 
-    The reset R acts once, on the membrane, one step after the spike: `"subtract"` takes the
-    threshold off, `"zero"` sets it to zero. Spikes up to and including the first, and the states
-    up to the step after it, are those of :class:`snntorch.Synaptic`. Before the first spike
-    the neuron is linear in its input, as in Taylor, King and Harper, arXiv:2205.15286.
+    The reset R acts once, on the membrane, one step after the spike: `"subtract"` subtracts the
+    threshold, `"zero"` sets the membrane to zero. Spikes up to the first spike, and states up to
+    the step after the spike, equal the spikes and states of :class:`snntorch.Synaptic`. Before
+    the first spike the neuron is linear in its input, as in Taylor, King and Harper,
+    arXiv:2205.15286.
 
     Example::
 
@@ -39,23 +40,26 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
         forward pass. A number, or a tensor that broadcasts to the features
     :type alpha: float or torch.tensor
 
-    :param beta: membrane potential decay rate per step, likewise
+    :param beta: membrane potential decay rate per step. Clipped between 0 and 1 during the
+        forward pass. A number, or a tensor that broadcasts to the features
     :type beta: float or torch.tensor
 
-    :param threshold: membrane above which (strictly) a neuron fires, likewise. Defaults to 1
+    :param threshold: a neuron fires at the first step where its membrane is strictly above the
+        threshold: a number, or a tensor that broadcasts to the features. Defaults to 1
     :type threshold: float or torch.tensor, optional
 
-    :param spike_grad: surrogate gradient, one of :mod:`snntorch.surrogate` or any
+    :param spike_grad: surrogate gradient: a surrogate of :mod:`snntorch.surrogate`, or any
         differentiable function of `mem - threshold`. Defaults to None (ATan)
     :type spike_grad: Callable, optional
 
-    :param surrogate_disable: spikes carry no gradient. Defaults to False
+    :param surrogate_disable: if True, spikes carry no gradient. Defaults to False
     :type surrogate_disable: bool, optional
 
-    :param init_hidden: return the spikes only. Defaults to False
+    :param init_hidden: if True, the layer returns the spikes only. Defaults to False
     :type init_hidden: bool, optional
 
-    :param inhibition: not supported, must be False: it couples neurons at every step
+    :param inhibition: must be False: inhibition couples neurons at every step
+    :type inhibition: bool, optional
 
     :param learn_alpha: make alpha a parameter. Defaults to False
     :type learn_alpha: bool, optional
@@ -69,12 +73,15 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
     :param reset_mechanism: "subtract", "zero" or "none". Defaults to "subtract"
     :type reset_mechanism: str, optional
 
-    :param state_quant: not supported, must be False: it makes the membrane non-linear
+    :param state_quant: must be False: quantization makes the membrane non-linear in its input
+    :type state_quant: bool, optional
 
-    :param output: return spikes and states although `init_hidden=True`. Defaults to False
+    :param output: if True, the layer returns spikes and states also with `init_hidden=True`.
+        Defaults to False
     :type output: bool, optional
 
     :param reset_delay: must be True: the reset comes one step after the spike
+    :type reset_delay: bool, optional
 
     :param gradient: gradient rule, see :func:`snn_single_spike.functional.single_spike_leaky`.
         Defaults to "masked"
@@ -91,10 +98,10 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
 
     Outputs: spk, syn, mem
         - **spk**, **syn**, **mem** of shape `(time, batch, *features)`, type of the input:
-          spikes, synaptic current and membrane at every step. With `init_hidden=True` only
-          the spikes are returned, unless `output=True`
+          spikes, synaptic current and membrane at every step. With `init_hidden=True` the layer
+          returns the spikes only, unless `output=True`
 
-    After a call `self.syn` and `self.mem` are those of the last step, detached.
+    After a call `self.syn` and `self.mem` hold the states of the last step, detached.
 
     :raises ValueError, TypeError, RuntimeError: as :class:`SingleSpikeLeaky`
     """

@@ -1,4 +1,4 @@
-"""Spikes as the times they happen at, instead of dense (T, B, N) tensors of zeros.
+"""Spikes as times or events, in place of dense (T, B, N) tensors of zeros and ones.
 
 ========================== ==============================================================
 :class:`SpikeTimes`        one time for each neuron
@@ -7,12 +7,14 @@
 :class:`LazyCurrent`       the current of a linear layer from any of these
 ========================== ==============================================================
 
-Each has the shape (T, B, *features) of a dense tensor. Operations that support spikes receive them
-unchanged: ``torch.nn.Linear``, flattening, moving by ``to()``, average pooling. Every other torch
-function and tensor method receives the dense tensor, and a :class:`MaterializationWarning` names
-it. The tensors that spikes hold must not be changed in place. A custom ``torch.autograd.Function``
-bypasses ``__torch_function__``: pass ``x.to_dense()``, or no gradient flows. Layers from spike
-times are computed in the type of their weights; autocast does not reach them.
+Each class has the shape (T, B, *features) of the dense tensor. Operations that support spikes
+receive them unchanged: ``torch.nn.Linear``, flattening, ``to()``, average pooling. Every other
+torch function and tensor method receives the dense tensor, and a :class:`MaterializationWarning`
+names the operation.
+
+Do not change the tensors of spikes in place. A custom ``torch.autograd.Function`` bypasses
+``__torch_function__``: pass ``x.to_dense()``, or no gradient flows. Layers compute from spike times
+in the type of their weights, also under autocast.
 """
 
 from . import registration as registration

@@ -1,4 +1,4 @@
-"""Units that spike, and the torch functions that keep their spikes as they are."""
+"""The base of spike times and events, and the torch functions that return them unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lazy import _SUPPORTED, LazySequence, implements
 
 
 class Spikes(LazySequence):
-    """The base of :class:`SpikeTimes` and :class:`SpikeEvents`."""
+    """The base of :class:`SpikeTimes`, :class:`SpikeEvents` and :class:`AveragedSpikes`."""
 
     height: Tensor | None = None
     interpolated_times: Tensor | None = None
@@ -34,7 +34,7 @@ class Spikes(LazySequence):
         return True
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
-        """As :meth:`torch.Tensor.flatten`. Spikes stay spikes where only features are flattened."""
+        """As :meth:`torch.Tensor.flatten`. The result is dense if time or batch is flattened."""
         first = self.dim() - len(self.features)
         start, end = (d + self.dim() if d < 0 else d for d in (start_dim, end_dim))
         if start < first or not start <= end < self.dim():
@@ -43,8 +43,7 @@ class Spikes(LazySequence):
         return self._with_features((*self.shape[first:start], inner, *self.shape[end + 1 :]))
 
     def reshape(self, *shape: Any) -> Any:
-        """As :meth:`torch.Tensor.reshape`. Spikes stay spikes where time and batch keep their
-        sizes."""
+        """As :meth:`torch.Tensor.reshape`. The result is dense if time or batch is reshaped."""
         wanted = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
         first = self.dim() - len(self.features)
         if wanted.count(-1) == 1:
@@ -59,14 +58,15 @@ class Spikes(LazySequence):
     view = reshape
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Any:
+        """The same spikes on another device."""
         raise NotImplementedError
 
     def cpu(self) -> Any:
-        """The same on the CPU."""
+        """The same spikes on the CPU."""
         return self.to("cpu")
 
     def cuda(self, device: torch.device | str | int = "cuda", non_blocking: bool = False) -> Any:
-        """The same on a GPU."""
+        """The same spikes on a GPU."""
         return self.to(device, non_blocking)
 
     def _check_target(self, device: object) -> None:
@@ -115,19 +115,19 @@ def check_num_steps(num_steps: Any) -> int:
 
 
 def check_index(index: Any) -> None:
-    """An index that takes samples of a batch."""
+    """Reject an index that does not select samples of a batch."""
     if isinstance(index, slice):
         return
     dimensions = index.dim() if isinstance(index, Tensor) else np.ndim(index)
     if dimensions == 0 and isinstance(index, int | np.integer | Tensor):
         raise TypeError(
-            f"samples() of a batch are a batch again: use samples(slice({int(index)}, "
-            f"{int(index) + 1})) for one of them"
+            f"samples() returns a batch, and does not accept the index {int(index)}: use "
+            f"samples(slice({int(index)}, {int(index) + 1})) for one of them"
         )
     if dimensions != 1 or isinstance(index, tuple):
         raise TypeError(
-            "samples() takes a slice, a list or a tensor of one dimension: index features of "
-            ".to_dense()"
+            f"samples() expects a slice, a list or a tensor of one dimension, not a "
+            f"{type(index).__name__} of {dimensions} dimensions: index features of .to_dense()"
         )
 
 
@@ -156,7 +156,7 @@ def is_integer(tensor: Tensor) -> bool:
 
 
 def signed(tensor: Tensor) -> Tensor:
-    """Differences of unsigned numbers would be unsigned, and torch cannot compare all of them."""
+    """Convert unsigned integers: their differences would be unsigned, and torch compares few."""
     if tensor.dtype == torch.uint8:
         return tensor.to(torch.int16)
     return tensor if tensor.dtype in _SIGNED else tensor.to(torch.int64)

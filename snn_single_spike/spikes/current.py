@@ -1,4 +1,4 @@
-"""The current of a linear layer from spike times, computed when it is first used."""
+"""The current of a linear layer from spike times, computed on its first use."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ class LazyCurrent(LazySequence):
     """
     The current `(T, B, out)` of a linear layer from spike times or events, not computed yet.
 
-    `torch.nn.Linear` (or `torch.nn.functional.linear`) returns it for :class:`SpikeTimes` and
-    :class:`SpikeEvents` with one feature dimension. Neurons and readouts of this package open it
-    with :meth:`linear`, and then the current is never stored.
+    `torch.nn.Linear` and `torch.nn.functional.linear` return a LazyCurrent for :class:`SpikeTimes`
+    and :class:`SpikeEvents` with one feature dimension. Neurons and readouts of this package read
+    the spikes and the weights with :meth:`linear`, and never store the current.
+
+    :param spikes: spikes with one feature dimension
+    :type spikes: SpikeTimes or SpikeEvents
+
+    :param weight: weights of shape `(out, in)`
+    :type weight: torch.Tensor
+
+    :param bias: constant current of shape `(out,)`, or None
+    :type bias: torch.Tensor, optional
     """
 
     def __init__(self, spikes: Spikes, weight: Tensor, bias: Tensor | None) -> None:
@@ -40,35 +49,43 @@ class LazyCurrent(LazySequence):
         return self.spikes.requires_grad or self.weight.requires_grad or bias
 
     def linear(self) -> tuple[Spikes, Tensor, Tensor | None]:
-        """The spikes, the weight and the bias that the current is computed from.
+        """
+        The spikes, the weight and the bias from which the current is computed.
 
+        :rtype: tuple(SpikeTimes or SpikeEvents, torch.Tensor, torch.Tensor or None)
         :raises RuntimeError: the weight or the bias has been changed in place since the layer was
             called
         """
         if changed((self.weight, self.bias), self._versions):
             raise RuntimeError(
-                "The current of a linear layer is computed when it is first used, and the layer's "
-                "weight or bias has been changed in place since it was called. Use the current "
-                "before that, e.g. call current.to_dense() ahead of optimizer.step()."
+                "The current of a linear layer is computed on its first use, and the weight or "
+                "bias of the layer has been changed in place since the layer ran. Use the current "
+                "before this change, e.g. call current.to_dense() ahead of optimizer.step()."
             )
         return self.spikes, self.weight, self.bias
 
     def to_dense(self) -> Tensor:
-        """The current as a tensor, differentiable."""
+        """
+        The current as a tensor `(T, B, out)`, differentiable, in the type of the weights.
+
+        :rtype: torch.Tensor
+        :raises RuntimeError: as :meth:`linear`
+        """
         spikes, weight, bias = self.linear()
         return self._leading(dense_linear(spikes.to_dense(), weight, bias))
 
     def detach(self) -> LazyCurrent:
+        """The same current without a gradient."""
         bias = None if self.bias is None else self.bias.detach()
         return self._is_like(spikes=self.spikes.detach(), weight=self.weight.detach(), bias=bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        self.linear()  # the state of a layer that has changed would be wrong
+        self.linear()  # raises if the layer has changed
         return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._versions = versions((self.weight, self.bias))  # copies count their own changes
+        self._versions = versions((self.weight, self.bias))  # a copy has new counters
 
     def __repr__(self) -> str:
         return f"LazyCurrent(shape={tuple(self.shape)}, of={self.spikes})"
@@ -85,6 +102,6 @@ def _linear(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Any:
 
 
 def dense_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer in the type of its weights, as from spike times, without autocast."""
+    """A linear layer on dense spikes, in the type of the weights, without autocast."""
     with torch.autocast(spikes.device.type, enabled=False):
         return F.linear(spikes.to(weight.dtype), weight, bias)

@@ -27,14 +27,18 @@ class SpikeEvents(Spikes):
     """
     Spikes of input units that may fire any number of times, in the order of their times.
 
+    SpikeEvents are inputs of a network and carry no gradient.
+
     Example::
 
         recordings = [events for events, label in dataset]     # tonic: structured arrays
         spikes = SpikeEvents.from_events(recordings, sensor_size=(34, 34, 2), num_steps=300,
-                                             time_window=1000)  # microseconds per step
+                                         time_window=1000)     # microseconds per step
         hidden = SingleSpikeLinear(2 * 34 * 34, 300, beta=0.9)(spikes.flatten(2))
 
-    :param events: all spikes; within a sample in the order of their times
+    :param events: all spikes; the spikes of a sample are in the order of their times. `offsets`
+        `(B + 1,)`, `times` `(E,)` and `units` `(E,)` are integers, `values` `(E,)` are
+        floating-point or None
     :type events: Events
 
     :param num_steps: number of time steps T of the dense tensor
@@ -43,12 +47,12 @@ class SpikeEvents(Spikes):
     :param features: shape of the units of one sample
     :type features: sequence of int
 
-    :param dtype: type of the dense tensor. Defaults to that of the values, or float32
+    :param dtype: type of the dense tensor. Defaults to the type of the values, or float32
     :type dtype: torch.dtype, optional
 
-    :raises TypeError: times or units that are not integers, values that are not floating-point
-    :raises ValueError: lengths that do not fit each other, spikes out of order, times or units
-        out of range (on the CPU)
+    :raises TypeError: times or units are not integers, or values are not floating-point
+    :raises ValueError: lengths do not fit each other; spikes are out of order, or times or units
+        are out of range (both checked on the CPU)
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class SpikeEvents(Spikes):
             raise ValueError(
                 f"events has {len(times)} times and {len(units)} units"
                 + ("" if values is None else f" and {len(values)} values")
-                + ": one of each for every spike is expected"
+                + ": pass one of each for every spike"
             )
         self.folded = False
         self.dtype = dtype or (torch.float32 if values is None else values.dtype)
@@ -99,9 +103,14 @@ class SpikeEvents(Spikes):
     @classmethod
     def from_dense(cls, spikes: Tensor) -> SpikeEvents:
         """
-        The spikes of a dense tensor `(T, B, *features)`, with their heights; no gradient.
+        The spikes of a dense tensor, with their heights. The result carries no gradient.
 
-        :raises TypeError, ValueError: not a floating-point (T, B, *features) tensor
+        :param spikes: tensor of shape `(T, B, *features)`, floating-point. Every entry that is not
+            0 is a spike
+        :type spikes: torch.Tensor
+        :rtype: SpikeEvents
+        :raises TypeError: `spikes` is not a floating-point tensor
+        :raises ValueError: `spikes` has fewer than three dimensions, or `T = 0`
         """
         check_dense(spikes)
         flat, batch = spikes.detach().reshape(-1), spikes.shape[1]
@@ -128,30 +137,32 @@ class SpikeEvents(Spikes):
         dtype: torch.dtype = torch.float32,
     ) -> SpikeEvents:
         """
-        Recordings as tonic's datasets return them, without dense frames in between.
+        Convert recordings as tonic's datasets return them, without dense frames in between.
 
-        :param recordings: one structured array a sample, with fields `t`, `x`, `y`, `p` (the
-            fields that the sensor has)
+        :param recordings: one structured array a sample, with the fields `t`, `x`, `y`, `p` that
+            the sensor has
         :type recordings: sequence of numpy.ndarray
-        :param sensor_size: extent of `x`, `y` and `p`, as tonic gives it: `(34, 34, 2)` of
-            N-MNIST, `(700, 1, 1)` of SHD. Features are `(p, y, x)`, as in tonic's frames, without
-            those of extent 1
+        :param sensor_size: extent of `x`, `y` and `p`, as in tonic: `(34, 34, 2)` for N-MNIST,
+            `(700, 1, 1)` for SHD. Features are `(p, y, x)`, as in tonic's frames, without the
+            dimensions of extent 1
         :type sensor_size: sequence of int
         :param num_steps: number of time steps
         :type num_steps: int
         :param time_window: duration of a step in the unit of `t` (microseconds in tonic)
         :type time_window: float
-        :param count: several events of a unit in one step make a spike of that height, as in
-            tonic's frames (which begin at the first event, these at time 0). If False, one of
-            height 1. Defaults to True
+        :param count: if True, n events of a unit in one step make a spike of height n, as in
+            tonic's frames. If False, they make a spike of height 1. Step 0 begins at time 0.
+            (tonic's frames begin at the first event.) Defaults to True
         :type count: bool, optional
-        :param late: `"raise"` if events lie beyond the last step, or `"drop"` them
+        :param late: `"raise"` an error for events beyond the last step, or `"drop"` these events.
+            Defaults to `"raise"`
         :type late: str, optional
-        :param dtype: type of the dense tensor
+        :param dtype: type of the dense tensor. Defaults to float32
         :type dtype: torch.dtype, optional
-        :raises ValueError: a field is missing, an event outside the sensor (in what has an extent
-            of more than 1), before time 0 or (with `late="raise"`) beyond the last step; an
-            unknown option
+        :rtype: SpikeEvents
+        :raises ValueError: a field is missing; an event lies outside the sensor, before time 0 or,
+            with `late="raise"`, beyond the last step; an option is unknown
+        :raises TypeError: a recording is not a structured array
         """
         events, features = read_recordings(
             recordings, sensor_size, num_steps, time_window, count=count, late=late, dtype=dtype
@@ -160,7 +171,7 @@ class SpikeEvents(Spikes):
 
     def to_dense(self) -> Tensor:
         """
-        The spikes as a tensor `(T, B, *features)`; spikes of a unit in the same step add up.
+        The spikes as a tensor `(T, B, *features)`. Spikes of a unit in the same step add up.
 
         :rtype: torch.Tensor
         """
@@ -168,23 +179,34 @@ class SpikeEvents(Spikes):
         return self._leading(spikes.unflatten(2, self.features))
 
     def events(self) -> Events:
+        """All spikes in the order of their samples and times."""
         return self._events
 
     def detach(self) -> SpikeEvents:
+        """This object: events carry no gradient."""
         return self
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeEvents:
-        """The same on another device; itself if it is there already."""
+        """The same spikes on another device, or this object if it is on that device."""
         self._check_target(device)
         moved = self._events.map(lambda x: x.to(device, non_blocking=non_blocking))
         return self if moved.times.device == self.device else self._is_like(_events=moved)
 
     def pin_memory(self) -> SpikeEvents:
-        """The same in pinned memory; a `DataLoader` calls it."""
+        """
+        The same spikes in pinned memory. A `DataLoader` with `pin_memory=True` calls this method.
+        """
         return self._is_like(_events=self._events.map(Tensor.pin_memory))
 
     def samples(self, index: Tensor | slice) -> SpikeEvents:
-        """Some samples of the batch."""
+        """
+        Some samples of the batch.
+
+        :param index: a slice, a list or a tensor of one dimension
+        :type index: slice, list or torch.Tensor
+        :rtype: SpikeEvents
+        :raises TypeError: `index` is a number or has several dimensions
+        """
         check_index(index)
         events = self._events
         wanted = torch.arange(self.batch, device=self.device)[index]
@@ -208,7 +230,7 @@ class SpikeEvents(Spikes):
 
 
 def _nonzero(flat: Tensor) -> Tensor:
-    """Where a tensor (n,) is not zero, int64."""
+    """Indices of the non-zero entries of a tensor (n,), int64."""
     if flat.device.type != "cpu":
         return flat.nonzero()[:, 0]
     return torch.from_numpy(np.flatnonzero((flat != 0).numpy()))  # three times as fast as torch
@@ -225,8 +247,8 @@ def _check_events(
         or bool((offsets.diff() < 0).any())
     ):
         raise ValueError(
-            f"offsets must rise from 0 to the number of events, {len(times)}; it is "
-            f"{offsets.tolist() if len(offsets) < 9 else str(offsets)}"
+            f"offsets={offsets.tolist() if len(offsets) < 9 else str(offsets)} must rise from 0 to "
+            f"the number of events, {len(times)}"
         )
     for name, value, end in (("times", times, num_steps), ("units", indices, units)):
         if len(value) and (int(value.min()) < 0 or int(value.max()) >= end):

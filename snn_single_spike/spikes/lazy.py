@@ -1,7 +1,8 @@
-"""Objects that stand in for a tensor and compute it when it is first used.
+"""Lazy tensors: objects in place of a tensor, which is computed on its first use.
 
-Any torch function and any tensor method accepts them and receives the dense tensor. Functions that
-support them are registered with :func:`implements` and receive them unchanged.
+A torch function or tensor method that is called with a lazy tensor receives the dense tensor.
+Functions that support lazy tensors are registered with :func:`implements` and receive them
+unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = [
     "materialize",
 ]
 
-# They pass on their options by name.
+# torch calls __torch_function__ of these functions with their options by name.
 _DROPOUT = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
     *(F.alpha_dropout, F.feature_alpha_dropout),
@@ -37,16 +38,17 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 
 class MaterializationWarning(UserWarning):
-    """Spike times were made a dense `(T, B, ...)` tensor for an operation without support for them.
+    """
+    An operation does not support spike times, and received a dense `(T, B, ...)` tensor.
 
-    It is issued once for each call site. Silence it with
-    ``warnings.filterwarnings("ignore", category=MaterializationWarning)``; the action "error" turns
-    it into a test.
+    Python issues this warning once for each call site. Silence the warning with
+    ``warnings.filterwarnings("ignore", category=MaterializationWarning)``, or turn it into an error
+    with the action "error".
     """
 
 
 def implements(*functions: Callable[..., Any]) -> Callable[[C], C]:
-    """Register an implementation of torch functions for spikes, their first argument."""
+    """Register an implementation of torch functions whose first argument is spikes."""
 
     def register(implementation: C) -> C:
         _SUPPORTED.update(dict.fromkeys(functions, implementation))
@@ -56,19 +58,19 @@ def implements(*functions: Callable[..., Any]) -> Callable[[C], C]:
 
 
 class LazyTensor:
-    """A tensor of known shape that is computed when it is first used."""
+    """A tensor of known shape that is computed on its first use."""
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
     def to_dense(self) -> Tensor:
-        """The tensor itself, differentiable."""
+        """The dense tensor, differentiable."""
         raise NotImplementedError
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient can flow into it."""
+        """Whether a gradient can flow into the tensor."""
         return False
 
     @property
@@ -101,7 +103,7 @@ class LazyTensor:
         if name in _OF_ONE_TENSOR:
             raise AttributeError(
                 f"{name} is not supported on {type(self).__name__}: its dense tensor is rebuilt on "
-                f"every use. Call {name} on x = x.to_dense(), and go on with x."
+                f"every use. Call {name} on x = x.to_dense(), and use x from there on."
             )
         return getattr(self.materialize(f"Tensor.{name}"), name)
 
@@ -148,7 +150,7 @@ def _in_place(x: LazyTensor, change: str, instead: str) -> str:
 
 
 def materialize(x: Any, by: str) -> Any:
-    """The dense tensor of a lazy one, for the operation ``by``; any other value as it is."""
+    """The dense tensor of a lazy tensor, for the operation ``by``; other values unchanged."""
     return x.materialize(by) if isinstance(x, LazyTensor) else x
 
 
@@ -159,7 +161,7 @@ def _on_dense(name: str) -> Callable[..., Any]:
     return method
 
 
-# Python looks operators up on the class, without __getattr__.
+# Python looks up operators on the class, and does not call __getattr__ for them.
 for _name in (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv"),
     *("rfloordiv", "mod", "rmod", "pow", "rpow", "matmul", "rmatmul", "neg", "abs"),
@@ -173,7 +175,7 @@ _LIBRARIES = (__name__.partition(".")[0], "torch", "snntorch")
 
 
 def _warn(x: LazyTensor, by: str) -> None:
-    """Warn at the line of the user's code that called, with the layer that needs dense spikes."""
+    """Warn at the line of the user's code; name the layer that does not support spikes."""
     layer: nn.Module | None = None
     root: nn.Module | None = None
     user: FrameType | None = None
@@ -188,7 +190,7 @@ def _warn(x: LazyTensor, by: str) -> None:
     where = f" in {_path(layer, root)}" if layer is not None and root is not None else ""
     message = (
         f"{by}{where} does not support {type(x).__name__}: a dense (T, B, ...) tensor was made. "
-        "Call .to_dense() where that is wanted, or silence MaterializationWarning"
+        "If this is intended, call .to_dense(), or silence MaterializationWarning."
     )
     if user is None:
         warnings.warn(message, MaterializationWarning, stacklevel=3)
@@ -204,14 +206,14 @@ def _warn(x: LazyTensor, by: str) -> None:
 
 
 def _path(layer: nn.Module, root: nn.Module) -> str:
-    """Name of a layer in the outermost module that is running."""
+    """The name of a layer in the outermost module that is running."""
     kind = type(layer).__name__
     found = next((path for path, module in root.named_modules() if module is layer), "")
     return f"layer {found!r} ({kind})" if found else kind
 
 
 class LazySequence(LazyTensor):
-    """A lazy (T, B, *features), or (T * B, *features) inside a converted model."""
+    """A lazy tensor (T, B, *features), or (T * B, *features) inside a converted model."""
 
     num_steps: int
     batch: int
@@ -230,24 +232,25 @@ class LazySequence(LazyTensor):
         return new
 
     def fold(self) -> Any:
-        """The same with time folded into the batch, as ``to_dense().flatten(0, 1)``."""
+        """The same tensor with time folded into the batch, as ``to_dense().flatten(0, 1)``."""
         return self._is_like(folded=True)
 
     def unfold(self) -> Any:
-        """The same with time as the first dimension."""
+        """The same tensor with time as the first dimension."""
         return self._is_like(folded=False)
 
     def _leading(self, dense: Tensor) -> Tensor:
         return dense.flatten(0, 1) if self.folded else dense
 
     def contiguous(self) -> Any:
+        """This object."""
         return self
 
 
 def versions(values: Iterable[Any]) -> list[int] | None:
-    """How often each of the tensors among these has been changed in place.
+    """The version counters of the tensors among ``values``: how often each was changed in place.
 
-    None in a compiled graph, where the compiler keeps the order of such changes.
+    None in a compiled graph, because the compiler keeps the order of in-place changes.
     """
     if torch.compiler.is_compiling():
         return None
@@ -256,23 +259,30 @@ def versions(values: Iterable[Any]) -> list[int] | None:
 
 
 def changed(values: Iterable[Any], before: list[int] | None) -> bool:
-    """Whether a tensor among these has been changed in place since :func:`versions`."""
+    """Whether a tensor among ``values`` was changed in place after the call of :func:`versions`."""
     now = versions(values)
     return now is not None and before is not None and now != before
 
 
 class LazyMembrane(LazySequence):
-    """The membrane (T, B, *features) of neurons that were run from spike times.
+    """
+    The membrane `(T, B, *features)` of neurons that ran from spike times, computed on first use.
 
-    ``make`` computes it. ``read`` are the tensors that it is computed from, which must not change
-    before the first use.
+    :param like: the lazy current of the neurons, with the shape and type of the membrane
+    :type like: LazySequence
+
+    :param read: tensors that the computation reads. They must not change before the first use
+    :type read: iterable
+
+    :param make: function that computes the membrane
+    :type make: Callable
     """
 
     def __init__(self, like: LazySequence, read: Iterable[Any], make: Callable[[], Tensor]) -> None:
         self.num_steps, self.batch, self.features = like.num_steps, like.batch, like.features
         self.dtype, self.device = like.dtype, like.device
         self._make = make
-        self._made: list[Tensor] = []  # computed once, for folded and unfolded copies alike
+        self._made: list[Tensor] = []  # shared by folded and unfolded copies
         self._track = torch.is_grad_enabled()
         self._read = [x for x in read if isinstance(x, Tensor)]
         self._versions = versions(self._read)
@@ -284,17 +294,24 @@ class LazyMembrane(LazySequence):
         return self._requires_grad
 
     def materialize(self, by: str) -> Tensor:
-        return self.to_dense()  # the membrane was asked for, and only computed later
+        return self.to_dense()  # no warning: the user requested the membrane
 
     def to_dense(self) -> Tensor:
-        """The membrane as a tensor, differentiable if the neurons were; computed once."""
+        """
+        The membrane as a tensor `(T, B, *features)`, computed once, and differentiable if gradients
+        were enabled in the call of the neurons.
+
+        :rtype: torch.Tensor
+        :raises RuntimeError: a weight or parameter of the neurons has been changed in place since
+            the call
+        """
         if not self._made and changed(self._read, self._versions):
             raise RuntimeError(
-                "The membrane is computed when it is first used, and a weight or parameter that it "
-                "depends on has been changed in place since the neurons ran. Use the membrane "
-                "before that, e.g. call mem.to_dense() ahead of optimizer.step()."
+                "The membrane is computed on its first use, and a weight or parameter of the "
+                "neurons has been changed in place since the neurons ran. Use the membrane before "
+                "this change, e.g. call mem.to_dense() ahead of optimizer.step()."
             )
-        # The first use may be where no gradient is recorded, and a later one in a loss.
+        # The first use may be under no_grad, and a later use in a loss.
         if not self._made:
             with torch.inference_mode(False), torch.set_grad_enabled(self._track):
                 self._made.append(self._make())

@@ -20,21 +20,30 @@ from .times import SpikeTimes
 
 __all__ = ["AveragedSpikes"]
 
-# Events are the faster way through an average pooling where at most one in so many entries of
-# the dense spikes is a spike: always from 20 steps on. Measured with the compiled CPU loops,
-# forward and backward: 1.3 to 2.2 times at one in 28 or fewer, level at one in 20, 0.7 to 1.5 at
-# one in 11.
+# An average pooling is faster on events than on dense maps if at most one in SPARSE entries of the
+# dense spikes is a spike. Single spikes are always that sparse from 20 steps on. Measured
+# speed-ups of the compiled CPU loops, forward and backward: 1.3 to 2.2 at one in 28 or fewer, 1.0
+# at one in 20, 0.7 to 1.5 at one in 11.
 SPARSE = 20
 
 
 class AveragedSpikes(Spikes):
     """
-    Spike times averaged over windows, as average pooling does: every spike of a window's units
-    has the height 1 / size of the window. Made by `torch.nn.functional.avg_pool1d` and
-    `avg_pool2d`, and the modules of these names, from :class:`SpikeTimes`.
+    The average pooling of spike times: every spike in a window has the height 1 / (size of the
+    window). `torch.nn.AvgPool1d`, `torch.nn.AvgPool2d` and the functions `avg_pool1d` and
+    `avg_pool2d` return AveragedSpikes for :class:`SpikeTimes` of height 1.
 
-    A linear layer computes from them as events of the pooled units, several of which may come at
-    once, where that is faster. Every other operation receives the dense maps.
+    If it is faster, a linear layer reads the spikes as events of the pooled units. Every other
+    operation receives the dense maps.
+
+    :param spikes: spike times of height 1, whose last dimensions are the maps
+    :type spikes: SpikeTimes
+
+    :param windows: size of a window in each dimension. Windows do not overlap
+    :type windows: tuple of int
+
+    :param pool: the pooling function on dense maps
+    :type pool: Callable
     """
 
     def __init__(
@@ -61,11 +70,16 @@ class AveragedSpikes(Spikes):
         return self.spikes.requires_grad
 
     def to_dense(self) -> Tensor:
-        """The pooled maps as a tensor `(T, B, *features)`, differentiable."""
+        """
+        The pooled maps as a tensor `(T, B, *features)`, differentiable.
+
+        :rtype: torch.Tensor
+        """
         maps = self.pool(self.spikes.fold().to_dense())
         return self._leading(maps.view(self.num_steps, self.batch, *self.features))
 
     def events(self) -> Events:
+        """The spikes as events of the pooled units. A unit may have several events at one step."""
         offsets, times, units = self.spikes.events()[:3]
         pooled = self.windows.index(self.device)[units]
         if self.windows.cover_all:
@@ -75,14 +89,16 @@ class AveragedSpikes(Spikes):
         return Events(before[offsets], times[inside], pooled[inside], None)
 
     def prefer_events(self) -> bool:
-        # Events take time for every spike before the pooling, dense maps for every unit and step.
+        """Whether a linear layer is faster from events than from dense maps."""
+        # Events cost time for every spike, dense maps for every unit and step.
         if torch.compiler.is_compiling():
-            return False  # the number of events is not known to a compiler
+            return False  # the number of events varies
         if self.device.type != "cpu":
-            return True  # not measured, and to count would be to wait for the device
+            return True  # not measured; counting would wait for a GPU
         return int((self.spikes.times >= 0).sum()) * SPARSE <= self.spikes.numel()
 
     def detach(self) -> AveragedSpikes:
+        """The same spikes without a gradient."""
         return self._is_like(spikes=self.spikes.detach())
 
     def _with_features(self, features: Sequence[int]) -> AveragedSpikes:
@@ -104,7 +120,7 @@ class _Windows:
         self.cover_all = math.prod(self.pooled) * self.area == math.prod(self.maps)
 
     def index(self, device: torch.device) -> Tensor:
-        """The pooled unit of every unit, int32; -1 past the last whole window."""
+        """The pooled unit of every unit, int32; -1 for a unit past the last whole window."""
         units = torch.arange(self.kept * math.prod(self.pooled), dtype=torch.int32, device=device)
         return self.spread(units.view(self.kept, *self.pooled), -1).flatten()
 
@@ -113,7 +129,7 @@ class _Windows:
         return pooled.unflatten(2, (self.kept, *self.pooled))
 
     def spread(self, pooled: Tensor, beyond: int) -> Tensor:
-        """(..., *pooled) to (..., *maps): every unit's value is that of its window."""
+        """(..., *pooled) to (..., *maps): every unit gets the value of its window."""
         dimensions, shape = len(self.windows), pooled.shape[: -len(self.windows)]
         for dim in range(dimensions):
             pooled = pooled.unsqueeze(len(shape) + 2 * dim + 1)
@@ -159,7 +175,7 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
         whole = fits and all(map(operator.ge, maps, windows))
         units = isinstance(spikes, SpikeTimes) and spikes.height is None
         if not (apart and whole and units and divisor_override is None):
-            what = "such windows" if units else "other than spike times of height 1"
+            what = "overlapping, padded or partial windows" if units else "spikes of another height"
             return given(spikes.materialize(f"avg_pool{dimensions}d of {what}"))
         return AveragedSpikes(spikes, windows, given)
 

@@ -22,9 +22,9 @@ def read_recordings(
     late: str,
     dtype: torch.dtype,
 ) -> tuple[Events, list[int]]:
-    """Events of all recordings, and the shape of their units.
+    """The events of all recordings, and the shape of the units.
 
-    The arguments are those of :meth:`SpikeEvents.from_events`.
+    :meth:`SpikeEvents.from_events` describes the arguments.
     """
     if late not in ("raise", "drop"):
         raise ValueError(f"late={late!r} is not known: use 'raise' or 'drop'")
@@ -35,8 +35,8 @@ def read_recordings(
     sound = all(isinstance(n, int | np.integer) and n > 0 for n in extents)
     if not sound or not 1 <= len(extents) <= 3:
         raise ValueError(
-            f"sensor_size={sensor_size!r} must be the extents of x, y and polarity, "
-            "positive numbers: 1 for what a recording does not have"
+            f"sensor_size={sensor_size!r} must be the extents of x, y and polarity, positive "
+            "integers: pass 1 for a field that the recordings do not have"
         )
     extent = {name: int(n) for name, n in zip("xyp", extents, strict=False)}
     axes = [name for name in "pyx" if extent.get(name, 1) > 1] or ["x"]
@@ -69,11 +69,11 @@ def _event_keys(
     time_window: float,
     late: str,
 ) -> np.ndarray:
-    """step * units + unit of every event of one recording."""
+    """step * units + unit, for every event of one recording."""
     if not isinstance(recording, np.ndarray) or recording.ndim != 1:
         fix = "pass a list of recordings, [events]"
         if isinstance(recording, tuple):
-            fix = "of a dataset take the events alone, [events for events, label in dataset]"
+            fix = "drop the labels of a dataset, [events for events, label in dataset]"
         raise TypeError(
             f"recording {number} is a {type(recording).__name__}, but a structured array of its "
             f"events is expected: {fix}"
@@ -82,11 +82,14 @@ def _event_keys(
     if missing:
         raise ValueError(
             f"recording {number} has fields {recording.dtype.names}, but {sorted(missing)} is "
-            f"missing: sensor_size names the extent of x, y and p, 1 for what it does not have"
+            f"missing: pass an extent of 1 in sensor_size for a field that is missing"
         )
     step = np.floor_divide(recording["t"].astype(np.float64), time_window).astype(np.int64)
     if len(step) and step.min() < 0:
-        raise ValueError(f"recording {number} has an event before time 0")
+        raise ValueError(
+            f"recording {number} has an event before time 0, at step {int(step.min())}: subtract "
+            "the smallest t"
+        )
     inside = step < num_steps
     if late == "raise" and not inside.all():
         raise ValueError(
@@ -100,7 +103,7 @@ def _event_keys(
         if len(place) and (place.min() < 0 or place.max() >= extent[name]):
             raise ValueError(
                 f"recording {number} has {name} from {place.min()} to {place.max()}, but "
-                f"sensor_size gives {name} an extent of {extent[name]}"
+                f"sensor_size gives {name} an extent of {extent[name]}: raise this extent"
             )
         unit = unit * extent[name] + place
     return (step * math.prod(extent[name] for name in axes) + unit)[inside]

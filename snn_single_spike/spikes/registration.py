@@ -1,6 +1,6 @@
-"""Makes spikes known to torch: pytree nodes, a DataLoader's collate, and torch.load.
+"""Registers spikes with torch: pytree nodes, collation in a DataLoader, and torch.load.
 
-Imported once, by :mod:`snn_single_spike.spikes`.
+:mod:`snn_single_spike.spikes` imports this module for its effects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .current import LazyCurrent
 from .events import SpikeEvents
 from .times import SpikeTimes
 
-# Tensors by name, and options by name; the latter as JSON has them, for torch.export.save.
+# Tensors by name, and options by name. torch.export.save writes the options as JSON.
 _State = tuple[dict[str, Any], dict[str, Any]]
 
 
@@ -74,7 +74,7 @@ def _register(
     state: Callable[[Any], _State],
     make: Callable[[dict[str, Any], dict[str, Any]], Any],
 ) -> None:
-    """A pytree node, whose leaves are its tensors."""
+    """Register a class as a pytree node. The leaves are its tensors."""
 
     def flatten(x: Any) -> tuple[list[Any], Any]:
         tensors, options = state(x)
@@ -83,7 +83,7 @@ def _register(
     def flatten_with_keys(x: Any) -> tuple[list[Any], Any]:
         tensors, options = state(x)
         keyed = [(pytree.GetAttrKey(name), tensor) for name, tensor in tensors.items()]
-        return keyed, [list(tensors), options]  # lists: as JSON returns them
+        return keyed, [list(tensors), options]  # lists, because JSON has no tuples
 
     def unflatten(leaves: Any, context: Any) -> Any:
         names, options = context
@@ -104,12 +104,12 @@ _register(LazyCurrent, _current_state, _current_of)
 
 
 def _same(parts: Sequence[Any], name: str) -> Any:
-    """An option that all parts of a batch have in common."""
+    """The value of an option that all parts of a batch must share."""
     values = {getattr(part, name) for part in parts}
     if len(values) > 1:
         raise ValueError(
-            f"samples of one batch have {name}={sorted(values, key=str)}: make them with the same "
-            f"{name}"
+            f"samples of one batch have different {name}, {sorted(values, key=str)}: construct all "
+            f"samples with the same {name}"
         )
     return values.pop()
 
@@ -121,7 +121,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _collate_times(parts: Sequence[SpikeTimes], **_: Any) -> SpikeTimes:
-    """A batch from parts of a batch each, as ``SpikeTimes.samples`` makes them."""
+    """One batch from several, such as ``SpikeTimes.samples`` returns."""
     _same(parts, "num_steps")
     _same(parts, "features")
     first = parts[0]
@@ -129,8 +129,8 @@ def _collate_times(parts: Sequence[SpikeTimes], **_: Any) -> SpikeTimes:
     for part in parts:
         if not _equal(part.height, height):
             raise ValueError(
-                "samples of one batch have different heights: spikes of one batch share a height "
-                "for each feature"
+                "samples of one batch have different heights, but a batch has one height for each "
+                "feature: construct all samples with the same height"
             )
     times = torch.cat([part.times for part in parts])
     return SpikeTimes(times, first.num_steps, height=height, dtype=_same(parts, "dtype"))

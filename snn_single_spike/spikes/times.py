@@ -1,4 +1,4 @@
-"""One spike time for each neuron, instead of a dense (T, B, N) tensor of zeros."""
+"""One spike time for each neuron, in place of a dense (T, B, N) tensor of zeros and ones."""
 
 from __future__ import annotations
 
@@ -27,28 +27,35 @@ __all__ = ["SpikeTimes", "first_steps", "time_dtype"]
 
 
 def time_dtype(num_steps: int) -> torch.dtype:
-    """The smallest signed integer type that holds the steps 0 to T-1, and -1."""
+    """The smallest signed integer type for the steps -1 to T-1.
+
+    :raises ValueError: T is larger than 2**31
+    """
     for dtype in (torch.int8, torch.int16, torch.int32):
         if num_steps - 1 <= torch.iinfo(dtype).max:
             return dtype
-    raise ValueError(f"num_steps={num_steps} is more than the 2**31 that a spike time can hold")
+    raise ValueError(f"num_steps={num_steps} is more than the 2**31 steps that int32 can hold")
 
 
 def first_steps(fired: Tensor) -> Tensor:
-    """Step of the first True of each neuron, -1 where there is none."""
+    """The step of the first True of each neuron, -1 for a neuron without True."""
     return fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
 
 
 class SpikeTimes(Spikes):
     """
-    One spike time for every neuron of a batch, in the place of a dense `(T, B, *features)` tensor
-    of single spikes.
+    One spike time for every neuron of a batch, in place of a dense `(T, B, *features)` tensor of
+    single spikes.
+
+    Layers of this package return SpikeTimes with a gradient. Pickling drops the gradient, and so
+    do the worker processes of a `DataLoader`, `to()` another device, `pin_memory()` and
+    `samples()`.
 
     Example::
 
         from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeTimes
 
-        # Latency codes: the brighter the pixel, the earlier its spike
+        # Latency codes: a brighter pixel spikes earlier
         times = ((1 - images.flatten(1)) * 99).int()          # (B, 784)
         spikes = SpikeTimes(times, num_steps=100)
         hidden = SingleSpikeLinear(784, 1000, beta=0.9)(spikes)     # SpikeTimes too
@@ -56,26 +63,27 @@ class SpikeTimes(Spikes):
         hidden.to_dense()                                        # (100, B, 1000)
 
     :param times: step of each spike, `(B, *features)`, any integer type; -1 for a silent neuron.
-        Kept in the smallest type that holds `num_steps`: int8, int16 or int32
+        The attribute has the smallest type for `num_steps`: int8, int16 or int32
     :type times: torch.Tensor
 
     :param num_steps: number of time steps T of the dense tensor
     :type num_steps: int
 
-    :param height: height of a spike, a tensor that broadcasts to the features. Defaults to
-        None: 1
+    :param height: height of a spike, a tensor that broadcasts to the features. Defaults to None:
+        every spike has the height 1
     :type height: torch.Tensor, optional
 
-    :param dtype: type of the dense tensor. Defaults to that of `height`, or float32
+    :param dtype: type of the dense tensor. Defaults to the type of `height`, or float32
     :type dtype: torch.dtype, optional
 
-    Attributes: `times`, `num_steps`, `height`, and `interpolated_times`. A neuron with
-    `gradient="spike_time"` returns the latter: times interpolated between steps, differentiable,
-    -1 for a silent neuron. They are None otherwise.
+    Attributes: `times`, `num_steps`, `height`, and `interpolated_times`. `interpolated_times` is
+    None, except for the result of a neuron with `gradient="spike_time"`. There it holds the times
+    interpolated between steps, `(B, *features)`, float32 or float64, differentiable, -1 for a
+    silent neuron.
 
     :raises TypeError: `times` is not an integer tensor
-    :raises ValueError: no batch dimension, `num_steps` not positive, a time outside -1 ... T-1 (on
-        the CPU), or a height that does not fit the features
+    :raises ValueError: `times` has no batch dimension, `num_steps` is not positive, a time is
+        outside -1 ... T-1 (checked on the CPU), or the height does not broadcast to the features
     """
 
     def __init__(
@@ -92,8 +100,8 @@ class SpikeTimes(Spikes):
             if isinstance(times, Tensor):
                 found = str(times.dtype)
                 fix = (
-                    "round them, e.g. times.int(); of dense spikes (time, batch, ...) make them "
-                    "with SpikeTimes.from_dense(spikes)"
+                    "round them, e.g. times.int(); for dense spikes (time, batch, ...) use "
+                    "SpikeTimes.from_dense(spikes)"
                 )
             raise TypeError(f"times must be an integer tensor, not {found}: {fix}")
         times = signed(times)
@@ -159,7 +167,7 @@ class SpikeTimes(Spikes):
         carrier: Tensor,
         interpolated_times: Tensor | None,
     ) -> SpikeTimes:
-        """The spikes that a neuron returns: times (B, *features), and their carrier."""
+        """The spikes that a neuron returns, from times (B, *features) and their carrier."""
         new = object.__new__(cls)
         new._set(times.to(time_dtype(num_steps)), num_steps, height, dtype)
         new.carrier = carrier if carrier.requires_grad else None
@@ -169,12 +177,15 @@ class SpikeTimes(Spikes):
     @classmethod
     def from_dense(cls, spikes: Tensor) -> SpikeTimes:
         """
-        The spike times of dense spikes `(T, B, *features)`, 0 or 1 and at most one a neuron;
-        differentiable as they are.
+        The spike times of dense spikes. The gradient of the result flows into `spikes`.
 
-        :raises ValueError: a neuron spikes more than once, or a spike is not 1 (use
-            :meth:`SpikeEvents.from_dense`); wrong rank
-        :raises TypeError: not a floating-point tensor
+        :param spikes: tensor of shape `(T, B, *features)`, floating-point, with values 0 and 1 and
+            at most one spike per neuron and sample
+        :type spikes: torch.Tensor
+        :rtype: SpikeTimes
+        :raises ValueError: a neuron spikes more than once, or a value is not 0 or 1 (use
+            :meth:`SpikeEvents.from_dense`); `spikes` has fewer than three dimensions, or `T = 0`
+        :raises TypeError: `spikes` is not a floating-point tensor
         """
         check_dense(spikes)
         fired = spikes.detach() != 0
@@ -194,7 +205,7 @@ class SpikeTimes(Spikes):
 
     def to_dense(self) -> Tensor:
         """
-        The spikes as a tensor `(T, B, *features)`, differentiable.
+        The spikes as a tensor `(T, B, *features)` of type `dtype`, differentiable.
 
         :rtype: torch.Tensor
         """
@@ -211,11 +222,12 @@ class SpikeTimes(Spikes):
 
     @property
     def requires_grad(self) -> bool:
+        """Whether a gradient can flow into the spikes or their height."""
         height = self.height is not None and self.height.requires_grad
         return self.carrier is not None or height
 
     def detach(self) -> SpikeTimes:
-        """The same without a gradient."""
+        """The same spikes without a gradient."""
         height = None if self.height is None else self.height.detach()
         interpolated_times = (
             None if self.interpolated_times is None else self.interpolated_times.detach()
@@ -223,7 +235,10 @@ class SpikeTimes(Spikes):
         return self._is_like(carrier=None, height=height, interpolated_times=interpolated_times)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeTimes:
-        """The same on another device, without a gradient; itself if it is there already."""
+        """
+        The same spikes on another device, without a gradient. If the spikes are on that device,
+        the method returns this object, with its gradient.
+        """
         self._check_target(device)
         times = self.times.to(device, non_blocking=non_blocking)
         if times.device == self.device:
@@ -231,11 +246,21 @@ class SpikeTimes(Spikes):
         return self._moved(times, lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SpikeTimes:
-        """The same in pinned memory, without a gradient; a `DataLoader` calls it."""
+        """
+        The same spikes in pinned memory, without a gradient. A `DataLoader` with `pin_memory=True`
+        calls this method.
+        """
         return self._moved(self.times.pin_memory(), Tensor.pin_memory)
 
     def samples(self, index: Tensor | slice) -> SpikeTimes:
-        """Some samples of the batch, without a gradient."""
+        """
+        Some samples of the batch, without a gradient.
+
+        :param index: a slice, a list or a tensor of one dimension
+        :type index: slice, list or torch.Tensor
+        :rtype: SpikeTimes
+        :raises TypeError: `index` is a number or has several dimensions
+        """
         check_index(index)
         return self._moved(self.times[index], lambda height: height)
 
@@ -249,6 +274,7 @@ class SpikeTimes(Spikes):
         )
 
     def events(self) -> Events:
+        """All spikes in the order of their samples and times. The result is cached."""
         backend, _ = backends.explain(self.device.type)
         if torch.compiler.is_compiling():
             return sort_spikes(self.times.flatten(1), self.num_steps, backend)

@@ -319,7 +319,7 @@ def test_changes_in_place_are_refused():
         lambda x: x.requires_grad_(),
     ):
         for x in (spikes, current):
-            with pytest.raises((AttributeError, TypeError), match="and be lost: use [a-z]+"):
+            with pytest.raises((AttributeError, TypeError), match=r"In-place .* Use x = x\.[a-z]+"):
                 change(x)
     x = current
     x *= 2  # a new tensor of this name
@@ -476,9 +476,9 @@ def test_hooks_that_would_do_nothing_are_refused():
     spikes, mem = convert(population(), spike_format="times")(torch.rand(7, 3, 8, 8) * 3)
     for x in (spikes, mem):
         for name in ("register_hook", "retain_grad"):
-            with pytest.raises(AttributeError, match=f"{name} would be of a tensor.*dense"):
+            with pytest.raises(AttributeError, match=f"{name} is not supported on .*dense"):
                 getattr(x, name)
-    with pytest.raises(TypeError, match=r"save mem.to_dense\(\)"):
+    with pytest.raises(TypeError, match=r"Save mem.to_dense\(\)"):
         torch.save(mem, io.BytesIO())
 
 

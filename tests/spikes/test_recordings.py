@@ -49,7 +49,7 @@ def test_recordings_make_the_frames_of_a_slow_loop(extent, dtype, count):
 
 def test_recordings_beyond_the_last_step_are_dropped_on_request():
     given = recordings()
-    with pytest.raises(ValueError, match=r"events beyond step 4, the last at step 9: raise steps"):
+    with pytest.raises(ValueError, match=r"events beyond step 4, the last at step 9: raise num"):
         SpikeEvents.from_events(given, (3, 4, 2), 5, time_window=100)
     spikes = SpikeEvents.from_events(given, (3, 4, 2), 5, time_window=100, late="drop")
     assert torch.equal(spikes.to_dense(), frames(given, (3, 4, 2), 5, 100, True))

@@ -239,10 +239,10 @@ def test_dense_tensors_that_times_cannot_hold():
 @pytest.mark.parametrize(
     ("events", "message"),
     [
-        (event([0, 2], [0], [0]), "offsets must rise from 0 to the number of events, 1; it is "),
-        (event([1, 1], [0], [0]), r"it is \[1, 1\]"),
-        (event([0, 2, 1, 2], [0, 1], [0, 0]), "offsets must rise"),
-        (event([], [0], [0]), "offsets must rise"),
+        (event([0, 2], [0], [0]), r"offsets=\[0, 2\] must rise from 0 to the number of events, 1"),
+        (event([1, 1], [0], [0]), r"offsets=\[1, 1\] must rise"),
+        (event([0, 2, 1, 2], [0, 1], [0, 0]), r"offsets=\[0, 2, 1, 2\] must rise"),
+        (event([], [0], [0]), r"offsets=\[\] must rise"),
         (event([0, 1], [5], [0]), "times of the events run from 5 to 5, but must lie between 0 an"),
         (event([0, 1], [-1], [0]), "times of the events run from -1"),
         (event([0, 1], [0], [3]), "units of the events run from 3 to 3, but must lie between 0 an"),
