@@ -99,7 +99,10 @@ class SingleSpikeNeuron:
         self, *args: Any, gradient: str = DEFAULT_GRADIENT, backend: str = "auto", **kwargs: Any
     ) -> None:
         original = _snntorch_class(type(self))
-        bound = inspect.signature(original.__init__).bind(self, *args, **kwargs)
+        try:
+            bound = inspect.signature(original.__init__).bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}() {error}") from None
         bound.apply_defaults()
         given = dict(bound.arguments)
         del given["self"]

@@ -135,7 +135,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         syn_inh: Tensor | None = None,
         mem: Tensor | None = None,
     ) -> Any:
-        input_ = materialize(input_, type(self).__name__)
+        input_ = materialize(input_, self._get_name())
         states = self._initial(input_, syn_exc=syn_exc, syn_inh=syn_inh, mem=mem)
         check_state("mem", states["mem"], input_)  # mem has no effect
         result = self._run(

@@ -170,7 +170,7 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
         return self.time_step / (other * torch.log(1 / self.beta))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        input_ = materialize(input_, type(self).__name__)
+        input_ = materialize(input_, self._get_name())
         states = self._initial(input_, mem=mem)
         circuit = {"R": self.R, "C": self.C}
         for name, value in circuit.items():

@@ -169,7 +169,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
         if times and isinstance(input_, LazyCurrent) and zeros:
             return self._from_spikes(input_.unfold())
-        input_ = materialize(input_, type(self).__name__)
+        input_ = materialize(input_, self._get_name())
         # SpikeTimes hold the height in an attribute.
         height = {"graded_spikes_factor": 1.0} if times else {}
         result = self._run(input_, **self._initial(input_, mem=mem), **height)

@@ -93,7 +93,7 @@ class LeakyReadout(nn.Module):
             return self._membrane(input_, mem)
         if isinstance(input_, LazyCurrent) and mem is None:
             return linear_readout(*input_.linear(), self.beta, **how)
-        return leaky_readout(materialize(input_, type(self).__name__), self.beta, mem=mem, **how)
+        return leaky_readout(materialize(input_, self._get_name()), self.beta, mem=mem, **how)
 
     def _membrane(self, input_: Any, mem: Tensor | None) -> Tensor | None:
         """The membrane at every step, (time, batch, *features)."""

@@ -129,7 +129,7 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
     spk: Tensor
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        input_ = materialize(input_, type(self).__name__)
+        input_ = materialize(input_, self._get_name())
         states = self._initial(input_, spk=spk, mem=mem)
         before, dtype = check_state("spk", states.pop("spk"), input_), input_.dtype
         if before is not None:

@@ -109,7 +109,7 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
     alpha: Tensor
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        input_ = materialize(input_, type(self).__name__)
+        input_ = materialize(input_, self._get_name())
         states = self._initial(input_, syn=syn, mem=mem)
         result = self._run(input_, alpha=self.alpha, **states)
         return result.spikes if result.mem is None else (result.spikes, result.syn, result.mem)

@@ -31,8 +31,14 @@ def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
     """
     _library.define(schema)
     name = schema[: schema.index("(")]
+
+    def implementation(*arguments: Any) -> tuple[Tensor, ...]:
+        # An exported program calls operators outside of an autograd.Function.
+        with torch.no_grad():
+            return function(allocate, *arguments)
+
     # The `backend` argument already says which code runs.
-    _library.impl(name, functools.partial(function, allocate), "CompositeExplicitAutograd")
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(
         f"snn_single_spike::{name}", functools.partial(function, allocate_fake), lib=_library
     )

@@ -289,7 +289,9 @@ class LinearSpikes(torch.autograd.Function):
         weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
         layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
+        # A compiled graph passes zeros for outputs without a gradient.
         grad = grad if exact or settings.surrogate is not None else None
+        grad_times = grad_times if exact else None
         unused = (None,) * len(tensors)
         _, need_input, *_ = ctx.needs_input_grad
         if (grad is None and grad_times is None) or not times.numel():

@@ -38,10 +38,28 @@ class LazyCurrent(LazySequence):
             spikes, weight = spikes.detach(), weight.detach()
             bias = None if bias is None else bias.detach()
         self.spikes, self.weight, self.bias = spikes.unfold(), weight, bias
+        self.folded = spikes.folded
         self._versions = versions((weight, bias))
-        self.num_steps, self.batch, self.folded = spikes.num_steps, spikes.batch, spikes.folded
-        self.features = torch.Size((weight.shape[0],))
-        self.dtype, self.device = weight.dtype, weight.device
+
+    @property
+    def num_steps(self) -> int:  # type: ignore[override]
+        return self.spikes.num_steps
+
+    @property
+    def batch(self) -> int:  # type: ignore[override]
+        return self.spikes.batch
+
+    @property
+    def features(self) -> torch.Size:  # type: ignore[override]
+        return self.weight.shape[:1]
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.weight.device
 
     @property
     def requires_grad(self) -> bool:

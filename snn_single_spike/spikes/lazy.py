@@ -183,13 +183,17 @@ def _warn(x: LazyTensor, by: str) -> None:
     while frame is not None:
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module):
-            layer, root = layer or module, module
+            # Not `or`: a module that defines __len__ may be falsy.
+            layer, root = module if layer is None else layer, module
         if user is None and frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
             user = frame
         frame = frame.f_back
-    where = f" in {_path(layer, root)}" if layer is not None and root is not None else ""
+    who = by
+    if layer is not None and root is not None:
+        path = _path(layer, root)
+        who = path if by == layer._get_name() else f"{by} in {path}"
     message = (
-        f"{by}{where} does not support {type(x).__name__}: a dense (T, B, ...) tensor was made. "
+        f"{who} does not support {type(x).__name__}: a dense (T, B, ...) tensor was made. "
         "If this is intended, call .to_dense(), or silence MaterializationWarning."
     )
     if user is None:
@@ -207,7 +211,7 @@ def _warn(x: LazyTensor, by: str) -> None:
 
 def _path(layer: nn.Module, root: nn.Module) -> str:
     """The name of a layer in the outermost module that is running."""
-    kind = type(layer).__name__
+    kind = layer._get_name()
     found = next((path for path, module in root.named_modules() if module is layer), "")
     return f"layer {found!r} ({kind})" if found else kind
 

@@ -97,6 +97,13 @@ class AveragedSpikes(Spikes):
             return True  # not measured; counting would wait for a GPU
         return int((self.spikes.times >= 0).sum()) * SPARSE <= self.spikes.numel()
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AveragedSpikes:
+        """The same on another device, without a gradient; itself if it is there already."""
+        moved = self.spikes.to(device, non_blocking)
+        if moved is self.spikes:
+            return self
+        return self._is_like(spikes=moved, device=moved.device)
+
     def detach(self) -> AveragedSpikes:
         """The same spikes without a gradient."""
         return self._is_like(spikes=self.spikes.detach())
@@ -173,13 +180,21 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
         maps = spikes.features[-dimensions:]
         fits = len(maps) == dimensions and spikes.dim() <= dimensions + 2
         whole = fits and all(map(operator.ge, maps, windows))
-        units = isinstance(spikes, SpikeTimes) and spikes.height is None
+        units = isinstance(spikes, SpikeTimes) and _unit_height(spikes.height)
         if not (apart and whole and units and divisor_override is None):
             what = "overlapping, padded or partial windows" if units else "spikes of another height"
             return given(spikes.materialize(f"avg_pool{dimensions}d of {what}"))
         return AveragedSpikes(spikes, windows, given)
 
     return averaged
+
+
+def _unit_height(height: Tensor | None) -> bool:
+    """Whether spikes have the height 1; a compiled layer returns that height as a tensor."""
+    if height is None:
+        return True
+    readable = height.device.type == "cpu" and not torch.compiler.is_compiling()
+    return readable and not height.requires_grad and bool((height == 1).all())
 
 
 def _each(size: Any, dimensions: int) -> tuple[int, ...]:

@@ -65,8 +65,9 @@ def _current_state(current: LazyCurrent) -> _State:
 
 
 def _current_of(tensors: dict[str, Any], options: dict[str, Any]) -> LazyCurrent:
-    current = LazyCurrent(**tensors)
-    return current.fold() if options["folded"] else current
+    new = object.__new__(LazyCurrent)
+    new.__setstate__({**tensors, **options})
+    return new
 
 
 def _register(

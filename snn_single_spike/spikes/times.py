@@ -215,7 +215,8 @@ class SpikeTimes(Spikes):
         spikes = torch.zeros(shape, dtype=self.dtype, device=self.device)
         spikes = spikes.scatter_(0, index.clamp(min=0), fired)
         if self.carrier is not None:
-            spikes = spikes + self.carrier.view(shape).to(self.dtype)  # zeros, with the gradient
+            # Zeros, with the gradient. The carrier of half weights is float32.
+            spikes = spikes + self.carrier.view(shape).to(self.dtype)
         if self.height is not None:
             spikes = spikes * self.height
         return self._leading(spikes)

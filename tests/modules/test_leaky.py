@@ -327,3 +327,10 @@ def test_a_refused_neuron_is_not_listed():
         with pytest.raises(ValueError, match="NaN"):
             SingleSpikeLeaky(float("nan"))
     assert len(SpikingNeuron.instances) == before
+
+
+def test_a_wrong_argument_is_told_with_the_class():
+    with pytest.raises(TypeError, match=r"SingleSpikeLeaky\(\) got an unexpected keyword .*'spam'"):
+        SingleSpikeLeaky(0.9, spam=1)
+    with pytest.raises(TypeError, match=r"SingleSpikeLeaky\(\) missing .*'beta'"):
+        SingleSpikeLeaky()

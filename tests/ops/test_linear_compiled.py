@@ -142,3 +142,19 @@ def test_batch_sizes_share_a_graph():
             assert_same(call(spikes), module(spikes))
         counts.append(counter.frame_count)
     assert counts[1:] == [counts[1]] * 3  # the second makes the batch a symbol
+
+
+def test_a_compiled_layer_without_a_surrogate():
+    spikes = inputs()
+    layer = SingleSpikeLinear(12, 5, 0.9, threshold=0.1, surrogate_disable=True).double()
+    net = nn.Sequential(layer, nn.Linear(5, 3).double(), LeakyReadout(0.9).double())
+    compiled(net)(spikes).sum().backward()
+    assert layer.weight.grad is None or not layer.weight.grad.any()
+    assert net[1].weight.grad.any()
+
+
+def test_an_exported_layer_runs_in_plain_torch_with_gradients_recorded():
+    layer = SingleSpikeLeaky(0.9, init_hidden=True, learn_beta=True, backend="torch")
+    x = torch.randn(8, 2, 5)
+    program = torch.export.export(layer, (x,))
+    assert torch.equal(program.module()(x), layer(x))

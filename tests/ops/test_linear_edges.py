@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from snn_single_spike import SpikeTimes
+from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeTimes
 from snn_single_spike.functional import single_spike_leaky, single_spike_linear
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
@@ -259,3 +260,23 @@ def test_arguments_that_are_refused(change, error, message):
     }
     with pytest.raises(error, match=message):
         single_spike_linear(**(given | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dense_spikes_of_half_weights_are_half(dtype):
+    times = torch.randint(-1, 10, (4, 6))
+    layer = SingleSpikeLinear(6, 5, 0.9, threshold=0.2, dtype=dtype, backend="torch")
+    spikes = layer(SpikeTimes(times, 10, dtype=dtype))
+    dense = spikes.to_dense()
+    assert spikes.dtype == dense.dtype == dtype
+    dense.sum().backward()
+    assert layer.weight.grad.dtype == dtype
+
+
+def test_autocast_does_not_reach_plain_torch():
+    layer = SingleSpikeLinear(6, 5, 0.9, threshold=0.2, backend="torch")
+    readout = nn.Sequential(nn.Linear(5, 3), LeakyReadout(0.9, backend="torch"))
+    spikes = SpikeTimes(torch.randint(-1, 10, (4, 6)), 10)
+    right = readout(layer(spikes))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(readout(layer(spikes)), right)

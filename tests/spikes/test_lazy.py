@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from snn_single_spike import (
     LeakyReadout,
@@ -266,3 +267,32 @@ def test_results_are_not_written_where_they_would_be_lost():
         TypeError, match=r"In-place mul with out= is not supported on SpikeTimes.*x = x.mul"
     ):
         torch.mul(spikes, 5, out=spikes)
+
+
+class _Falsy(nn.Module):
+    def __len__(self):
+        return 0
+
+    def forward(self, x):
+        return torch.cumsum(x, 0)
+
+
+def test_the_warning_names_a_layer_that_is_falsy():
+    spikes = SpikeTimes(torch.zeros(2, 3, dtype=torch.int8), 5)
+    with pytest.warns(MaterializationWarning, match=r"cumsum in layer '0' \(_Falsy\)"):
+        nn.Sequential(_Falsy())(spikes)
+
+
+def test_the_warning_names_a_neuron_once():
+    spikes = SpikeTimes(torch.zeros(2, 3, dtype=torch.int8), 5)
+    net = nn.Sequential(nn.Linear(3, 2), SingleSpikeLeaky(0.9, init_hidden=True))
+    with pytest.warns(MaterializationWarning, match=r"^layer '1' \(SingleSpikeLeaky\) does not"):
+        net(spikes)
+
+
+def test_a_current_is_rebuilt_from_placeholders():
+    current = nn.Linear(3, 2)(SpikeTimes(torch.zeros(2, 3, dtype=torch.int8), 5))
+    leaves, spec = pytree.tree_flatten(current)
+    assert type(pytree.tree_unflatten([None] * len(leaves), spec)) is LazyCurrent
+    with torch.no_grad():
+        assert pytree.tree_unflatten(leaves, spec).requires_grad

@@ -1,5 +1,7 @@
 """Average pooling of spike times."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,21 @@ def test_windows_that_torch_refuses_or_takes():
             F.avg_pool2d(spikes, size)
     pooled = F.avg_pool2d(spikes, np.int64(2))
     assert torch.equal(pooled.to_dense(), F.avg_pool2d(dense, 2))
+
+
+def test_a_height_of_ones_is_pooled_from_times():
+    spikes = SpikeTimes(torch.randint(-1, 30, (4, 2, 4, 4)), 30, height=torch.ones(2, 4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MaterializationWarning)
+        maps = F.avg_pool2d(spikes.fold(), 2)
+    assert isinstance(maps, AveragedSpikes)
+    assert torch.equal(maps.to_dense(), F.avg_pool2d(spikes.to_dense().flatten(0, 1), 2))
+
+
+def test_averaged_spikes_stay_on_their_device():
+    maps = F.avg_pool2d(SpikeTimes(torch.randint(-1, 6, (4, 2, 4, 4)), 6).fold(), 2)
+    assert maps.to("cpu") is maps
+    assert maps.cpu() is maps
+    moved = maps.to("meta")
+    assert isinstance(moved, AveragedSpikes)
+    assert moved.device.type == moved.spikes.device.type == "meta"

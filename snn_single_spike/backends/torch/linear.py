@@ -6,7 +6,9 @@ not grow with the batch, time is that of dense tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,17 @@ _ELEMENTS = 1 << 22  # of a dense tensor of some samples
 sort_spikes = sort_by_time
 
 
+def _without_autocast(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of events that computes in the type of its weights, as the other backends do."""
+
+    @functools.wraps(function)
+    def computed(events: Events, *arguments: Any) -> None:
+        with torch.autocast(events.times.device.type, enabled=False):
+            function(events, *arguments)
+
+    return computed
+
+
 def _pieces(num_steps: int, batch: int, width: int) -> Iterator[slice]:
     size = max(_ELEMENTS // (num_steps * width), 1)
     return (slice(low, min(low + size, batch)) for low in range(0, batch, size))
@@ -46,6 +59,7 @@ def _current(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.nn.functional.linear(spikes, weight, bias).flatten(1)
 
 
+@_without_autocast
 def linear_first_spikes(
     events: Events,
     num_steps: int,
@@ -83,6 +97,7 @@ def linear_first_spikes(
                 sensitivity[place, part] = torch.where(fires, value, 0).view(n, out_features)
 
 
+@_without_autocast
 def linear_readout(
     events: Events,
     num_steps: int,
@@ -100,6 +115,7 @@ def linear_readout(
         readout(current, beta, None, reduction, ReadoutOutputs(*rows))  # type: ignore
 
 
+@_without_autocast
 def linear_backward_closed_form(
     events: Events,
     num_steps: int,
@@ -122,6 +138,7 @@ def linear_backward_closed_form(
             grad_inputs[1, part] = (through[:-1] * spikes[1:]).sum(0)
 
 
+@_without_autocast
 def linear_backward_scan(
     events: Events,
     num_steps: int,
