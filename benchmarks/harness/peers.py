@@ -131,7 +131,7 @@ def _state_leaky(beta: Tensor, num_steps: int) -> Layer:
     lif = snn.StateLeaky(beta=beta.detach(), channels=beta.numel())
 
     def layer(current: Tensor) -> Tensor:
-        lif.interpolated_times = -1 / beta.log()
+        lif.tau = -1 / beta.log()
         return lif(current)[0]
 
     return layer
