@@ -23,7 +23,7 @@ matplotlib.use("agg")
 
 
 def run(code, page=GUIDE):
-    """The names a block leaves behind; weights and data are those of every other block."""
+    """The names that a block defines. All blocks have the same weights and data."""
     if "spikeplot" in code:
         pytest.importorskip("pandas", reason="snntorch.spikeplot imports it")
     beginning, *_ = blocks_of(page)
@@ -36,7 +36,7 @@ def run(code, page=GUIDE):
 
 
 def run_times(title, lower=""):
-    """The blocks of a section of the page on spike times."""
+    """The blocks of a section of docs/spike-times.md."""
     codes = TIMES_SECTIONS[title]
     if lower:
         codes = [code.replace("beta=0.9", f"beta=0.9, threshold={lower}") for code in codes]

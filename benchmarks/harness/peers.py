@@ -261,8 +261,7 @@ def _sinabs(beta: Tensor, num_steps: int) -> Layer:
     threshold = torch.ones((), device=beta.device)
 
     def layer(current: Tensor) -> Tensor:
-        # What sl.LIF(norm_input=False) does. Its own loop indexes x[:, t], which makes the
-        # backward pass O(T²).
+        # As sl.LIF(norm_input=False), whose loop indexes x[:, t] and makes the backward pass O(T²).
         state, spikes = {"v_mem": torch.zeros_like(current[0])}, []
         for x in current.unbind(0):
             spk, state = lif_forward_single(

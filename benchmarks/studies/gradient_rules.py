@@ -4,9 +4,9 @@
 
 The study trains every rule with every surrogate (the rule `spike_time` has no surrogate) on
 Yin-Yang 4-120-3, digits 64-128-10 and Fashion-MNIST 784-200-10, by the papers' recipe with fewer
-epochs and without augmentation. It also trains silent networks, whose initial weights are a tenth of the
-recipe's. The same command resumes a stopped study and skips finished runs. The study writes tables
-and learning curves beside the runs.
+epochs and without augmentation. It also trains silent networks, whose initial weights are a tenth
+of the recipe's. The same command resumes a stopped study and skips finished runs. The study writes
+tables and learning curves beside the runs.
 """
 
 from __future__ import annotations

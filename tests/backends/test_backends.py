@@ -1,4 +1,4 @@
-"""Which implementation runs, and what is said when one cannot."""
+"""The selection of a backend, and the error of a backend that cannot run."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def without(names, script):
 
 
 def test_neither_triton_nor_numba_is_installed():
-    """It works, and says what is missing to who insists."""
+    """Plain torch runs, and the error of a named backend names the missing package."""
     done = without(
         ["triton", "numba"],
         "x = torch.randn(5, 2, 3, requires_grad=True)\n"

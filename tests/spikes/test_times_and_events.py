@@ -1,4 +1,4 @@
-"""Spikes as times and events: values, types, gradients, copies, and arguments that are refused."""
+"""Spike times and events: values, types, gradients, copies, and rejected arguments."""
 
 import copy
 import io
