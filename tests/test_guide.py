@@ -58,8 +58,8 @@ def test_after_does_what_before_did(title):
         assert compared
         for name in compared:
             assert after[name].shape == before[name].shape
-        # What enters the first neuron is the same, so what it fires first is, too; later
-        # layers see fewer spikes than before.
+        # The first neuron receives the same input, so its first spikes are the same. Later layers
+        # receive fewer spikes than before.
         if title.startswith("One layer"):
             assert torch.equal(after["spk_rec"] > 0, first(before["spk_rec"]))
         else:

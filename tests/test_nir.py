@@ -334,7 +334,7 @@ def test_a_reader_that_does_not_know_the_mark_sees_lif_neurons(capsys):
     ours = []
     fast[1].register_forward_hook(lambda *call: ours.append(call[2]))
     fast(data)
-    # What enters the first neurons is the same; they go on where ours are silent
+    # The first neurons receive the same input. NIR's neurons fire again, and ours do not.
     assert torch.equal(first(torch.stack(hidden)), ours[0].unflatten(0, (STEPS, BATCH)) > 0)
     assert torch.stack(hidden).sum() > ours[0].sum()
 

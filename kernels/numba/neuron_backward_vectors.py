@@ -50,17 +50,17 @@ class _Scan(NamedTuple):
 
 
 class _Lags(NamedTuple):
-    """How many steps after the spike a reset comes; more than there are for no reset."""
+    """Number of steps from the spike to a reset; larger than T if there is no such reset."""
 
     zero: int
     subtract: int
 
 
 class _Path(NamedTuple):
-    """What is read and written. Constants, where the call writes them out."""
+    """The inputs that are read and the outputs that are written."""
 
     closes: bool
-    """Whether no gradient enters after the spike: then nothing is read there."""
+    """Whether no gradient enters after the spike. The loop then reads nothing there."""
     rule: int
     surrogate: int
     has_mem: bool
@@ -263,8 +263,8 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
 def neuron_backward_vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
     """:func:`neuron_backward_loop` of Leaky, for neurons that fill whole vectors.
 
-    A loop around the loop: numba's cache holds it with all that it calls, optimised once more, and
-    backwards a fifth faster.
+    This wrapper makes numba cache the loop together with its callees, and LLVM optimise them once
+    more. The backward pass becomes a fifth faster.
     """
     _vectors(
         low,

@@ -22,7 +22,8 @@ from tests.support.linear_problems import (
 from tests.support.oracle import relative_error
 
 
-@pytest.mark.parametrize("wide", [5, 70])  # an adjoint that is kept, and another
+# An adjoint that is kept, and one that is not
+@pytest.mark.parametrize("wide", [5, 70])
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 def test_spikes_that_are_counted_on_their_way(rule, wide, linear_backend, monkeypatch):
     """Counts by neuron and by sample of two layers allocate no dense tensor."""

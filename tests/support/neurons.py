@@ -190,7 +190,7 @@ def results(case: Case, outputs: Results, leaves: Results) -> Results:
 @functools.cache
 def run_theirs(kind: Kind, case: Case) -> Results:
     """
-    BPTT through snnTorch's neuron, with a detached gate that passes one spike (to the feedback, too).
+    BPTT through snnTorch's neuron. A detached gate passes one spike, also to the feedback.
 
     snnTorch resets at every crossing, so outputs after the second crossing are not "valid".
     """
