@@ -70,7 +70,7 @@ def _add_impulses(j, steps, impulses, neuron, lam, total, following, tables):
 
 @part_of_caller
 def _inputs_before(e, end, step, events, weights, lam, grads):
-    """Add the gradients at ``step`` - 1 of inputs that spike at ``step``: the events after ``e``."""
+    """Add the gradients at ``step`` - 1 of inputs that spike at ``step``: events after ``e``."""
     i = e + 1
     while i < end and events.times[i] == step:
         unit = events.units[i]

@@ -47,7 +47,7 @@ def _sample_ranges(tiles: int, samples: int) -> int:
 
 
 def _parts(tiles: int, samples: int) -> list[tuple[int, arguments.Part]]:
-    """Ranges of tiles and samples, some for each thread, after the number of the latter."""
+    """The number of sample ranges, and ranges of tiles and samples for each thread."""
     by_tile = max(min(4 * torch.get_num_threads(), tiles), 1)
     by_sample = _sample_ranges(tiles, samples)
     return [
