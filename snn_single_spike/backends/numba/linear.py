@@ -47,7 +47,7 @@ def _sample_ranges(tiles: int, samples: int) -> int:
 
 
 def _parts(tiles: int, samples: int) -> list[tuple[int, arguments.Part]]:
-    """The number of sample ranges, and ranges of tiles and samples for each thread."""
+    """For each thread the index of its range of samples, and its tiles and samples."""
     by_tile = max(min(4 * torch.get_num_threads(), tiles), 1)
     by_sample = _sample_ranges(tiles, samples)
     return [
