@@ -1,14 +1,14 @@
-"""Options, the machine, and the baselines that ratios are held against.
+"""Options of the benchmarks, the copy speed of the machine, and the baselines of ratios.
 
     python -m pytest benchmarks                      quick subset; fails where a ratio fell
     python -m pytest benchmarks --full --benchmark-json=FILE
     python -m pytest benchmarks --update-baselines
     python -m pytest benchmarks/suite/bench_times.py --data DIR      with the spikes of real images
 
-A baseline is a ratio to a peer in the same run, never a time, and belongs to one kind of
-machine (``baselines/*.json``): the lowest that runs of the same code came down to, so update it
-in several runs, and delete it first where the code became faster. Where there is none for
-this machine, that is said.
+A baseline is a ratio to a peer in the same run, never a time. It belongs to one kind of machine
+(``baselines/*.json``). A baseline is the lowest ratio of several runs of the same code, so update
+the baselines in several runs. If the code became faster, delete the old baseline first. Without
+baselines for this machine the run prints that nothing was compared.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from benchmarks.harness import machine
 from benchmarks.harness.race import CLOCK, Contestant, Ratio, Stopwatch, race, report
 
 BASELINES = Path(__file__).parent / "baselines"
-FALL = 0.8  # of its baseline that a ratio may come down to
-# Seconds before each attempt: a neighbour slows the machine for a while, a regression for good
+FALL = 0.8  # a ratio below this fraction of its baseline fails
+# Seconds before each attempt: another process slows the machine for a while, a regression always.
 PAUSES = (0, 5, 30)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("snn-single-spike")
     group.addoption("--full", action="store_true", help="the whole grid, not the quick subset")
-    group.addoption("--rounds", type=int, default=9, help="turns that each contestant takes")
-    group.addoption("--threads", type=int, help="CPU threads (default: as torch chooses)")
+    group.addoption("--rounds", type=int, default=9, help="number of rounds")
+    group.addoption("--threads", type=int, help="CPU threads (default: torch's)")
     group.addoption("--data", type=Path, help="folder with Fashion-MNIST (default: random codes)")
     group.addoption("--update-baselines", action="store_true", help="store this run's ratios")
 
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info.clear()  # not the name of the host
+    machine_info.clear()  # removes the name of the host
     machine_info |= machine.describe()
 
 
@@ -69,7 +69,7 @@ def data(request: pytest.FixtureRequest) -> Path | None:
 
 @pytest.fixture(scope="session")
 def copy_speed(device: str) -> float:
-    """Bytes per second of a copy into memory that is already there, read and written."""
+    """Bytes per second of a copy into allocated memory, counting bytes read and written."""
     source = torch.empty(1 << (28 if device == "cuda" else 24), device=device)
     target = torch.empty_like(source)
     watch = Stopwatch(device)
@@ -78,7 +78,7 @@ def copy_speed(device: str) -> float:
 
 
 class Baselines:
-    """Ratios of this kind of machine, by test and peer."""
+    """The baselines of this kind of machine, by test and peer."""
 
     def __init__(self, update: bool) -> None:
         self.update = update
@@ -88,8 +88,8 @@ class Baselines:
         self.seen: dict[str, dict[str, float]] = {}
 
     def fallen(self, test: str, ratios: Mapping[str, Ratio]) -> dict[str, str]:
-        """Peers against which this run is more than a fifth slower than the baseline."""
-        # The lower end of the spread: what a busy run of the same code still reaches
+        """The peers whose ratio is more than a fifth below the baseline."""
+        # The lower end of the spread: a run of the same code on a busy machine reaches it, too.
         self.seen[test] = {name: round(ratio.low, 3) for name, ratio in ratios.items()}
         if self.update:
             return {}
@@ -122,7 +122,7 @@ def baselines(request: pytest.FixtureRequest) -> Iterator[Baselines]:
 
 @pytest.fixture
 def compare(benchmark, request: pytest.FixtureRequest, device: str, baselines: Baselines):
-    """Race ours against its peers, report the ratios, and fail where one fell."""
+    """Race our implementation against peers, report the ratios, and fail if a ratio fell."""
 
     def run(
         ours: Contestant,
@@ -144,7 +144,7 @@ def compare(benchmark, request: pytest.FixtureRequest, device: str, baselines: B
             for name, ratio in ratios.items()
         }
         if fallen:
-            pytest.fail(f"slower than it was, {len(PAUSES)} times in a row, against {fallen}")
+            pytest.fail(f"slower than the baseline, {len(PAUSES)} times in a row: {fallen}")
         return ratios
 
     return run

@@ -502,7 +502,7 @@ def _height(factor: Tensor | float, like: Tensor | _Current) -> Tensor | None:
     if isinstance(factor, float) and factor == 1.0:
         return None
     height = check_parameter("graded_spikes_factor", factor, like)
-    readable = not torch.compiler.is_compiling()  # a compiler does not know the value
+    readable = not torch.compiler.is_compiling()  # a compiler cannot read the value
     if readable and not height.requires_grad and height.numel() == 1 and bool(height == 1):
         return None
     if not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Shared fixtures. The interpreter must be chosen before triton is first imported."""
+"""Shared fixtures. This file selects the interpreter before triton is imported."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("default")
 
 @pytest.fixture(params=runnable("torch", "numba", "triton"))
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every implementation in turn; Triton's in its interpreter where there is no GPU."""
+    """Every backend in turn. Without a GPU, Triton runs in its interpreter."""
     return request.param
 
 
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A kernel that leaves an output unwritten returns NaN."""
+    """Fill memory with NaN, so that a kernel that does not write an output returns NaN."""
     if request.node.get_closest_marker("untouched"):
         yield
     else:
@@ -61,7 +61,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take most of the time of small products."""
+    """One thread: small products take most of their time in waits of threads for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -26,27 +26,27 @@ FLOORS = {
     "backends": "Launches of kernels: one folder a backend, one file an operator.",
     "kernels": "Kernels import kernels only.",
 }
-"""From the top down. A module imports modules of its own floor and of the floors below."""
+"""Floors from the top down. A module imports modules of the same floor and of lower floors."""
 
 VALUE_TYPES = ("spikes.times", "spikes.events", "spikes.lazy")
 USERS = ("experiments",)
-"""They import the package itself, as a user does; see tests/experiments/test_public_names.py."""
+"""Modules that import public names of the package; see tests/experiments/test_public_names.py."""
 MAX_POSITIONAL = 12
 OF_SNNTORCH = ("modules", "__init__")
-"""Constructors of neurons take the arguments of snnTorch's, in its order."""
+"""Constructors of neurons, which take the arguments of snnTorch in the same order."""
 
-# Violations of today. A violation that is mended must be deleted here: the test fails until it is.
+# Current violations. Delete a violation here when it is fixed. The test fails until then.
 KNOWN: dict[str, set[str]] = {}
 
 
 class Import(NamedTuple):
     importer: str
     imported: str
-    """A module; of this package without its name."""
+    """A module; without the package name for modules of this package."""
     names: tuple[str, ...]
-    """What is imported from it; empty where the module itself is."""
+    """The imported names; empty if the module itself is imported."""
     runs: bool
-    """False for the type checker alone."""
+    """False for an import under TYPE_CHECKING."""
 
 
 def name_of(path: Path) -> str:

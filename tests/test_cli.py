@@ -1,4 +1,4 @@
-"""The command line, as a newcomer types it."""
+"""The command line."""
 
 import json
 import re

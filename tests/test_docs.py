@@ -1,4 +1,4 @@
-"""Every page: its blocks run as one program, and its links lead somewhere."""
+"""Every page: the blocks run as one program, and the targets of links exist."""
 
 import re
 from itertools import product
@@ -16,7 +16,7 @@ from tests.support.pages import (
     sections_of,
 )
 
-# These have tests of their own, which compare what the blocks compute.
+# Separate tests compare the results of the blocks of these pages.
 COMPARED = ("README.md", "docs/guide.md", "docs/spike-times.md")
 PROGRAMS = [p for p in PAGES if name_of(p) not in COMPARED and blocks_of(p.read_text())]
 

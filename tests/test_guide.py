@@ -23,7 +23,7 @@ matplotlib.use("agg")
 
 
 def run(code, page=GUIDE):
-    """The names a block leaves behind; weights and data are those of every other block."""
+    """The names that a block defines. All blocks have the same weights and data."""
     if "spikeplot" in code:
         pytest.importorskip("pandas", reason="snntorch.spikeplot imports it")
     beginning, *_ = blocks_of(page)
@@ -36,7 +36,7 @@ def run(code, page=GUIDE):
 
 
 def run_times(title, lower=""):
-    """The blocks of a section of the page on spike times."""
+    """The blocks of a section of docs/spike-times.md."""
     codes = TIMES_SECTIONS[title]
     if lower:
         codes = [code.replace("beta=0.9", f"beta=0.9, threshold={lower}") for code in codes]
@@ -58,8 +58,8 @@ def test_after_does_what_before_did(title):
         assert compared
         for name in compared:
             assert after[name].shape == before[name].shape
-        # What enters the first neuron is the same, so what it fires first is, too; later
-        # layers see fewer spikes than before.
+        # The first neuron receives the same input, so its first spikes are the same. Later layers
+        # receive fewer spikes than before.
         if title.startswith("One layer"):
             assert torch.equal(after["spk_rec"] > 0, first(before["spk_rec"]))
         else:

@@ -1,4 +1,4 @@
-"""Metrics against per-sample loops, and against snnTorch where the two agree."""
+"""Metrics against per-sample loops, and against equal metrics of snnTorch."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Single-spike models as NIR graphs: through a file and back, and what NIR cannot say."""
+"""Single-spike models as NIR graphs: through a file and back, and models without a NIR form."""
 
 import copy
 import functools
@@ -26,7 +26,7 @@ from snntorch.import_nir import import_from_nir as snntorch_import  # noqa: E402
 from snn_single_spike.nir import export_to_nir  # noqa: E402
 from snn_single_spike.nir import import_from_nir as read  # noqa: E402
 
-# Nothing here is worth the compilation of a backend.
+# Plain torch, because a compilation of the loops would take longer than these tests.
 convert = functools.partial(snn_single_spike.convert, backend="torch")
 import_from_nir = functools.partial(read, backend="torch")
 
@@ -323,7 +323,7 @@ def test_a_reader_that_does_not_know_the_mark_sees_lif_neurons(capsys):
     fast = convert(awake(model))
     data = torch.rand(STEPS, BATCH, 8) * 2
     theirs = snntorch_import(export_to_nir(fast, data))
-    assert "warning" not in capsys.readouterr().out.lower()  # no gain that it cannot say
+    assert "warning" not in capsys.readouterr().out.lower()  # no gain that NIR cannot express
     assert [type(getattr(theirs, name)) for name in "0123"] == [
         *(nn.Linear, snn.Leaky, nn.Linear, snn.Leaky)
     ]
@@ -334,7 +334,7 @@ def test_a_reader_that_does_not_know_the_mark_sees_lif_neurons(capsys):
     ours = []
     fast[1].register_forward_hook(lambda *call: ours.append(call[2]))
     fast(data)
-    # What enters the first neurons is the same; they go on where ours are silent
+    # The first neurons receive the same input. NIR's neurons fire again, and ours do not.
     assert torch.equal(first(torch.stack(hidden)), ours[0].unflatten(0, (STEPS, BATCH)) > 0)
     assert torch.stack(hidden).sum() > ours[0].sum()
 
@@ -392,7 +392,7 @@ def test_a_gain_of_each_neuron_goes_into_its_threshold():
 
 
 class Between(nn.Module):
-    """Something is done to tensors between the layers, or after them."""
+    """A forward that computes on tensors between the layers, or after them."""
 
     def __init__(self, what):
         super().__init__()

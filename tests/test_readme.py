@@ -1,4 +1,4 @@
-"""What the README shows has to run."""
+"""The blocks of the README run."""
 
 import re
 

@@ -26,7 +26,7 @@ from benchmarks.gpu.neuron_gpu import (
     SMOKE,
     error,
     median_ms,
-)  # chooses the interpreter: first
+)  # selects the interpreter before triton is imported
 
 import torch
 import triton

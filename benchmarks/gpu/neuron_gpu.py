@@ -33,7 +33,7 @@ from snn_single_spike.functional import first_spike_time, single_spike_leaky
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
 STEPS, NEURONS, BATCH = (32, 128, 512, 2048), (100, 1000, 10_000), 64
-LOOP_STEPS = 512  # the loop is timed up to here, and its time per step beyond
+LOOP_STEPS = 512  # the loop is timed up to here; its time per step is used beyond
 if SMOKE:
     STEPS, NEURONS, BATCH = (5,), (10,), 2
 DEVICE = "cpu" if SMOKE else "cuda"
@@ -49,7 +49,7 @@ def median_ms(function: Callable[[], object]) -> float:
 
 
 def replay_ms(function: Callable[[], object]) -> float:
-    """Per run, as one of twenty in a CUDA graph: no launch overhead."""
+    """Milliseconds of a run, from twenty runs in a CUDA graph, without launch overhead."""
     if SMOKE:
         return median_ms(function)
     return triton.testing.do_bench_cudagraph(function, rep=20, return_mode="median")

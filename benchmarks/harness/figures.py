@@ -3,9 +3,9 @@
     python -m pytest benchmarks --full --benchmark-json=FILE
     python -m benchmarks.harness.figures FILE [FILE ...]
 
-Writes ``speedup.png``, over time steps and widths as in the papers' figure, and
-``roofline.png``, the bandwidth that the neuron reaches, into ``benchmarks/figures/``, and prints
-every ratio as Markdown.
+The script writes two figures into ``benchmarks/figures/``, and prints every ratio as Markdown.
+``speedup.png`` shows speed-ups over time steps and widths, as in arXiv:2205.15286. ``roofline.png``
+shows the bandwidth that the neuron reaches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOOP = "snn.Leaky loop"
 
 
 def sweep(results: list[dict[str, Any]]) -> dict[tuple[int, int], dict[int, dict[str, Any]]]:
-    """Results of the neuron alone in float32 by (batch, neurons), then by time steps."""
+    """Results of the neuron alone in float32, by (batch, neurons) and then by time steps."""
     found: dict[tuple[int, int], dict[int, dict[str, Any]]] = defaultdict(dict)
     for result in results:
         info = result["extra_info"]

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""A description of the machine that measured a figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def describe() -> dict[str, str]:
 
 
 def kind() -> str:
-    """What baselines belong to: the GPU, or the processor and the number of threads."""
+    """The kind of machine of a baseline: the GPU, or the processor and the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{_processor()}, {torch.get_num_threads()} threads"

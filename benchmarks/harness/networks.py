@@ -1,8 +1,8 @@
 """The network of the papers' Fashion-MNIST experiment, in our form and in snnTorch's loop.
 
-784-1000-10, learned per-neuron decay, one input spike per pixel, a readout that never fires and
-whose membrane is summed over time (arXiv:2205.15286). Both compute the same until a
-neuron's second spike, which only the loop has.
+784-1000-10 with a learned decay per neuron, one input spike per pixel, and a readout that never
+fires and sums its membrane over time (arXiv:2205.15286). Both forms compute the same until the
+second spike of a neuron. Only the loop has second spikes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OURS = {
 def leaky_loop(
     lif: snn.Leaky, x: Tensor, before: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Spikes of snn.Leaky as its users write it, with the layer ``before`` inside the loop."""
+    """The spikes of snn.Leaky in a loop over time, with the layer ``before`` inside the loop."""
     mem, spikes = lif.reset_mem(), []
     for step in x.unbind(0):
         spk, mem = lif(before(step) if before else step, mem)
@@ -46,7 +46,7 @@ def latency_codes(num_steps: int, batch: int, device: str = "cpu") -> Tensor:
 
 
 def fashion_codes(num_steps: int, batch: int, data: Path | None, device: str = "cpu") -> SpikeTimes:
-    """Latency codes of Fashion-MNIST images, or where there are none as many random ones."""
+    """Latency codes of Fashion-MNIST images, or random codes if ``data`` is None."""
     if data is None:
         return SpikeTimes.from_dense(latency_codes(num_steps, batch)).to(device)
     images = load("fashion-mnist", num_steps, data=data).train
@@ -72,7 +72,7 @@ class SingleSpikeNet(nn.Module):
 
 
 class FusedNet(SingleSpikeNet):
-    """The same with the hidden layer in one module, which finds the spikes in a dense input."""
+    """The same network with a SingleSpikeLinear, which converts its dense input to events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class FusedNet(SingleSpikeNet):
 
 
 class LoopNet(nn.Module):
-    """As in the snnTorch tutorials; ``outside`` takes the linear layers out of the loop."""
+    """As in the snnTorch tutorials. ``outside`` moves the linear layers out of the loop."""
 
     def __init__(self, outside: bool = False) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class LoopNet(nn.Module):
 
 
 def networks(device: str = "cpu") -> dict[str, nn.Module]:
-    """All with the same weights."""
+    """All networks, with the same weights."""
     made = {
         OURS["dense"]: SingleSpikeNet(),
         OURS["fused"]: FusedNet(),
@@ -127,7 +127,7 @@ def networks(device: str = "cpu") -> dict[str, nn.Module]:
 
 
 def same_weights(model: nn.Module) -> nn.Module:
-    """Those of every network here, large enough for some neurons to fire."""
+    """The weights of every network, large enough for some neurons to fire."""
     torch.manual_seed(0)
     with torch.no_grad():
         for layer in (model.fc1, model.fc2):
@@ -139,13 +139,13 @@ def same_weights(model: nn.Module) -> nn.Module:
 
 
 def check_first_spikes(models: dict[str, nn.Module], x: Tensor) -> None:
-    """The hidden layers' first spikes are equal, but for rounding of the matrix products."""
+    """Check that the first spikes of the hidden layers are equal, up to rounding of products."""
     ours = models[OURS["dense"]]
     with torch.no_grad():
         current = ours.fc1(x)
         theirs = leaky_loop(models["snn.Leaky loop"].lif1, current)
         spikes = ours.lif1(current)
         assert torch.equal(spikes > 0, first_spikes(theirs))
-        # Sums in another order
+        # The sums have another order.
         fused = models[OURS["fused"]].fc1(x).to_dense()
         assert (fused != spikes).float().mean() < 1e-5

@@ -1,24 +1,24 @@
-"""The other ways to compute a layer of spiking neurons over a (T, B, N) current.
+"""Other implementations of a layer of spiking neurons over a (T, B, N) current.
 
-Each is configured to the same decay and threshold as ours, with soft reset where the neuron
-resets, and is used as its users would use it well; where a library's own loop makes the
-backward pass O(T²), it is given one step at a time. Nothing here is copied: the papers' forms
-are written from their mathematics. Libraries are imported on use, and a peer that cannot run
-says why.
+Every peer has the same decay and threshold as our layer, and a soft reset if the neuron resets.
+Every peer calls its library in the fastest way that the library supports. If the loop of a library
+makes the backward pass O(T²), the peer calls the library step by step. No code is copied: the forms
+of the papers are written from the equations. A library is imported on use, and a peer that cannot
+run gives a reason.
 
-Surrogates are the defaults of each library, but snnTorch's arctangent where the library has
-the same. No choice of surrogate changes a spike.
+Each library uses snnTorch's arctangent as its surrogate if it has one, and its default surrogate
+otherwise. The surrogate does not change spikes.
 
-Left out:
+Excluded:
 
-- `snn.LeakyParallel` is an `nn.RNN` with a dense N x N matrix, a linear layer of its own and
-  rectified membranes; `snn.AssociativeLeaky` is an associative memory.
-- Rockpool's `LIFTorch` has a synaptic current that cannot be switched off, and `LIFNeuronTorch`,
-  which has none, is one more loop over x[:, t].
-- sinabs.exodus and Rockpool's `LIFExodus` need a CUDA extension of their own; not tried.
+- `snn.LeakyParallel` is an `nn.RNN` with a dense N x N matrix, a linear layer and rectified
+  membranes. `snn.AssociativeLeaky` is an associative memory.
+- Rockpool's `LIFTorch` has a synaptic current that cannot be disabled. `LIFNeuronTorch` has no
+  synaptic current, and is one more loop over x[:, t].
+- sinabs.exodus and Rockpool's `LIFExodus` require a separate CUDA extension. They were not tried.
 
-sinabs 3.1.3 asks for nir <= 1.0.4, which our own NIR export excludes: it is not in the
-`bench` extra; `pip install --no-deps sinabs==3.1.3` and `pip install pbr` suffice here.
+sinabs 3.1.3 requires nir <= 1.0.4, which our NIR export excludes, so sinabs is not in the `bench`
+extra. Install it with `pip install --no-deps sinabs==3.1.3` and `pip install pbr`.
 """
 
 from __future__ import annotations
@@ -46,41 +46,41 @@ class Peer(NamedTuple):
     """A way to compute a layer."""
 
     name: str
-    """As it stands in tables."""
+    """The name in tables."""
     computes: str
-    """Same dynamics or not, one spike or many, which gradient."""
+    """A description: the dynamics, the number of spikes, the gradient."""
     first_spikes: bool
-    """Whether its first spikes must be ours, up to rounding (:func:`same_first_spikes`)."""
+    """Whether first spikes must equal ours, up to rounding (:func:`same_first_spikes`)."""
     make: Callable[[Tensor, int], Layer]
     """(beta (1,) or (N,), T) -> function from current (T, B, N) to spikes (T, B, N),
     differentiable in the current, and in beta if it requires a gradient. Keeps no state."""
     devices: tuple[str, ...] = ("cpu", "cuda")
     missing: str | None = None
-    """None, or why it cannot run here."""
+    """The reason why the peer cannot run here, or None."""
     max_steps: int = sys.maxsize
-    """Sequences longer than this take too long to compile, or too much time or memory."""
+    """Longer sequences take too much time to compile or run, or too much memory."""
     quadratic: bool = False
-    """Whether its cost grows as T²."""
+    """Whether the cost grows as T²."""
     compiled: bool = False
-    """Whether every new shape is compiled, for a minute."""
+    """Whether the peer compiles for every new shape, for a minute."""
     per_neuron: bool = True
     """Whether each neuron can have its own beta."""
     learns_beta: bool = True
-    """Whether beta gets a gradient."""
+    """Whether beta has a gradient."""
 
 
 def first_spikes(spikes: Tensor) -> Tensor:
-    """Where a neuron spikes for the first time, of the shape of ``spikes``."""
+    """A mask (T, B, N) of the first spike of each neuron."""
     fired = spikes > 0
     return fired & (fired.cumsum(0) == 1)
 
 
 def same_first_spikes(spikes: Tensor, current: Tensor, beta: Tensor, rounding=1e-5) -> bool:
-    """Whether the first spikes are ours, but for membranes that rounding took over the threshold.
+    """Whether the first spikes equal ours, up to rounding of membranes at the threshold.
 
-    A sum in another order moves the membrane by some 1e-7, and among millions of neurons there
-    is one that close to its threshold. Where the times differ, theirs must be right for a
-    membrane in float64 that may be moved by `rounding`.
+    A sum in another order changes the membrane by about 1e-7. Among millions of neurons, one
+    membrane is that close to the threshold. If times differ, the peer's time must be correct for a
+    membrane in float64 that may differ by `rounding`.
     """
     with torch.no_grad():
         fired = spikes.flatten(1) > 0
@@ -105,7 +105,7 @@ def same_first_spikes(spikes: Tensor, current: Tensor, beta: Tensor, rounding=1e
 
 
 def _loop(beta: Tensor, num_steps: int) -> Layer:
-    # A buffer keeps the caller's tensor, so its gradient arrives; learn_beta would copy it.
+    # A buffer holds the caller's tensor, so the gradient reaches it. learn_beta would copy beta.
     lif = snn.Leaky(beta=beta)
 
     def layer(current: Tensor) -> Tensor:
@@ -113,37 +113,37 @@ def _loop(beta: Tensor, num_steps: int) -> Layer:
         for x in current.unbind(0):  # the backward of current[t] would be O(T²)
             spk, mem = lif(x, mem)
             spikes.append(spk)
-        lif.mem = mem.new_zeros(0)  # left as it was, or torch.compile would compile twice
+        lif.mem = mem.new_zeros(0)  # else torch.compile would compile twice
         return torch.stack(spikes)
 
     return layer
 
 
 def _compiled_loop(beta: Tensor, num_steps: int) -> Layer:
-    # Each layer has its own cache, where torch can do that: otherwise the eighth shape fails.
+    # A separate cache for each layer, if torch supports it. Else the eighth shape fails.
     known = inspect.signature(torch.compile).parameters
     options = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
     return torch.compile(_loop(beta, num_steps), fullgraph=True, dynamic=False, **options)
 
 
 def _state_leaky(beta: Tensor, num_steps: int) -> Layer:
-    # Its decay is exp(-1/tau) with tau = 1/(1 - beta): for ours, tau has to be set.
+    # The decay of StateLeaky is exp(-1/tau) with tau = 1/(1 - beta). Set tau to get our decay.
     lif = snn.StateLeaky(beta=beta.detach(), channels=beta.numel())
 
     def layer(current: Tensor) -> Tensor:
-        lif.interpolated_times = -1 / beta.log()
+        lif.tau = -1 / beta.log()
         return lif(current)[0]
 
     return layer
 
 
-# The papers (arXiv:2205.15286), with time last, as they have it
+# The forms of arXiv:2205.15286, with time as the last dimension, as in the paper
 
 SLOPE = 10.0
 
 
 class _Crossing(torch.autograd.Function):
-    """Membrane above threshold; the derivative is that of a fast sigmoid."""
+    """1 if the membrane is above the threshold. The derivative is that of a fast sigmoid."""
 
     @staticmethod
     def forward(ctx, distance: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class _Crossing(torch.autograd.Function):
 
 
 class _IsOne(torch.autograd.Function):
-    """1 where the double sum of crossings is 1; straight through."""
+    """1 where the double sum of crossings is 1, with a straight-through gradient."""
 
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def _norse(beta: Tensor, num_steps: int) -> Layer:
     from norse.torch.functional.reset import reset_subtract
 
     def layer(current: Tensor) -> Tensor:
-        # Its input is scaled by 1 - beta, and with it the membrane: so is the threshold.
+        # The library scales its input, and thus the membrane, by 1 - beta. So scale the threshold.
         gain = 1 - beta
         parameters = LIFBoxParameters(tau_mem_inv=gain, v_th=gain, reset_method=reset_subtract)
         cell = LIFBoxCell(parameters, dt=1.0)
@@ -261,8 +261,7 @@ def _sinabs(beta: Tensor, num_steps: int) -> Layer:
     threshold = torch.ones((), device=beta.device)
 
     def layer(current: Tensor) -> Tensor:
-        # What sl.LIF(norm_input=False) does. Its own loop indexes x[:, t], which makes the
-        # backward pass O(T²).
+        # As sl.LIF(norm_input=False), whose loop indexes x[:, t] and makes the backward pass O(T²).
         state, spikes = {"v_mem": torch.zeros_like(current[0])}, []
         for x in current.unbind(0):
             spk, state = lif_forward_single(
@@ -341,7 +340,7 @@ def _missing(*modules: str) -> str | None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
-        except Exception as error:  # a library may fail in any way on versions it does not know
+        except Exception as error:  # an untested version of a library may raise any error
             lines = str(error).strip().splitlines() or [""]
             return f"import {module}: {type(error).__name__}: {lines[0]}"
     return None
@@ -353,7 +352,7 @@ def _no_compiler() -> str | None:
 
 
 def peers() -> list[Peer]:
-    """All of them, those that cannot run here too."""
+    """All peers, with a reason if a peer cannot run here."""
     many = "same membrane up to the first spike, many spikes, soft reset"
     free = "same membrane, never reset: a spike at every step above threshold"
     bptt = "backpropagation through time"

@@ -1,10 +1,10 @@
-"""Times that can be compared: contestants take turns in one process, round by round.
+"""Compares run times: contestants take turns in one process, round by round.
 
-The machine drifts, and a ratio of two runs that follow each other does not. What is reported
-is the median over rounds of their time over ours, and its spread. pytest-benchmark is shown the
-rounds of ours afterwards. Before anything is timed the outputs are checked.
+The speed of a machine drifts, but two consecutive runs drift alike. The result is the median over
+rounds of the ratio of a peer's time to ours, and the spread of the ratio. pytest-benchmark receives
+our times afterwards. The benchmarks check outputs before any timing.
 
-On a GPU events time a run, after the cache was flushed.
+On a GPU, events time a run after a flush of the cache.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-# A turn of what is faster than this is several runs, whose mean counts: one hiccup of the system
-# is longer than a small call.
+# If a run takes less, a turn is the mean of several runs, because an interruption by the system is
+# longer than a short run.
 TURN_SECONDS = 5e-3
-# Peers that take longer than this in all are left out of later rounds.
+# A peer that takes longer than this in total skips later rounds.
 PEER_SECONDS = 8.0
 LEAST_ROUNDS = 3
 
 
 class Contestant(NamedTuple):
-    """What takes part: ``run(prepare())`` is one run, of which only ``run`` is timed."""
+    """A contestant: ``run(prepare())`` is one run. Only ``run`` is timed."""
 
     run: Callable[[Any], Any]
     prepare: Callable[[], Any] = lambda: None
 
 
 class Clock:
-    """A timer for pytest-benchmark that shows what a stopwatch measured before."""
+    """A timer for pytest-benchmark that returns times measured before."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -45,7 +45,7 @@ CLOCK = Clock()
 
 
 class Stopwatch:
-    """Seconds of one run on a device."""
+    """Measures the seconds of one run on a device."""
 
     def __init__(self, device: str) -> None:
         self.cache = None
@@ -69,7 +69,7 @@ class Stopwatch:
 
 
 class Ratio(NamedTuple):
-    """How many times longer a peer takes."""
+    """The time of a peer divided by ours: median over the rounds, and spread."""
 
     median: float
     low: float
@@ -80,7 +80,7 @@ class Ratio(NamedTuple):
 
     @staticmethod
     def of(theirs: list[float], ours: list[float]) -> Ratio:
-        # A peer that was too slow for every round is compared with the rounds it was in.
+        # A peer that skipped rounds is compared in its rounds only.
         ratios = sorted(peer / mine for peer, mine in zip(theirs, ours, strict=False))
         tenth = len(ratios) // 10
         return Ratio(
@@ -100,7 +100,7 @@ class Race(NamedTuple):
 def race(
     ours: Contestant, peers: Mapping[str, Contestant], rounds: int, device: str = "cpu"
 ) -> Race:
-    """Time ``ours`` and every peer, in turns."""
+    """Time our contestant and every peer in turns."""
     watch = Stopwatch(device)
 
     def runs(contestant: Contestant) -> int:
@@ -123,7 +123,7 @@ def race(
 
 
 def report(benchmark: Any, seconds: list[float]) -> None:
-    """Hand what was measured to pytest-benchmark, whose timer is :data:`CLOCK`."""
+    """Pass the measured seconds to pytest-benchmark, whose timer is :data:`CLOCK`."""
     samples = iter(seconds)
 
     def replay() -> None:

@@ -2,18 +2,18 @@
 
     python -m benchmarks.studies.digits [--threads 1] [--out benchmarks/results/digits.json]
 
-scikit-learn's digits, latency-coded (every input spikes once), T=25, 64-128-10, 30 epochs of Adam
-at 5e-3. One split, whose test part serves the final figures only. Beta (a number, or learned for
-each neuron) and, for the multi-spike network, the loss are chosen on a validation part of the
-training set, with other seeds. Every method chooses from the same list of betas. (The list was
-extended once, because the largest beta was always the best; test figures had been seen by then.)
-Losses, regularisers and neurons have their defaults.
+The data are scikit-learn's digits, latency-coded (every input spikes once), with T=25. The network
+is 64-128-10, trained for 30 epochs with Adam at 5e-3. There is one split, and its test part serves
+the final figures only. Beta (a number, or learned for each neuron) and the loss of the multi-spike
+network are chosen on a validation part of the training set, with other seeds. Every method chooses
+from the same list of betas. (The list was extended once, because the largest beta was always the
+best. Test figures had been seen by then.) Losses, regularisers and neurons have their defaults.
 
 - multi-spike: snn.Leaky in a loop over time, as in snnTorch's tutorials 5 and 6.
 - single spike: the same network of SingleSpikeLeaky, classified by its earliest spike or, with a
   LeakyReadout as its last layer, by the summed membrane.
-- checkpoint: the trained multi-spike network, loaded with strict=True into a converted network;
-  accuracy without and with some epochs of fine-tuning.
+- checkpoint: the trained multi-spike network, loaded with strict=True into a converted network. The
+  table gives the accuracy without and with some epochs of fine-tuning.
 """
 
 from __future__ import annotations

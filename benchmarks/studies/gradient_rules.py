@@ -2,11 +2,11 @@
 
     python -m benchmarks.studies.gradient_rules --data DIR [--tasks yinyang digits] [--seeds 3]
 
-Every rule with every surrogate (the `spike_time` rule has none) on Yin-Yang 4-120-3, digits
-64-128-10 and Fashion-MNIST 784-200-10, by the papers' recipe with fewer epochs and without
-augmentation; and from a silent network, whose initial weights are a tenth of the recipe's.
-The same command resumes a stopped study and skips finished runs. The tables, with learning
-curves, are written beside the runs.
+The study trains every rule with every surrogate (the rule `spike_time` has no surrogate) on
+Yin-Yang 4-120-3, digits 64-128-10 and Fashion-MNIST 784-200-10, by the papers' recipe with fewer
+epochs and without augmentation. It also trains silent networks, whose initial weights are a tenth
+of the recipe's. The same command resumes a stopped study and skips finished runs. The study writes
+tables and learning curves beside the runs.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def train(config: Config, folder: Path) -> Path:
 
 
 def compare(task: str, options: argparse.Namespace, silent: bool) -> Runs:
-    """Train every rule with every surrogate; from silence only with the first surrogate."""
+    """Train every rule with every surrogate, and silent networks with the first surrogate."""
     found: Runs = {}
     surrogates = options.surrogates[:1] if silent else options.surrogates
     for rule in GRADIENT_RULES:

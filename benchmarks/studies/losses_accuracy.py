@@ -76,7 +76,7 @@ def digits(num_steps: int, seed: int) -> Task:
 
 
 def yin_yang(num_steps: int, seed: int) -> Task:
-    """Points of the symbol, as many of each class: yin, yang, dots."""
+    """Points of the symbol, equally many of the classes yin, yang and dots."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(40_000, 2, generator=generator)
     x, y = points.T
@@ -206,7 +206,7 @@ def compare_defaults(epochs: int, seeds: int) -> list[str]:
         for make in TASKS.values():
             runs = [train(loss, make(seed), epochs, seed) for seed in range(seeds)]
             found = [run["earliest spike"] for run in runs]
-            # Without seeds that never decide
+            # Without seeds whose network never decides.
             num_steps = [run["decided at"] for run in runs if not math.isnan(run["decided at"])]
             step = statistics.mean(num_steps)
             cells.append(

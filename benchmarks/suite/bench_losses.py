@@ -1,8 +1,8 @@
 """Losses on spike times, forward and backward, against those of snntorch.functional.
 
-Every neuron fires once at a random step, where the two agree on the value; snnTorch's
-gradient is a different one (-1 at the spike), so each one's own is checked against its formula.
-snnTorch's backward loops over batch and classes in Python.
+Every neuron fires once at a random step, so both libraries compute the same value. The gradients
+differ (snnTorch's is -1 at the spike), so the benchmark checks each gradient against its formula.
+snnTorch's backward pass loops over batch and classes in Python.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
 def data(num_steps: int, batch: int, classes: int) -> tuple[Tensor, Tensor]:
     """Spikes, one for each neuron, and targets."""
     make = torch.Generator().manual_seed(0)
-    # At step 0 ours has no gradient for the right class: its target is reached.
+    # A right class at step 0 has reached its target, and no gradient.
     times = torch.randint(1, num_steps, (1, batch, classes), generator=make)
     spikes = torch.zeros(num_steps, batch, classes).scatter_(0, times, 1.0)
     return spikes.requires_grad_(), torch.randint(classes, (batch,), generator=make)
@@ -43,10 +43,10 @@ def run(loss_fn: Loss, spikes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
 
 
 def check(ours: Loss, theirs: Loss, spikes: Tensor, targets: Tensor) -> None:
-    """Equal values; gradients by the two formulas from the same dL/dtau."""
+    """Check that values are equal, and that gradients follow from the same dL/dtau."""
     (loss, grad), (other, sign_grad) = (run(fn, spikes, targets) for fn in (ours, theirs))
     torch.testing.assert_close(loss, other, rtol=1e-5, atol=1e-6)
-    slope = -sign_grad.sum(0)  # theirs is -dL/dtau at the spike, 0 elsewhere
+    slope = -sign_grad.sum(0)  # snnTorch: -dL/dtau at the spike, 0 elsewhere
     countdown = torch.arange(len(spikes), 0, -1.0)
     expected = -countdown[:, None, None] * slope
     torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-7)

@@ -1,7 +1,7 @@
-"""Peak memory of one training step above what its process held before it.
+"""Peak memory of one training step, above the memory of its process before the step.
 
-Each is measured in a process that does one thing only: on Linux the growth of the resident set,
-on a GPU what torch allocated.
+Each measurement runs in a new process. On Linux it is the growth of the resident set, on a GPU the
+memory that torch allocated.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ def own_peak(name: str, what: str, num_steps: int, batch: int) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # free memory that is still resident would hide growth
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
+    ctypes.CDLL(None).malloc_trim(0)  # free memory that stays resident would hide growth
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")
     run()
     return (resident("VmHWM") - before) / 1024
 
 
 def peak(name: str, what: str, num_steps: int, batch: int) -> float:
-    """MB, of a process of its own; the lowest of three, as what the C library keeps varies."""
+    """MB of a new process; the lowest of three, because the C library keeps varying amounts."""
     command = [
         sys.executable,
         "-m",
@@ -118,7 +118,7 @@ def bench_memory(what: str, num_steps: int, batch: int, benchmark, baselines, re
         "peak_mb": peaks,
     }
     benchmark.pedantic(lambda: None)
-    # What the loop takes varies with what its C library keeps; the size of the data does not.
+    # The memory of the loop varies with the blocks that the C library keeps.
     ratio = num_steps * batch * HIDDEN * 4 / 2**20 / peaks[OURS["dense"]]
     one = Ratio(ratio, ratio, ratio, 0.0)
     fallen = baselines.fallen(request.node.name, {"one tensor (T, B, 1000)": one})
@@ -138,7 +138,7 @@ def bench_memory(what: str, num_steps: int, batch: int, benchmark, baselines, re
     ],
 )
 def bench_memory_from_times(rule: str, what: str, benchmark, request) -> None:
-    """Peak memory from spike times over T: of a training step, and of inference."""
+    """Peak memory over T of a training step and of inference, both from spike times."""
     full = request.config.getoption("--full")
     sizes = (100, 300, 1000, 3000) if full else (100, 1000)
     peaks = {num_steps: peak(TIMES[rule], what, num_steps, 128) for num_steps in sizes}

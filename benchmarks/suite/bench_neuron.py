@@ -1,7 +1,7 @@
 """The neuron alone, from current to spikes: forward, backward, and both.
 
-The grid is that of the papers (arXiv:2205.15286): time steps, neurons, batch, types, and a
-decay rate that is fixed or learned for every neuron.
+The grid is the grid of arXiv:2205.15286: time steps, neurons, batch, types, and a decay rate that
+is fixed or learned for every neuron.
 """
 
 from __future__ import annotations
@@ -76,18 +76,18 @@ def contestant(
 
 
 def entrants(cell: Cell, device: str, full: bool) -> list[Peer]:
-    """Peers that can run a cell in reasonable time."""
+    """The peers that run a cell in reasonable time."""
     able = [p for p in peers() if p.missing is None and device in p.devices]
     able = [p for p in able if cell.num_steps <= p.max_steps]
     if cell.learned:
         able = [p for p in able if p.per_neuron and p.learns_beta]
-    if cell.dtype != "float32":  # of half types only snnTorch's own loop is sure to run
+    if cell.dtype != "float32":  # only snnTorch's loop surely supports half types
         return [p for p in able if p.name == LOOP]
     if cell not in QUICK:
         able = [p for p in able if p.name in SWEEP]
     if cell.num_steps**2 * cell.batch * cell.neurons > MOST_QUADRATIC:
         able = [p for p in able if not p.quadratic]
-    # Compiling takes a minute a shape.
+    # A compilation takes a minute for each shape.
     return [p for p in able if full or not p.compiled]
 
 
@@ -139,7 +139,7 @@ def bench_neuron(cell: Cell, compare, device: str, copy_speed: float, request) -
 
 @pytest.mark.parametrize("membrane", [False, True], ids=["spikes", "spikes-and-membrane"])
 def bench_variants(membrane: bool, compare, device: str) -> None:
-    """What is returned, and our own gradient rules and implementations, at one size."""
+    """Our outputs, gradient rules and backends, at one size."""
     make = torch.Generator().manual_seed(0)
     current, grad = (torch.randn(100, 128, 1000, generator=make).to(device) for _ in range(2))
     current = current.mul_(0.3).requires_grad_()

@@ -37,12 +37,12 @@ STEP_CELLS = [
 
 
 def forget_order(spikes: SpikeTimes) -> SpikeTimes:
-    """The same spikes, to be sorted again: every batch of a training has new ones."""
+    """A copy of the spikes without cached events, because every training batch has new spikes."""
     return spikes.samples(slice(None))
 
 
 def check(net: nn.Module, dense: nn.Module, spikes: SpikeTimes) -> None:
-    """Spike times are equal but for rounding, and so are the scores."""
+    """Check that spike times and scores are equal, up to rounding."""
     with torch.no_grad():
         hidden = net.lif1(net.fc1(spikes))
         theirs = SpikeTimes.from_dense(dense.lif1(dense.fc1(spikes.to_dense())))
@@ -94,7 +94,7 @@ def bench_step_from_times(
 
 @pytest.mark.parametrize("what", ["inference", *GRADIENT_RULES])
 def bench_growth_with_time(what: str, compare, device: str, data: Path | None) -> None:
-    """How much of its time at T=1000 a step takes at T=100."""
+    """The time of a training step at T=1000 divided by its time at T=100."""
     rule = "masked" if what == "inference" else what
     runs = []
     for num_steps in (1000, 100):

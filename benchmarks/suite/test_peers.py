@@ -1,6 +1,6 @@
-"""Every peer that is installed computes what it says; the others are skipped with their reason.
+"""Every installed peer computes what its description says. Other peers skip with their reason.
 
-python -m pytest benchmarks/test_peers.py
+python -m pytest benchmarks/suite/test_peers.py
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def problem(num_steps: int, batch: int, neurons: int, dtype: torch.dtype) -> tup
 
 
 def steps_of(peer: Peer) -> int:
-    return 6 if "compiled" in peer.name else 40  # it takes seconds to compile
+    return 6 if "compiled" in peer.name else 40  # compiles for seconds
 
 
 def decay(peer: Peer, neurons: int, dtype: torch.dtype) -> Tensor:
@@ -53,7 +53,7 @@ def test_first_spikes_and_finite_gradients(peer: Peer, dtype: torch.dtype) -> No
     inputs = [current, beta] if peer.learns_beta else [current]
     layer = peer.make(beta, len(current))
     runs = []
-    for _ in range(2):  # nothing is kept from the first call
+    for _ in range(2):  # the first call leaves no state
         spikes = layer(current)
         runs.append([spikes.detach().clone(), *torch.autograd.grad(spikes, inputs, grad)])
     spikes, *grads = runs[0]
@@ -89,7 +89,7 @@ def test_a_shared_and_fixed_beta(peer: Peer) -> None:
 
 
 def test_a_layer_is_compiled_once() -> None:
-    """The first run sets what snn.Leaky keeps; it must not be seen by the next."""
+    """The first run sets the state of snn.Leaky. The next run must not read it."""
     peer = next(p for p in CPU_PEERS if "compiled" in p.name)
     skip_missing(peer)
     current, grad = problem(3, 2, 5, torch.float32)
@@ -143,7 +143,7 @@ def test_same_first_spikes_forgives_rounding_only() -> None:
 
     assert single_spike_leaky(current, beta).times.tolist() == [[2, -1]]
     assert same_first_spikes(spikes_at(2), current, beta)
-    assert same_first_spikes(spikes_at(1), current, beta)  # rounding could take it over
+    assert same_first_spikes(spikes_at(1), current, beta)  # by rounding
     assert same_first_spikes(spikes_at(1) + spikes_at(3), current, beta)
     assert not same_first_spikes(spikes_at(3), current, beta)  # too late
     assert not same_first_spikes(torch.zeros_like(current), current, beta)

@@ -18,12 +18,12 @@ from .compiling import (
 from .simd import LINE, store, stream
 
 BLOCK = 1024
-STEPS = 4  # steps that Leaky takes with its state in registers, and reads ahead
-STREAM = 4 << 20  # bytes of a result that is written past the cache
+STEPS = 4  # steps for which Leaky reads ahead and keeps its state in registers
+STREAM = 4 << 20  # results of at least so many bytes are written past the cache
 
 
 class Kind(NamedTuple):
-    """Which terms a neuron has."""
+    """The terms of a neuron's equations."""
 
     synaptic: bool
     inhibitory: bool
@@ -43,7 +43,7 @@ class Parameters(NamedTuple):
     fed_back: np.ndarray
     """``feedback`` times ``height``."""
     decay_passes: np.ndarray
-    """Where the clamp of the decay passes a gradient on."""
+    """True for neurons whose decay is inside the clamp, and has a gradient."""
     alpha_passes: np.ndarray
 
 
@@ -108,7 +108,7 @@ def block_values(parameter, start, n, out):
 
 @helper
 def clamp_decay(decay, n, passes):
-    """clamp(decay, 0, 1) in place, and where it passes a gradient on."""
+    """clamp(decay, 0, 1) in place. ``passes`` marks decays inside the clamp."""
     zero, one = decay.dtype.type(0), decay.dtype.type(1)
     for j in range(n):
         b = decay[j]
@@ -252,7 +252,7 @@ def write_vector(array, index, vector, streams):
 
 @helper
 def past_the_cache(array, low):
-    """Whether to write rows past the cache from ``low`` on: they are more than fit, and aligned."""
+    """Whether to write rows from ``low`` on past the cache: the array is large and aligned."""
     first = array.ctypes.data + low * array.itemsize
     aligned = first % LINE == 0 and array.strides[0] % LINE == 0
     return aligned and array.size * array.itemsize >= STREAM
@@ -260,6 +260,6 @@ def past_the_cache(array, low):
 
 @inlined_helper
 def first_step(tile, steps):
-    """First step of a tile; what is left after tiles of ``STEPS`` steps are tiles of one step."""
+    """First step of a tile. Tiles have ``STEPS`` steps, and the remaining tiles one step."""
     whole = steps // STEPS
     return min(tile, whole) * STEPS + max(tile - whole, 0)

@@ -1,4 +1,4 @@
-"""How loops are compiled, and the numbers that stand for options in them."""
+"""Compiles the loops, and numbers their options."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdige
 
 
 def compiled(function: Any, **options: Any) -> Any:
-    """Compile a loop, in numba's cache if there is one."""
-    # The cache sees changes of the loop's own file, and not of those that it calls: so they are
-    # in the name that it is filed under.
+    """Compile a loop, and use numba's cache if the process can write one."""
+    # Numba's cache detects changes of the file of the loop only. The digest in the name detects
+    # changes of all other files.
     function.__qualname__ += f"_{_DIGEST}"
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to write a cache: compile again in every process
+    except RuntimeError:  # no folder for a cache: every process compiles again
         return numba.njit(**options)(function)
 
 
 inlined = numba.njit(forceinline=True, error_model="numpy")
 
-# Numba copies the statements of a part into its caller before it infers types: a part of one
-# caller takes no compilation of its own.
+# Numba copies the statements of a part into its caller before type inference, so the part needs no
+# separate compilation.
 part_of_caller = numba.njit(inline="always", error_model="numpy")
 
-# Numba counts references to the arrays that a function is given, with atomic instructions that
-# take longer than a row; functions that make no arrays of their own can do without.
+# Numba counts references to array arguments with atomic instructions, which take longer than a row.
+# A function that allocates no arrays does not need the counts.
 helper = functools.partial(compiled, _nrt=False)
 inlined_helper = functools.partial(compiled, _nrt=False, forceinline=True)

@@ -28,7 +28,7 @@ def _dot(weights, unit, lam):
 
 @part_of_caller
 def _list_by_step(row, neuron, n, heads, following):
-    """Lists the neurons by the step of their impulse: a first one of each step, and the next."""
+    """Build a linked list of neurons for each impulse step: ``heads``, and ``following``."""
     for j in range(n):
         step = row[neuron + j]
         if step >= 0:
@@ -60,7 +60,7 @@ def _jump_back(gap, lam, total, b, h, has_every, tables):
 
 @inlined_helper
 def _add_impulses(j, steps, impulses, neuron, lam, total, following, tables):
-    """The impulses of a list of neurons that begins with ``j``, carried ``steps`` back."""
+    """Add the impulses of the list of neurons from ``j`` on, carried ``steps`` back."""
     power, geometric = tables.power, tables.geometric
     while j >= 0:
         lam[j] += impulses[neuron + j] * power[steps, j]
@@ -70,7 +70,7 @@ def _add_impulses(j, steps, impulses, neuron, lam, total, following, tables):
 
 @part_of_caller
 def _inputs_before(e, end, step, events, weights, lam, grads):
-    """Gradients to the inputs that spike at ``step``, which lie after ``e``, one step before it."""
+    """Add the gradients at ``step`` - 1 of inputs that spike at ``step``: events after ``e``."""
     i = e + 1
     while i < end and events.times[i] == step:
         unit = events.units[i]
@@ -80,7 +80,7 @@ def _inputs_before(e, end, step, events, weights, lam, grads):
 
 @part_of_caller
 def _inputs_at(e, begin, step, events, weights, lam, grads):
-    """Gradients to the inputs that spike at ``step``, which end with ``e``."""
+    """Add the gradients at ``step`` of inputs that spike at ``step``: the events up to ``e``."""
     i = e
     while i >= begin and events.times[i] == step:
         unit = events.units[i]
@@ -104,7 +104,7 @@ def _sample(
         _list_by_step(adjoint.when[sample], neuron, n, heads, following)
     clear_row(lam)
     e, t = end - 1, steps
-    previous = steps  # where the last spikes were, if the step before them is wanted
+    previous = steps  # the step of the last visited spikes
     while t > 0:
         now = events.times[e] if e >= begin else 0
         stop = now
@@ -139,10 +139,10 @@ def _sample(
 def linear_backward_closed_form_loop(
     scratch, heads, part, events, layer, num_steps, adjoint, gradients
 ):
-    """Gradients of the weights where the adjoint has a closed form.
+    """Gradients of the weights from an adjoint in closed form.
 
-    ``heads`` is work space of num_steps + 1 int32. Gradients to inputs suppose that each of them
-    spikes once.
+    ``heads`` is work space of num_steps + 1 int32. The gradients to inputs are correct only if each
+    input spikes at most once.
     """
     scratch, part, events, layer = Scratch(*scratch), Part(*part), Events(*events), Layer(*layer)
     adjoint, gradients = ClosedFormAdjoint(*adjoint), ClosedFormGradients(*gradients)

@@ -50,7 +50,7 @@ class _Rows(NamedTuple):
 
 @part_of_caller
 def _rows_of(scratch):
-    # Rows of one array: the compiler can prove them apart, and vectorises.
+    # Rows of one array: the compiler can prove that they do not overlap, and vectorises.
     r = scratch.rows
     return _Rows(
         r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12]
@@ -96,7 +96,7 @@ def _subtract_fired(v, amount, first, step):
 
 @inlined_helper
 def _accumulate(g, limit, now, tail, ramp):
-    """The doubly cumulated gradient takes the place of ``g``."""
+    """Replace ``g`` by its double sum over later steps."""
     for j in range(TILE):
         entering = g[j]
         t = tail[j] + (entering if now <= limit[j] else g.dtype.type(0))
@@ -125,7 +125,7 @@ def _slopes_at(k, mem, threshold, spike_gradient, out):
 
 @inlined_helper
 def _adjoint(k, now, mem, limit, rows):
-    """lam[k] from lam[k+1], and what it adds to the gradients of the parameters."""
+    """Compute lam[k] from lam[k+1], and add to the gradients of the parameters."""
     b, g, slope, lam = rows.b, rows.g, rows.slope, rows.lam
     d_bias, d_beta, d_threshold = rows.d_bias, rows.d_beta, rows.d_threshold
     for j in range(TILE):
@@ -140,7 +140,7 @@ def _adjoint(k, now, mem, limit, rows):
 
 @part_of_caller
 def _limits(fired, n, steps, rule, causal, first, limit):
-    """First spikes and the last steps that receive a gradient; returns the last step of all."""
+    """First spikes, and the last step of each neuron with a gradient. Returns the last of all."""
     last = np.int32(0)
     for j in range(TILE):
         first[j] = -2  # the padding never fires
@@ -150,13 +150,13 @@ def _limits(fired, n, steps, rule, causal, first, limit):
         last = max(last, first[j])
     for j in range(TILE):
         limit[j] = first[j] - np.int32(rule == PRE_SPIKE) if causal else steps
-    # Later than the last spike nothing comes back, and no membrane is read.
+    # After the last spike there is no gradient, and no membrane is read.
     return min(last, steps - 1) if causal else steps - 1
 
 
 @part_of_caller
 def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first, mem, rows):
-    """The membrane up to the step ``last``; returns the last spike that has arrived."""
+    """Integrate the membrane up to step ``last``. Returns the last spike up to this step."""
     e = begin
     for t in range(last + 1):
         copy_row(rows.drive, rows.x)

@@ -37,7 +37,7 @@ class _Rows(NamedTuple):
     p: np.ndarray
     """The derivative of ``v`` by beta."""
     below: np.ndarray
-    """The membrane before the spike, and ``above`` at the spike."""
+    """The membrane before the spike. ``above`` is the membrane at the spike."""
     above: np.ndarray
     slope_below: np.ndarray
     slope_above: np.ndarray
@@ -49,7 +49,7 @@ class _Rows(NamedTuple):
 
 @part_of_caller
 def _rows_of(scratch):
-    # Rows of one array: the compiler can prove them apart, and vectorises.
+    # Rows of one array: the compiler can prove that they do not overlap, and vectorises.
     r, m = scratch.rows, scratch.marks
     return _Rows(
         r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], m[0], m[1], m[2]
@@ -58,7 +58,7 @@ def _rows_of(scratch):
 
 @inlined_helper
 def _jump_marked(gap, never, rows, tables):
-    """A jump, kept apart in ``x``; marks neurons that are over threshold by then."""
+    """Jump, write the membrane into ``x``, and mark neurons that are above the threshold there."""
     power, geometric = tables.power, tables.geometric
     v, drive, threshold = rows.v, rows.drive, rows.threshold
     first, later, marks = rows.first, rows.x, rows.marks
@@ -84,7 +84,7 @@ def _step(step, never, rows):
 
 @inlined_helper
 def _step_marked(step, never, rows):
-    """The same; keeps the membrane before it, and returns whether a neuron fires."""
+    """One step of current ``x`` that keeps the membrane before. Returns whether a neuron fires."""
     v, b, x, threshold, first = rows.v, rows.b, rows.x, rows.threshold, rows.first
     before = rows.before
     hit = np.int32(0)
@@ -117,11 +117,11 @@ def _keep_crossing(step, rows):
 
 @helper
 def _search(start, stop, rows):
-    """Find the step between two spikes at which a constant current took neurons over threshold.
+    """Find the step between two spikes at which the membrane of a neuron crosses the threshold.
 
-    ``v`` is the membrane before ``start``, and ``marks`` are the neurons for which a jump to
-    ``stop`` came to a membrane ``x`` that is above. Where that was its rounding, and step by step
-    they stay below, they do not fire, and ``x`` becomes that membrane.
+    ``v`` is the membrane before ``start``. ``marks`` are the neurons whose membrane ``x`` after a
+    jump to ``stop`` is above the threshold. If the membrane stays below step by step, the jump was
+    above by rounding only: the neuron does not fire, and ``x`` becomes the membrane of the steps.
     """
     b, current, threshold = rows.b, rows.drive, rows.threshold
     for j in range(TILE):
@@ -155,7 +155,7 @@ def _jump(t, gap, never, may_cross, want_slope, rows, tables):
 
 @part_of_caller
 def _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows):
-    """One step with spikes; returns the next spike."""
+    """One step with spikes. Returns the next spike."""
     copy_row(rows.drive, rows.x)
     e = gather(e, end, t, events, weights, rows.x)
     step = np.int32(t)
@@ -211,11 +211,11 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
         power_tables(rows.b, tables)
         if want_slope:
             power_slopes(tables)
-        # Between spikes the membrane moves towards bias / (1 - beta): without a bias, to zero.
+        # Between spikes the membrane moves towards bias / (1 - beta), which is 0 without a bias.
         may_cross, may_fall = False, False
         for j in range(TILE):
             may_cross |= (rows.drive[j] != zero) | (rows.threshold[j] < zero)
-            # From 0, which is not checked, a membrane can fall below a negative threshold.
+            # Initially 0, which is not checked, a membrane can fall below a negative threshold.
             may_fall |= (rows.drive[j] < zero) & (rows.threshold[j] < zero)
             rows.unfired[j] = never if j < n else 0  # the padding does not count
         for sample in range(part.low, part.high):

@@ -47,7 +47,7 @@ class _Rows(NamedTuple):
 
 @part_of_caller
 def _rows_of(scratch):
-    # Rows of one array: the compiler can prove them apart, and vectorises.
+    # Rows of one array: the compiler can prove that they do not overlap, and vectorises.
     r = scratch.rows
     return _Rows(
         r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], scratch.marks[0]
@@ -56,10 +56,10 @@ def _rows_of(scratch):
 
 @helper
 def _settled(last, gap, rows):
-    """Find the first step of a maximum that was reached during a jump to step ``last``.
+    """Find the first step of a maximum inside a jump to step ``last``.
 
-    ``v_before`` is the membrane before the jump, and ``v`` that at its end, which is the only
-    maximum unless rounding has brought it to rest before.
+    ``v_before`` is the membrane before the jump, and ``v`` the membrane at the end of the jump. The
+    end is the only maximum, unless the membrane came to rest before, by rounding.
     """
     b, current, now = rows.b, rows.drive, rows.v
     for j in range(TILE):
@@ -110,8 +110,8 @@ def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
     while t < num_steps:
         now = events.times[e] if e < end else num_steps
         if t < now:
-            # Between spikes it moves one way only: its maximum is at an end of the jump. The
-            # first step of all is such an end.
+            # Between spikes the membrane is monotonic, so the maximum is at an end of the jump. The
+            # first step of a sample is such an end.
             gap = 1 if alone else min(now - t, JUMP)
             alone = False
             copy_row(v, rows.v_before)
@@ -135,7 +135,7 @@ def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
 
 @part_of_caller
 def _carry_back(gap, last, every, rows, tables):
-    """What a current adds to the value, ``gap`` steps earlier; ``last`` starts the last value."""
+    """The weight of a current in the value, ``gap`` steps earlier. ``last`` starts "last"."""
     power, geometric = tables.power, tables.geometric
     d_power, d_geometric = tables.d_power, tables.d_geometric
     v, p = rows.v, rows.p
@@ -148,7 +148,7 @@ def _carry_back(gap, last, every, rows, tables):
 
 @part_of_caller
 def _add_spikes(e, begin, now, events, weights, rows):
-    """What the spikes of one step add to the value; returns the spike before them."""
+    """Add the spikes of one step to the value. Returns the spike before them."""
     v, p, result, slope = rows.v, rows.p, rows.result, rows.slope
     one = v.dtype.type(1)
     while e >= begin and events.times[e] == now:
@@ -211,7 +211,7 @@ def linear_readout_loop(scratch, part, events, layer, num_steps, reduction, out)
         power_slopes(tables)
         if reduction != MAX:
             _of_constant_current(num_steps, reduction, rows)
-        # Without memory, the first step after spikes equals all that follow, and is the maximum.
+        # With beta = 0, all steps between spikes are equal, and the first one is the maximum.
         forgets = False
         for j in range(n):
             forgets |= rows.b[j] == zero

@@ -151,7 +151,7 @@ def _adjoint_membrane(k, n, start, after, row, through, grads, into, kind, param
     if through and given(into.threshold):
         for j in range(n):
             scan.d_threshold[j] -= slope[j]
-    if kind.inhibitory:  # the membrane of Alpha carries nothing over
+    if kind.inhibitory:  # the membrane of Alpha does not depend on the step before
         for j in range(n):
             row[j] = slope[j] if through else zero
     elif through:
@@ -201,7 +201,7 @@ def _parameters_of_alpha(k, n, start, after, saved, into, parameters, scan):
         for j in range(n):
             d_beta[j] += lam_i[j] * saved.inh[k, start + j]
     if given(into.gain):
-        # What the gain multiplies at k+1; there the current cancels.
+        # The gain multiplies this sum at k+1. The input current cancels there.
         for j in range(n):
             both = alpha[j] * saved.syn[k, start + j] + decay[j] * saved.inh[k, start + j]
             d_gain[j] += after[j] * both

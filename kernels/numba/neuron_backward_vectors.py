@@ -50,17 +50,17 @@ class _Scan(NamedTuple):
 
 
 class _Lags(NamedTuple):
-    """How many steps after the spike a reset comes; more than there are for no reset."""
+    """Number of steps from the spike to a reset; larger than T if there is no such reset."""
 
     zero: int
     subtract: int
 
 
 class _Path(NamedTuple):
-    """What is read and written. Constants, where the call writes them out."""
+    """The inputs that are read and the outputs that are written."""
 
     closes: bool
-    """Whether no gradient enters after the spike: then nothing is read there."""
+    """Whether no gradient enters after the spike. The loop then reads nothing there."""
     rule: int
     surrogate: int
     has_mem: bool
@@ -112,7 +112,7 @@ def _rows_back(
     Its membranes begin at a ``column``.
     """
     behind = max(early - count, 0)
-    each = grads.grad_spikes.shape[0] > 1  # step has a gradient of its own
+    each = grads.grad_spikes.shape[0] > 1  # steps have different gradients
     for j in range(0, n, LANES):
         neuron = start + j
         at = load(scan.first, j)
@@ -247,7 +247,7 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
         block = start, n, membranes, column, grads, into.current, parameters, scan, lags
         for tile in range(tiles - 1, -1, -1):
             early = first_step(tile, steps)
-            # The default is compiled by itself, as it were: a fifth faster.
+            # A separate call for the default surrogate: a fifth faster.
             if tile < steps // STEPS and default:
                 usual = _Path(True, MASKED, ATAN, False, False, True, False, False)
                 _rows_back(STEPS, early, *block, slope, streams, usual)
@@ -263,8 +263,8 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
 def neuron_backward_vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
     """:func:`neuron_backward_loop` of Leaky, for neurons that fill whole vectors.
 
-    A loop around the loop: numba's cache holds it with all that it calls, optimised once more, and
-    backwards a fifth faster.
+    This wrapper makes numba cache the loop together with its callees, and LLVM optimise them once
+    more. The backward pass becomes a fifth faster.
     """
     _vectors(
         low,

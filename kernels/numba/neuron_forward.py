@@ -1,7 +1,7 @@
 """Forward pass of a layer of neurons, once over all time steps.
 
-Whole vectors of Leaky have loops of their own; these loops process all other neurons, and the
-remaining neurons of a Leaky layer.
+``neuron_forward_vectors.py`` computes Leaky for neurons that fill whole vectors. The loops in this
+file compute every other neuron, and the remaining neurons of a Leaky layer.
 """
 
 from __future__ import annotations

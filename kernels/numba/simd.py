@@ -1,12 +1,14 @@
-"""Vectors of lanes for loops that numba compiles, as LLVM has them.
+"""LLVM vector types for loops that numba compiles.
 
-A :class:`Vector` holds ``LANES`` neighbouring neurons, and lives in registers: one of AVX-512
-for float32, several where registers are narrower (LLVM splits it). Operators work lane by lane
-and round as scalars do; a number on one side takes the type of the other, and stands for the
-same number in every lane. Arrays are C-contiguous, and an index is not checked.
+A :class:`Vector` holds ``LANES`` neighbouring neurons in registers: in one AVX-512 register for
+float32, in several registers on a CPU with narrower ones. (LLVM splits the vector.) Operators
+compute lane by lane and round like scalar operators. If one operand is a number, the number is
+converted to the type of the vector and repeated in every lane. Arrays are C-contiguous, and indices
+are not checked.
 
-Why not leave it to the compiler to vectorise: it has to prove all arrays of a loop apart, it does
-not keep the state of several time steps in registers, and it makes no stores past the cache.
+The loops do not rely on automatic vectorisation for three reasons. The compiler must prove that the
+arrays of a loop do not overlap. The compiler does not keep the state of several time steps in
+registers. The compiler emits no stores past the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
 LANES = 16
-LINE = 64  # bytes of a cache line, or more than that
+LINE = 64  # bytes; at least the size of a cache line
 
 
 class Vector(types.Type):
@@ -37,7 +39,7 @@ class Vector(types.Type):
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Vector) -> None:
-        # A comparison is one bit for each lane, where numba keeps a boolean in a byte.
+        # A comparison yields one bit for each lane. A boolean of numba is a byte.
         is_mask = vector.dtype == types.boolean
         lane = ir.IntType(1) if is_mask else manager.lookup(vector.dtype).get_value_type()
         super().__init__(manager, vector, ir.VectorType(lane, LANES))
@@ -109,12 +111,12 @@ def _function(name: str) -> Any:
 
 
 absolute = _function("fabs")
-exp = _function("exp")  # one lane at a time
+exp = _function("exp")  # LLVM computes one lane at a time
 
 
 @intrinsic
 def where(context: Any, mask: Any, chosen: Any, other: Any) -> Any:
-    """``chosen`` in the lanes of the mask, ``other`` elsewhere; one of them may be a number."""
+    """``chosen`` in the lanes of the mask, ``other`` elsewhere. One of the two may be a number."""
     vector = chosen if isinstance(chosen, Vector) else other
 
     def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
@@ -126,7 +128,7 @@ def where(context: Any, mask: Any, chosen: Any, other: Any) -> Any:
 @intrinsic
 def full_like(context: Any, vector: Any, number: Any) -> Any:
     def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
-        return values[1]  # the cast to the signature's type has spread it
+        return values[1]  # the cast to a vector has repeated the number
 
     return vector(vector, vector), build
 
@@ -141,7 +143,7 @@ def any_lane(context: Any, mask: Any) -> Any:
 
 
 def _address(context: Any, builder: Any, array: Any, value: Any, index: Any, at: Any) -> Any:
-    """Of the lanes that begin at ``index``: a number, or a tuple of as many as dimensions."""
+    """The address of the vector at ``index``, a number or a tuple with one number per dimension."""
     numbers = cgutils.unpack_tuple(builder, at) if isinstance(index, types.BaseTuple) else [at]
     kinds = index if isinstance(index, types.BaseTuple) else [index]
     numbers = [
@@ -180,14 +182,14 @@ def _storing(past_the_cache: bool) -> Any:
 
 
 store = _storing(past_the_cache=False)
-# The line is not read first, and does not displace others. It must be aligned to LINE bytes,
-# and fence() has to follow before another thread may read it.
+# A streaming store does not read the cache line first, and does not displace other lines. The
+# address must be aligned to LINE bytes. fence() must follow before another thread reads the line.
 stream = _storing(past_the_cache=True)
 
 
 @intrinsic
 def prefetch(context: Any, array: Any, index: Any) -> Any:
-    """Ask for the line at ``index``, which will be read."""
+    """Load the cache line at ``index`` ahead of its use."""
 
     def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
         address = _address(context, builder, array, values[0], index, values[1])
@@ -203,7 +205,7 @@ def prefetch(context: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def fence(context: Any) -> Any:
-    """What was streamed is written before anything that follows."""
+    """Complete all streaming stores before any later memory access."""
 
     def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
         builder.fence("seq_cst")

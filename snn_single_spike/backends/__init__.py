@@ -1,15 +1,15 @@
-"""Which implementation runs: chosen by device, can be forced, never falls back silently.
+"""Selects the backend: by device, or by name. There is no silent fallback.
 
-========== =================================== ======================================
-backend    what it is                          needs
-========== =================================== ======================================
+========== =================================== =======================================
+backend    implementation                      requires
+========== =================================== =======================================
 ``triton`` fused kernels, one launch each way  a GPU and triton (or its interpreter)
 ``numba``  fused loops, compiled on first use  a CPU and numba
-``torch``  plain torch, in cache-sized blocks  nothing more; any device, any dtype
-========== =================================== ======================================
+``torch``  plain torch, in cache-sized blocks  nothing; supports every device and dtype
+========== =================================== =======================================
 
-Every implementation is a module with ``neuron_forward``, ``neuron_backward`` and
-``leaky_readout``, called with two-dimensional (T, M) contiguous tensors.
+Every backend is a package with the modules ``neuron``, ``linear`` and ``readout``, which launch one
+operator each on contiguous tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import warnings
 from types import ModuleType
 
-from torch import cuda  # not torch: that is the name of a backend in here
+from torch import cuda  # not torch: backends.torch is a backend
 
 from ._compiling import constant_when_compiled
 
@@ -33,17 +33,17 @@ _INSTALL = {"triton": "pip install triton", "numba": "pip install numba"}
 logger = logging.getLogger("snn_single_spike")
 
 
-# Nothing is imported to find out.
+# find_spec does not import the packages.
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "numba")}
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, which works on CPU tensors."""
+    """Whether Triton kernels run in Triton's interpreter, which supports CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def explain(device_type: str) -> tuple[str, str]:
-    """The backend that ``auto`` takes on a device type, and the reason in words."""
+    """The backend that ``auto`` selects for a device type, and the reason as text."""
     if device_type == "cuda":
         if _INSTALLED["triton"]:
             return "triton", "a GPU, and triton is installed"
@@ -52,14 +52,14 @@ def explain(device_type: str) -> tuple[str, str]:
         if _INSTALLED["numba"]:
             return "numba", "a CPU, and numba is installed"
         return "torch", f"a CPU, but numba is not installed: {_INSTALL['numba']}"
-    return "torch", f"device type {device_type!r} has no kernels of its own"
+    return "torch", f"there are no kernels for device type {device_type!r}"
 
 
 @functools.cache
 def _warn_of_plain_torch(reason: str) -> None:
-    """Once in a process: the first layer that runs several times slower than it could."""
+    """Warn once in a process, at the first layer that runs plain torch."""
     warnings.warn(
-        f"snn_single_spike runs plain torch, several times slower: {reason}", stacklevel=4
+        f"snn_single_spike runs plain torch, which is several times slower: {reason}", stacklevel=4
     )
 
 
@@ -68,7 +68,7 @@ def select(backend: str, device_type: str) -> str:
     """Resolve the ``backend`` argument for tensors on ``device_type``.
 
     :raises ValueError: ``backend`` is not one of ``auto``, ``triton``, ``numba``, ``torch``
-    :raises RuntimeError: a forced backend cannot run here; the message says what is missing
+    :raises RuntimeError: the named backend cannot run here; the message names what is missing
     """
     if backend == "auto":
         chosen, reason = explain(device_type)
@@ -77,7 +77,8 @@ def select(backend: str, device_type: str) -> str:
         return chosen
     if backend not in BACKENDS:
         raise ValueError(
-            f"backend={backend!r} is not known: use 'auto' or one of {', '.join(BACKENDS)}"
+            f"backend={backend!r} is not known: use 'auto' or one of "
+            f"{', '.join(map(repr, BACKENDS))}"
         )
     obstacle = missing(backend, device_type)
     if obstacle:
@@ -86,18 +87,20 @@ def select(backend: str, device_type: str) -> str:
 
 
 def missing(backend: str, device_type: str) -> str | None:
-    """What keeps ``backend`` from running on ``device_type``, or None."""
+    """The reason why ``backend`` cannot run on ``device_type``; None if it can run."""
     if backend == "torch":
         return None
     on_a_gpu = device_type == "cuda" or interpreted()
     if not _INSTALLED[backend] and (backend == "numba" or on_a_gpu):
         return f"{backend} is not installed: {_INSTALL[backend]}"
     if backend == "numba" and device_type != "cpu":
-        return f"it runs on CPU tensors, and these are on {device_type!r}; use backend='auto'"
-    if backend == "triton" and not on_a_gpu:
-        gpu = "move them with .to('cuda')" if cuda.is_available() else "this machine has none"
         return (
-            f"it needs tensors on a GPU, and these are on {device_type!r} ({gpu}); "
+            f"numba runs on CPU tensors, but the tensors are on {device_type!r}; use backend='auto'"
+        )
+    if backend == "triton" and not on_a_gpu:
+        gpu = "move them with .to('cuda')" if cuda.is_available() else "this machine has no GPU"
+        return (
+            f"triton requires tensors on a GPU, but the tensors are on {device_type!r} ({gpu}); "
             "use backend='auto', or set TRITON_INTERPRET=1 before the first import of triton "
             "to run the kernels slowly on the CPU"
         )

@@ -1,4 +1,4 @@
-"""How functions present themselves to torch.compile."""
+"""Marks functions for torch.compile, without importing the compiler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def constant_when_compiled(function: F) -> F:
-    """``torch.compiler.assume_constant_result``, which by itself would import the compiler,
-    and with it triton, whenever this package is imported."""
+    """As ``torch.compiler.assume_constant_result``, which would import the compiler and triton."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

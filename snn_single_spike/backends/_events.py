@@ -13,20 +13,20 @@ class Events(NamedTuple):
     """Spikes of a batch, ordered by sample and within a sample by time."""
 
     offsets: Tensor
-    """(B + 1,) int64: the spikes of sample b are those from offsets[b] to offsets[b + 1]."""
+    """(B + 1,) int64: the spikes of sample b are at indices offsets[b] to offsets[b + 1] - 1."""
     times: Tensor
     """(E,) int32."""
     units: Tensor
     """(E,) int32: index into the flattened features."""
     values: Tensor | None
-    """(E,) height of each spike, floating-point; None if all are 1."""
+    """(E,) height of each spike, floating-point; None if every height is 1."""
     once: bool = False
-    """Whether it is known that no unit of a sample spikes twice, and that heights are 1."""
+    """True only if no unit of a sample spikes twice and every height is 1."""
     padded: bool = False
-    """Whether times and units may be longer than offsets[B], as in a compiled graph."""
+    """Whether times and units may have more than offsets[B] entries, as in a compiled graph."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Events:
-        """The same with a function applied to each tensor."""
+        """The same events with ``function`` applied to each tensor."""
         values = None if self.values is None else function(self.values)
         return self._replace(
             offsets=function(self.offsets),
@@ -36,14 +36,14 @@ class Events(NamedTuple):
         )
 
     def trimmed(self) -> Events:
-        """The same without padding."""
+        """The same events without padding."""
         if not self.padded:
             return self
         count = int(self.offsets[-1])
         return Events(self.offsets, self.times[:count], self.units[:count], None, self.once)
 
     def part(self, samples: slice) -> Events:
-        """The spikes of some samples; their offsets count from the first spike of all."""
+        """The spikes of some samples. The offsets still count from the first spike of the batch."""
         if samples.start == 0 and samples.stop == len(self.offsets) - 1:
             return self  # reading the offsets back would wait for a GPU
         low, high = int(self.offsets[samples.start]), int(self.offsets[samples.stop])
@@ -52,12 +52,12 @@ class Events(NamedTuple):
         return Events(offsets, self.times[low:high], self.units[low:high], values, self.once)
 
     def samples(self) -> Tensor:
-        """Sample of each spike, (E,) int64."""
+        """The sample of each spike, (E,) int64."""
         samples = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return samples.repeat_interleave(self.offsets.diff(), output_size=len(self.times))
 
     def to_dense(self, num_steps: int, units: int, dtype: torch.dtype) -> Tensor:
-        """The spikes as a tensor (T, B, N); those of a unit in the same step add up."""
+        """The spikes as a tensor (T, B, N). Spikes of a unit in the same step add up."""
         shape = (num_steps, len(self.offsets) - 1, units)
         spikes = torch.zeros(shape, dtype=dtype, device=self.times.device)
         heights = spikes.new_ones(1) if self.values is None else self.values.to(dtype)
@@ -66,14 +66,14 @@ class Events(NamedTuple):
 
 
 def offsets_of(counts: Tensor) -> Tensor:
-    """Offsets (n + 1,) int64 of parts with these lengths (n,)."""
+    """Offsets (n + 1,) int64 of parts with lengths ``counts`` (n,)."""
     offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     return offsets
 
 
 def sort_by_time(times: Tensor, num_steps: int) -> Events:
-    """Spike times (B, N) as events, -1 for a silent unit."""
+    """Events from spike times (B, N); a silent unit has the time -1."""
     # Stable: spikes at the same time keep the order of their units.
     order = torch.where(times < 0, num_steps, times.to(torch.int32)).sort(dim=1, stable=True)
     fired = (times >= 0).sum(1)

@@ -19,7 +19,7 @@ SURROGATES: dict[str, tuple[str, ...]] = {
     "SFS": ("slope", "B"),
     "LSO": ("slope",),
 }
-"""Factory in :mod:`snntorch.surrogate`: its parameters, in the order (a, b) of the kernels.
+"""Factories in :mod:`snntorch.surrogate`, and their parameters in the order (a, b) of the kernels.
 
 ``SSO`` draws random numbers and ``custom_surrogate`` holds user code. Autograd differentiates
 both.
@@ -27,9 +27,9 @@ both.
 
 
 class Surrogate(NamedTuple):
-    """One of snnTorch's surrogates as plain data: it can be pickled, compared and fused.
+    """A surrogate of snnTorch as plain data, which can be pickled, compared and fused.
 
-    Call it like the snnTorch closure that it was made from.
+    A call computes the same as the snnTorch closure.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Surrogate(NamedTuple):
     b: float = 0.0
 
     def __call__(self, input_: Tensor) -> Tensor:
-        if self.name == "LSO":  # snnTorch's own raises when it is called
+        if self.name == "LSO":  # snnTorch's LSO raises
             path = leaky_relu(input_, self.a)
             return (input_ > 0).to(input_) + (path - path.detach())
         values = dict(zip(SURROGATES[self.name], (self.a, self.b), strict=False))

@@ -1,11 +1,11 @@
-"""The declarations: what a neuron is, which options exist, and what operators hand to a backend.
+"""The declarations: the fields of a neuron, its options, and the arguments of a backend.
 
-:class:`Neuron` is declared once, here. The schema of the registered operators, the arguments of
-the kernels, the gradients and the tables of the tests derive from its fields.
+:class:`Neuron` is declared here and nowhere else. The schema of the registered operators, the
+arguments of the kernels, the gradients and the tables of the tests derive from its fields.
 
-Tensors are time-major (T, M), M = batch * features, and contiguous. None is an input that is
-absent, or an output that is not wanted: a backend neither computes nor writes it. State precision
-is float32, or float64 for float64 input.
+Tensors are time-major (T, M), M = batch * features, and contiguous. None means an absent input, or
+an output that is not requested and that a backend neither computes nor writes. State precision is
+float32, or float64 for float64 input.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ GRADIENT_RULES = ("masked", "straight_through", "pre_spike", "spike_time")
 RESETS = ("none", "subtract", "zero")
 """snnTorch's reset mechanisms."""
 KERNEL_RESETS = ("none", "subtract", "zero_before", "zero_after")
-"""What the kernels do one step after the spike.
+"""The resets of the kernels, one step after the spike.
 
-snnTorch's "zero" acts before the integration in Leaky, and after it in every other neuron.
+The reset "zero" of snnTorch acts before the integration in Leaky, and after the integration in
+every other neuron.
 """
 REDUCTIONS = ("sum", "max", "last")
 """How the readout reduces its membrane over time."""
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision of membranes and sums for input and output of ``dtype``."""
+    """The type of membranes and sums for input and output of type ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Neuron(NamedTuple):
     """Parameters (P,), P = 1 or features, and initial states (M,), all in state precision.
 
-    A neuron with ``alpha`` is driven by a synaptic current (snnTorch's Synaptic). A neuron with
-    ``gain`` as well is driven by the difference of two currents (Alpha); ``beta`` is then the decay
-    of the inhibitory current.
+    A neuron with ``alpha`` has a synaptic current (Synaptic). The membrane of a neuron with
+    ``alpha`` and ``gain`` is ``gain`` times the difference of two synaptic currents (Alpha), and
+    ``beta`` is the decay of the inhibitory current.
     """
 
     beta: Tensor
@@ -49,7 +50,7 @@ class Neuron(NamedTuple):
     alpha: Tensor | None = None
     gain: Tensor | None = None
     feedback: Tensor | None = None
-    """Weight of the neuron's own spike, one step later (RLeaky)."""
+    """Weight with which a spike enters the membrane of its neuron one step later (RLeaky)."""
     mem_0: Tensor | None = None
     syn_0: Tensor | None = None
     inh_0: Tensor | None = None
@@ -64,16 +65,16 @@ class Neuron(NamedTuple):
 
     @property
     def num_states(self) -> int:
-        """States that are integrated: the membrane, and up to two synaptic currents."""
+        """Number of integrated states: the membrane, and up to two synaptic currents."""
         return 1 + (self.alpha is not None) + (self.gain is not None)
 
 
 STATES = ("mem_0", "syn_0", "inh_0")
 TENSORS = tuple(name for name in Neuron._fields if name not in ("clamp", "reset"))
 PARAMETERS = tuple(name for name in TENSORS if name not in STATES)
-# A spike of the height enters no state (but as feedback): its gradient needs no scan.
+# The height of a spike enters no state except through feedback, so its gradient needs no scan.
 SCANNED = ("current", *(name for name in TENSORS if name != "graded_spikes_factor"))
-"""Inputs whose gradients the reverse scan computes."""
+"""The inputs whose gradients the reverse scan computes."""
 
 
 def schema(of: type) -> str:
@@ -110,16 +111,16 @@ class ForwardOutputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the reverse scan reads, (T, M) each; None if it is not needed."""
+    """The tensors that the reverse scan reads, (T, M) each; None if the scan does not need one."""
 
     saved: Tensor | None = None
-    """The membrane, or the current to integrate it from again."""
+    """The membrane, or the current, from which the membrane is integrated again."""
     recompute: bool = False
     """Whether ``saved`` is the current."""
     syn: Tensor | None = None
-    """For the gradients of alpha and of gain."""
+    """Read by the gradients of alpha and gain."""
     inh: Tensor | None = None
-    """For the gradients of gain, and of beta where it is the decay of ``inh``."""
+    """Read by the gradients of gain, and of beta if beta is the decay of ``inh``."""
 
 
 class OutputGradients(NamedTuple):
@@ -132,14 +133,14 @@ class OutputGradients(NamedTuple):
     grad_at: Tensor | None = None
     """(M,) gradient to V[t*], state precision."""
     grad_before: Tensor | None = None
-    """(M,) gradient to V[t*-1], state precision; given together with ``grad_at``."""
+    """(M,) gradient to V[t*-1], state precision; present if ``grad_at`` is."""
 
 
 InputGradients = dict[str, Tensor]
-"""Gradients to be filled, by names of :data:`SCANNED`; an absent one is not wanted.
+"""Gradients to be filled, by names of :data:`SCANNED`; a gradient that is absent is not requested.
 
-"current" is (T, M), and present whenever ``Saved.recompute`` is, as its work space. All others are
-(M,): one value per neuron and sample, for the caller to sum.
+"current" is (T, M). With ``Saved.recompute`` it is always present, as work space. All other
+gradients are (M,): one value per neuron and sample, which the caller sums.
 """
 
 
@@ -151,11 +152,11 @@ class ReadoutOutputs(NamedTuple):
     sensitivity: Tensor | None
     """(M,) d value / d beta, state precision."""
     step: Tensor | None
-    """(M,) int64, the step of a maximum or last value."""
+    """(M,) int64, the step of the maximum or last value."""
 
 
 class LinearNeurons(NamedTuple):
-    """A linear layer (O, N) and its neurons (O,), all of one floating type."""
+    """A linear layer (O, N) and its neurons (O,). All tensors have the same floating type."""
 
     weight: Tensor
     bias: Tensor
@@ -166,7 +167,7 @@ class LinearNeurons(NamedTuple):
     """One of :data:`KERNEL_RESETS`."""
 
     def neuron(self) -> Neuron:
-        """The neurons alone."""
+        """The neurons without the linear layer."""
         height = torch.ones_like(self.threshold[:1])
         return Neuron(self.beta, self.threshold, height, clamp=False, reset=self.reset)
 
@@ -179,17 +180,17 @@ class ClosedFormAdjoint(NamedTuple):
     at: Tensor | None = None
     """h[k] at the step ``when``."""
     before: Tensor | None = None
-    """h[k] at the step before it; given together with ``at``."""
+    """h[k] at the step before ``when``; present only with ``at``."""
     when: Tensor | None = None
-    """int64, -1 for none."""
+    """int64, -1 for no step."""
 
 
 class GradientFactors(NamedTuple):
     """The gradient to dense spikes (T, B, O), computed a few samples at a time."""
 
     rows: Callable[[slice], Tensor]
-    """(T or 1, n, O) of some samples; one row where the gradient is the same at every step. With a
-    second factor, (T or 1, n, P)."""
+    """Computes (T or 1, n, O) for some samples; one row if the gradient is the same at every step.
+    With a second factor, (T or 1, n, P)."""
     weight: Tensor | None
     """The second factor, (P, O)."""
 
@@ -198,7 +199,7 @@ class GradientFactors(NamedTuple):
         return rows if self.weight is None else rows @ self.weight
 
     def plus(self, other: GradientFactors) -> GradientFactors:
-        """The sum of two products, as one of longer factors."""
+        """The sum of two products, as one product of longer factors."""
         assert self.weight is not None
         assert other.weight is not None
         return GradientFactors(
@@ -208,11 +209,11 @@ class GradientFactors(NamedTuple):
 
 
 class LinearGradients(NamedTuple):
-    """Gradients of a layer, given as zeros, to be added up in or filled."""
+    """Gradients of a layer. They start as zeros, and the backend adds to them."""
 
     weight: Tensor
     bias: Tensor
     beta: Tensor
     threshold: Tensor
     current: Tensor | None
-    """(T, B, O) if the adjoint itself is wanted; overwritten."""
+    """(T, B, O) if the adjoint itself is requested; the backend overwrites it."""

@@ -18,7 +18,7 @@ def adjoint_rows(
     adjoint: ClosedFormAdjoint,
     samples: slice,
 ) -> Tensor:
-    """lam[k] = h[k] + beta lam[k+1] of some samples, (T, n, O), by the scan of a backend."""
+    """lam[k] = h[k] + beta lam[k+1] for some samples, (T, n, O), by the scan of a backend."""
     every, at, before, when = (None if x is None else x[samples].contiguous() for x in adjoint)
     given = at if every is None else every
     assert given is not None

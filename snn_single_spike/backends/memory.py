@@ -1,12 +1,12 @@
-"""Large CPU tensors in memory that is kept for the next step.
+"""Allocates large CPU tensors in memory that is reused from step to step.
 
-A fresh (T, M) tensor of 51 MB is 12,500 page faults of 4 KB, which take longer (about 20 ms)
-than computing it: the C library gives so large a block back to the system when it is freed,
-and asks for it again. A training step wants the same blocks every time. So they are kept
-here, on huge pages where the system grants them, and lent out again.
+A fresh (T, M) tensor of 51 MB causes 12,500 page faults of 4 KB. They take about 20 ms, which is
+longer than the arithmetic, because the C library returns a freed block of this size to the system.
+A training step allocates the same blocks every time, so this module keeps freed blocks and lends
+them again. The blocks use huge pages if the system grants them.
 
-Kept but unused memory never exceeds what was lent out at once, and can be given back with
-:func:`release`.
+Unused memory never exceeds the most that was lent at once. :func:`release` returns unused memory to
+the system.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from collections import deque
 
 import torch
 
-_MIN_BYTES = 1 << 19  # below that the C library keeps what is freed by itself
+_MIN_BYTES = 1 << 19  # the C library keeps smaller freed blocks
 _HUGE_PAGE = 2 << 20
 
 
 class _Blocks:
-    """Anonymous memory in blocks of whole huge pages, lent out and taken back."""
+    """Blocks of anonymous memory, of whole huge pages, that are lent and returned."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Filled by finalizers, which may run in the middle of anything and so take no lock
+        # Finalizers append here. They may run at any point, so they take no lock.
         self._returned: deque[mmap.mmap] = deque()
         self._free: list[mmap.mmap] = []  # the longest unused first
         self._lent = 0
         self._most_lent = 0
 
     def lend(self, size: int) -> ctypes.Array[ctypes.c_char]:
-        """A buffer of ``size`` bytes; its block comes back when nothing refers to it any more."""
+        """A buffer of ``size`` bytes. Its block returns when the last reference is gone."""
         pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
         with self._lock:
             self._collect()
@@ -75,34 +75,35 @@ class _Blocks:
 def _map(size: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, size)
-    # Private: the default is memory that a forked process shares, and no huge pages.
+    # Private: shared memory, the default, would be shared with forks and have no huge pages.
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
     return block
 
 
 _blocks = _Blocks()
-if hasattr(os, "register_at_fork"):  # another thread may hold the lock at that moment
+if hasattr(os, "register_at_fork"):  # another thread may hold the lock
     os.register_at_fork(after_in_child=_blocks.renew_lock)
 
 
 def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """``torch.empty``, from kept memory if it is a large CPU tensor."""
+    """As ``torch.empty``; a large CPU tensor is allocated from reused memory."""
     size = math.prod(shape) * dtype.itemsize
     if size < _MIN_BYTES or device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     storage = torch.frombuffer(_blocks.lend(size), dtype=torch.uint8).untyped_storage()
-    # Not a view of the bytes: autograd treats views that it did not make as suspect.
+    # Not a view of the bytes, because autograd checks views for in-place changes.
     whole = torch.empty(0, dtype=dtype, device=device)
     return whole.set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 def copy(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor.clone()``, into kept memory, and without torch's threads where ours follow.
+    """As ``tensor.clone()``, into reused memory and without torch's threads.
 
-    After their work they wait on their cores for milliseconds, which ours then share.
+    After their work, torch's threads spin on their cores for milliseconds, and would slow down the
+    threads of the numba backend.
     """
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return tensor.clone()
@@ -112,5 +113,5 @@ def copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def release() -> None:
-    """Give memory that is kept but unused back to the system."""
+    """Return unused memory to the system."""
     _blocks.release()

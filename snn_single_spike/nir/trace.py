@@ -88,7 +88,7 @@ class Trace:
         path = path or "neuron"
         if path in self.called:
             reject(
-                path, module, "it is called twice in a step", "Use a layer of its own for each call"
+                path, module, "it is called twice in a step", "Use a separate layer for each call"
             )
         layer = self._exportable(path, module, given, out)
         if any(isinstance(x, Tensor) and x.any() for x in states):

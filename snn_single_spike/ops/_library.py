@@ -1,9 +1,9 @@
 """Registers operators: one implementation for every device, and a fake for compilers.
 
 ``torch.ops.snn_single_spike.*`` are opaque and functional for ``torch.compile`` and
-``torch.export``. An operator allocates the outputs that are wanted and hands them to one backend
-(:mod:`snn_single_spike.backends`). None cannot be returned, so an unwanted output is an empty
-tensor at this boundary.
+``torch.export``. An operator allocates the requested outputs and passes them to one backend
+(:mod:`snn_single_spike.backends`). An operator cannot return None, so an output that is not
+requested is an empty tensor at this boundary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
     """Define an operator.
 
     ``function(new, *arguments)`` allocates its outputs with ``new(wanted, shape, dtype, device)``
-    and fills them; for a fake, ``new.fake`` is true and nothing is to be filled.
+    and fills them. For a fake, ``new`` is :func:`allocate_fake` and the function fills nothing.
     """
     _library.define(schema)
     name = schema[: schema.index("(")]
@@ -37,7 +37,7 @@ def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
         with torch.no_grad():
             return function(allocate, *arguments)
 
-    # The `backend` argument already says which code runs.
+    # One implementation for all devices: the `backend` argument names the code that runs.
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(
         f"snn_single_spike::{name}", functools.partial(function, allocate_fake), lib=_library
@@ -57,12 +57,12 @@ def allocate_fake(
 
 
 def given(tensor: Tensor) -> Tensor | None:
-    """Map the empty placeholder of an unwanted output to None."""
+    """Map the empty placeholder of an output that is not requested to None."""
     return tensor if tensor.numel() else None
 
 
 def given_of(out: N) -> N:
-    """The outputs of an operator with their placeholders mapped to None."""
+    """The outputs of an operator, with placeholders mapped to None."""
     return take(type(out), map(given, out))
 
 

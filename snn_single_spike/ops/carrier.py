@@ -1,8 +1,8 @@
-"""Carriers: what autograd has in the place of dense spikes.
+"""Carriers: the tensors of autograd in place of dense spikes.
 
-A carrier is a (T, B, N) tensor of zeros that is expanded from one element. A layer that makes spike
-times returns one, and a layer that reads them takes it as an input. So the gradient to the dense
-spikes has a place in the graph, although the spikes are never dense.
+A carrier is a (T, B, N) tensor of zeros that is expanded from one element. A layer that returns
+spike times also returns a carrier, and a layer that reads spike times takes their carrier as an
+input. Autograd passes the gradient of the dense spikes along the carrier. No dense spikes exist.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _CarrierOf(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        # Any operation multiplies a factored gradient out.
+        # clone() multiplies the factors of a FactoredGradient.
         return (grad if type(grad) is Tensor else grad.clone()).reshape(ctx.shape)
 
 
@@ -55,7 +55,7 @@ class _Pooled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # The reshape multiplies a factored gradient out.
+        # The reshape multiplies the factors of a FactoredGradient.
         sums = ctx.windows.to_maps(grad.reshape(grad.shape))
         return ctx.windows.spread(sums, 0).flatten(2), None
 

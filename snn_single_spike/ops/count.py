@@ -15,8 +15,9 @@ from .factored_gradient import FactoredGradient, rows_of
 class SpikeCount(torch.autograd.Function):
     """Number of spikes of each neuron (N,), or of each sample (B,), in state precision.
 
-    ``given`` is the carrier of the spikes, ``height`` (N,) or None counts each spike by its
-    height. The count is linear in the dense spikes: its gradient is the same at every step.
+    ``given`` is the carrier of the spikes. ``height`` is (N,), or None for spikes of height 1; a
+    spike counts by its height. The count is linear in the dense spikes, so the gradient is the same
+    at every step.
     """
 
     @staticmethod

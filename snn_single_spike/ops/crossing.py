@@ -1,4 +1,4 @@
-"""The interpolated spike time: where the membrane crosses the threshold between two steps."""
+"""The interpolated spike time: the membrane crosses the threshold between two steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def interpolate(times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
 
 
 def at_steps(rows: Tensor, times: Tensor, back: int = 0) -> Tensor:
-    """rows[t* - back] of every neuron that fired at t* >= back, else 0."""
+    """rows[t* - back] for every neuron that fired at t* >= back, else 0."""
     index = (times - back).clamp(min=0)
     return torch.where(times >= back, rows.gather(0, index[None])[0], 0.0)
 
@@ -34,8 +34,9 @@ def through_crossing(
 ) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
     """Gradients to V[t*], V[t*-1] and the threshold from the interpolated spike time.
 
-    A loss on the spikes reaches the spike time as the slope of a spike that is shared linearly
-    between the two steps around it: dL/dtau = ``rise`` = factor * (g[t*] - g[t*-1]).
+    A loss on the spikes is a loss on the spike time: the spike is shared linearly between the two
+    steps around the crossing, so dL/dtau = ``rise`` = factor * (g[t*] - g[t*-1]). Göltz et al.,
+    Fast & Deep, Nature Machine Intelligence 2021.
     """
     if rise is None and grad_times is None:
         return None, None, None
@@ -46,7 +47,7 @@ def through_crossing(
         grad = grad + grad_times
     if rise is not None:
         grad = grad + rise
-    # A spike at step 0 has no crossing to interpolate, a silent neuron no spike.
+    # A spike at step 0 has no crossing between steps, and a silent neuron has no spike.
     per_volt = torch.where(times > 0, grad / (above - below), 0.0)
     position = (per_neuron(threshold, neurons) - below) / (above - below)
     position = torch.where(times > 0, position, 0.0)

@@ -1,4 +1,4 @@
-"""The gradient to spikes as two factors, multiplied out only where another operation needs it."""
+"""The gradient to spikes as two factors. Operations without support receive the product."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ..backends._types import GradientFactors
 
 
 class FactoredGradient(Tensor):
-    """Gradient (T, B, N) to the spikes that linear layers read: their adjoints times their weights.
+    """Gradient (T, B, N) to the spikes that a linear layer reads: its adjoint times its weights.
 
-    The layer that made the spikes multiplies the factors out a few samples at a time, or only at
-    its spike times. Any other operation receives the dense product.
+    The layer that returned the spikes multiplies the factors for a few samples at a time, or at its
+    spike times only. Any other operation receives the dense product.
     """
 
     factors: GradientFactors
     at_spikes: Tensor | None
-    """(2, B, N): the gradient at the step of each spike and at the step before it, if known."""
+    """(2, B, N): the gradient at the step of each spike, and at the step before. None if no layer
+    has computed these values."""
 
     @staticmethod
     def __new__(
@@ -39,7 +40,7 @@ class FactoredGradient(Tensor):
         return self.factors.to_dense(slice(0, self.shape[1]))
 
     def plus(self, other: FactoredGradient) -> FactoredGradient:
-        """The gradient of spikes that two layers read, factored as well."""
+        """The sum of two gradients, as factors: the gradient of spikes that two layers read."""
         at_spikes = None
         if self.at_spikes is not None and other.at_spikes is not None:
             at_spikes = self.at_spikes + other.at_spikes
@@ -47,7 +48,7 @@ class FactoredGradient(Tensor):
         return FactoredGradient(self.shape[0], self.shape[1], factors, at_spikes)
 
     def __coerce_same_metadata_as_tangent__(self, *expected: Any) -> Tensor:
-        # A compiled layer that made the spikes was traced with a dense gradient.
+        # The layer that returned the spikes may be compiled: it was traced with a dense gradient.
         return self.to_dense()
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -79,15 +80,15 @@ class FactoredGradient(Tensor):
 
 
 def rows_of(tensor: Tensor, weight: Tensor | None) -> GradientFactors:
-    """A tensor (T or 1, B, O) as a gradient to spikes, or as the first factor of one."""
+    """A tensor (T or 1, B, O) as a gradient to spikes, or as its first factor."""
     return GradientFactors(lambda samples: tensor[:, samples].contiguous(), weight)
 
 
 def factors_of(grad: Tensor) -> GradientFactors:
-    """The gradient to dense spikes (T, B, O), factored or not, for a scan over its rows."""
+    """The factors of a gradient (T, B, O) to spikes. A dense gradient is a single factor."""
     if isinstance(grad, FactoredGradient):
         return grad.factors
-    # The gradient of a sum over time is one row that is read again and again.
+    # The gradient of a sum over time is one row, which the scan reads at every step.
     compiling = torch.compiler.is_compiling()
     one = not compiling and grad.shape[0] > 1 and grad.stride(0) == 0
     return rows_of(grad[:1] if one else grad, None)

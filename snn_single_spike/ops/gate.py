@@ -1,4 +1,4 @@
-"""A gradient rule for a surrogate that autograd differentiates."""
+"""The gradient rules for a custom surrogate, which autograd differentiates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class RuleGate(torch.autograd.Function):
     """Carries dL/dS to the threshold crossings c by a gradient rule.
 
-    Used with a custom surrogate: autograd takes the derivative of c by the membrane.
+    Autograd then differentiates c by the membrane, through the custom surrogate.
     """
 
     @staticmethod

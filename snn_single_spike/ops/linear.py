@@ -1,9 +1,10 @@
 """The operators of linear layers from spike times, and their gradients.
 
-The dense (T, B, N) spikes of a layer exist for autograd only, as a carrier (:mod:`.carrier`). The
-gradient to a carrier is a :class:`FactoredGradient`: the adjoint of the next layer and its weights,
-not multiplied out. A compiler cannot trace a factored gradient, so a compiled layer returns the
-dense product.
+For autograd, a carrier (:mod:`.carrier`) takes the place of the dense (T, B, N) spikes of a layer.
+The gradient to a carrier is a :class:`FactoredGradient`: the adjoint of the next layer and its
+weights, not multiplied. The adjoint of a readout and of the rule "spike_time" has a closed form.
+Under a surrogate rule the next layer stores its adjoint (T, B, O) until the layer before has read
+it. A compiler cannot trace a factored gradient, so a compiled layer returns the dense product.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .factored_gradient import FactoredGradient, factors_of, rows_of
 
 
 class Readout(NamedTuple):
-    """What the readout operator returns beside the value."""
+    """Options of the readout operator: the reduction, and the outputs besides the value."""
 
     reduction: str
     sensitivity: bool
@@ -215,11 +216,11 @@ register(
 
 
 class LinearSettings(NamedTuple):
-    """What :class:`LinearSpikes` and :class:`LinearReadout` are given beside tensors."""
+    """Arguments of :class:`LinearSpikes` and :class:`LinearReadout` that are not tensors."""
 
     num_steps: int
     at_spikes: bool
-    """Whether the layer that made the input reads its gradient at their times only."""
+    """Whether the layer that returned the input reads its gradient at spike times only."""
     once: bool
     """As in :class:`Events`."""
     padded: bool
@@ -234,10 +235,10 @@ class LinearSettings(NamedTuple):
 class LinearSpikes(torch.autograd.Function):
     """First spikes of a layer of leaky neurons, from the spikes of the layer before.
 
-    ``given`` is the carrier of the input. weight (O, N); bias, beta (between 0 and 1) and threshold
-    (O,); the last four are tensors of :class:`Events`. Returns the carrier (T, B, O) of the new
-    spikes, their times (B, O) int32, and under "spike_time" interpolated times, else an empty
-    tensor.
+    ``given`` is the carrier of the input. ``weight`` is (O, N); ``bias``, ``beta`` (between 0 and
+    1) and ``threshold`` are (O,). ``events`` are the four tensors of :class:`Events`. Returns the
+    carrier (T, B, O) of the new spikes, their times (B, O) int32, and interpolated times (B, O)
+    under "spike_time", else an empty tensor.
     """
 
     @staticmethod
@@ -320,7 +321,7 @@ def _through_times(
     grad_times: Tensor | None,
     need_input: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by "spike_time": the adjoint has a closed form."""
+    """The gradients by the rule "spike_time", whose adjoint has a closed form."""
     at, before, direct = through_crossing(
         _rise(grad, times),
         None if grad_times is None else grad_times.flatten(),
@@ -360,7 +361,7 @@ def _through_spikes(
     grad: Tensor,
     need_input: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by a surrogate rule: a scan over all steps."""
+    """The gradients by a surrogate rule, from a scan over all steps."""
     assert settings.surrogate is not None
     common = (settings.rule, settings.surrogate, need_input, settings.backend)
     if torch.compiler.is_compiling():
@@ -391,7 +392,7 @@ def _through_closed_form(
     beta: Tensor,
     need_input: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients to the input, if needed, the weights and the bias from a closed form."""
+    """The gradients to the input (if needed), the weights and the bias, from a closed form."""
     num_steps, backend, batch = settings.num_steps, settings.backend, events.offsets.shape[0] - 1
     compiling = torch.compiler.is_compiling()
     at_spikes = need_input and settings.at_spikes and not compiling

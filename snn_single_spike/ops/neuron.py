@@ -1,8 +1,8 @@
 """The operators of a layer of neurons, and their gradient.
 
 ``neuron_forward`` and ``neuron_backward`` take flattened time-major tensors (T, M) and parameters
-(P,). :class:`SingleSpike` decides which outputs are wanted and what is saved: one (T, M) tensor at
-most, and the currents as well where the decay of a synaptic current is learned.
+(P,). :class:`SingleSpike` decides which outputs are computed and which tensors are saved: at most
+one (T, M) tensor, and the synaptic currents if the decay of a synaptic current is learned.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from ._library import New, allocate_fake, given_of, register, take
 from .crossing import at_steps, interpolate, per_neuron, through_crossing
 
 INPUTS = ("current", *TENSORS)
-"""Tensors of :class:`SingleSpike`, in their order."""
+"""The tensor arguments of :class:`SingleSpike`, in order."""
 
 
 class Wanted(NamedTuple):
-    """The outputs of ``neuron_forward`` that are computed; spike times always are."""
+    """The requested outputs of ``neuron_forward``. Spike times are always computed."""
 
     spikes: bool = True
     mem: bool = True
     syn: bool = False
-    """The synaptic currents, as many as the neuron has."""
+    """All synaptic currents that the neuron has."""
     crossing: bool = False
     final: bool = False
 
 
 class Settings(NamedTuple):
-    """What :class:`SingleSpike` is given beside tensors."""
+    """Arguments of :class:`SingleSpike` that are not tensors."""
 
     clamp: bool
     reset: str
     rule: str
     surrogate: Surrogate | None
     spikes_move_times: bool
-    """Whether a loss on the spikes counts as one on their times, under "spike_time"."""
+    """Under "spike_time": whether a loss on the spikes is a loss on their times."""
     wanted: Wanted
     recompute: bool
     track: bool
-    """Whether a gradient may follow; ``ctx.needs_input_grad`` ignores ``torch.no_grad()``."""
+    """Whether gradients are enabled; ``ctx.needs_input_grad`` ignores ``torch.no_grad()``."""
     backend: str
 
 
@@ -140,7 +140,7 @@ def neuron_backward(
     needs: dict[str, bool],
     backend: str,
 ) -> dict[str, Tensor]:
-    """The gradients that are needed, by names of :data:`SCANNED`."""
+    """The requested gradients, by names of :data:`SCANNED`."""
     out = torch.ops.snn_single_spike.neuron_backward(
         *saved,
         *neuron,
@@ -159,27 +159,28 @@ def neuron_backward(
 def rows_of(gradient: Tensor | None) -> Tensor | None:
     """An upstream gradient as contiguous rows: one row if it is the same at every step.
 
-    The gradient of a sum over time is an expanded tensor. Reading its one row T times costs
-    nothing; writing it out T times would cost as much as the whole backward pass.
+    The gradient of a sum over time is an expanded tensor of one row. Reading this row T times costs
+    nothing. Writing T copies would take as long as the whole backward pass.
     """
     if gradient is None:
         return None
-    # A compiler that traces this does not know the strides yet.
+    # Strides are not final while a compiler traces.
     if not torch.compiler.is_compiling() and gradient.shape[0] > 1 and gradient.stride(0) == 0:
         gradient = gradient[:1]
     return gradient.contiguous()
 
 
 def sum_to_parameter(gradient: Tensor, like: Tensor) -> Tensor:
-    """Gradient of a parameter (P,) from one value for each neuron and sample (M,)."""
+    """The gradient of a parameter (P,), summed from one value per neuron and sample (M,)."""
     return gradient.view(-1, like.shape[0]).sum(0).to(like.dtype)
 
 
 class SingleSpike(torch.autograd.Function):
     """Spikes, states and spike times of a layer, differentiable in every input.
 
-    ``tensors`` are :data:`INPUTS`. Returns (spikes, mem, syn, inh, times, final); an unwanted one
-    is empty. ``times`` are int64 steps, or interpolated and differentiable under "spike_time".
+    ``tensors`` are :data:`INPUTS`. Returns (spikes, mem, syn, inh, times, final); an output that is
+    not requested is empty. ``times`` (M,) are int64 steps, or interpolated and differentiable under
+    "spike_time".
     """
 
     @staticmethod
@@ -195,12 +196,12 @@ class SingleSpike(torch.autograd.Function):
             for name, need in zip(INPUTS, ctx.needs_input_grad[1:], strict=True)
         }
         need_factor = needs.pop("graded_spikes_factor")
-        # The height of a spike enters a state only where the spike is fed back.
+        # The height of a spike enters a state only through feedback.
         scans = any(needs.values()) or (need_factor and neuron.feedback is not None)
         through_spikes = surrogate is not None and not exact
         through_spikes = through_spikes and (wanted.spikes or neuron.feedback is not None)
-        # The surrogate and the gradient of its decay read the membrane; the gradients of their
-        # decays and of the gain read the synaptic currents. Nothing else is read.
+        # The surrogate and the gradient of beta read the membrane. The gradients of the gain and of
+        # the decays of synaptic currents read these currents.
         need_saved = scans and (through_spikes or (needs["beta"] and neuron.gain is None))
         save_syn = needs["alpha"] or needs["gain"] or (neuron.gain is not None and needs["beta"])
         returned = wanted.spikes or wanted.mem
@@ -217,7 +218,7 @@ class SingleSpike(torch.autograd.Function):
         if exact:
             times = interpolate(out.times, out.crossing, neuron.threshold)
         elif scans or need_factor:
-            times = copy(times)  # the caller may overwrite -1 with a value that suits a loss
+            times = copy(times)  # the caller may overwrite -1 in place
         ctx.set_materialize_grads(False)
         carries = need_factor or (settings.spikes_move_times if exact else surrogate is not None)
         constant = [out.final] if exact else [out.final, times]
@@ -250,7 +251,7 @@ class SingleSpike(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         settings: Settings = ctx.settings
-        # A compiled graph hands in zeros for outputs that do not exist.
+        # A compiled graph passes zeros for outputs that do not exist.
         grad_spikes, grad_mem, grad_syn, grad_inh, grad_times = (
             grad if has else None for grad, has in zip(grads, ctx.has_gradient, strict=False)
         )
@@ -300,7 +301,7 @@ class SingleSpike(torch.autograd.Function):
         if "threshold" in into and direct_threshold is not None:
             into["threshold"] = into["threshold"] + direct_threshold
         if "feedback" in into:
-            # The current that the spike feeds back is feedback * factor.
+            # The fed-back current is feedback * factor.
             fed_back = into["feedback"]
             assert feedback is not None
             into["feedback"] = fed_back * per_neuron(factor, neurons)

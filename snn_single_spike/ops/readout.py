@@ -60,7 +60,7 @@ class LeakyReadout(torch.autograd.Function):
         value, sensitivity, step = torch.ops.snn_single_spike.readout(
             current, beta, mem_0, reduction, need_beta, placed, backend
         )
-        # Beta's gradient was carried forward with the membrane: nothing of size T is kept.
+        # The forward pass has computed the gradient of beta: nothing of size T is saved.
         ctx.save_for_backward(beta, sensitivity, step)
         ctx.backend, ctx.num_steps, ctx.dtype = backend, current.shape[0], current.dtype
         ctx.reduction = reduction

@@ -1,7 +1,8 @@
 """The method, sequential and in float64: slow, and easy to check against the papers.
 
-Written from the equations, sharing no code with the implementations that are tested
-against it. `I` is (T, M); `beta`, `theta` and `factor` are (M,); everything is numpy float64.
+This module is written from the equations and shares no code with the implementations that the tests
+compare with the reference. `I` is (T, M); `beta`, `theta` and `factor` are (M,); all arrays are
+numpy float64. Formulas: Taylor, King and Harper, arXiv:2205.15286, and docs/method.md.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def backward(
 ) -> Gradients:
     """Gradients of a loss with dL/dS = g, dL/dV = h and dL/dtau = grad_tau.
 
-    ``slope`` is the derivative of the surrogate. Per neuron: nothing is summed over the batch.
+    ``slope`` is the derivative of the surrogate. Gradients are per neuron and sample, not summed.
     """
     T, M = I.shape
     decay = np.clip(beta, 0.0, 1.0)

@@ -1,8 +1,8 @@
-"""snnTorch's surrogate gradients, recognised so that kernels can fuse their derivative.
+"""Recognises snnTorch's surrogate gradients, so that kernels can fuse their derivatives.
 
-snnTorch hands out a surrogate as a closure, ``surrogate.fast_sigmoid(slope=25)``. Its kind
-and parameters are read here; a surrogate that is not one of snnTorch's own is never guessed
-at: it is called on ``mem - threshold`` and differentiated by autograd.
+A surrogate of snnTorch is a closure, e.g. ``surrogate.fast_sigmoid(slope=25)``. This module reads
+the name and the parameters of the closure. Every other surrogate is custom: the package calls the
+function on ``mem - threshold``, and autograd differentiates the result.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ SpikeGrad = Callable[[Tensor], Tensor]
 
 
 def surrogate_disabled(input_: Tensor) -> Tensor:
-    """snnTorch's ``surrogate_disable``: the spike, with no gradient."""
+    """The spike without a gradient, as with ``surrogate_disable`` of snnTorch."""
     return (input_ > 0).to(input_.dtype)
 
 
 def split(spike_grad: SpikeGrad | None) -> tuple[Surrogate | None, SpikeGrad | None]:
-    """The surrogate if its derivative is known, or the user's own function; neither for none."""
+    """(Surrogate, None) if kernels can fuse the derivative, or (None, custom function).
+
+    (None, None) for a disabled surrogate.
+    """
     if isinstance(spike_grad, Surrogate):
         return spike_grad, None
     if spike_grad is surrogate_disabled:
@@ -36,10 +39,9 @@ def split(spike_grad: SpikeGrad | None) -> tuple[Surrogate | None, SpikeGrad | N
 
 @constant_when_compiled
 def recognise(spike_grad: SpikeGrad | None) -> Surrogate | None:
-    """The :class:`Surrogate` that snnTorch made, None for a function of anybody else's.
+    """The :class:`Surrogate` of a snnTorch surrogate; None for a custom function.
 
-    :param spike_grad: surrogate as given to a snnTorch neuron; None is ``atan()``, the
-        default of snnTorch
+    :param spike_grad: the argument of a snnTorch neuron; None means ``atan()``, snnTorch's default
     :raises TypeError: ``spike_grad`` cannot be called
     """
     if spike_grad is None:
@@ -49,7 +51,8 @@ def recognise(spike_grad: SpikeGrad | None) -> Surrogate | None:
     if not callable(spike_grad):
         raise TypeError(
             f"spike_grad={spike_grad!r} cannot be called: pass a surrogate such as "
-            "snntorch.surrogate.fast_sigmoid(slope=25), or any function of mem - threshold"
+            "snntorch.surrogate.fast_sigmoid(slope=25), or a differentiable function of "
+            "mem - threshold"
         )
     if getattr(spike_grad, "__module__", None) != snntorch_surrogate.__name__:
         return None
@@ -61,7 +64,7 @@ def recognise(spike_grad: SpikeGrad | None) -> Surrogate | None:
         return None
     if inspect.isfunction(spike_grad):
         held = inspect.getclosurevars(spike_grad).nonlocals
-    else:  # snnTorch's later surrogates are objects that hold their parameters
+    else:  # a later snnTorch: surrogates are objects with their parameters as attributes
         held = vars(spike_grad)
     values = [held.get(parameter) for parameter in SURROGATES[name]]
     numbers = [float(value) for value in values if isinstance(value, int | float)]

@@ -12,16 +12,16 @@ from ..backends._types import GRADIENT_RULES, REDUCTIONS, RESETS, state_dtype
 
 __all__ = ["GRADIENT_RULES", "REDUCTIONS", "RESETS"]
 
-UNPACK = "unpack what a neuron returns, spk, mem = lif(x), and pass on spk"
+UNPACK = "unpack the result of a neuron, spk, mem = lif(x), and pass spk"
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class NaNError(ValueError):
-    """A parameter that is NaN: where training made it so, its learning rate is too high."""
+    """A parameter contains NaN. If training caused the NaN, the learning rate is too high."""
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
-    # A tensor has an opinion of its own on what it is equal to.
+    # `tensor in choices` would compare elementwise.
     if not isinstance(value, str | None) or value not in choices:
         found = (
             f"{name} is a tensor" if isinstance(value, Tensor) else f"{name}={value!r} is not known"
@@ -39,10 +39,9 @@ def check_current(current: object, name: str = "current") -> Tensor:
     if current.dim() < 3:
         raise ValueError(
             f"{name} has shape {tuple(current.shape)}, but the whole sequence is expected at "
-            "once, (time, batch, *features). Drop the loop over time and pass all steps "
-            "(torch.stack(steps), or the encoded input itself); for a single step use "
-            f"{name}.unsqueeze(0), or step() of a SingleSpikeLeaky; for one neuron per sample add "
-            f"a feature dimension with {name}.unsqueeze(-1)"
+            "once, (time, batch, *features). Drop the loop over time and pass all steps, e.g. "
+            f"torch.stack(steps). For a single step use {name}.unsqueeze(0), or step() of a "
+            f"SingleSpikeLeaky. For one neuron per sample use {name}.unsqueeze(-1)"
         )
     if current.dtype not in _DTYPES:
         raise TypeError(
@@ -54,11 +53,15 @@ def check_current(current: object, name: str = "current") -> Tensor:
 
 
 def _check_extent(name: str, sequence: Tensor) -> None:
-    """At least one time step and one neuron; a batch may be empty."""
+    """Require at least one time step and one neuron. A batch may be empty."""
     if sequence.shape[0] == 0:
-        raise ValueError(f"{name} has shape {tuple(sequence.shape)}: no time steps (T=0)")
+        raise ValueError(
+            f"{name} has shape {tuple(sequence.shape)}, with no time steps (T=0): pass at least one"
+        )
     if 0 in sequence.shape[2:]:
-        raise ValueError(f"{name} has shape {tuple(sequence.shape)}: no neurons")
+        raise ValueError(
+            f"{name} has shape {tuple(sequence.shape)}, with no neurons: pass at least one feature"
+        )
 
 
 def check_device(name: str, value: Tensor, device: torch.device, of: str = "input") -> None:
@@ -71,7 +74,7 @@ def check_device(name: str, value: Tensor, device: torch.device, of: str = "inpu
 
 def check_not_nan(name: str, value: Tensor | float) -> None:
     if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()  # looked at in a tenth of the time that torch takes
+        value = value.item()  # ten times as fast as a check by torch
     try:
         one = isinstance(value, float)
         found = math.isnan(value) if one else torch.as_tensor(value).isnan().any()
@@ -79,8 +82,8 @@ def check_not_nan(name: str, value: Tensor | float) -> None:
         raise TypeError(f"{name} must be a number or a tensor, not {value!r}") from None
     if found:
         raise NaNError(
-            f"{name} contains NaN: initialise it with finite values, or, if training made it so, "
-            "lower the learning rate"
+            f"{name} contains NaN: initialise {name} with finite values; if training caused the "
+            "NaN, lower the learning rate"
         )
 
 
@@ -98,13 +101,13 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
             raise ValueError(f"{name} is NaN: pass a finite number")
         return torch.full((1,), number, dtype=state, device=current.device)
     check_device(name, value, current.device)
-    # A 0-dimensional tensor takes the type of the others, as in torch.
+    # A 0-dimensional tensor is converted to the type of the input, as in torch.
     if value.dim() > 0 and value.dtype not in (current.dtype, state):
         raise TypeError(
             f"{name} has dtype {value.dtype}, but the input has {current.dtype}: convert one of "
-            f"them, {name}.to({current.dtype}) or the whole module"
+            f"the two, with {name}.to({current.dtype}) or module.to(...)"
         )
-    # Reading a value back from a GPU would stall it, so there NaN is left to propagate.
+    # On a GPU the check would wait for the device, so NaN propagates there.
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         check_not_nan(name, value)
     features = current.shape[2:]
@@ -143,10 +146,10 @@ def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | No
         if state.shape == current.shape:
             hint = (
                 ": drop the loop over time and pass the whole sequence once, without "
-                f"{name}; or, to go on after an earlier sequence, pass {name}[-1]"
+                f"{name}; to continue after an earlier sequence, pass {name}[-1]"
             )
         elif state.dim() == current.dim():
-            hint = f": to go on after an earlier sequence pass {name}[-1]"
+            hint = f": to continue after an earlier sequence, pass {name}[-1]"
         raise ValueError(
             f"{name} has shape {tuple(state.shape)}, but an initial state has the shape of one "
             f"time step, {tuple(current.shape[1:])}{hint}"
@@ -155,8 +158,7 @@ def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | No
 
 
 def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
-    """The weights (out, in) and bias (out,) of a linear layer fit spikes with one feature
-    dimension."""
+    """Check that weights (out, in) and bias (out,) fit spikes with one feature dimension."""
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but (out, in) is expected")
     if not weight.is_floating_point():
@@ -166,7 +168,7 @@ def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
     if spikes.features[0] != weight.shape[1]:
         raise ValueError(
             f"the spikes have {spikes.features[0]} features, but the linear layer takes "
-            f"{weight.shape[1]}"
+            f"{weight.shape[1]}: construct the layer with in_features={spikes.features[0]}"
         )
     check_device("weight", weight, spikes.device, "spikes")
     if bias is not None:
@@ -174,12 +176,12 @@ def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
         if bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"bias has shape {tuple(bias.shape)}, but the linear layer has {len(weight)} "
-                "outputs"
+                f"outputs: pass a bias of shape ({len(weight)},), or None"
             )
 
 
 def check_recording(name: str, value: Tensor, differentiable: bool = True) -> None:
-    """A (T, B, *features) tensor with T >= 1, floating-point if it is to be differentiable."""
+    """Require a (T, B, *features) tensor with T >= 1, floating-point if ``differentiable``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
     if value.dim() < 3:

@@ -1,4 +1,4 @@
-"""Which implementation runs, and what is said when one cannot."""
+"""The selection of a backend, and the error of a backend that cannot run."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def without(names, script):
 
 
 def test_neither_triton_nor_numba_is_installed():
-    """It works, and says what is missing to who insists."""
+    """Plain torch runs, and the error of a named backend names the missing package."""
     done = without(
         ["triton", "numba"],
         "x = torch.randn(5, 2, 3, requires_grad=True)\n"
@@ -56,7 +56,7 @@ def test_neither_triton_nor_numba_is_installed():
     )
     assert done.returncode == 0, done.stderr
     assert "torch torch.Size([5, 2, 3])" in done.stdout
-    assert "it needs tensors on a GPU" in done.stdout
+    assert "triton requires tensors on a GPU" in done.stdout
     assert "numba is not installed: pip install" in done.stdout
 
 
@@ -83,8 +83,8 @@ def test_forcing_triton_without_a_gpu_says_what_is_missing():
         "try:\n    single_spike_leaky(torch.zeros(2, 1, 1), 0.9, backend='triton')\n"
         "except RuntimeError as error:\n    print(error)\n",
     )
-    assert "needs tensors on a GPU" in done.stdout
-    assert "this machine has none" in done.stdout
+    assert "requires tensors on a GPU" in done.stdout
+    assert "this machine has no GPU" in done.stdout
     assert "TRITON_INTERPRET=1" in done.stdout
 
 

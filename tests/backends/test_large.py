@@ -1,4 +1,4 @@
-"""Offsets beyond 2**31 elements. Memory that is never touched costs nothing."""
+"""Offsets beyond 2**31 elements. The system does not allocate memory that is never written."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_kernel_offsets(backend, rows):
     assert times.tolist() == [1] * USED
     assert spikes[:, :USED].sum(1).tolist() == [0, USED, 0]
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]
-    # The gradient of the spikes overwrites the current, and comes from the spikes themselves.
+    # The gradient overwrites the current. The gradient to the spikes is the spikes tensor.
     neuron_backward_kernel[(1,)](
         mem, None, None, None, one, one, one, *(None,) * 6, times, spikes, *(None,) * 5,
         current, *(None,) * 8, *sizes, LANES, 0, 0, 0, *(0.0,) * 4,

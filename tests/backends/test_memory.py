@@ -1,4 +1,4 @@
-"""What is written and what is saved: nothing that nobody asked for."""
+"""Operators write requested outputs only, and save what the backward pass reads."""
 
 import copy
 import io
@@ -81,7 +81,7 @@ def test_backward_saves_at_most_one_tensor(rule, cpu_backend):
     x, beta = current(requires_grad=True), torch.tensor(0.9, requires_grad=True)
     saved, out = saved_by(lambda: single_spike_leaky(x, beta, gradient=rule, backend=cpu_backend))
     assert len(saved) == 1
-    assert saved[0].data_ptr() == out.mem.data_ptr()  # the very tensor that is returned
+    assert saved[0].data_ptr() == out.mem.data_ptr()  # the returned tensor itself
 
 
 def test_membrane_is_saved_in_the_input_type(cpu_backend):
@@ -95,7 +95,7 @@ def test_membrane_is_saved_in_the_input_type(cpu_backend):
 @pytest.mark.parametrize("recompute", [None, True])
 def test_recompute_saves_the_current_and_writes_no_membrane(recompute, written, cpu_backend):
     if cpu_backend == "torch":
-        recompute = True  # its default is to save
+        recompute = True  # plain torch saves by default
     x = current(requires_grad=True)
     saved, out = saved_by(
         lambda: single_spike_leaky(

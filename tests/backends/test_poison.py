@@ -1,4 +1,4 @@
-"""The tests' own net: an output that a kernel does not write makes them fail."""
+"""The poisoned memory of the tests: an output that a kernel does not write fails a test."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_the_scratch_of_launches_is_poisoned(backend):
 
 @pytest.mark.parametrize("size", [3, 60_000], ids=["small", "kept"])
 def test_a_membrane_that_a_backend_leaves_unwritten(size, backend, monkeypatch):
-    """Planted: the last output of the forward pass goes elsewhere."""
+    """A planted error: the last output of the forward pass is not written."""
     module = backends.load(backend, "neuron")
     real = module.neuron_forward
 
@@ -57,7 +57,7 @@ def test_a_membrane_that_a_backend_leaves_unwritten(size, backend, monkeypatch):
 
 
 def test_a_crossing_that_a_backend_leaves_unwritten(cpu_backend, monkeypatch):
-    """Planted: as above, in linear layers from spike times."""
+    """A planted error: an output of linear layers from spike times is not written."""
     module = backends.load(cpu_backend, "linear")
     real = module.linear_first_spikes
 

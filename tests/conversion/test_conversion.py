@@ -1,4 +1,4 @@
-"""Models of snnTorch's tutorials, as users have them, converted and back."""
+"""Models of snnTorch's tutorials, converted and reverted."""
 
 import copy
 import io
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*MaxPool after a neuron")
 
 
 def gate_once(neuron):
-    """Let a neuron pass on its first spikes only, with a detached gate, as the method does."""
+    """Gate a neuron to its first spikes, with a detached gate, as in the "masked" rule."""
     state = {}
 
     def hook(module, inputs, output):
@@ -39,7 +39,7 @@ def gate_once(neuron):
 
 
 def loop(model, x):
-    """The model step by step, as its user would run it, every neuron gated to its first spike."""
+    """Run the model step by step, with every neuron gated to its first spike."""
     model = copy.deepcopy(model)
     neurons = [m for m in model.modules() if isinstance(m, SpikingNeuron)]
     for neuron in neurons:
@@ -139,7 +139,7 @@ def test_the_old_model_is_untouched_and_parameters_are_copied_or_shared():
 
 
 def test_a_model_that_has_run_converts():
-    """snnTorch's own neurons cannot be copied then."""
+    """copy.deepcopy fails for snnTorch's neurons after a forward pass."""
     model = readme()
     model(torch.rand(2, 1, 28, 28))
     with pytest.raises(RuntimeError):
@@ -349,7 +349,7 @@ def test_threads_run_one_model_at_once():
 
 
 def test_replicas_of_data_parallel():
-    """As DataParallel makes and runs them, which needs GPUs itself."""
+    """Replicas, as DataParallel constructs and runs them. DataParallel itself requires GPUs."""
     fast = convert(population())
     x = torch.rand(6, 7, 64) * 3
     expected = fast(x)[0]

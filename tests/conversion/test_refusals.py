@@ -1,4 +1,4 @@
-"""Models that cannot be converted: each is refused with its reason and the remedy."""
+"""Models that cannot be converted: each error names the reason and the edit."""
 
 import pytest
 import snntorch as snn
@@ -12,7 +12,7 @@ from tests.support.networks import StateGiven, Tutorial5Loop, Tutorial6, leaky, 
 
 
 class ListLoop(nn.Module):
-    """A loop over layers is no loop over time."""
+    """A loop over layers, which is not a loop over time."""
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class ListLoop(nn.Module):
 
 
 class Hidden(nn.Module):
-    """A loop over time that the source does not show."""
+    """A loop over time that the source code does not show."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ class OwnForward(snn.Leaky):
 
 
 class Comprehension(nn.Module):
-    """A loop over time without a for statement, and the neuron in a method of its own."""
+    """A loop over time without a for statement, with the neuron in a separate method."""
 
     def __init__(self):
         super().__init__()
@@ -101,11 +101,11 @@ REFUSED = {
         lambda: nn.Sequential(snn.RSynaptic(alpha=0.9, beta=0.8, all_to_all=False)),
         r"'0' \(RSynaptic\) .*its spikes are fed back into it. Replace it by snntorch.Synaptic",
     ),
-    "a neuron with a forward of its own": (
+    "a neuron with another forward": (
         lambda: nn.Sequential(OwnForward(0.9)),
         r"'0' \(OwnForward\) cannot be converted: it overrides forward of snntorch.Leaky",
     ),
-    "a neuron with a fire of its own": (
+    "a neuron with another fire": (
         lambda: nn.Sequential(OwnFire(0.9)),
         r"'0' \(OwnFire\) cannot be converted: it overrides fire of snntorch.Leaky",
     ),
@@ -181,7 +181,7 @@ def test_a_shape_that_does_not_fit_names_the_layer():
 
 
 class Inherited(Comprehension):
-    """The loop is in a class that does not say what it calls."""
+    """The loop calls a method that the class inherits."""
 
     def forward(self, x):
         return torch.stack([self.once(step) for step in x])

@@ -1,4 +1,4 @@
-"""Converted models that pass on spike times, against the same models that pass on tensors."""
+"""Converted models with spike_format="times", compared with the same models with "dense"."""
 
 import copy
 import io
@@ -51,7 +51,7 @@ pytestmark = [
 
 
 class Averaged(nn.Module):
-    """Average pooling in each form, one of them past rows that are cut off."""
+    """Average pooling in every form. One form drops rows past the last whole window."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ class Averaged(nn.Module):
 
 
 def stack():
-    """Linear layers with what may stand between them."""
+    """Linear layers, with layers between them that keep spike times."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(30, 25),
@@ -85,7 +85,7 @@ def stack():
 
 
 def mixed():
-    """Neurons that return dense spikes between neurons that return spike times."""
+    """Neurons with dense spikes between neurons with spike times."""
     return nn.Sequential(
         nn.Linear(20, 15),
         leaky(),
@@ -108,7 +108,7 @@ MODELS = {
 
 
 def assert_same(models, inputs):
-    """Outputs and gradients of two models in training mode, to rounding."""
+    """Compare outputs and gradients of two models in training mode, up to rounding."""
     found = []
     for model, x in zip(models, inputs, strict=True):
         torch.manual_seed(7)  # of dropout

@@ -397,7 +397,7 @@ def test_the_table_of_the_page_is_that_of_the_datasets():
 
 
 def test_a_part_of_the_recordings_is_of_several_classes(tmp_path):
-    """Their files are in the order of the classes."""
+    """The files of the dataset are in the order of the classes."""
     write_nmnist(tmp_path)
     few = datasets.load(
         "nmnist", 300, data=tmp_path, cache=tmp_path / "cache", train_samples=4, test_samples=3

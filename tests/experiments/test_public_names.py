@@ -1,4 +1,4 @@
-"""Experiments and the demo use the library as a user's own script does: through public names."""
+"""Experiments and the demo import public names only, as the script of a user does."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ PUBLIC = {"", "functional", "losses", "metrics"}
 
 
 def imports(path):
-    """Module of this package, relative to it, and name of everything that a file imports."""
+    """The (module, name) pairs that a file imports from this package, with relative modules."""
     inside = path.relative_to(PACKAGE).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

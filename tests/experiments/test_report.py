@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
 
 
 def changed(run, folder, *, settings=None, facts=None, last=None):
-    """A run like this one, with other settings, facts, or metrics of its last epoch."""
+    """A copy of a run with other settings, facts, or metrics of the last epoch."""
     (made,) = record.read(run)
     made.settings |= settings or {}
     made.facts |= facts or {}

@@ -57,7 +57,7 @@ def state(folder):
 
 
 def same(a, b):
-    """Equal states, bit for bit, but for the times they took."""
+    """Check that states are equal bit for bit, except for run times."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

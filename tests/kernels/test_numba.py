@@ -1,4 +1,4 @@
-"""Vectors of lanes on the CPU, and the loops of Leaky in them against those lane by lane."""
+"""SIMD vectors on the CPU, and the vector loops of Leaky against the loops lane by lane."""
 
 import os
 import subprocess
@@ -40,19 +40,19 @@ SURROGATES = {
 
 
 class Case:
-    """A layer of whole vectors and a few lanes more, every parameter one value per neuron."""
+    """A layer of whole vectors and a few more lanes, with one value per neuron and parameter."""
 
     def __init__(self, num_steps, lanes=2 * simd.LANES + 3, dtype=torch.float32):
         def lane(low, high):
             return torch.empty(lanes, dtype=dtype).uniform_(low, high).requires_grad_()
 
         self.current = (0.5 * torch.randn(num_steps, 1, lanes, dtype=dtype)).requires_grad_()
-        self.beta, self.theta = lane(0.5, 1.1), lane(0.5, 1.5)  # of some betas the clamp is active
+        self.beta, self.theta = lane(0.5, 1.1), lane(0.5, 1.5)  # the clamp is active for some betas
         self.factor, self.mem = lane(0.5, 2.0), lane(-0.5, 0.4)
         self.g, self.h = torch.randn(2, num_steps, 1, lanes, dtype=dtype).unbind(0)
 
     def run(self, part=slice(None), mem=True, spikes=True, **options):
-        """Outputs and gradients of some of the lanes."""
+        """Outputs and gradients of some lanes."""
         inputs = (self.current, self.beta, self.theta, self.factor, self.mem)
         current, beta, theta, factor, mem_0 = (x[..., part] for x in inputs)
         out = single_spike_leaky(
@@ -76,7 +76,7 @@ class Case:
         return out, torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
     def check(self, **options):
-        """As a whole it is what its lanes are one by one, for which there are other loops."""
+        """The vector loops compute the same as the loops lane by lane."""
         whole, grads = self.run(**options)
         lanes = self.current.shape[2]
         pieces = [
@@ -116,7 +116,7 @@ def test_any_number_of_lanes(lanes):
 
 @pytest.mark.parametrize("neurons", [1024, 1021])
 def test_results_beyond_the_cache(neurons):
-    """Large results are written past it, where their rows begin with a line of it."""
+    """The loops write large results past the cache if rows begin at a cache line."""
     current = torch.randn(41, 32, neurons, requires_grad=True)
     assert current.nbytes > block.STREAM
     results = []
@@ -132,7 +132,7 @@ def test_results_beyond_the_cache(neurons):
 
 
 def test_nothing_is_read_after_the_last_spike_of_a_vector():
-    """Neither by the forward pass, if the membrane is not asked for, nor for the gradient."""
+    """Neither pass reads the current after the spike, if the membrane is not requested."""
     current = torch.full((20, 1, simd.LANES), 0.75)
     current[10:] = torch.nan
     current.requires_grad_()
@@ -151,7 +151,7 @@ def test_no_fused_multiply_adds_decide_a_spike():
     absent = dict.fromkeys(("alpha", "gain", "feedback", "mem_0", "syn_0", "inh_0"), none1)
     neuron = Neuron(one, one, one, **absent, clamp=True, reset=ZERO_BEFORE)
     out = ForwardOutputs(rows.copy(), *(none2,) * 5, times=np.zeros(simd.LANES, np.int64))
-    # Compiled afresh: code from numba's cache cannot be read.
+    # Compile without numba's cache, because code from the cache has no readable assembly.
     forward = numba.njit(error_model="numpy")(neuron_forward_vectors._vectors.py_func)
     forward(0, simd.LANES, rows, neuron, out)
     (assembly,) = forward.inspect_asm().values()
@@ -160,7 +160,7 @@ def test_no_fused_multiply_adds_decide_a_spike():
 
 
 class Linear:
-    """A linear layer of two tiles, whose second is padded, and a few steps more than a jump."""
+    """A linear layer of two tiles with padding, and a few steps more than a jump."""
 
     steps, batch, units, out_features = 70, 3, 9, 131
 

@@ -1,4 +1,4 @@
-"""The Triton kernels: interpreted results, and what compilers make of them for each GPU."""
+"""The Triton kernels: results in the interpreter, and compiled code for each GPU."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 
 @pytest.fixture(scope="session")
 def facts():
-    # Older ones lack tools for some targets, fuse multiply-adds on sm_100 unasked, or spill
+    # Older compilers lack tools for some targets, fuse multiply-adds on sm_100 always, or spill
     # scalar registers on gfx942.
     pytest.importorskip("triton", minversion="3.9")
     return compile_all()
@@ -52,7 +52,7 @@ def facts():
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
 def test_compiled_facts_do_not_worsen(name, target, facts):
-    """Against those that `python -m tests.support.compiled --store` wrote, by the same compiler."""
+    """Compare with the facts of `python -m tests.support.compiled --store`, same compiler."""
     import triton
 
     baseline = json.loads(BASELINE.read_text())
@@ -92,7 +92,7 @@ def test_loads_are_wide_and_ahead(name, target, facts):
         read |= {"mem", "syn", "inh"}
     streams = len(read & set(variant.tensors))
     if "current" in variant.tensors and "backward" in variant.kernel:
-        streams += 1  # the membrane that was integrated again is read back
+        streams += 1  # the scan reads the membrane that the kernel integrated again
     bits = 32 * variant.dtype.itemsize  # four neurons a thread
     wide = facts[f"{name} {target}"].count(rf"LDG\.E(\.\w+)*\.{bits}(\.\w+)*")
     assert wide >= streams * ahead(variant)
@@ -131,7 +131,7 @@ def test_rows_of_weights_are_loaded_wide_and_ahead(name, target, facts):
 
 @contextlib.contextmanager
 def poisoned_memory():
-    """New memory is NaN (the largest integer), so an output that a kernel does not write fails."""
+    """New memory is NaN or the largest integer, so an unwritten output fails."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_MIN_BYTES", sys.maxsize)  # kept memory is not filled
         patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
@@ -243,7 +243,7 @@ def test_linear_kernels_equal_plain_torch(
 @pytest.mark.parametrize("backend", runnable("triton"))
 @pytest.mark.parametrize("num_steps", [16, 20, DOT_PRODUCTS])
 def test_tensor_core_form_against_float64(backend, num_steps, monkeypatch):
-    """Spikes equal those in float64 but where the membrane is within 1e-5 of the threshold."""
+    """Spikes equal float64 spikes unless the membrane is within 1e-5 of the threshold."""
     device = device_of(backend)
     monkeypatch.setattr(triton_linear, "dot_products", lambda device: 2 * num_steps)
     times = torch.randint(-1, num_steps, (3, 50))
@@ -286,7 +286,7 @@ def test_tensor_core_form_where_it_takes_less_time(num_steps, silent, dtype, fas
 
 @pytest.fixture
 def timeable(monkeypatch):
-    """As if each form took so long on a GPU; both run, in the interpreter on the CPU."""
+    """Fake the GPU times of both forms. Both forms run in the interpreter on the CPU."""
     taken = []
 
     def milliseconds(run):
@@ -345,7 +345,7 @@ NEURONS = {
 
 
 def _launch_all(shape, dtype, rule):
-    """Every kernel both ways, on (T, B, N)."""
+    """Run every kernel forward and backward, on (T, B, N)."""
     options = {"gradient": rule, "reset_mechanism": "subtract", "backend": "triton"}
     for make in NEURONS.values():
         neuron = make(shape[2], **options).to(dtype)

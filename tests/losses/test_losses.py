@@ -1,4 +1,4 @@
-"""Losses against per-element loops, against snnTorch where the two agree, and in training."""
+"""Losses against per-element loops, against equal losses of snnTorch, and in training."""
 
 import math
 
@@ -26,7 +26,7 @@ STEPS, BATCH, CLASSES = 12, 5, 4
 def trains(
     num_steps=STEPS, batch=BATCH, classes=CLASSES, silent=0.3, height=1.0, dtype=torch.float64
 ):
-    """At-most-once spike trains and their times, T if silent."""
+    """Spike trains with at most one spike, and their times, T for a silent neuron."""
     times = torch.randint(num_steps, (batch, classes))
     times[torch.rand(batch, classes) < silent] = num_steps
     spikes = torch.zeros(num_steps + 1, batch, classes, dtype=dtype).scatter_(0, times[None], 1.0)

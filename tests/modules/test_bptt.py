@@ -13,7 +13,7 @@ from tests.support.oracle import relative_error
 
 
 def bptt(neuron, current):
-    """snn.Leaky over time, spikes after the first gated off, without gradient."""
+    """snn.Leaky in a loop over time. A detached gate removes spikes after the first."""
     mem = torch.zeros_like(current[0])
     fired = torch.zeros_like(current[0])
     spikes = []
@@ -54,7 +54,7 @@ def test_masked_gradients_equal_bptt(spike_grad, reset, backend):
 
 
 def test_membrane_gradients_equal_snntorch(backend):
-    """While nothing fires, a loss on the membrane has snnTorch's gradient exactly."""
+    """If no neuron fires, a loss on the membrane has exactly snnTorch's gradient."""
     current = torch.rand(15, 2, 5) * 0.05
     weights = torch.randn(15, 2, 5)
     theirs = snn.Leaky(beta=torch.rand(5), learn_beta=True)

@@ -1,4 +1,4 @@
-"""SingleSpikeLeaky where a snnTorch user has snn.Leaky."""
+"""SingleSpikeLeaky in place of snn.Leaky."""
 
 import copy
 import gc
@@ -188,7 +188,7 @@ def test_copies_after_a_forward(how):
         other = torch.load(file, weights_only=False)
     assert torch.equal(other(CURRENT)[0], spk)
     assert other[1].spike_grad == Surrogate("fast_sigmoid", 10.0)
-    utils.reset(other)  # snnTorch's own copies would not be reached
+    utils.reset(other)  # utils.reset does not reach copies of snnTorch's neurons
     assert torch.equal(other[1].mem, torch.zeros(3, 6))
     assert net[1].mem is not other[1].mem
 
@@ -229,7 +229,7 @@ def test_convolutional_features():
 
 
 def test_a_small_network_learns_from_any_rule():
-    """Two inputs, told apart by which arrives first: every rule must get there."""
+    """Every rule learns to classify two inputs by which of them arrives first."""
     x = torch.zeros(10, 8, 2)
     x[1, :4, 0] = x[4, :4, 1] = x[1, 4:, 1] = x[4, 4:, 0] = 1.0
     target = torch.arange(8) // 4
@@ -256,7 +256,7 @@ def test_spike_times_of_a_module_by_the_functional():
 
 
 def test_reset_mem_before_a_smaller_batch():
-    """The idiom at the top of every forward: the old state has the old batch's shape."""
+    """reset_mem() at the top of forward: the old state has the shape of the old batch."""
     lif = SingleSpikeLeaky(0.9)
     for current in (CURRENT, CURRENT[:, :2], CURRENT[:, :2].bfloat16()):
         mem = lif.reset_mem()

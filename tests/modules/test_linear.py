@@ -67,7 +67,7 @@ def test_a_dense_input_of_a_module(rule, linear_backend):
 
 
 def sparse_problem(dtype, high=False):
-    """A dense input of few spikes, and a layer wide enough to look for them."""
+    """A sparse dense input, and a layer that is wide enough to convert the input to events."""
     make = torch.Generator().manual_seed(0)
     dense = (torch.rand(17, 4, 12, generator=make) < 0.02).to(dtype)
     if high:
@@ -79,7 +79,7 @@ def sparse_problem(dtype, high=False):
 
 @pytest.fixture
 def found(monkeypatch):
-    """How many dense inputs were taken as their spikes."""
+    """Count the dense inputs that the layer converts to events."""
     found, from_dense = [], SpikeEvents.from_dense
     spy = lambda dense: (found.append(dense), from_dense(dense))[1]  # noqa: E731
     monkeypatch.setattr(SpikeEvents, "from_dense", spy)
@@ -95,9 +95,9 @@ needs_numba = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("high", [False, True])
 def test_a_dense_input_that_is_nearly_all_zeros(high, dtype, found, monkeypatch):
-    """It is taken as its spikes where they are few, with the same results."""
+    """The layer converts a sparse dense input to events, with the same results."""
     results = []
-    for few in (32, math.inf):  # at most one in so many
+    for few in (32, math.inf):  # at most one in SPARSE
         monkeypatch.setattr(linear, "SPARSE", few)
         dense, layer = sparse_problem(dtype, high)
         out = layer(dense)

@@ -1,4 +1,4 @@
-"""The membrane that a neuron returns after a linear layer from spike times."""
+"""The membrane of a neuron behind a linear layer from spike times."""
 
 import pytest
 import torch

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(("size", "reset"), CASES)
 def test_reference_is_bptt_through_snntorch(kind, size, reset):
-    """The reference, and that the random arguments hold every kind of neuron."""
+    """The reference. The random arguments contain neurons of every kind."""
     case = make(kind, size=size, reset=reset)
     theirs = assert_is_bptt(kind, case, lambda case: run_reference(kind, case))
     times = torch.where(theirs["spk"].any(0), (theirs["spk"] > 0).int().argmax(0), -1)
@@ -154,13 +154,13 @@ def test_more_neurons_than_a_thread_takes(kind, cpu_backend):
     [(-1, "masked"), (-1, "spike_time"), (0, "spike_time"), (0, "pre_spike"), (5, "spike_time")],
 )
 def test_silent_and_synchronous_layers(name, kind, step, rule, backend):
-    """All fire at a step, or never (-1)."""
+    """All neurons fire at one step, or never (-1)."""
     case = copy.deepcopy(make(kind, (6, 2, 3), rule=rule))
     case.x.fill_(0.001)
     case.weight.copy_(torch.eye(3))
     for value in case.states.values():
         value.zero_()
-    if name == "Alpha" and step == 0:  # what comes in acts one step later
+    if name == "Alpha" and step == 0:  # an input acts one step later
         case.states["syn_exc"].fill_(100.0)
     elif step >= 0:
         case.x[step - (name == "Alpha")] = 100.0
@@ -198,8 +198,8 @@ def clamp_passes_at_bounds() -> bool:
     ],
 )
 def test_parameters_at_and_beyond_their_bounds(name, values, backend, monkeypatch):
-    """snnTorch clamps all decays but those of Lapicque, which may be negative or above 1."""
-    # Training may take a beta to where the constructor would refuse it.
+    """snnTorch clamps all decays, except in Lapicque, where decays may be negative or above 1."""
+    # Training may move beta to a value that the constructor rejects.
     monkeypatch.setattr(snn.Alpha, "_alpha_cases", lambda self: None)
     kind = KINDS[name]
     if name != "Lapicque" and {0.0, 1.0} & set(values.values()) and not clamp_passes_at_bounds():
@@ -248,7 +248,7 @@ def test_lapicque_learns_beta(backend):
     assert torch.equal(copy.deepcopy(neuron)(case.x.to(device))[1].cpu(), found["mem"])
     neuron.beta.data.fill_(0.4)
     _, mem = neuron(case.x.to(device))
-    theirs = snn.Lapicque(**values)  # C of the checkpoint is that of the beta that was learned
+    theirs = snn.Lapicque(**values)  # C in the checkpoint follows from the learned beta
     theirs.load_state_dict(neuron.state_dict())
     assert relative_error(mem[0], theirs(case.x[0])[1]) < 1e-12
 
@@ -271,7 +271,7 @@ def grid(kind: Kind, reset: str) -> Case:
     ("reset", "ties"), [*((reset, True) for reset in RESETS), ("subtract", False)]
 )
 def test_first_spikes_equal_snntorch_in_float32(kind, ties, reset, backend):
-    """Exactly at the threshold is not above it."""
+    """A membrane that equals the threshold is not above the threshold."""
     random = make(kind, (25, 4, 20), reset=reset, dtype=torch.float32)
     case = grid(kind, reset) if ties else random
     theirs, ours = run_theirs(kind, case), run_ours(kind, case, backend)
@@ -320,7 +320,7 @@ def test_empty_batch(kind, backend):
 
 
 class Own(torch.autograd.Function):
-    """A surrogate that is the user's own, with the derivative of a fast sigmoid of slope 7."""
+    """A custom surrogate, with the derivative of a fast sigmoid of slope 7."""
 
     @staticmethod
     def forward(ctx, u):
@@ -335,7 +335,7 @@ class Own(torch.autograd.Function):
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 def test_a_surrogate_of_the_users_own(name, kind, rule, backend):
     case = make(kind, rule=rule)
-    if name == "RLeaky" and rule != "spike_time":  # its derivative is needed within the loop
+    if name == "RLeaky" and rule != "spike_time":  # the loop needs the derivative
         with pytest.raises(ValueError, match="spike_grad"):
             run_ours(kind, case, backend, spike_grad=Own.apply)
         return

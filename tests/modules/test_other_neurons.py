@@ -37,7 +37,7 @@ def test_constructor_is_that_of_snntorch(kind):
 
 
 def test_defaults_are_those_of_snntorch(kind, backend):
-    """Numbers as parameters, nothing learned, the reset and the surrogate not chosen."""
+    """Numbers as parameters, no learned parameter, default reset and default surrogate."""
     case, device = make(kind, size=(), given=False, dtype=torch.float32), device_of(backend)
     numbers = {name: float(value) for name, value in case.parameters.items()}
     options = {"learn_recurrent": False, "all_to_all": False} if "V" in numbers else {}
@@ -50,7 +50,7 @@ def test_defaults_are_those_of_snntorch(kind, backend):
     assert torch.equal(spk.cpu(), first)
     (first * g).sum().backward()
     (spk * g.to(device)).sum().backward()
-    if "V" not in numbers:  # without a gate on what it is fed, snnTorch's gradient is another
+    if "V" not in numbers:  # snnTorch's gradient differs without a gate on the feedback
         assert relative_error(y.grad, x.grad) < 1e-5
 
 
@@ -92,7 +92,7 @@ def test_copies_and_saved_modules_after_a_forward(kind, init_hidden, tmp_path):
 
 @pytest.mark.parametrize("init_hidden", [False, True])
 def test_last_states_and_reset(kind, init_hidden):
-    """A call is one sample; its last states are kept, detached, until utils.reset."""
+    """A call is one sample. The neuron keeps the last states, detached, until utils.reset."""
     case = make(kind, dtype=torch.float32, given=False)
     net = nn.Sequential(build(kind.ours, kind, case, init_hidden=init_hidden, output=True)[0])
     first = net(case.x)

@@ -124,5 +124,5 @@ def test_unknown_reduction_and_nan_beta():
 @pytest.mark.parametrize("reduction", ["sum", None])
 def test_what_a_neuron_returns_is_to_be_unpacked(reduction):
     both = SingleSpikeLeaky(0.9)(torch.rand(4, 2, 3))
-    with pytest.raises(TypeError, match="not tuple: unpack what a neuron returns"):
+    with pytest.raises(TypeError, match="not tuple: unpack the result of a neuron"):
         LeakyReadout(0.9, reduction=reduction)(both)

@@ -1,7 +1,7 @@
-"""Every backend computes what one step at a time computes, with all gradients.
+"""Every backend computes the same as the step-by-step reference, with all gradients.
 
-The tables are those of the package: a gradient rule, reset, reduction or surrogate that is
-declared is tested here, and so is every tensor of a neuron.
+The tests run over the tables of the package: every declared gradient rule, reset, reduction,
+surrogate and tensor of a neuron.
 """
 
 import functools
@@ -95,7 +95,7 @@ def check_linear(kind, rule, reset, reduction, surrogate, backend):
 
 @pytest.mark.parametrize(("kind", "rule", "reset", "reduction", "surrogate"), LINEAR)
 def test_linear_layers_and_their_readout(kind, rule, reset, reduction, surrogate, cpu_backend):
-    """From spike times and from events."""
+    """Linear layers from spike times and from events."""
     check_linear(kind, rule, reset, reduction, surrogate, cpu_backend)
 
 
@@ -105,7 +105,7 @@ def test_linear_layers_and_their_readout(kind, rule, reset, reduction, surrogate
     [row for row in LINEAR if row[:4] in FEWER],
 )
 def test_linear_kernels_for_a_gpu(kind, rule, reset, reduction, surrogate, backend):
-    """A reduction for each: the interpreter takes a second."""
+    """One reduction per backend, because a run in the interpreter takes a second."""
     check_linear(kind, rule, reset, reduction, surrogate, backend)
 
 

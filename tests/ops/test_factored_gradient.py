@@ -22,10 +22,11 @@ from tests.support.linear_problems import (
 from tests.support.oracle import relative_error
 
 
-@pytest.mark.parametrize("wide", [5, 70])  # an adjoint that is kept, and one that is not
+# An adjoint that is kept, and one that is not
+@pytest.mark.parametrize("wide", [5, 70])
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 def test_spikes_that_are_counted_on_their_way(rule, wide, linear_backend, monkeypatch):
-    """Counts by neuron and by sample, of two layers: nothing dense is made for them."""
+    """Counts by neuron and by sample of two layers allocate no dense tensor."""
     device = device_of(linear_backend)
     given = on(device, problem(15, 3, (6, 7, wide, 4), seed=9))
     given = given._replace(

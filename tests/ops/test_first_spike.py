@@ -46,7 +46,7 @@ def test_first_spikes_equal_snntorch(beta, reset, reset_delay, backend):
 
 @pytest.mark.parametrize("reset", RESETS)
 def test_membrane_equals_snntorch_through_the_reset(reset, backend):
-    """One strong input, then nothing: no second spike, so the whole membrane must agree."""
+    """One strong input and no second spike: the whole membrane must be equal."""
     current = torch.zeros(12, 4, 10)
     current[3] = 1.0 + torch.rand(4, 10)
     theirs, their_mem, ours, mem = both(current, backend, beta=0.5, reset_mechanism=reset)
@@ -90,7 +90,7 @@ def test_learned_per_neuron_parameters(backend):
 
 
 def test_times_agree_with_spikes_and_stop_early(backend):
-    """The times-only path leaves a block once all of it has fired."""
+    """first_spike_time stops reading a block when all neurons of the block have fired."""
     current = torch.randn(70, 3, 11).to(device_of(backend))
     current[9] = 50.0
     current[20:] = float("nan")  # must not be read into a decision
@@ -134,7 +134,7 @@ def test_step_refuses_a_sequence_state_of_another_shape():
 
 
 def test_snntorch_neuron_itself_is_unchanged():
-    """Importing this package must not alter snnTorch's own neuron."""
+    """The import of this package must not change snntorch.Leaky."""
     spk, mem = snn.Leaky(beta=0.9)(torch.full((2, 3), 2.0), torch.zeros(2, 3))
     assert spk.sum() == 6
     assert mem.shape == (2, 3)

@@ -1,4 +1,4 @@
-"""Linear layers from spike times, compiled and exported: the types and values of eager ones."""
+"""Compiled and exported linear layers from spike times return the same as eager mode."""
 
 import io
 
@@ -119,7 +119,7 @@ def test_what_a_compiler_returns():
     net = nn.Sequential(linear, neuron)
     (spk, mem), (spk_right, mem_right) = compiled(net)(spikes), net(spikes)
     assert_same(spk, spk_right)
-    assert type(mem) is Tensor  # computed when it is first used, where nothing is compiled
+    assert type(mem) is Tensor  # a LazyMembrane in eager mode
     assert torch.allclose(mem, mem_right.to_dense())
     assert_same(compiled(net)(spikes.to_dense())[0], net(spikes.to_dense())[0])
 
@@ -141,7 +141,7 @@ def test_batch_sizes_share_a_graph():
         with torch.no_grad():
             assert_same(call(spikes), module(spikes))
         counts.append(counter.frame_count)
-    assert counts[1:] == [counts[1]] * 3  # the second makes the batch a symbol
+    assert counts[1:] == [counts[1]] * 3  # the second batch size makes the size a symbol
 
 
 def test_a_compiled_layer_without_a_surrogate():

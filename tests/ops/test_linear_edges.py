@@ -1,4 +1,4 @@
-"""Values of linear layers from spike times that are easy to get wrong."""
+"""Edge cases of linear layers from spike times."""
 
 import math
 
@@ -25,8 +25,8 @@ from tests.support.linear_problems import (
     run,
 )
 
-# Everything is a small multiple of a power of two: no backend rounds, and all must agree on
-# what is exactly at threshold.
+# All numbers are small multiples of a power of two. No backend rounds, so all backends must agree
+# on membranes exactly at the threshold.
 QUARTERS = st.integers(-6, 6).map(lambda n: n / 4)
 PATTERNS = ("silent", "first step", "last step", "one step", "few", "many")
 
@@ -52,7 +52,7 @@ def test_values_at_the_edge(data):
     draw = data.draw
     beta = draw(st.sampled_from([0.0, 0.5, 1.0, -0.5, 1.5]))
     beta_2 = draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
-    # More halvings than that would round.
+    # More halvings would round.
     num_steps = draw(st.integers(1, 40)) if 0.5 in (beta, beta_2) else draw(st.integers(1, 300))
     batch, units, outputs = draw(st.integers(1, 2)), draw(st.integers(1, 4)), 4
     make = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
@@ -82,7 +82,7 @@ def test_values_at_the_edge(data):
 @pytest.mark.parametrize("num_steps", [1, 2, 60, 64, 65, 128, 129, 130, 400])
 @pytest.mark.parametrize("rule", ["masked", "spike_time"])
 def test_a_bias_crosses_the_threshold_between_spikes(rule, num_steps, linear_backend):
-    """Gaps longer than one and two jumps; a neuron each that crosses at every step."""
+    """Gaps longer than one and two jumps. For every step there is a neuron that crosses there."""
     lanes = 150
     device = device_of(linear_backend)
     layer = Layer(
@@ -118,7 +118,7 @@ def test_a_negative_threshold_is_crossed_on_the_way_down(fires, linear_backend):
 
 
 def test_the_first_of_equal_maxima_has_the_gradient(linear_backend):
-    """Without memory, every step without spikes has the same membrane."""
+    """With beta=0, the membrane is the same at every step without spikes."""
     device = device_of(linear_backend)
     dense = torch.zeros(90, 1, 2, dtype=torch.float64)
     dense[2, 0, 0] = 1
@@ -144,7 +144,7 @@ def test_the_first_of_equal_maxima_has_the_gradient(linear_backend):
 
 @pytest.mark.parametrize("beta", [0.5, 0.8, 0.9, 0.95])
 def test_a_membrane_that_comes_to_rest_at_the_threshold(beta, linear_backend):
-    """Rounding decides whether a neuron fires, but one that does was below and is above."""
+    """Rounding decides whether a neuron fires. A neuron that fires was below and is above."""
     thresholds = torch.tensor([0.3, 0.7, 1.0, 2.0]).repeat(80)
     ulps = torch.arange(-40, 40).repeat_interleave(4)
     bias = thresholds * (1 - beta)
@@ -174,7 +174,7 @@ def test_a_membrane_that_comes_to_rest_at_the_threshold(beta, linear_backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_steps", [30, 65, 200])
 def test_a_maximum_at_which_a_membrane_comes_to_rest(num_steps, dtype, linear_backend):
-    """Its gradient is that of the step where it arrived, not of the end of a jump."""
+    """The gradient belongs to the step of the maximum, not to the end of the jump."""
     device = device_of(linear_backend)
     hidden = single_spike_linear(
         SpikeTimes(torch.tensor([[3]], device=device), num_steps, dtype=dtype),

@@ -1,4 +1,4 @@
-"""Memory, threads and pieces of a batch of linear layers from spike times."""
+"""Memory, threads and batch pieces of linear layers from spike times."""
 
 import gc
 
@@ -18,7 +18,7 @@ from tests.support.linear_problems import assert_close, on, problem, run
 
 
 class Largest(TorchDispatchMode):
-    """The largest storage that any operation of torch returned."""
+    """Records the largest storage that an operation of torch returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def test_nothing_of_the_size_of_time_under_spike_time(backend):
     times = torch.tensor([[100, 101, num_steps - 1, -1], [7, 8, 20000, 20000]])
     layer = SingleSpikeLinear(4, 3, 0.9, gradient="spike_time", backend=backend, learn_beta=True)
     second = SingleSpikeLinear(3, 3, 0.9, gradient="spike_time", backend=backend)
-    for module in (layer, second):  # two spikes of a sample make one
+    for module in (layer, second):  # two spikes of a sample merge
         module.weight.data.fill_(0.6)
         module.bias.data.zero_()
     output = nn.Linear(3, 2)
@@ -74,7 +74,7 @@ def test_nothing_of_the_size_of_time_is_kept(rule, backend):
 
 
 def test_two_runs_are_equal_bit_for_bit(linear_backend):
-    """More lanes and samples than one thread takes."""
+    """More lanes and samples than one thread processes."""
     given = on(device_of(linear_backend), problem(20, 21, (30, 270, 4), dtype=torch.float32))
     before = torch.get_num_threads()
     try:
@@ -133,6 +133,9 @@ def test_graphs_are_freed():
 
         gone = weakref.ref(spikes), weakref.ref(mem)
         del spikes, mem
-        assert [x() for x in gone] == [None, None]  # by their last reference, without a search
+        assert [x() for x in gone] == [
+            None,
+            None,
+        ]  # without the garbage collector
     finally:
         gc.enable()

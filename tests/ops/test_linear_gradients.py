@@ -1,4 +1,4 @@
-"""Gradients of linear layers from spike times: against dense tensors, and by steps."""
+"""Gradients of linear layers from spike times, against dense tensors and the step reference."""
 
 import pytest
 import torch
@@ -76,12 +76,12 @@ def test_any_shape(num_steps, batch, sizes, kind, rule, reset, reduction, seed):
     expected = run("dense", given, (rule,), reset, reduction, "torch")
     for backend in CPU_BACKENDS:
         actual = run("times", given, (rule,), reset, reduction, backend)
-        assert_close(actual, expected, 1e-7)  # a slow crossing divides by little
+        assert_close(actual, expected, 1e-7)  # a slow crossing divides by a small number
 
 
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 def test_spikes_that_go_several_ways(rule, linear_backend):
-    """Two layers, a dense tensor, their own times: the gradients meet at the layer before."""
+    """Two layers, a dense tensor and the times add their gradients at the layer before."""
     device = device_of(linear_backend)
     given = on(device, problem(15, 3, (6, 5, 4), seed=4))
     results = []

@@ -1,4 +1,4 @@
-"""The operator against the sequential float64 reference: every rule and reset."""
+"""The operator against the sequential float64 reference, for every rule and reset."""
 
 import math
 
@@ -311,7 +311,7 @@ def test_double_backward_is_refused():
 
 
 def test_learning_slope_surrogate_gets_its_gradient(cpu_backend):
-    """A user's surrogate may have parameters of its own."""
+    """A custom surrogate may have parameters."""
     slope = torch.tensor(3.0, requires_grad=True)
 
     def learned(u):
@@ -327,7 +327,7 @@ def test_learning_slope_surrogate_gets_its_gradient(cpu_backend):
 
 
 def test_sigmoid_does_not_overflow(backend):
-    """snnTorch's own derivative is inf / inf far below threshold; its limit is 0."""
+    """snnTorch's derivative is inf / inf far below the threshold. The limit is 0."""
     current = torch.full((2, 1, 1), -20.0, device=device_of(backend), requires_grad=True)
     spikes = single_spike_leaky(
         current, 0.9, spike_grad=surrogate.sigmoid(slope=25), backend=backend
@@ -337,7 +337,7 @@ def test_sigmoid_does_not_overflow(backend):
 
 
 def test_LSO_has_the_derivative_it_documents(backend):
-    """snnTorch 1.0's LSO() raises when it is called; the documented leaky slope is used."""
+    """A call of LSO() of snnTorch 1.0 raises. The package uses the documented leaky slope."""
     current = torch.tensor([-1.0, 2.0], device=device_of(backend)).view(2, 1, 1).requires_grad_()
     spikes = single_spike_leaky(
         current, 0.0, spike_grad=surrogate.LSO(slope=0.25), backend=backend
@@ -376,7 +376,7 @@ def test_nan_current_makes_gradients_nan_up_to_it_only(backend):
 
 
 def test_parameters_and_membranes_of_any_stride(backend):
-    """Views that look one-dimensional to torch but are not contiguous."""
+    """Views with one dimension that are not contiguous."""
     device = device_of(backend)
     current = torch.randn(6, 4, 3, device=device)
     wide = torch.rand(3, 2, device=device)
@@ -411,7 +411,7 @@ def test_only_the_factor_learns(cpu_backend):
 
 
 def test_own_surrogate_in_half_precision_does_not_overflow(cpu_backend):
-    """The tail sums grow like T^2: beyond float16 before the slope makes them small again."""
+    """The sums grow like T^2, beyond float16, before the slope reduces them."""
     current = torch.full((500, 1, 1), 0.001, dtype=torch.float16, requires_grad=True)
 
     def soft(u):
@@ -475,7 +475,7 @@ def test_a_threshold_of_minus_infinity(backend):
 
 
 def test_slopes_of_surrogates_in_float64(backend):
-    """Their parameters are not rounded to float32."""
+    """float64 neurons do not round their parameters to float32."""
     device, x = device_of(backend), torch.tensor([[[0.25, 0.75]]], dtype=torch.float64)
     for make in (surrogate.LSO(0.1), surrogate.triangular(0.3), surrogate.atan(0.7)):
         leaf = x.to(device, copy=True).requires_grad_()

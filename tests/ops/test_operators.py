@@ -130,7 +130,7 @@ def test_compile_with_dynamic_shapes_compiles_once():
 
 
 class OwnFunction(torch.autograd.Function):
-    """A surrogate as users write it, given as its `apply`."""
+    """A custom autograd Function as a surrogate, passed as its `apply`."""
 
     @staticmethod
     def forward(ctx, u):

@@ -1,4 +1,4 @@
-"""Bad input: an error that names the argument, the value and the fix."""
+"""Errors of bad input name the argument, the value and the fix."""
 
 import pytest
 import torch

@@ -72,7 +72,7 @@ OPERATIONS = {
     "cumsum": lambda x: x.cumsum(0),
     "double": lambda x: x.double(),
     "relu": lambda x: F.relu(x),
-    "dropout": lambda x: F.dropout(x, 0.5, training=False) + 0,  # keeps what it is given
+    "dropout": lambda x: F.dropout(x, 0.5, training=False) + 0,  # stores its input
     "linear": lambda x: F.linear(x, torch.ones(2, x.shape[-1])) + 0,
     "linear by keywords": lambda x: F.linear(input=x, weight=torch.ones(2, x.shape[-1])) + 0,
     "einsum": lambda x: torch.einsum("...n->...", x),

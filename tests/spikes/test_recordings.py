@@ -1,4 +1,4 @@
-"""Events of recordings, as sensors write them."""
+"""Events from recordings of sensors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Spikes as times and events: values, types, gradients, copies, and arguments that are refused."""
+"""Spike times and events: values, types, gradients, copies, and rejected arguments."""
 
 import copy
 import io
@@ -247,7 +247,7 @@ def test_dense_tensors_that_times_cannot_hold():
         (event([0, 1], [-1], [0]), "times of the events run from -1"),
         (event([0, 1], [0], [3]), "units of the events run from 3 to 3, but must lie between 0 an"),
         (event([0, 3], [0, 2, 1], [0, 0, 0]), "event 2 is earlier than the one before it"),
-        (event([0, 1], [0, 1], [0]), "events has 2 times and 1 units: one of each"),
+        (event([0, 1], [0, 1], [0]), "events has 2 times and 1 units: pass one of each"),
         (event([0, 1], [0], [0], [1.0, 2.0]), "1 times and 1 units and 2 values"),
     ],
 )

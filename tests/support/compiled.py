@@ -1,7 +1,7 @@
 """Compiles the kernels without a GPU, for several targets, and counts registers and instructions.
 
-`python -m tests.support.compiled` prints the facts of every variant and target as JSON. It needs a
-process of its own, because a process that interprets kernels cannot compile them. `--store` writes
+`python -m tests.support.compiled` prints the facts of every variant and target as JSON. Run it in a
+separate process, because a process that interprets kernels cannot compile them. `--store` writes
 the figures that must not worsen to benchmarks/baselines/kernels.json.
 
 Source lines in the debug information change how ptxas breaks ties: code with the same instructions

@@ -1,4 +1,4 @@
-"""Tables of cases, in which one more choice meets all others."""
+"""Tables of cases in which every value of one choice meets every value of all others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def spread(values: Sequence[str], *choices: Iterable[str]) -> list[tuple[str, ..
     """
     The product of ``choices``, each row with one of ``values`` at its end.
 
-    Each value is with every value of each choice in some row.
+    Every value occurs together with every value of each choice in some row.
     """
     missing = {
         (value, column, choice)

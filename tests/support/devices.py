@@ -1,4 +1,4 @@
-"""Where the tests run, and what they may need beside the project."""
+"""The devices of the tests, and data that is not part of the project."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def runnable(*names: str) -> list:
 
 
 def device_of(backend: str) -> str:
-    """Where tensors for ``backend`` have to be in these tests."""
+    """The device of tensors for ``backend`` in these tests."""
     return DEVICE if backend == "triton" else "cpu"

@@ -1,4 +1,4 @@
-"""One linear layer with its neuron as two modules, as one, and from dense tensors."""
+"""A linear layer and its neuron as two modules, as one module, and from dense tensors."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from snn_single_spike import SingleSpikeLeaky, SingleSpikeLinear, SpikeTimes
 
 
 def net_of(path, device="cpu", backend="auto", **options):
-    """Two modules that mean the same."""
+    """Two modules that compute the same."""
     torch.manual_seed(3)
     dense = nn.Sequential(
         nn.Linear(12, 9), SingleSpikeLeaky(0.8, backend=backend, init_hidden=True, **options)

@@ -1,4 +1,4 @@
-"""Small nets of linear layers, computed from spike times, from dense tensors and by steps."""
+"""Small networks of linear layers, computed from spike times, from dense tensors and by steps."""
 
 import functools
 import itertools
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Spikes (T, B, N), layers, a readout's beta, and gradients to all that comes out."""
+    """Spikes (T, B, N), layers, the beta of a readout, and gradients to all outputs."""
 
     spikes: Tensor
     kind: str
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
 
 def problem(num_steps, batch, sizes, *, kind="times", dtype=torch.float64, seed=0) -> Problem:
-    """A net with ``sizes`` units a layer, the first its inputs and the last its readout."""
+    """A network with ``sizes`` units per layer; the first are inputs, the last is the readout."""
     make = torch.Generator().manual_seed(seed)
 
     def normal(*size, scale=1.0):
@@ -73,7 +73,7 @@ def problem(num_steps, batch, sizes, *, kind="times", dtype=torch.float64, seed=
         )
         for n, out in itertools.pairwise(sizes)
     ]
-    # A readout that forgets comes to rest, where rounding decides which step is its maximum.
+    # A readout with decay comes to rest, and then rounding decides which step is the maximum.
     beta = uniform(sizes[-1], low=0.9)
     return Problem(spikes, kind, layers, beta, normal(batch, sizes[-1]))
 
@@ -95,7 +95,7 @@ def leaves_of(given: Problem) -> Problem:
 
 
 def every_leaf(given: Problem) -> list[Tensor]:
-    """The last layer is a readout: it has no threshold and no height."""
+    """The last layer is a readout, which has no threshold and no height."""
     *hidden, last = given.layers
     spikes = [given.spikes] if given.kind == "times" else []
     parameters = [x for layer in hidden for x in layer]
@@ -144,7 +144,7 @@ def layer_by_steps(spikes, layer, rule, reset, backend, surrogate="fast_sigmoid"
 
 
 def readout(x, weight, bias, beta, **options):
-    """From spike times or from dense spikes."""
+    """Compute the network from spike times or from dense spikes."""
     if isinstance(x, Tensor):
         return leaky_readout(F.linear(x, weight, bias), beta, **options)
     return linear_readout(x, weight, bias, beta, **options)

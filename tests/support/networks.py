@@ -1,4 +1,4 @@
-"""Networks as snnTorch's users write them."""
+"""Networks as users of snnTorch write them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SPIKE_GRAD = surrogate.fast_sigmoid(slope=25)
 
 
 class Tutorial5(nn.Module):
-    """Fully connected, with the loop taken out of forward as the guide says."""
+    """Fully connected, without a loop in forward, as the guide describes."""
 
     def __init__(self):
         super().__init__()
-        self.num_steps = 25  # a user's own attribute of that name
+        self.num_steps = 25  # an attribute of the user with this name
         self.fc1 = nn.Linear(20, 30)
         self.lif1 = snn.Leaky(beta=0.95)
         self.fc2 = nn.Linear(30, 10)
@@ -127,7 +127,7 @@ class Residual(nn.Module):
 
 
 def siblings():
-    """The other neurons that snnTorch has, with hidden states."""
+    """The other neurons of snnTorch, with hidden states."""
     return nn.Sequential(
         nn.Linear(20, 30),
         snn.Synaptic(alpha=0.7, beta=0.6, init_hidden=True, learn_alpha=True, learn_beta=True),
@@ -141,7 +141,7 @@ def siblings():
 
 
 class Outputs(nn.Module):
-    """Neurons that return their states, which are passed back in as snnTorch's users do."""
+    """Neurons that return their states and receive them at the next step."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ class StateGiven(nn.Module):
 
 
 def tensors(out):
-    """What a model returned, dense, in a list."""
+    """The outputs of a model as a list of dense tensors."""
     if isinstance(out, (torch.Tensor, LazyTensor)):
         return [out.to_dense() if isinstance(out, LazyTensor) else out]
     values = out.values() if isinstance(out, dict) else out

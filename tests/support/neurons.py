@@ -1,4 +1,4 @@
-"""Synaptic, Alpha, Lapicque and one-to-one RLeaky: ours, snnTorch's, and by steps."""
+"""Synaptic, Alpha, Lapicque and one-to-one RLeaky: ours, snnTorch's, and the reference."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ATTRIBUTES = {"factor": "graded_spikes_factor"}
 
 @dataclass(frozen=True)
 class Kind:
-    """A neuron: snnTorch's, ours, one step of the reference, and how to call them."""
+    """A neuron: snnTorch's class, ours, one step of the reference, and their arguments."""
 
     theirs: type
     ours: type
@@ -85,7 +85,7 @@ LEAKY = Kind(snn.Leaky, SingleSpikeLeaky, sequential.leaky, ("mem",), LIF)
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Arguments of a linear layer and its neurons, and a loss: weights of each output."""
+    """Arguments of a linear layer and its neurons, and the weights of each output in the loss."""
 
     x: Tensor
     weight: Tensor
@@ -108,8 +108,8 @@ def make(
     **options: str,
 ) -> Case:
     """
-    Random arguments. The first sample is strong and the last is weak, so that neurons fire
-    early, late and never; membranes start below threshold.
+    Random arguments. The first sample is strong and the last is weak, so neurons fire early, late
+    and never. Membranes start below the threshold.
 
     :param size: of the parameters, one per neuron by default
     :param given: there are initial states
@@ -151,9 +151,9 @@ def leaves_of(case: Case, device: str = "cpu") -> Results:
 def build(
     cls: type, kind: Kind, case: Case, spike_grad: Any = None, **options: Any
 ) -> tuple[nn.Module, Results]:
-    """A neuron that learns all that it can, and what it learns."""
+    """A neuron with all parameters learned, and these parameters."""
     parameters = {name: value.clone() for name, value in case.parameters.items()}
-    factor = parameters.pop("factor", None)  # not an argument of these neurons, but a buffer
+    factor = parameters.pop("factor", None)  # a buffer, and not an argument of these neurons
     learn = {name: "learn_recurrent" if name == "V" else "learn_" + name for name in LEARN}
     options |= {learn[name]: True for name in parameters if name in LEARN}
     if "V" in parameters:
@@ -179,7 +179,7 @@ def results(case: Case, outputs: Results, leaves: Results) -> Results:
     asked = {name: value for name, value in leaves.items() if value.requires_grad}
     if total.requires_grad:
         grads = torch.autograd.grad(total, list(asked.values()), allow_unused=True)
-    else:  # as of the initial membrane of Alpha, which nothing depends on
+    else:  # e.g. of the initial membrane of Alpha, which changes no output
         grads = [None] * len(asked)
     found = {name: value.detach().cpu() for name, value in outputs.items()}
     for (name, value), grad in zip(asked.items(), grads, strict=True):
@@ -190,13 +190,13 @@ def results(case: Case, outputs: Results, leaves: Results) -> Results:
 @functools.cache
 def run_theirs(kind: Kind, case: Case) -> Results:
     """
-    BPTT through snnTorch's neuron, with a detached gate that lets one spike out (and back in).
+    BPTT through snnTorch's neuron. A detached gate passes one spike, also to the feedback.
 
-    snnTorch resets at every crossing: what comes after the second is not "valid".
+    snnTorch resets at every crossing, so outputs after the second crossing are not "valid".
     """
     smooth = SURROGATES[case.surrogate][1]
 
-    def fire(u: Tensor) -> Tensor:  # snnTorch's own surrogates round to float32
+    def fire(u: Tensor) -> Tensor:  # snnTorch's surrogates round to float32
         return (u > 0).to(u) + (smooth(u) - smooth(u).detach())
 
     neuron, learned = build(kind.theirs, kind, case, fire)
@@ -243,7 +243,7 @@ def run_reference(kind: Kind, case: Case, smooth: Any = None) -> Results:
 def run_ours(
     kind: Kind, case: Case, backend: str, spike_grad: Any = None, only: str = "", **options: Any
 ) -> Results:
-    """``only``: the one leaf that needs a gradient, all if not given."""
+    """``only`` names the one leaf with a gradient. Defaults to all leaves."""
     device = device_of(backend)
     options |= {"gradient": case.rule, "backend": backend}
     spike_grad = spike_grad or SURROGATES[case.surrogate][0]
@@ -272,7 +272,7 @@ def assert_same(actual: Results, expected: Results, gradients: float = 1e-9) -> 
 
 
 def assert_is_bptt(kind: Kind, case: Case, run: Callable[[Case], Results]) -> Results:
-    """Equal to snnTorch where that has not crossed twice, for a loss on that."""
+    """Equal to snnTorch up to the second crossing, for a loss on these steps."""
     theirs = run_theirs(kind, case)
     valid = theirs["valid"]
     ours = run(replace(case, loss={name: w * valid for name, w in case.loss.items()}))

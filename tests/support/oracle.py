@@ -1,4 +1,4 @@
-"""What a result should be: the sequential reference, and snnTorch itself."""
+"""Expected results: the sequential reference, and snnTorch itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snn_single_spike.ops import reference
 
 
 class Run(NamedTuple):
-    """Outputs and gradients; a gradient that was not asked for is None."""
+    """Outputs and gradients. A gradient that is not requested is None."""
 
     spikes: Tensor
     mem: Tensor
@@ -130,7 +130,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def assert_runs_close(actual: Run, expected: Run, tolerance: float) -> None:
-    """Spikes equal, everything else close."""
+    """Check that spikes are equal and everything else is close."""
     assert torch.equal(actual.spikes.double().cpu() != 0, expected.spikes.double().cpu() != 0)
     for name, mine, right in zip(Run._fields, actual, expected, strict=True):
         if right is not None:

@@ -25,7 +25,7 @@ def fill(array: np.ndarray) -> np.ndarray:
 
 
 class Numpy:
-    """numpy, as a module of launches sees it."""
+    """A numpy whose new arrays are poisoned, for the modules of launches."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -37,8 +37,8 @@ class Numpy:
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
     """
-    torch fills what it allocates while it is deterministic: NaN, or the largest integer. Memory
-    that the package keeps, and numpy's of launches, are filled here.
+    In deterministic mode torch fills new tensors with NaN or the largest integer. This function
+    fills the memory that the package reuses, and the numpy arrays of launches.
     """
     lend = memory._Blocks.lend
 

@@ -1,4 +1,4 @@
-"""Writes dataset files as they are published, for the tests of their readers."""
+"""Writes files in the published formats of datasets, for tests of the readers."""
 
 import gzip
 import struct
@@ -27,7 +27,7 @@ def write_images(folder: Path, train: int = 30, test: int = 10, suffix: str = ""
 
 
 def write_nmnist_recording(path: Path, t, x, y, p) -> Path:
-    """One recording; events before overflows of 2^13 us are marked as the sensor does it."""
+    """One recording. Overflows of 2^13 us are marked as by the sensor."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data, overflows = bytearray(), 0
     for time, column, row, polarity in zip(t, x, y, p, strict=True):

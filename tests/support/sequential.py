@@ -1,8 +1,8 @@
 """Single-spike neurons one step at a time in float64: slow, autograd makes every gradient.
 
-Written from the equations of snnTorch's neurons. A neuron is a function that makes one step;
-:func:`run` lets it spike once and builds the dense spikes so that the path of a gradient
-through them is the gradient rule.
+This module is written from the equations of snnTorch's neurons. A neuron is a function that
+computes one step. :func:`run` gates the neuron to one spike, and builds dense spikes whose gradient
+path is the gradient rule.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Step = Callable[[Tensor, Tensors, Tensors, Tensor, str], dict[str, Tensor]]
 
 
 class Trace(NamedTuple):
-    """What :func:`run` returns."""
+    """The result of :func:`run`."""
 
     spikes: Tensor
     """(T, B, *features)"""
@@ -30,7 +30,7 @@ class Trace(NamedTuple):
 
 
 def clip(decay):
-    """clamp(decay, 0, 1), whose gradient passes at the bounds; torch's stops there from 2.14 on."""
+    """clamp(decay, 0, 1) with a gradient at the bounds. torch's clamp has none from 2.14 on."""
     inside = decay.detach().clamp(0, 1)
     return torch.where(decay == inside, decay, inside)
 
@@ -43,7 +43,7 @@ def _reset(mem: Tensor, threshold: Tensor, now: Tensor, mechanism: str) -> Tenso
 
 
 def leaky(x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str) -> dict[str, Tensor]:
-    """snn.Leaky: zero comes before integration, subtract after."""
+    """snn.Leaky: "zero" acts before the integration, "subtract" after it."""
     mem = state["mem"]
     if mechanism == "zero":
         mem = torch.where(now, 0.0, mem)
@@ -61,7 +61,7 @@ def synaptic(
 
 
 def alpha(x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str) -> dict[str, Tensor]:
-    """snn.Alpha: the membrane is a function of the two currents, which are what is reset."""
+    """snn.Alpha: the membrane is a function of the two currents, and the reset acts on them."""
     rise, fall = clip(p["alpha"]), clip(p["beta"])
     exc = rise * state["syn_exc"] + x
     inh = fall * state["syn_inh"] - x
@@ -78,7 +78,7 @@ def alpha(x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str) ->
 def lapicque(
     x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str
 ) -> dict[str, Tensor]:
-    """snn.Lapicque: nothing is clamped. Without C, it follows from beta."""
+    """snn.Lapicque: no decay is clamped. Without C, beta determines C."""
     dt, R = p["time_step"], p["R"]
     C = p["C"] if "C" in p else dt / (R * torch.log(1 / p["beta"]))
     mem = x * R * (1 / (R * C)) * dt + (1 - dt / (R * C)) * state["mem"]
@@ -86,7 +86,7 @@ def lapicque(
 
 
 def rleaky(x: Tensor, p: Tensors, state: Tensors, now: Tensor, mechanism: str) -> dict[str, Tensor]:
-    """snn.RLeaky with all_to_all=False: each neuron hears its own last spike."""
+    """snn.RLeaky with all_to_all=False: the last spike of a neuron enters its membrane."""
     mem = clip(p["beta"]) * state["mem"] + x + p["V"] * state["spk"]
     return {"mem": _reset(mem, p["threshold"], now, mechanism)}
 
@@ -105,7 +105,7 @@ def run(
 
     :param current: (T, B, *features)
     :param parameters: by the names of the neuron's step, "threshold" and maybe "factor"
-    :param states: initial states (B, *features); zeros where there is none
+    :param states: initial states (B, *features); an absent state is zeros
     :param surrogate: differentiable function of mem - threshold, used for its derivative only
     """
     num_steps, zeros = current.shape[0], torch.zeros_like(current[0])

@@ -16,7 +16,7 @@ def times_of(num_steps=STEPS, batch=BATCH, features=FEATURES, seed=0):
 
 
 def dense_of(times, num_steps):
-    """One at a time."""
+    """The dense spikes, written one spike at a time."""
     spikes = torch.zeros(num_steps, *times.shape)
     for place in np.ndindex(*times.shape):
         if times[place] >= 0:
@@ -25,7 +25,7 @@ def dense_of(times, num_steps):
 
 
 def graded(num_steps=STEPS, batch=BATCH, features=FEATURES, seed=0):
-    """Several spikes a unit, of several heights."""
+    """Several spikes per unit, of several heights."""
     make = torch.Generator().manual_seed(seed)
     heights = torch.randint(1, 4, (num_steps, batch, *features), generator=make).float()
     return heights * (torch.rand(heights.shape, generator=make) < 0.3)

@@ -1,4 +1,4 @@
-"""Every surrogate whose derivative the kernels fuse, as it is declared."""
+"""Every declared surrogate, whose derivative the kernels fuse."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from snn_single_spike.backends._surrogate import SURROGATES, Surrogate
 
 VALUES = {"alpha": 3.0, "slope": 4.0, "threshold": 0.5, "beta": 2.0, "B": 0.1}
-"""Of the parameters, other than snnTorch's defaults."""
+"""Parameters that differ from snnTorch's defaults."""
 
 
 def fused(name: str) -> Callable[[Tensor], Tensor]:
-    """As a user makes it."""
+    """The surrogate as a user constructs it."""
     return getattr(surrogate, name)(**{key: VALUES[key] for key in SURROGATES[name]})
 
 
 @functools.cache
 def smooth(name: str) -> Callable[[Tensor], Tensor]:
-    """A function with its derivative, by autograd in float64."""
+    """A function with the derivative of the surrogate, by autograd in float64."""
     known = Surrogate(name, *(VALUES[key] for key in SURROGATES[name]))
 
     def path(u: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Launches the compiled CPU loops for linear layers from spike times.
 
-Each spike adds its column of weights to the current of its step, once; between two steps with
-spikes the membrane is jumped over, so that cost and memory follow the number of spikes and not T.
-Only the backward pass of the surrogate rules reads every step.
+Each spike adds its column of weights to the current of its step once. Between two steps with spikes
+the loop jumps to the later one, so cost and memory follow the number of spikes and not T. Only the
+backward pass of the surrogate rules reads every step.
 
 Neurons come in tiles. The weights, state and tables of a tile stay in the second-level cache while
-the loop processes all samples. A thread owns a range of tiles, and where tiles are few a range of
-samples as well, with gradients of its own: no result depends on timing.
+the loop processes all samples. A thread owns a range of tiles. If there are few tiles, a thread
+owns a range of samples, too, and adds to separate gradients: no result depends on timing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _sample_ranges(tiles: int, samples: int) -> int:
 
 
 def _parts(tiles: int, samples: int) -> list[tuple[int, arguments.Part]]:
-    """Ranges of tiles and samples, some for each thread, after the number of the latter."""
+    """For each thread the index of its range of samples, and its tiles and samples."""
     by_tile = max(min(4 * torch.get_num_threads(), tiles), 1)
     by_sample = _sample_ranges(tiles, samples)
     return [

@@ -10,8 +10,8 @@ from torch import Tensor
 from .._types import PARAMETERS, STATES, Neuron
 from ..memory import empty
 
-# Neurons per block on a CPU: one row of float32 is 64 KB, so that the rows of a step stay
-# in L2. With several threads torch splits an operation from 32768 elements up.
+# Neurons per block on a CPU. One row of 16384 float32 is 64 KB, so the rows of a step stay in the
+# second-level cache. torch uses several threads for operations of at least 32768 elements.
 _BLOCK_SINGLE, _BLOCK_PER_THREAD = 16384, 32768
 
 
@@ -26,13 +26,13 @@ def split_blocks(neurons: int, device: torch.device) -> list[slice]:
 def workspace(
     num_steps: int, blocks: list[slice], dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """(T, n) work space for each block, all of it one tensor: fresh ones are page faults."""
+    """(T, n) work space for each block. All blocks share one tensor, to avoid page faults."""
     work = empty((num_steps, blocks[0].stop), dtype=dtype, device=device)
     return [work[:, : block.stop - block.start] for block in blocks]
 
 
 def per_neuron(parameter: Tensor, neurons: int) -> Tensor:
-    """A parameter (P,) as one value for each neuron and sample (M,), or (1,) as it is."""
+    """A parameter (P,) as one value for each neuron and sample (M,). (1,) stays unchanged."""
     return parameter if parameter.numel() == 1 else parameter.repeat(neurons // parameter.numel())
 
 
@@ -50,7 +50,7 @@ def initial_state(
 
 
 def spread(neuron: Neuron, neurons: int) -> Neuron:
-    """One value for each neuron and sample where there is more than one; decays are clipped."""
+    """Parameters as one value for each neuron and sample, or (1,), with clipped decays."""
     new: dict[str, Any] = {
         name: None if (value := getattr(neuron, name)) is None else per_neuron(value, neurons)
         for name in PARAMETERS
@@ -63,7 +63,7 @@ def spread(neuron: Neuron, neurons: int) -> Neuron:
 
 
 def cut(neuron: Neuron, block: slice, device: torch.device, dtype: torch.dtype) -> Neuron:
-    """One block of a neuron that was spread. States start from zeros where they are not given."""
+    """One block of the result of :func:`spread`. An absent initial state becomes zeros."""
     new: dict[str, Any] = {
         name: None if (value := getattr(neuron, name)) is None else cut_parameter(value, block)
         for name in PARAMETERS

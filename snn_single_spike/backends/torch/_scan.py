@@ -11,9 +11,9 @@ from .._types import InputGradients, Neuron
 
 
 def gate(g: Tensor, first: Tensor, step: Tensor, rule: str, out: Tensor) -> None:
-    """dL/dc (T, n) from g = dL/dS (T, n), or (1, n) if it is the same at every step."""
-    # A comparison into floats and a product take a third of the time of torch.where. (A
-    # gradient that is not finite passes the gate as NaN; the other backends mask it.)
+    """Write dL/dc (T, n) into ``out``. g = dL/dS is (T, n), or (1, n) for all steps."""
+    # A comparison into floats and a product take a third of the time of torch.where. A gradient
+    # that is not finite becomes NaN here; the other backends mask it.
     if rule == "masked":
         torch.le(step, first, out=out).mul_(g)
         return
@@ -32,8 +32,8 @@ def scan_leaky(
 ) -> None:
     """lam[k] += beta lam[k+1] in place, for a Leaky.
 
-    ``lam`` (T, n) comes in as the gradient that enters the scan at each step. ``d_theta`` is
-    added to.
+    On entry ``lam`` (T, n) holds the gradient that enters the scan at each step. The function adds
+    to ``d_theta``.
     """
     num_steps = lam.shape[0]
     assert part.mem_0 is not None
@@ -59,11 +59,11 @@ def scan_leaky(
 
 @dataclass
 class Rows:
-    """What the scan of any neuron reads at each step, (T, n) each."""
+    """The tensors that the scan of any neuron reads at each step, (T, n) each."""
 
     mem: Tensor
     slope: Tensor | None
-    """s'(V - theta) times the height of a spike, where a gradient passes the spikes."""
+    """s'(V - theta) times the height of a spike; None if no gradient passes the spikes."""
     syn: Tensor | None
     inh: Tensor | None
     grad_spikes: Tensor | None
@@ -72,11 +72,11 @@ class Rows:
 
 
 class Scan:
-    """The reverse scan of any neuron, one step a call.
+    """The reverse scan of any neuron.
 
-    ``after`` is the adjoint of the membrane one step later, ``lam_s`` and ``lam_i`` those of the
-    synaptic currents. With feedback, the gradient through the spikes depends on the scan, so that
-    it is gated here.
+    ``after`` is the adjoint of the membrane one step later. ``lam_s`` and ``lam_i`` are the
+    adjoints of the synaptic currents. With feedback, the gradient through the spikes depends on the
+    scan, so the scan applies the gradient rule.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Scan:
         self.d_beta, self.d_alpha, self.d_gain, self.d_feedback = zeros, zeros, zeros, zeros
 
     def run(self, lam: Tensor) -> None:
-        """``lam`` (T, n) comes in as the direct gradient to V and leaves as that to the current."""
+        """Overwrite ``lam`` (T, n), the direct gradient to V, with the gradient to the current."""
         for k in range(lam.shape[0] - 1, -1, -1):
             entering = self._adjoint_membrane(k, lam[k].clone())
             lam[k] = entering if self.part.alpha is None else self._adjoint_synaptic(k, entering)
@@ -128,7 +128,7 @@ class Scan:
             entering += through
         if part.feedback is not None:
             self.d_feedback = torch.where(first == k, after, self.d_feedback)
-        if part.gain is None:  # the membrane of Alpha carries nothing over
+        if part.gain is None:  # the membrane of Alpha does not depend on the step before
             if part.reset == "subtract":
                 self.d_theta -= after.masked_fill(first != k, 0.0)
             if "beta" in self.into:
@@ -139,13 +139,13 @@ class Scan:
         return entering
 
     def _adjoint_synaptic(self, k: int, entering: Tensor) -> Tensor:
-        """The adjoints of the synaptic currents; returns that of the input current."""
+        """Update the adjoints of the synaptic currents, and return that of the input current."""
         rows, part, after = self.rows, self.part, self.after
         assert part.alpha is not None
         if rows.syn is not None:
             self.d_alpha = self.d_alpha + self.lam_s * rows.syn[k]
             if rows.inh is not None:
-                # What the gain multiplies at k+1; there the current cancels.
+                # The gain multiplies this sum at k+1. The input current cancels there.
                 both = part.alpha * rows.syn[k] + part.beta * rows.inh[k]
                 self.d_gain = self.d_gain + after * both
         lam_s = part.alpha * self.lam_s
@@ -177,7 +177,7 @@ class Scan:
         return lam_s - lam_i
 
     def _finish(self) -> None:
-        """The gradients to parameters and to the states before the first step."""
+        """Write the gradients to parameters and to the states before the first step."""
         part, after = self.part, self.after
         assert part.mem_0 is not None
         assert part.syn_0 is not None

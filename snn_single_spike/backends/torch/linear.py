@@ -1,7 +1,7 @@
 """A linear layer and its neurons from spike times, in plain torch.
 
-The dense product and the dense loops of :mod:`.neuron`, over a few samples at a time: memory does
-not grow with the batch, time is that of dense tensors.
+The functions compute the dense product and the dense loops of :mod:`.neuron` for a few samples at a
+time. Memory does not grow with the batch. Computation takes as long as on dense tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..adjoint import adjoint_rows
 from .neuron import neuron_backward, neuron_forward
 from .readout import readout
 
-_ELEMENTS = 1 << 22  # of a dense tensor of some samples
+_ELEMENTS = 1 << 22  # most elements of a dense tensor of some samples
 
 sort_spikes = sort_by_time
 
@@ -51,7 +51,7 @@ def _pieces(num_steps: int, batch: int, width: int) -> Iterator[slice]:
 
 
 def _dense(events: Events, num_steps: int, weight: Tensor, samples: slice) -> Tensor:
-    """Spikes (T, n, N) of some samples."""
+    """The dense spikes (T, n, N) of some samples."""
     return events.part(samples).to_dense(num_steps, weight.shape[1], weight.dtype)
 
 
@@ -83,7 +83,7 @@ def linear_first_spikes(
         if crossing is not None:
             crossing[:, part] = around.view(2, n, out_features)
         if sensitivity is not None and mem is not None:
-            # p[t] = V[t-1] + beta p[t-1], an integration of the membrane
+            # p[t] = dV[t]/dbeta = V[t-1] + beta p[t-1]: the membrane itself is integrated.
             late = torch.cat([torch.zeros_like(mem[:1]), mem[:-1]])
             slope = torch.empty_like(late)
             never = neuron._replace(threshold=torch.full_like(neuron.threshold, torch.inf))

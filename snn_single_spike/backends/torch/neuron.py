@@ -1,8 +1,8 @@
 """A layer of neurons in plain torch.
 
-The time axis is walked in blocks of neighbouring neurons that stay in the cache. Work that needs no
-order in time (the surrogate, the gate of a rule, the spikes) is done on a whole block at once; per
-step only the recurrence remains.
+The functions walk the time axis for blocks of neighbouring neurons that stay in the cache. The
+surrogate, the gradient rule and the spikes need no order in time, and are computed on a whole block
+at once. Only the recurrence is computed step by step.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def _integrate(
     syn: Tensor | None = None,
     inh: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Integrate ``rows`` (T, n) into ``out`` (T, n), synaptic currents into ``syn``, ``inh``.
+    """Integrate ``rows`` (T, n) into ``out``, ``syn`` and ``inh``, (T, n) each.
 
-    Returns the first spike times, T if silent, and the last states.
+    Returns the first spike times, T for a silent neuron, and the states of the last step.
     """
     beta, theta, reset = neuron.beta, neuron.threshold, neuron.reset
     before, s, i = neuron.mem_0, neuron.syn_0, neuron.inh_0
@@ -46,7 +46,7 @@ def _integrate(
     feedback = None
     if neuron.feedback is not None:
         feedback = neuron.feedback * neuron.graded_spikes_factor
-    fired = None  # neurons whose spike was one step ago
+    fired = None  # neurons that spiked one step before
     for t, (x, v) in enumerate(zip(rows.unbind(0), out.unbind(0), strict=True)):
         held = i
         if neuron.alpha is not None:
@@ -64,7 +64,7 @@ def _integrate(
                 v.add_(torch.mul(feedback, fired))
             if reset == "subtract" and neuron.gain is None:
                 v.sub_(torch.where(fired, theta, 0.0))  # inf * 0 must not reach the membrane
-            elif reset == "subtract":  # as snnTorch's Alpha defines it
+            elif reset == "subtract":  # as in snnTorch's Alpha
                 v.add_(torch.mul(held, fired))
                 s = torch.where(fired, s - theta, s)
                 i = i.masked_fill(fired, 0.0)
@@ -186,7 +186,7 @@ def neuron_backward(
             into["current"].copy_(lam)
     for name in ("beta", "alpha"):
         decay, clipped = getattr(raw, name), getattr(neuron, name)
-        if name in out:  # no gradient where the clamp is active
+        if name in out:  # no gradient if the clamp is active
             out[name].masked_fill_(clipped != per_neuron(decay, neurons), 0.0)
 
 
