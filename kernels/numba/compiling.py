@@ -1,4 +1,4 @@
-"""How loops are compiled, and the numbers that stand for options in them."""
+"""How loops are compiled, and the numbers that encode options in them."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def compiled(function: Any, **options: Any) -> Any:
 
 inlined = numba.njit(forceinline=True, error_model="numpy")
 
-# Numba copies the statements of a part into its caller before it infers types: a part of one
-# caller takes no compilation of its own.
+# Numba copies the statements into the caller before it infers types, so that a part of a loop, or a
+# single expression, takes no compilation of its own.
 part_of_caller = numba.njit(inline="always", error_model="numpy")
 
-# Numba counts references to the arrays that a function is given, with atomic instructions that
-# take longer than a row; functions that make no arrays of their own can do without.
+# Numba counts references to the arguments that are arrays, with atomic instructions that take longer
+# than a row. Functions that allocate no arrays need no counts.
 helper = functools.partial(compiled, _nrt=False)
 inlined_helper = functools.partial(compiled, _nrt=False, forceinline=True)

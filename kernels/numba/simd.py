@@ -2,8 +2,8 @@
 
 A :class:`Vector` holds ``LANES`` neighbouring neurons, and lives in registers: one of AVX-512
 for float32, several where registers are narrower (LLVM splits it). Operators work lane by lane
-and round as scalars do; a number on one side takes the type of the other, and stands for the
-same number in every lane. Arrays are C-contiguous, and an index is not checked.
+and round as scalars do; a number on one side takes the type of the other, and is the same in every
+lane. Arrays are C-contiguous, and an index is not checked.
 
 Why not leave it to the compiler to vectorise: it has to prove all arrays of a loop apart, it does
 not keep the state of several time steps in registers, and it makes no stores past the cache.
