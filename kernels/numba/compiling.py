@@ -44,7 +44,7 @@ inlined = numba.njit(forceinline=True, error_model="numpy")
 # single expression, takes no compilation of its own.
 part_of_caller = numba.njit(inline="always", error_model="numpy")
 
-# Numba counts references to the arguments that are arrays, with atomic instructions that take longer
-# than a row. Functions that allocate no arrays need no counts.
+# Numba counts references to the arrays among the arguments, with atomic instructions that take
+# longer than a row. Functions that allocate no arrays need no counts.
 helper = functools.partial(compiled, _nrt=False)
 inlined_helper = functools.partial(compiled, _nrt=False, forceinline=True)
