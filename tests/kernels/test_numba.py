@@ -203,6 +203,7 @@ class Linear:
 
     def closed_form(self, launcher, every):
         given, at, before = self.given
+        at, before = at * (self.times >= 0), before * (self.times >= 0)  # none of silent neurons
         adjoint = ClosedFormAdjoint(at=at, before=before, when=self.times.long())
         if every:
             adjoint = ClosedFormAdjoint(every=given)
