@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Compiles the loops, and numbers their options."""
-=======
-"""How loops are compiled, and the numbers that encode options in them."""
->>>>>>> refs/heads/numba
 
 from __future__ import annotations
 
@@ -44,20 +40,11 @@ def compiled(function: Any, **options: Any) -> Any:
 
 inlined = numba.njit(forceinline=True, error_model="numpy")
 
-<<<<<<< HEAD
 # Numba copies the statements of a part into its caller before type inference, so the part needs no
 # separate compilation.
 part_of_caller = numba.njit(inline="always", error_model="numpy")
 
 # Numba counts references to array arguments with atomic instructions, which take longer than a row.
 # A function that allocates no arrays does not need the counts.
-=======
-# Numba copies the statements into the caller before it infers types, so that a part of a loop, or a
-# single expression, takes no compilation of its own.
-part_of_caller = numba.njit(inline="always", error_model="numpy")
-
-# Numba counts references to the arrays among the arguments, with atomic instructions that take
-# longer than a row. Functions that allocate no arrays need no counts.
->>>>>>> refs/heads/numba
 helper = functools.partial(compiled, _nrt=False)
 inlined_helper = functools.partial(compiled, _nrt=False, forceinline=True)

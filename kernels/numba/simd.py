@@ -1,17 +1,10 @@
 """LLVM vector types for loops that numba compiles.
 
-<<<<<<< HEAD
 A :class:`Vector` holds ``LANES`` neighbouring neurons in registers: in one AVX-512 register for
 float32, in several registers on a CPU with narrower ones. (LLVM splits the vector.) Operators
 compute lane by lane and round like scalar operators. If one operand is a number, the number is
 converted to the type of the vector and repeated in every lane. Arrays are C-contiguous, and indices
 are not checked.
-=======
-A :class:`Vector` holds ``LANES`` neighbouring neurons, and lives in registers: one of AVX-512
-for float32, several where registers are narrower (LLVM splits it). Operators work lane by lane
-and round as scalars do; a number on one side takes the type of the other, and is the same in every
-lane. Arrays are C-contiguous, and an index is not checked.
->>>>>>> refs/heads/numba
 
 The loops do not rely on automatic vectorisation for three reasons. The compiler must prove that the
 arrays of a loop do not overlap. The compiler does not keep the state of several time steps in
