@@ -302,6 +302,7 @@ def timeable(monkeypatch):
     return taken
 
 
+@pytest.mark.untouched  # poisoned memory makes torch deterministic: nothing is timed then
 @pytest.mark.parametrize("backend", runnable("triton"))
 def test_forms_are_timed_once_for_each_device(backend, timeable):
     device = torch.device(device_of(backend))
@@ -320,6 +321,7 @@ def test_forms_are_timed_once_for_each_device(backend, timeable):
         torch.set_default_dtype(default)
 
 
+@pytest.mark.untouched  # poisoned memory makes torch deterministic: nothing is timed then
 @pytest.mark.parametrize("backend", runnable("triton"))
 def test_form_where_nothing_may_be_timed(backend, timeable, monkeypatch):
     device = torch.device(device_of(backend))

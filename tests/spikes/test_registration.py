@@ -81,7 +81,10 @@ def test_a_data_loader_collates(name, workers):
 def test_samples_that_do_not_fit_each_other():
     first = times()
     for other, message in (
-        (SpikeTimes(first.times, STEPS + 1), r"different num_steps, \[12, 13\]: construct all samples with the same"),
+        (
+            SpikeTimes(first.times, STEPS + 1),
+            r"different num_steps, \[12, 13\]: construct all samples with the same",
+        ),
         (SpikeTimes(first.times[:, :1], STEPS), "different features"),
         (times(dtype=torch.float64), "different dtype"),
         (times(height=torch.tensor(2.0)), "different heights"),
