@@ -33,7 +33,7 @@ def sweep(results: list[dict[str, Any]]) -> dict[tuple[int, int], dict[int, dict
         cell = info.get("cell", {})
         plain = cell.get("direction") == "both" and not cell["learned"]
         if plain and cell["dtype"] == "float32":
-            found[cell["batch"], cell["neurons"]][cell["steps"]] = result
+            found[cell["batch"], cell["neurons"]][cell["num_steps"]] = result
     return {key: dict(sorted(cells.items())) for key, cells in sorted(found.items())}
 
 

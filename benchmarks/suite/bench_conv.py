@@ -46,5 +46,5 @@ def bench_conv(
     compare(
         both(ours),
         {"convolution alone": both(alone), "snn.Leaky loop": both(loop)},
-        cell={"steps": num_steps, "batch": batch, "features": features, "side": side},
+        cell={"num_steps": num_steps, "batch": batch, "features": features, "side": side},
     )

@@ -42,7 +42,7 @@ def bench_inference(num_steps: int, batch: int, form: str, compare, device: str)
 
     loops = {name: infer(model) for name, model in models.items() if name not in OURS.values()}
     compare(
-        infer(models[OURS[form]]), loops, cell={"steps": num_steps, "batch": batch, "form": form}
+        infer(models[OURS[form]]), loops, cell={"num_steps": num_steps, "batch": batch, "form": form}
     )
 
 
@@ -63,5 +63,5 @@ def bench_first_spike_time(num_steps: int, batch: int, compare, device: str) -> 
     compare(
         no_grad(lambda: first_spike_time(current, beta)),
         {"snn.Leaky loop, argmax": no_grad(loop)},
-        cell={"steps": num_steps, "batch": batch},
+        cell={"num_steps": num_steps, "batch": batch},
     )

@@ -50,5 +50,5 @@ def bench_layer(
             "snn.Leaky loop": both(lambda: loop(outside=False)),
             "snn.Leaky loop, linear layer outside": both(lambda: loop(outside=True)),
         },
-        cell={"steps": num_steps, "batch": batch, "inputs": inputs, "neurons": neurons},
+        cell={"num_steps": num_steps, "batch": batch, "inputs": inputs, "neurons": neurons},
     )

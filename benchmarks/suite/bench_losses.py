@@ -64,5 +64,5 @@ def bench_losses(name: str, num_steps: int, classes: int, compare) -> None:
         Contestant(lambda _, loss_fn=loss_fn: run(loss_fn, spikes, targets))
         for loss_fn in LOSSES[name]
     )
-    cell = {"steps": num_steps, "batch": 128, "classes": classes}
+    cell = {"num_steps": num_steps, "batch": 128, "classes": classes}
     compare(ours, {"snntorch.functional": theirs}, cell=cell)

@@ -114,7 +114,7 @@ def bench_memory(what: str, num_steps: int, batch: int, benchmark, baselines, re
         names += [OURS["fused"], "snn.Leaky loop, linear layers outside"]
     peaks = {name: peak(name, what, num_steps, batch) for name in names}
     benchmark.extra_info |= {
-        "cell": {"steps": num_steps, "batch": batch, "what": what},
+        "cell": {"num_steps": num_steps, "batch": batch, "what": what},
         "peak_mb": peaks,
     }
     benchmark.pedantic(lambda: None)

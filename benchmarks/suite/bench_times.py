@@ -88,7 +88,7 @@ def bench_step_from_times(
     compare(
         training(net, spikes),
         {"dense tensors": training(dense, x), LOOP: training(loop, x)},
-        cell={"steps": num_steps, "batch": BATCH, "rule": rule, "codes": str(bool(data))},
+        cell={"num_steps": num_steps, "batch": BATCH, "rule": rule, "codes": str(bool(data))},
     )
 
 

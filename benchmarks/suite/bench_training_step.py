@@ -34,5 +34,5 @@ def bench_training_step(num_steps: int, batch: int, form: str, compare, device: 
 
     loops = {name: step(model) for name, model in models.items() if name not in OURS.values()}
     compare(
-        step(models[OURS[form]]), loops, cell={"steps": num_steps, "batch": batch, "form": form}
+        step(models[OURS[form]]), loops, cell={"num_steps": num_steps, "batch": batch, "form": form}
     )
