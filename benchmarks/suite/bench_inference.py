@@ -42,7 +42,9 @@ def bench_inference(num_steps: int, batch: int, form: str, compare, device: str)
 
     loops = {name: infer(model) for name, model in models.items() if name not in OURS.values()}
     compare(
-        infer(models[OURS[form]]), loops, cell={"num_steps": num_steps, "batch": batch, "form": form}
+        infer(models[OURS[form]]),
+        loops,
+        cell={"num_steps": num_steps, "batch": batch, "form": form},
     )
 
 
