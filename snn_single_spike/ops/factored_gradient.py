@@ -79,6 +79,18 @@ class FactoredGradient(Tensor):
         return function(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
 
 
+def distinct_rows(gradient: Tensor) -> Tensor:
+    """A gradient (T, ...) over time, or its one row (1, ...) if it is the same at every step.
+
+    The gradient of a sum over time is an expanded tensor of one row. Reading this row T times costs
+    nothing. Writing T copies would take as long as the whole backward pass.
+    """
+    # Strides are not final while a compiler traces.
+    if not torch.compiler.is_compiling() and gradient.shape[0] > 1 and gradient.stride(0) == 0:
+        return gradient[:1]
+    return gradient
+
+
 def rows_of(tensor: Tensor, weight: Tensor | None) -> GradientFactors:
     """A tensor (T or 1, B, O) as a gradient to spikes, or as its first factor."""
     return GradientFactors(lambda samples: tensor[:, samples].contiguous(), weight)
@@ -88,7 +100,4 @@ def factors_of(grad: Tensor) -> GradientFactors:
     """The factors of a gradient (T, B, O) to spikes. A dense gradient is a single factor."""
     if isinstance(grad, FactoredGradient):
         return grad.factors
-    # The gradient of a sum over time is one row, which the scan reads at every step.
-    compiling = torch.compiler.is_compiling()
-    one = not compiling and grad.shape[0] > 1 and grad.stride(0) == 0
-    return rows_of(grad[:1] if one else grad, None)
+    return rows_of(distinct_rows(grad), None)

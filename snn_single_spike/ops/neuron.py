@@ -30,6 +30,7 @@ from ..backends._types import (
 from ..backends.memory import copy
 from ._library import New, allocate_fake, given_of, register, take
 from .crossing import at_steps, interpolate, per_neuron, through_crossing
+from .factored_gradient import distinct_rows
 
 INPUTS = ("current", *TENSORS)
 """The tensor arguments of :class:`SingleSpike`, in order."""
@@ -156,18 +157,9 @@ def neuron_backward(
     return {name: grad for name, grad in zip(SCANNED, out, strict=True) if needs.get(name)}
 
 
-def rows_of(gradient: Tensor | None) -> Tensor | None:
-    """An upstream gradient as contiguous rows: one row if it is the same at every step.
-
-    The gradient of a sum over time is an expanded tensor of one row. Reading this row T times costs
-    nothing. Writing T copies would take as long as the whole backward pass.
-    """
-    if gradient is None:
-        return None
-    # Strides are not final while a compiler traces.
-    if not torch.compiler.is_compiling() and gradient.shape[0] > 1 and gradient.stride(0) == 0:
-        gradient = gradient[:1]
-    return gradient.contiguous()
+def _contiguous_rows(gradient: Tensor | None) -> Tensor | None:
+    """An upstream gradient as a backend reads it."""
+    return None if gradient is None else distinct_rows(gradient).contiguous()
 
 
 def sum_to_parameter(gradient: Tensor, like: Tensor) -> Tensor:
@@ -284,10 +276,10 @@ class SingleSpike(torch.autograd.Function):
                 neuron,
                 times,
                 OutputGradients(
-                    rows_of(grad_spikes),
-                    rows_of(grad_mem),
-                    rows_of(grad_syn),
-                    rows_of(grad_inh),
+                    _contiguous_rows(grad_spikes),
+                    _contiguous_rows(grad_mem),
+                    _contiguous_rows(grad_syn),
+                    _contiguous_rows(grad_inh),
                     grad_at,
                     grad_before,
                 ),

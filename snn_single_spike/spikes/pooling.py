@@ -163,20 +163,20 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
         divisor_override: int | None = None,
     ) -> Any:
         windows = _each(kernel_size, dimensions)
-        num_steps = windows if stride is None or stride == [] else _each(stride, dimensions)
+        strides = windows if stride is None or stride == [] else _each(stride, dimensions)
         borders = _each(padding, dimensions)
-        sizes = (windows, num_steps, borders)
-        sound = all(len(x) == dimensions for x in sizes) and min(*windows, *num_steps) > 0
+        sizes = (windows, strides, borders)
+        sound = all(len(x) == dimensions for x in sizes) and min(*windows, *strides) > 0
         given = functools.partial(
             pool,
             kernel_size=windows,
-            stride=num_steps,
+            stride=strides,
             padding=borders,
             ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
             **({} if divisor_override is None else {"divisor_override": divisor_override}),
         )
-        apart = sound and windows == num_steps and not any(borders) and not ceil_mode
+        apart = sound and windows == strides and not any(borders) and not ceil_mode
         maps = spikes.features[-dimensions:]
         fits = len(maps) == dimensions and spikes.dim() <= dimensions + 2
         whole = fits and all(map(operator.ge, maps, windows))
