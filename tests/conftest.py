@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.devices import runnable
 from tests.support.poison import poisoned
+from tests.support.selection import left_out
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")
@@ -40,8 +41,36 @@ def linear_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in one process for each core. A few files start sooner in one process."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
+    if whole and getattr(config.option, "numprocesses", 0) is None:  # 0 without pytest-xdist
+        config.option.numprocesses = os.cpu_count()
+        config.option.dist = "loadgroup"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="run every case in Triton's interpreter, and compile the kernels for every target",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--exhaustive"):
+        return
+    skipped = set(left_out(items))
+    config.hook.pytest_deselected(items=list(skipped))
+    items[:] = [item for item in items if item not in skipped]
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # the processes share the cores
+        torch.set_num_threads(1)
     config.addinivalue_line("markers", "untouched: memory is as the system gives it, not poisoned")
+    config.addinivalue_line("markers", "every_case: Triton's interpreter runs every case")
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from tests.support.neurons import KINDS as OTHERS
 from tests.support.neurons import LEAKY, assert_same, make, run_ours, run_reference
 from tests.support.surrogates import fused, smooth
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.every_case]
 
 NEURONS = {"Leaky": LEAKY} | OTHERS
 

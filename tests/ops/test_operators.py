@@ -10,7 +10,6 @@ from snn_single_spike.backends._surrogate import Surrogate
 from snn_single_spike.backends._types import SCANNED, Neuron, OutputGradients, Saved
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
 from snn_single_spike.ops.neuron import Wanted
-from snn_single_spike.ops.validation import GRADIENT_RULES
 
 from tests.support.oracle import relative_error
 
@@ -98,9 +97,15 @@ def own_surrogate(u):
     return soft + ((u > 0).to(u) - soft).detach()
 
 
-@pytest.mark.parametrize("rule", GRADIENT_RULES)
 @pytest.mark.parametrize(
-    "spike_grad", [None, surrogate.fast_sigmoid(10), own_surrogate], ids=["atan", "fast", "own"]
+    ("rule", "spike_grad"),
+    [
+        ("masked", None),
+        ("masked", own_surrogate),
+        ("pre_spike", surrogate.fast_sigmoid(10)),
+        ("straight_through", own_surrogate),
+        ("spike_time", None),
+    ],
 )
 def test_compile_fullgraph(rule, spike_grad):
     net = network(gradient=rule, spike_grad=spike_grad)

@@ -1,8 +1,8 @@
 """Compiles the kernels without a GPU, for several targets, and counts registers and instructions.
 
-`python -m tests.support.compiled` prints the facts of every variant and target as JSON. Run it in a
-separate process, because a process that interprets kernels cannot compile them. `--store` writes
-the figures that must not worsen to benchmarks/baselines/kernels.json.
+`python -m tests.support.compiled sm_90` prints the facts of every variant for a target as JSON. Run
+it in a separate process, because a process that interprets kernels cannot compile them. `--store`
+writes the figures of all targets that must not worsen to benchmarks/baselines/kernels.json.
 
 Source lines in the debug information change how ptxas breaks ties: code with the same instructions
 may differ by a few registers. With TRITON_DISABLE_LINE_INFO=1 such differences vanish.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -398,11 +399,11 @@ def _amd(binary: object) -> Facts:
     )
 
 
-def compile_all() -> dict[str, Facts]:
-    """Facts of every variant and target, compiled in a process without the interpreter."""
+def compile_all(target: str) -> dict[str, Facts]:
+    """Facts of every variant for a target, compiled in a process without the interpreter."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     output = subprocess.run(
-        [sys.executable, "-m", "tests.support.compiled"],
+        [sys.executable, "-m", "tests.support.compiled", target],
         capture_output=True,
         text=True,
         env=environment,
@@ -413,22 +414,34 @@ def compile_all() -> dict[str, Facts]:
     return {key: Facts(**facts) for key, facts in json.loads(output.stdout).items()}
 
 
-def store(facts: dict[str, Facts]) -> None:
-    summaries = {key: value.summary() for key, value in facts.items()}
+def _compile(targets: Iterable[str]) -> dict[str, dict[str, Facts]]:
+    """Facts by target and variant."""
+    names = (*VARIANTS, *LINEAR)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return {
+            target: dict(
+                zip(names, pool.map(compile_any, names, [target] * len(names)), strict=True)
+            )
+            for target in targets
+        }
+
+
+def store() -> None:
+    facts = _compile(TARGETS)
+    summaries = {
+        f"{name} {target}": facts[target][name].summary()
+        for name in (*VARIANTS, *LINEAR)
+        for target in TARGETS
+    }
     contents = {"triton": triton.__version__, "facts": summaries}
     BASELINE.parent.mkdir(exist_ok=True)
     BASELINE.write_text(json.dumps(contents, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    pairs = [(name, target) for name in (*VARIANTS, *LINEAR) for target in TARGETS]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(compile_any, *zip(*pairs, strict=True))
-        facts = {
-            f"{name} {target}": result
-            for (name, target), result in zip(pairs, results, strict=True)
-        }
     if "--store" in sys.argv:
-        store(facts)
+        store()
     else:
-        print(json.dumps({key: asdict(value) for key, value in facts.items()}))
+        (target,) = sys.argv[1:]
+        found = _compile([target])[target]
+        print(json.dumps({name: asdict(facts) for name, facts in found.items()}))
