@@ -44,10 +44,11 @@ def linear_backend(request: pytest.FixtureRequest) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite in one process for each core. A few files start sooner in one process."""
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
+    if hasattr(config, "workerinput") or config.option.usepdb:
+        return
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if whole and getattr(config.option, "numprocesses", 0) is None:  # 0 without pytest-xdist
         config.option.numprocesses = os.cpu_count()
-        config.option.dist = "loadgroup"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

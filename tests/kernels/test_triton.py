@@ -3,11 +3,14 @@
 import contextlib
 import functools
 import json
+import os
+import pickle
 import sys
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from snntorch import surrogate
@@ -43,11 +46,23 @@ NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 
 
 @pytest.fixture(scope="session")
-def compiled_for():
+def compiled_for(tmp_path_factory):
+    """Facts of all variants for a target. One process compiles them for all."""
     # Older compilers lack tools for some targets, fuse multiply-adds on sm_100 always, or spill
     # scalar registers on gfx942.
     pytest.importorskip("triton", minversion="3.9")
-    return functools.cache(compile_all)
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    @functools.cache
+    def facts(target):
+        file = folder / f"{target}.pickle"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                file.write_bytes(pickle.dumps(compile_all(target)))
+            return pickle.loads(file.read_bytes())
+
+    return facts
 
 
 @pytest.fixture
@@ -55,12 +70,9 @@ def facts(compiled_for, target):
     return compiled_for(target)
 
 
-# One process compiles for all tests of a target.
-OF_COMPILED_CODE = pytest.mark.xdist_group("compiled code")
 FUSED = {"gfx942": r"v_(pk_)?(fma|fmac|mac|mad)_(f32|legacy).*"} | dict.fromkeys(NVIDIA, r"FFMA.*")
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
 def test_compiled_facts_do_not_worsen(name, target, facts):
@@ -76,7 +88,6 @@ def test_compiled_facts_do_not_worsen(name, target, facts):
         assert now <= allowed, f"{fact}: {now}, and {known[fact]} before"
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
 def test_compiles_without_spills(name, target, facts):
@@ -86,7 +97,6 @@ def test_compiles_without_spills(name, target, facts):
 EVENT_FORM = [name for name in LINEAR if name != "linear dot"]
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", NVIDIA)
 @pytest.mark.parametrize("name", [*VARIANTS, *EVENT_FORM])
 def test_no_barrier_or_shared_memory_in_the_loop_over_time(name, target, facts):
@@ -97,7 +107,6 @@ def test_no_barrier_or_shared_memory_in_the_loop_over_time(name, target, facts):
         assert not any(word in names for word in ("BAR.", "LDS", "STS", "LDSM")), names
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", NVIDIA)
 @pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].wide])
 def test_loads_are_wide_and_ahead(name, target, facts):
@@ -113,14 +122,12 @@ def test_loads_are_wide_and_ahead(name, target, facts):
     assert wide >= streams * ahead(variant)
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("forward")])
 def test_spikes_are_decided_without_fused_multiply_add(name, target, facts):
     assert facts[name].count(FUSED[target]) == 0
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     "name", ["linear first spikes", "linear crossing", "linear membrane", "linear readout sum"]
@@ -129,14 +136,12 @@ def test_events_are_integrated_without_fused_multiply_add(name, target, facts):
     assert facts[name].count(FUSED[target]) == 0
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_tensor_core_form_uses_tensor_cores(target, facts):
     found = facts["linear dot"].count(r"HMMA.*|HGMMA.*|UTC\w*MMA.*|v_mfma_.*")
     assert found >= 8
 
 
-@OF_COMPILED_CODE
 @pytest.mark.parametrize("target", NVIDIA)
 @pytest.mark.parametrize(
     "name", ["linear first spikes", "linear readout sum", "linear weight rows"]
@@ -380,7 +385,6 @@ def _launch_all(shape, dtype, rule):
     leaky_readout(x, 0.9, reduction="max", backend="triton").sum().backward()
 
 
-@OF_COMPILED_CODE
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the launches themselves are it")
 def test_launches_compile(monkeypatch, request):
     monkeypatch.setattr(triton_linear, "warp_size", lambda: 32)
