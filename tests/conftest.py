@@ -57,6 +57,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run every case in Triton's interpreter, and compile the kernels for every target",
     )
+    parser.addoption("--networks", type=int, default=40, help="random networks to convert")
+    parser.addoption("--first-network", type=int, default=0, help="number of the first of them")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
