@@ -22,9 +22,11 @@ PROGRAMS = [p for p in PAGES if name_of(p) not in COMPARED and blocks_of(p.read_
 
 
 @pytest.mark.parametrize("page", PROGRAMS, ids=name_of)
-def test_the_blocks_of_a_page_run_in_order(page):
-    if "datasets.load" in page.read_text():
-        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+def test_the_blocks_of_a_page_run_in_order(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # pages write files
+    for name, package in (("datasets.load", "sklearn"), ("onnxruntime", "onnxruntime")):
+        if name in page.read_text():
+            pytest.importorskip(package, reason=f"{package} is not installed")
     run_blocks(blocks_of(page.read_text()))
 
 

@@ -30,8 +30,8 @@ class Spikes(LazySequence):
         raise NotImplementedError
 
     def prefer_events(self) -> bool:
-        """Whether a linear layer is faster from events than from dense spikes."""
-        return True
+        """Whether a linear layer computes from events. ONNX has no operator for them."""
+        return not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
         """As :meth:`torch.Tensor.flatten`. The result is dense if time or batch is flattened."""

@@ -1,0 +1,119 @@
+"""The operators of dense layers as plain torch operators, for exporters without our kernels.
+
+``torch.onnx.export(..., dynamo=True)`` decomposes operators by torch's table. The decompositions
+unroll the loop over time, so that the number of time steps is fixed in the exported graph.
+``torch.compile`` and ``torch.export`` keep the operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import register_decomposition
+
+from ..backends._types import ForwardOutputs, Neuron, ReadoutOutputs, state_dtype
+from . import readout  # noqa: F401 - registers the operator
+from ._library import take
+from .neuron import Wanted
+
+_operators = torch.ops.snn_single_spike
+
+
+def _spread(parameter: Tensor | None, like: Tensor) -> Tensor | None:
+    """A parameter (P,) of all neurons (M,); None stays None."""
+    if parameter is None:
+        return None
+    copies = like.shape[0] // parameter.shape[0]
+    return parameter.to(like.dtype).repeat(copies)
+
+
+@register_decomposition(_operators.neuron_forward.default)
+def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """See :func:`snn_single_spike.backends.torch.neuron.neuron_forward`."""
+    arguments = iter(rest)
+    neuron, wanted = take(Neuron, arguments), take(Wanted, arguments)
+    dtype = state_dtype(current.dtype)
+    zeros = torch.zeros_like(current[0], dtype=dtype)
+    decay = neuron.beta.clamp(0.0, 1.0) if neuron.clamp else neuron.beta
+    beta, theta = _spread(decay, zeros), _spread(neuron.threshold, zeros)
+    factor = _spread(neuron.graded_spikes_factor, zeros)
+    alpha = None if neuron.alpha is None else _spread(neuron.alpha.clamp(0.0, 1.0), zeros)
+    gain, feedback = _spread(neuron.gain, zeros), _spread(neuron.feedback, zeros)
+    v = zeros if neuron.mem_0 is None else neuron.mem_0
+    s = zeros if neuron.syn_0 is None else neuron.syn_0
+    i = zeros if neuron.inh_0 is None else neuron.inh_0
+    never = torch.zeros_like(zeros, dtype=torch.bool)
+    fired, done = never, never  # one step before, and at any step before
+    spikes: list[Tensor] = []
+    rows: dict[str, list[Tensor]] = {"mem": [], "syn": [], "inh": [], "before": []}
+    for x in current.to(dtype).unbind(0):
+        before, held = v, i
+        if alpha is not None:
+            s = alpha * s + x
+        if gain is not None:
+            i = beta * i - x
+            v = gain * (s + i)
+        else:
+            if neuron.reset == "zero_before":
+                before = torch.where(fired, 0.0, before)
+            v = beta * before + (x if alpha is None else s)
+        if feedback is not None:
+            v = v + torch.where(fired, feedback * factor, 0.0)
+        if neuron.reset == "subtract" and gain is None:
+            v = torch.where(fired, v - theta, v)
+        elif neuron.reset == "subtract":
+            v = torch.where(fired, v + held, v)
+            s, i = torch.where(fired, s - theta, s), torch.where(fired, 0.0, i)
+        elif neuron.reset == "zero_after":
+            v = torch.where(fired, 0.0, v)
+            if gain is not None:
+                s, i = torch.where(fired, 0.0, s), torch.where(fired, 0.0, i)
+        fired = (v > theta) & ~done
+        done = done | fired
+        for name, value in (("mem", v), ("syn", s), ("inh", i), ("before", before)):
+            rows[name].append(value)
+        spikes.append(fired)
+    spiked = torch.stack(spikes)
+    times = torch.where(done, spiked.to(torch.int64).argmax(0), -1)
+    empty = current.new_empty(0)
+    whole = {
+        name: torch.stack(rows[name]).to(current.dtype) if wanted_ else empty
+        for name, wanted_ in (
+            ("mem", wanted.mem),
+            ("syn", wanted.syn and alpha is not None),
+            ("inh", wanted.syn and gain is not None),
+        )
+    }
+    crossing = zeros.new_empty(0)
+    if wanted.crossing:
+        pair = (rows["before"], rows["mem"])
+        crossing = torch.stack([torch.where(spiked, torch.stack(x), 0.0).sum(0) for x in pair])
+    final = torch.stack([v, s, i][: neuron.num_states]).to(current.dtype) if wanted.final else empty
+    heights = torch.where(spiked, factor, 0.0).to(current.dtype) if wanted.spikes else empty
+    return ForwardOutputs(heights, *whole.values(), crossing, final, times)
+
+
+@register_decomposition(_operators.readout.default)
+def leaky_readout(
+    current: Tensor,
+    beta: Tensor,
+    mem_0: Tensor | None,
+    reduction: str,
+    sensitivity: bool,
+    step: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """See :func:`snn_single_spike.backends.torch.readout.readout`; without a backward pass."""
+    dtype = state_dtype(current.dtype)
+    zeros = torch.zeros_like(current[0], dtype=dtype)
+    decay, v = _spread(beta.clamp(0.0, 1.0), zeros), zeros if mem_0 is None else mem_0
+    rows = []
+    for x in current.to(dtype).unbind(0):
+        v = decay * v + x
+        rows.append(v)
+    mem = torch.stack(rows)
+    value = {"sum": mem.sum(0), "max": mem.amax(0), "last": v}[reduction]
+    empty = current.new_empty(0)
+    return ReadoutOutputs(value.to(current.dtype), empty, empty.to(torch.int64))
