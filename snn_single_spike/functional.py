@@ -14,6 +14,7 @@ from torch import Tensor
 from . import backends
 from .backends._events import Events
 from .backends._types import state_dtype
+from .backends.torch.differentiable import clip_decay
 from .ops.carrier import carrier, carrier_of
 from .ops.count import SpikeCount
 from .ops.gate import RuleGate
@@ -166,7 +167,7 @@ def run_single_spike(
         "syn_0": check_state("syn" if gain is None else "syn_exc", syn, current),
         "inh_0": check_state("syn_inh", inh, current),
     }
-    spikes, membrane, syn_rec, inh_rec, times, final = SingleSpike.apply(
+    spikes, membrane, syn_rec, inh_rec, times, final, _ = SingleSpike.apply(
         settings, *(inputs[name] for name in INPUTS)
     )
     shape = current.shape
@@ -377,12 +378,6 @@ def first_spike_time(
         want_mem=False,
         backend=backend,
     ).times
-
-
-def clip_decay(decay: Tensor) -> Tensor:
-    """Clip a decay between 0 and 1. Unlike in torch's clamp, a decay of 0 or 1 has a gradient."""
-    clipped = decay.detach().clamp(0.0, 1.0)
-    return torch.where(decay == clipped, decay, clipped)
 
 
 class _Current(NamedTuple):

@@ -272,6 +272,6 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             mem = torch.where(reset, mem - theta, mem)
         fire = (mem > theta) & (times < 0)
         allowed = ((times < 0) | fire).to(mem.dtype)  # the detached at-most-once gate
-        path = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor.detach()
-        spk = fire.to(mem.dtype) * factor + (path - path.detach())
+        path = self.spike_grad(mem - theta).to(mem.dtype) * allowed
+        spk = factor * (fire.to(mem.dtype) + (path - path.detach()))
         return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import backends
 from ..backends._events import Events
@@ -31,6 +30,7 @@ from ._library import New, allocate, allocate_fake, given, given_of, register, t
 from .carrier import carrier
 from .crossing import at_steps, interpolate, through_crossing
 from .factored_gradient import FactoredGradient, factors_of, rows_of
+from .second_order import refuse
 
 
 class Readout(NamedTuple):
@@ -232,6 +232,14 @@ class LinearSettings(NamedTuple):
     backend: str = "torch"
 
 
+def _refuse_second_order(place: str, weight: Tensor) -> None:
+    refuse(
+        f"{place} behind a linear layer of shape {tuple(weight.shape)}) from spike times",
+        "Compute from dense spikes: nn.Linear of spikes.to_dense(), then the neurons with "
+        'spike_format="dense" (also an option of convert).',
+    )
+
+
 class LinearSpikes(torch.autograd.Function):
     """First spikes of a layer of leaky neurons, from the spikes of the layer before.
 
@@ -283,11 +291,11 @@ class LinearSpikes(torch.autograd.Function):
         return new, times, interpolated
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _, grad_times = grads
         settings: LinearSettings = ctx.settings
         weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
+        _refuse_second_order("single_spike_linear (SingleSpikeLeaky", weight)
         layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
         # A compiled graph passes zeros for outputs without a gradient.
@@ -464,10 +472,10 @@ class LinearReadout(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         settings: LinearSettings = ctx.settings
         weight, beta, sensitivity, step, *tensors = ctx.saved_tensors
+        _refuse_second_order("linear_readout (LeakyReadout", weight)
         _, need_input, _, _, need_beta, *_ = ctx.needs_input_grad
         unused = (None,) * len(tensors)
         d_beta = (sensitivity * grad).sum(0) if need_beta else None
