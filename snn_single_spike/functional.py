@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .backends._compiling import is_traced
 from .backends._events import Events
 from .backends._types import state_dtype
 from .backends.torch.differentiable import clip_decay
@@ -33,6 +34,7 @@ from .ops.validation import (
     check_parameter,
     check_recording,
     check_state,
+    check_transforms,
 )
 from .spikes import SpikeEvents, Spikes, SpikeTimes
 from .spikes.current import dense_linear
@@ -497,7 +499,7 @@ def _height(factor: Tensor | float, like: Tensor | _Current) -> Tensor | None:
     if isinstance(factor, float) and factor == 1.0:
         return None
     height = check_parameter("graded_spikes_factor", factor, like)
-    readable = not torch.compiler.is_compiling()  # a compiler cannot read the value
+    readable = not is_traced()
     if readable and not height.requires_grad and height.numel() == 1 and bool(height == 1):
         return None
     if not torch.is_grad_enabled():
@@ -744,6 +746,7 @@ def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron")
 
 
 def _count_times(spikes: SpikeTimes, per: str) -> Tensor:
+    check_transforms()
     times, height = spikes.times.flatten(1), spikes.height
     given = spikes.carrier
     if given is None:

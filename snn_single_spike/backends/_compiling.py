@@ -1,9 +1,12 @@
-"""Marks functions for torch.compile, without importing the compiler."""
+"""Marks functions for torch.compile, and detects tracing, without importing the compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -12,3 +15,23 @@ def constant_when_compiled(function: F) -> F:
     """As ``torch.compiler.assume_constant_result``, which would import the compiler and triton."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def is_traced() -> bool:
+    """Whether tensors have no values to read: in a compiled graph, or under FakeTensorMode."""
+    if torch.compiler.is_compiling():
+        return True
+    fake = torch._C._TorchDispatchModeKey.FAKE
+    return torch._C._get_dispatch_mode(fake) is not None
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func runs, such as grad or vmap."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_batched(gradient: Tensor | None) -> bool:
+    """Whether a gradient is one of several that torch computes at once: ``is_grads_batched``."""
+    if gradient is None or torch.compiler.is_compiling():
+        return False
+    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(gradient)

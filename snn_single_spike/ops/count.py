@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends._compiling import is_batched, is_traced
 from ..backends._types import state_dtype
 from .factored_gradient import FactoredGradient, rows_of
 from .second_order import is_recorded
@@ -49,7 +50,7 @@ class SpikeCount(torch.autograd.Function):
             of_neuron = of_neuron * height.to(grad.dtype)
         of_sample, of_neuron = of_sample.to(ctx.dtype), of_neuron.to(ctx.dtype)
         at_each_step = of_sample[:, None] * of_neuron
-        if torch.compiler.is_compiling() or is_recorded():
+        if is_recorded() or is_traced() or is_batched(grad):
             to_spikes = at_each_step.expand(ctx.num_steps, batch, neurons)
         else:
             lam = of_sample[:, None].expand(ctx.num_steps, batch, 1)

@@ -31,7 +31,7 @@ from ..backends.torch import differentiable
 from ._library import New, allocate_fake, given_of, register, take
 from .crossing import at_steps, interpolate, per_neuron, through_crossing
 from .factored_gradient import distinct_rows
-from .second_order import is_recorded, moved_height, through_height, unit_spikes
+from .second_order import is_recorded, moved_height, refuse_batched, through_height, unit_spikes
 
 INPUTS = ("current", *TENSORS)
 """The tensor arguments of :class:`SingleSpike`, in order."""
@@ -337,6 +337,7 @@ def _recorded_backward(
 ) -> dict[str, Tensor]:
     """The gradients of :meth:`SingleSpike.backward` in operations that autograd records."""
     settings: Settings = ctx.settings
+    refuse_batched("neurons with create_graph=True", "", *grads)
     mem = saved.saved
     if mem is not None and saved.recompute:
         only_mem = settings._replace(wanted=Wanted(spikes=False), recompute=False, track=True)

@@ -12,7 +12,7 @@ from ..backends._types import Neuron, OutputGradients, ReadoutOutputs, Saved, st
 from ..backends.torch import differentiable
 from ._library import New, allocate_fake, given_of, register
 from .neuron import neuron_backward, sum_to_parameter
-from .second_order import is_recorded, refuse
+from .second_order import is_recorded, refuse_batched, refuse_recorded
 
 
 def _readout(
@@ -76,7 +76,7 @@ class LeakyReadout(torch.autograd.Function):
         beta, sensitivity, step = ctx.saved_tensors
         need_current, need_beta, need_mem, *_ = ctx.needs_input_grad
         if need_beta:
-            refuse(
+            refuse_recorded(
                 f"leaky_readout (LeakyReadout) with a learned beta of shape {tuple(beta.shape)}",
                 "Compute the membrane at every step, and reduce it: "
                 f"LeakyReadout(beta, learn_beta=True, reduction=None)(x){_REDUCED[ctx.reduction]}.",
@@ -93,6 +93,7 @@ class LeakyReadout(torch.autograd.Function):
             neuron = Neuron(beta, threshold=beta, graded_spikes_factor=beta)  # it never fires
             needs = {"current": need_current, "mem_0": need_mem}
             if is_recorded():
+                refuse_batched("leaky_readout with create_graph=True", "", grad)
                 into, _ = differentiable.neuron_backward(
                     ctx.num_steps, None, None, None, neuron, step, grads, "none", None, needs
                 )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends._compiling import is_batched
 from ..backends._surrogate import Surrogate
 from ..backends._types import Neuron
 from ..backends.torch.surrogate import surrogate_slope
@@ -27,7 +28,16 @@ def is_recorded() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def refuse(place: str, cure: str) -> None:
+def refuse_batched(place: str, cure: str, *grads: Tensor | None) -> None:
+    """Raise if torch computes several gradients at once: no kernel supports their tensors."""
+    if any(map(is_batched, grads)):
+        raise RuntimeError(
+            f"is_grads_batched=True and vectorize=True are not supported by {place}: pass False, "
+            f"and torch computes one gradient after the other. {cure}"
+        )
+
+
+def refuse_recorded(place: str, cure: str) -> None:
     """Raise if the backward pass of ``place`` is recorded: its second derivative would be lost."""
     if is_recorded():
         raise RuntimeError(

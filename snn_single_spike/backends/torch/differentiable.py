@@ -89,9 +89,8 @@ def neuron_backward(
         through = slope * gated(grad_spikes, times, rule)
         direct, d_theta = direct + through, -through.sum(0)
     add_direct_gradients(direct, first, slice(None), grads)
-    states = (rows(x) for x in (syn, inh))
-    upstream = (grad_spikes, rows(grads.grad_syn), rows(grads.grad_inh))
-    scan = Scan(Rows(mem, slope, *states, *upstream), part, first, rule, needs)
+    syn, inh, q, r = (rows(x) for x in (syn, inh, grads.grad_syn, grads.grad_inh))
+    scan = Scan(Rows(mem, slope, syn, inh, grad_spikes, q, r), part, first, rule, needs)
     adjoints = [(to_mem, to_current) for _, to_mem, to_current in scan.run(direct)][::-1]
     found = scan.gradients()
     found["threshold"] = found["threshold"] + d_theta
