@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 def constant_when_compiled(function: F) -> F:
@@ -21,17 +22,12 @@ def is_traced() -> bool:
     """Whether tensors have no values to read: in a compiled graph, or under FakeTensorMode."""
     if torch.compiler.is_compiling():
         return True
-    fake = torch._C._TorchDispatchModeKey.FAKE
-    return torch._C._get_dispatch_mode(fake) is not None
-
-
-def is_transformed() -> bool:
-    """Whether a transform of torch.func runs, such as grad or vmap."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._get_dispatch_mode(_FAKE) is not None
 
 
 def is_batched(gradient: Tensor | None) -> bool:
     """Whether a gradient is one of several that torch computes at once: ``is_grads_batched``."""
     if gradient is None or torch.compiler.is_compiling():
         return False
-    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(gradient)
+    transformed = torch._C._are_functorch_transforms_active()  # vmap of a function of torch.func
+    return transformed or torch._C._functorch.is_legacy_batchedtensor(gradient)

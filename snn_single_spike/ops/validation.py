@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends._compiling import is_traced, is_transformed
+from ..backends._compiling import is_traced
 from ..backends._types import GRADIENT_RULES, REDUCTIONS, RESETS, state_dtype
 
 __all__ = ["GRADIENT_RULES", "REDUCTIONS", "RESETS"]
@@ -23,13 +23,15 @@ class NaNError(ValueError):
 
 def check_transforms() -> None:
     """Reject transforms of torch that cannot pass through registered kernels."""
-    if is_transformed():
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "Single-spike layers do not support the transforms of torch.func (grad, vmap, jacrev, "
             "...): use torch.autograd.grad or torch.autograd.functional, and a batch dimension in "
             "place of vmap"
         )
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         raise RuntimeError(
             "Single-spike layers do not support torch.jit.trace, which cannot save their kernels: "
             "use torch.export.export(model, (x,)), or torch.compile(model)"
