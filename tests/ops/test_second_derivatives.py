@@ -294,6 +294,21 @@ def test_a_plain_backward_pass_runs_the_kernels(monkeypatch):
         torch.autograd.grad(lif(x).sum(), x, create_graph=True)
 
 
+def test_a_compiled_backward_pass_runs_the_kernels(monkeypatch):
+    """A compiler traces backward passes while gradients are enabled around it."""
+
+    def no(*_):
+        raise AssertionError
+
+    net = nn.Sequential(SingleSpikeLeaky(0.9, init_hidden=True, learn_beta=True), LeakyReadout(0.9))
+    x = torch.rand(5, 2, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(net(x).square().sum(), x)
+    monkeypatch.setattr(operators.differentiable, "neuron_backward", no)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    (found,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
 def test_checkpoints_and_hessians():
     lif = SingleSpikeLeaky(0.9, init_hidden=True)
     x = torch.rand(4, 1, 3, dtype=torch.float64, requires_grad=True)
