@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .backends._compiling import is_traced
 from .backends._events import Events
 from .backends._types import state_dtype
+from .backends.torch.differentiable import clip_decay
 from .ops.carrier import carrier, carrier_of
 from .ops.count import SpikeCount
 from .ops.gate import RuleGate
@@ -32,6 +34,7 @@ from .ops.validation import (
     check_parameter,
     check_recording,
     check_state,
+    check_transforms,
 )
 from .spikes import SpikeEvents, Spikes, SpikeTimes
 from .spikes.current import dense_linear
@@ -166,7 +169,7 @@ def run_single_spike(
         "syn_0": check_state("syn" if gain is None else "syn_exc", syn, current),
         "inh_0": check_state("syn_inh", inh, current),
     }
-    spikes, membrane, syn_rec, inh_rec, times, final = SingleSpike.apply(
+    spikes, membrane, syn_rec, inh_rec, times, final, _ = SingleSpike.apply(
         settings, *(inputs[name] for name in INPUTS)
     )
     shape = current.shape
@@ -379,12 +382,6 @@ def first_spike_time(
     ).times
 
 
-def clip_decay(decay: Tensor) -> Tensor:
-    """Clip a decay between 0 and 1. Unlike in torch's clamp, a decay of 0 or 1 has a gradient."""
-    clipped = decay.detach().clamp(0.0, 1.0)
-    return torch.where(decay == clipped, decay, clipped)
-
-
 class _Current(NamedTuple):
     """Shape and type of the current of a linear layer. The current itself is never computed."""
 
@@ -502,7 +499,7 @@ def _height(factor: Tensor | float, like: Tensor | _Current) -> Tensor | None:
     if isinstance(factor, float) and factor == 1.0:
         return None
     height = check_parameter("graded_spikes_factor", factor, like)
-    readable = not torch.compiler.is_compiling()  # a compiler cannot read the value
+    readable = not is_traced()
     if readable and not height.requires_grad and height.numel() == 1 and bool(height == 1):
         return None
     if not torch.is_grad_enabled():
@@ -749,6 +746,7 @@ def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron")
 
 
 def _count_times(spikes: SpikeTimes, per: str) -> Tensor:
+    check_transforms()
     times, height = spikes.times.flatten(1), spikes.height
     given = spikes.carrier
     if given is None:

@@ -1,14 +1,33 @@
-"""Marks functions for torch.compile, without importing the compiler."""
+"""Marks functions for torch.compile, and detects tracing, without importing the compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 F = TypeVar("F", bound=Callable[..., object])
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 def constant_when_compiled(function: F) -> F:
     """As ``torch.compiler.assume_constant_result``, which would import the compiler and triton."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def is_traced() -> bool:
+    """Whether tensors have no values to read: in a compiled graph, or under FakeTensorMode."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._get_dispatch_mode(_FAKE) is not None
+
+
+def is_batched(gradient: Tensor | None) -> bool:
+    """Whether a gradient is one of several that torch computes at once: ``is_grads_batched``."""
+    if gradient is None or torch.compiler.is_compiling():
+        return False
+    transformed = torch._C._are_functorch_transforms_active()  # vmap of a function of torch.func
+    return transformed or torch._C._functorch.is_legacy_batchedtensor(gradient)

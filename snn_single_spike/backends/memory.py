@@ -22,6 +22,8 @@ from collections import deque
 
 import torch
 
+from ._compiling import is_traced
+
 _MIN_BYTES = 1 << 19  # the C library keeps smaller freed blocks
 _HUGE_PAGE = 2 << 20
 
@@ -105,7 +107,7 @@ def copy(tensor: torch.Tensor) -> torch.Tensor:
     After their work, torch's threads spin on their cores for milliseconds, and would slow down the
     threads of the numba backend.
     """
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+    if tensor.device.type != "cpu" or is_traced():
         return tensor.clone()
     out = empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
     out.numpy()[...] = tensor.numpy()

@@ -6,9 +6,9 @@ import math
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..backends._compiling import is_traced
 from ..ops.validation import check_device
 from ..spikes.lazy import LazyTensor
 
@@ -22,7 +22,7 @@ def to_dense(x: Any) -> Any:
 
 def values_are_checked(x: Tensor) -> bool:
     """Whether reading a value back is cheap: on a CPU, outside of a compiled graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not is_traced()
 
 
 def check_number(name: str, value: float, least: float = -math.inf, strict: bool = False) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends._types import state_dtype
-from ..ops.validation import check_parameter, check_recording
+from ..ops.validation import check_parameter, check_recording, check_transforms
 from ..spikes import SpikeTimes
 from ._checks import to_dense, values_are_checked
 
@@ -64,6 +64,7 @@ def first_spike_times(
         spike of a neuron, or spikes of another height (checked on the CPU)
     :raises TypeError: not a floating-point tensor
     """
+    check_transforms()
     if _has_exact_times(spk_out, graded_spikes_factor):
         assert isinstance(spk_out, SpikeTimes)
         return _exact_times(spk_out)

@@ -238,6 +238,9 @@ class mse_temporal_loss(_TemporalLoss):
     :param tolerance: errors below this number of steps cost nothing. Defaults to 0
     :type tolerance: float, optional
 
+    :param multi_spike: must be False: a neuron fires at most once
+    :type multi_spike: bool, optional
+
     :param reduction: over batch and neurons: `"mean"`, `"sum"` or `"none"`. Defaults to `"mean"`
     :type reduction: str, optional
 
@@ -259,7 +262,8 @@ class mse_temporal_loss(_TemporalLoss):
 
     Outputs: scalar, or `(B, C)` with `reduction="none"`; float32 or float64
 
-    :raises ValueError, TypeError: as :class:`ce_temporal_loss`; a target time out of range
+    :raises ValueError, TypeError: as :class:`ce_temporal_loss`; a target time out of range;
+        `multi_spike=True`
     """
 
     def __init__(
@@ -268,6 +272,7 @@ class mse_temporal_loss(_TemporalLoss):
         on_target: float | None = None,
         off_target: float | None = None,
         tolerance: float = 0,
+        multi_spike: bool = False,
         reduction: str = "mean",
         weight: Tensor | None = None,
         *,
@@ -275,6 +280,12 @@ class mse_temporal_loss(_TemporalLoss):
         graded_spikes_factor: Tensor | float = 1.0,
     ) -> None:
         super().__init__(reduction, weight, num_steps, graded_spikes_factor)
+        if multi_spike is not False:
+            raise ValueError(
+                f"multi_spike={multi_spike!r} is not supported, because a neuron fires at most "
+                "once: leave multi_spike out. For neurons that spike repeatedly use "
+                "snntorch.functional.mse_temporal_loss"
+            )
         if target_is_time and weight is not None:
             raise ValueError(
                 "weight needs class indices as targets, but with target_is_time=True the targets "

@@ -8,6 +8,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from ..backends._compiling import is_traced
 from ..functional import clip_decay
 from ..ops.validation import check_state
 from ..spikes.lazy import materialize
@@ -153,7 +154,7 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         """tau_alpha, the factor of the difference of the currents, as snnTorch computes it."""
         alpha, beta = torch.log(clip_decay(self.alpha)), torch.log(clip_decay(self.beta))
         gain = alpha / (beta - alpha) + 1
-        if gain.device.type == "cpu" and not torch.compiler.is_compiling() and gain.isnan().any():
+        if gain.device.type == "cpu" and not is_traced() and gain.isnan().any():
             raise ValueError(
                 "alpha and beta are equal, both at or above 1, or NaN, but the membrane of Alpha "
                 "requires alpha above beta, and beta below 1: keep both so in training"

@@ -166,6 +166,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
         times = self.spike_format == "times"
+        if times:
+            self._check_hooks()
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
         if times and isinstance(input_, LazyCurrent) and zeros:
             return self._from_spikes(input_.unfold())
@@ -177,6 +179,15 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if times:
             spikes = spikes_of_result(result, self.graded_spikes_factor)
         return spikes if result.mem is None else (spikes, result.mem)
+
+    def _check_hooks(self) -> None:
+        """Reject backward hooks: torch calls those of layers that return tensors only."""
+        if torch.is_grad_enabled() and (self._backward_hooks or self._backward_pre_hooks):
+            raise RuntimeError(
+                f"{self._get_name()} returns spike times, for which torch calls no backward hooks, "
+                "but a hook is registered on this layer: use SingleSpikeLeaky or convert with "
+                'spike_format="dense", or remove the hook'
+            )
 
     def _from_spikes(self, current: LazyCurrent) -> Any:
         """Open the current of a linear layer, and run the layer with these neurons."""
@@ -272,6 +283,6 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             mem = torch.where(reset, mem - theta, mem)
         fire = (mem > theta) & (times < 0)
         allowed = ((times < 0) | fire).to(mem.dtype)  # the detached at-most-once gate
-        path = self.spike_grad(mem - theta).to(mem.dtype) * allowed * factor.detach()
-        spk = fire.to(mem.dtype) * factor + (path - path.detach())
+        path = self.spike_grad(mem - theta).to(mem.dtype) * allowed
+        spk = factor * (fire.to(mem.dtype) + (path - path.detach()))
         return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import backends
+from ..backends._compiling import is_traced
 from ..functional import run_single_spike_linear
 from ..ops.validation import UNPACK, check_current
 from ..spikes import LazyTensor, SpikeEvents, Spikes, SpikeTimes
@@ -126,6 +127,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         if isinstance(spikes, LazyTensor) and not isinstance(spikes, Spikes):
             spikes = materialize(spikes, type(self).__name__)
         self._check(spikes)
+        self._check_hooks()
         if isinstance(spikes, Tensor):
             if not self._faster_from_spikes(spikes):
                 return super().forward(F.linear(spikes, self.weight, self.bias))
@@ -162,7 +164,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     def _faster_from_spikes(self, dense: Tensor) -> bool:
         """Whether a dense input is sparse enough to be converted to events."""
         if (
-            torch.compiler.is_compiling()
+            is_traced()
             or self.out_features < WIDE
             or dense.device.type != "cpu"  # counting would wait for a GPU
             or backends.explain("cpu")[0] != "numba"  # plain torch multiplies dense tensors anyway

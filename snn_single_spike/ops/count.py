@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..backends._compiling import is_batched, is_traced
 from ..backends._types import state_dtype
 from .factored_gradient import FactoredGradient, rows_of
+from .second_order import is_recorded
 
 
 class SpikeCount(torch.autograd.Function):
@@ -22,7 +23,7 @@ class SpikeCount(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, given: Tensor, times: Tensor, height: Tensor | None, per: str) -> Tensor:
-        ctx.save_for_backward(times, height)
+        ctx.save_for_backward(given, times, height)
         ctx.num_steps, ctx.dtype, ctx.per = given.shape[0], given.dtype, per
         fired, dtype = times >= 0, state_dtype(given.dtype)
         if height is None:
@@ -31,9 +32,8 @@ class SpikeCount(torch.autograd.Function):
         return fired.sum(0) * height if per == "neuron" else fired.to(dtype) @ height
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        times, height = ctx.saved_tensors
+        given, times, height = ctx.saved_tensors
         batch, neurons = times.shape
         of_sample, of_neuron = grad.new_ones(batch), grad.new_ones(neurons)
         if ctx.per == "neuron":
@@ -42,12 +42,15 @@ class SpikeCount(torch.autograd.Function):
             of_sample = grad
         d_height = None
         if height is not None:
-            d_height = of_neuron * (of_sample @ (times >= 0).to(grad.dtype))
+            fired = (times >= 0).to(grad.dtype)
+            if is_recorded():
+                fired = fired + given.sum(0)  # zeros, with the gradient of the spikes
+            d_height = of_neuron * (of_sample @ fired)
             d_height = d_height.to(height.dtype)
             of_neuron = of_neuron * height.to(grad.dtype)
         of_sample, of_neuron = of_sample.to(ctx.dtype), of_neuron.to(ctx.dtype)
         at_each_step = of_sample[:, None] * of_neuron
-        if torch.compiler.is_compiling():
+        if is_recorded() or is_traced() or is_batched(grad):
             to_spikes = at_each_step.expand(ctx.num_steps, batch, neurons)
         else:
             lam = of_sample[:, None].expand(ctx.num_steps, batch, 1)

@@ -13,10 +13,19 @@ def per_neuron(parameter: Tensor, neurons: int) -> Tensor:
 
 def interpolate(times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
     """Time at which the straight line between V[t*-1] and V[t*] meets the threshold."""
-    below, above = crossing.unbind(0)
+    below, rise = _between(times, crossing)
     theta = per_neuron(threshold, times.shape[0])
-    between = times - 1 + (theta - below) / (above - below)
+    between = times - 1 + (theta - below) / rise
     return torch.where(times > 0, between, times.to(between.dtype))
+
+
+def _between(times: Tensor, crossing: Tensor) -> tuple[Tensor, Tensor]:
+    """V[t*-1], and V[t*] - V[t*-1]; 1 where no crossing lies between two steps.
+
+    A division by 0 there would make second derivatives NaN.
+    """
+    below, above = crossing.unbind(0)
+    return below, torch.where(times > 0, above - below, 1.0)
 
 
 def at_steps(rows: Tensor, times: Tensor, back: int = 0) -> Tensor:
@@ -40,7 +49,7 @@ def through_crossing(
     """
     if rise is None and grad_times is None:
         return None, None, None
-    below, above = crossing.unbind(0)
+    below, over = _between(times, crossing)
     neurons = times.shape[0]
     grad = torch.zeros_like(below)
     if grad_times is not None:
@@ -48,7 +57,7 @@ def through_crossing(
     if rise is not None:
         grad = grad + rise
     # A spike at step 0 has no crossing between steps, and a silent neuron has no spike.
-    per_volt = torch.where(times > 0, grad / (above - below), 0.0)
-    position = (per_neuron(threshold, neurons) - below) / (above - below)
+    per_volt = torch.where(times > 0, grad / over, 0.0)
+    position = (per_neuron(threshold, neurons) - below) / over
     position = torch.where(times > 0, position, 0.0)
     return -position * per_volt, (position - 1.0) * per_volt, per_volt

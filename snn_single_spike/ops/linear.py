@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import backends
+from ..backends._compiling import is_traced
 from ..backends._events import Events
 from ..backends._surrogate import Surrogate
 from ..backends._types import (
@@ -31,6 +31,7 @@ from ._library import New, allocate, allocate_fake, given, given_of, register, t
 from .carrier import carrier
 from .crossing import at_steps, interpolate, through_crossing
 from .factored_gradient import FactoredGradient, factors_of, rows_of
+from .second_order import refuse_batched, refuse_recorded
 
 
 class Readout(NamedTuple):
@@ -62,7 +63,7 @@ def _sorted(times: Tensor, num_steps: int, backend: str) -> Events:
 
 def sort_spikes(times: Tensor, num_steps: int, backend: str) -> Events:
     """Spike times (B, N), -1 for a silent unit, as events."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         sorted_ = torch.ops.snn_single_spike.sort_spikes(times, num_steps, backend)
         return take(Events, iter((*sorted_, None, True, True)))
     return _sorted(times, num_steps, backend)
@@ -232,6 +233,19 @@ class LinearSettings(NamedTuple):
     backend: str = "torch"
 
 
+_CURE = (
+    "Compute from dense spikes: nn.Linear of spikes.to_dense(), then the neurons with "
+    'spike_format="dense" (also an option of convert).'
+)
+
+
+def _check_backward(place: str, weight: Tensor, *grads: Tensor | None) -> None:
+    """Reject a backward pass that torch records, or runs for several gradients at once."""
+    place = f"{place} behind a linear layer of shape {tuple(weight.shape)}) from spike times"
+    refuse_recorded(place, _CURE)
+    refuse_batched(place, _CURE, *grads)
+
+
 class LinearSpikes(torch.autograd.Function):
     """First spikes of a layer of leaky neurons, from the spikes of the layer before.
 
@@ -283,11 +297,11 @@ class LinearSpikes(torch.autograd.Function):
         return new, times, interpolated
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _, grad_times = grads
         settings: LinearSettings = ctx.settings
         weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
+        _check_backward("single_spike_linear (SingleSpikeLeaky", weight, grad, grad_times)
         layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
         # A compiled graph passes zeros for outputs without a gradient.
@@ -364,7 +378,7 @@ def _through_spikes(
     """The gradients by a surrogate rule, from a scan over all steps."""
     assert settings.surrogate is not None
     common = (settings.rule, settings.surrogate, need_input, settings.backend)
-    if torch.compiler.is_compiling():
+    if is_traced():
         rule, surrogate, *options = common
         out: Any = LinearGradients(
             *torch.ops.snn_single_spike.linear_backward_scan(
@@ -394,14 +408,14 @@ def _through_closed_form(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients to the input (if needed), the weights and the bias, from a closed form."""
     num_steps, backend, batch = settings.num_steps, settings.backend, events.offsets.shape[0] - 1
-    compiling = torch.compiler.is_compiling()
-    at_spikes = need_input and settings.at_spikes and not compiling
+    traced = is_traced()
+    at_spikes = need_input and settings.at_spikes and not traced
     grad_weight, grad_bias, inputs = torch.ops.snn_single_spike.linear_backward_closed_form(
         *events, num_steps, weight, beta, *adjoint, at_spikes, backend
     )
     to_input = None
     if need_input:
-        if compiling:
+        if traced:
             to_input = _dense_adjoint(num_steps, beta, adjoint) @ weight
         else:
             scan = backends.load(backend, "neuron").neuron_backward
@@ -464,10 +478,10 @@ class LinearReadout(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         settings: LinearSettings = ctx.settings
         weight, beta, sensitivity, step, *tensors = ctx.saved_tensors
+        _check_backward("linear_readout (LeakyReadout", weight, grad)
         _, need_input, _, _, need_beta, *_ = ctx.needs_input_grad
         unused = (None,) * len(tensors)
         d_beta = (sensitivity * grad).sum(0) if need_beta else None

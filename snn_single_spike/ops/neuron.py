@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import backends
 from ..backends._surrogate import Surrogate
@@ -28,9 +27,11 @@ from ..backends._types import (
     state_dtype,
 )
 from ..backends.memory import copy
+from ..backends.torch import differentiable
 from ._library import New, allocate_fake, given_of, register, take
 from .crossing import at_steps, interpolate, per_neuron, through_crossing
 from .factored_gradient import distinct_rows
+from .second_order import is_recorded, moved_height, refuse_batched, through_height, unit_spikes
 
 INPUTS = ("current", *TENSORS)
 """The tensor arguments of :class:`SingleSpike`, in order."""
@@ -157,9 +158,11 @@ def neuron_backward(
     return {name: grad for name, grad in zip(SCANNED, out, strict=True) if needs.get(name)}
 
 
-def _contiguous_rows(gradient: Tensor | None) -> Tensor | None:
-    """An upstream gradient as a backend reads it."""
-    return None if gradient is None else distinct_rows(gradient).contiguous()
+def _as_backends_read(grads: OutputGradients) -> OutputGradients:
+    """Contiguous gradients; one row for a gradient that is the same at every step."""
+    rows = (None if g is None else distinct_rows(g).contiguous() for g in grads[:4])
+    around = (None if g is None else g.contiguous() for g in grads[4:])
+    return OutputGradients(*rows, *around)
 
 
 def sum_to_parameter(gradient: Tensor, like: Tensor) -> Tensor:
@@ -170,9 +173,11 @@ def sum_to_parameter(gradient: Tensor, like: Tensor) -> Tensor:
 class SingleSpike(torch.autograd.Function):
     """Spikes, states and spike times of a layer, differentiable in every input.
 
-    ``tensors`` are :data:`INPUTS`. Returns (spikes, mem, syn, inh, times, final); an output that is
-    not requested is empty. ``times`` (M,) are int64 steps, or interpolated and differentiable under
-    "spike_time".
+    ``tensors`` are :data:`INPUTS`. Returns (spikes, mem, syn, inh, times, final, crossing); an
+    output that is neither requested nor saved is empty. ``times`` (M,) are int64 steps, or
+    interpolated and differentiable under "spike_time".
+
+    A saved tensor is an input or an output, so that second derivatives pass through it.
     """
 
     @staticmethod
@@ -227,25 +232,31 @@ class SingleSpike(torch.autograd.Function):
         ctx.recompute = need_saved and not save_mem
         ctx.rule = settings.rule if through_spikes else "none"
         ctx.num_steps, ctx.dtype = current.shape[0], current.dtype
-        both = wanted.syn and neuron.gain is not None
-        ctx.has_gradient = wanted.spikes and carries, wanted.mem, wanted.syn, both, exact
+        # A compiled graph has no second derivatives, and passes zeros for unused outputs.
+        traced = torch.compiler.is_compiling()
+        has_mem, has_syn = (wanted.mem, wanted.syn) if traced else (computed.mem, computed.syn)
+        has_inh = has_syn and neuron.gain is not None
+        has_crossing = exact and not traced
+        ctx.has_gradient = (
+            *(wanted.spikes and carries, has_mem, has_syn, has_inh, exact, False, has_crossing),
+        )
         empty = functools.partial(out.spikes.new_empty, 0)
         return (
             out.spikes,
-            out.mem if wanted.mem else empty(),
-            out.syn if wanted.syn else empty(),
-            out.inh if both else empty(),
+            out.mem if has_mem else empty(),
+            out.syn if has_syn else empty(),
+            out.inh if has_inh else empty(),
             times,
             out.final,
+            out.crossing if has_crossing else empty(),
         )
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         settings: Settings = ctx.settings
         # A compiled graph passes zeros for outputs that do not exist.
-        grad_spikes, grad_mem, grad_syn, grad_inh, grad_times = (
-            grad if has else None for grad, has in zip(grads, ctx.has_gradient, strict=False)
+        grad_spikes, grad_mem, grad_syn, grad_inh, grad_times, _, grad_crossing = (
+            grad if has else None for grad, has in zip(grads, ctx.has_gradient, strict=True)
         )
         saved, syn, inh, times, crossing, *tensors = ctx.saved_tensors
         neuron = take(Neuron, iter((*tensors, settings.clamp, settings.reset)))
@@ -253,10 +264,7 @@ class SingleSpike(torch.autograd.Function):
         needs = dict(zip(INPUTS, ctx.needs_input_grad[1:], strict=True))
         need_factor = needs.pop("graded_spikes_factor")
         neurons = len(times)
-
-        at_spike = None  # gradient to the height of a spike
-        if need_factor and grad_spikes is not None:
-            at_spike = at_steps(grad_spikes, times).to(factor.dtype)
+        grad_heights = grad_spikes if need_factor else None
         grad_at = grad_before = direct_threshold = None
         if crossing is not None:
             rise = None
@@ -266,44 +274,86 @@ class SingleSpike(torch.autograd.Function):
             grad_at, grad_before, direct_threshold = through_crossing(
                 rise, grad_times, times, crossing, neuron.threshold
             )
+            if grad_crossing is not None:
+                before, at = grad_crossing.unbind(0)
+                grad_at = at if grad_at is None else grad_at + at
+                grad_before = before if grad_before is None else grad_before + before
         if crossing is not None or settings.surrogate is None:
             grad_spikes = None
         needs["feedback"] = feedback is not None and (needs["feedback"] or need_factor)
+        gradients = OutputGradients(grad_spikes, grad_mem, grad_syn, grad_inh, grad_at, grad_before)
+        states = Saved(saved, ctx.recompute, syn, inh)
         into: dict[str, Tensor] = {}
-        if any(needs.values()):
-            into = neuron_backward(
-                Saved(saved, ctx.recompute, syn, inh),
-                neuron,
-                times,
-                OutputGradients(
-                    _contiguous_rows(grad_spikes),
-                    _contiguous_rows(grad_mem),
-                    _contiguous_rows(grad_syn),
-                    _contiguous_rows(grad_inh),
-                    grad_at,
-                    grad_before,
-                ),
-                ctx.num_steps,
-                ctx.dtype,
-                ctx.rule,
-                settings.surrogate,
-                needs,
-                settings.backend,
+        if is_recorded():
+            into = _recorded_backward(
+                ctx, states, neuron, times, crossing, gradients, grad_heights, needs, need_factor
             )
+        else:
+            if any(needs.values()):
+                into = neuron_backward(
+                    states,
+                    neuron,
+                    times,
+                    _as_backends_read(gradients),
+                    ctx.num_steps,
+                    ctx.dtype,
+                    ctx.rule,
+                    settings.surrogate,
+                    needs,
+                    settings.backend,
+                )
+            at_spike = None  # gradient to the height of a spike
+            if grad_heights is not None:
+                at_spike = at_steps(grad_heights, times).to(factor.dtype)
+            if "feedback" in into:
+                # The fed-back current is feedback * factor.
+                fed_back = into["feedback"]
+                assert feedback is not None
+                into["feedback"] = fed_back * per_neuron(factor, neurons)
+                from_feedback = fed_back * per_neuron(feedback, neurons)
+                at_spike = from_feedback if at_spike is None else at_spike + from_feedback
+            if need_factor and at_spike is not None:
+                into["graded_spikes_factor"] = at_spike
         if "threshold" in into and direct_threshold is not None:
             into["threshold"] = into["threshold"] + direct_threshold
-        if "feedback" in into:
-            # The fed-back current is feedback * factor.
-            fed_back = into["feedback"]
-            assert feedback is not None
-            into["feedback"] = fed_back * per_neuron(factor, neurons)
-            from_feedback = fed_back * per_neuron(feedback, neurons)
-            at_spike = from_feedback if at_spike is None else at_spike + from_feedback
-        if need_factor and at_spike is not None:
-            into["graded_spikes_factor"] = at_spike
         summed = {
             name: sum_to_parameter(into[name], getattr(neuron, name))
             for name in PARAMETERS
             if name in into
         }
         return None, *((into | summed).get(name) for name in INPUTS)
+
+
+def _recorded_backward(
+    ctx: Any,
+    saved: Saved,
+    neuron: Neuron,
+    times: Tensor,
+    crossing: Tensor | None,
+    grads: OutputGradients,
+    grad_heights: Tensor | None,
+    needs: dict[str, bool],
+    need_factor: bool,
+) -> dict[str, Tensor]:
+    """The gradients of :meth:`SingleSpike.backward` in operations that autograd records."""
+    settings: Settings = ctx.settings
+    refuse_batched("neurons with create_graph=True", "", *grads)
+    mem = saved.saved
+    if mem is not None and saved.recompute:
+        only_mem = settings._replace(wanted=Wanted(spikes=False), recompute=False, track=True)
+        mem = SingleSpike.apply(only_mem, mem, *neuron.tensors().values())[1]
+    how = (ctx.rule, settings.surrogate)
+    wanted = [name for name, need in needs.items() if need]
+    into, after = differentiable.neuron_backward(
+        ctx.num_steps, mem, saved.syn, saved.inh, neuron, times, grads, *how, wanted
+    )
+    into = {name: into[name] for name in wanted}
+    if "current" in into:
+        into["current"] = into["current"].to(ctx.dtype)
+    if need_factor or "feedback" in into:
+        units = unit_spikes(ctx.num_steps, mem, neuron, times, *how)
+        into |= through_height(units, after, grad_heights, neuron)
+    if settings.spikes_move_times and crossing is not None and grad_heights is not None:
+        moved = moved_height(grad_heights, times, crossing, neuron.threshold)
+        into["graded_spikes_factor"] = into["graded_spikes_factor"] + moved
+    return into

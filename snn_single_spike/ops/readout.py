@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import backends
 from ..backends._types import Neuron, OutputGradients, ReadoutOutputs, Saved, state_dtype
+from ..backends.torch import differentiable
 from ._library import New, allocate_fake, given_of, register
 from .neuron import neuron_backward, sum_to_parameter
+from .second_order import is_recorded, refuse_batched, refuse_recorded
 
 
 def _readout(
@@ -42,6 +43,10 @@ register(
 )
 
 
+_REDUCED = {"sum": ".sum(0)", "max": ".amax(0)", "last": "[-1]"}
+"""The reductions in torch, of a membrane (T, B, ...)."""
+
+
 class LeakyReadout(torch.autograd.Function):
     """Sum, maximum or last value over time of a membrane that never fires."""
 
@@ -67,10 +72,15 @@ class LeakyReadout(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         beta, sensitivity, step = ctx.saved_tensors
         need_current, need_beta, need_mem, *_ = ctx.needs_input_grad
+        if need_beta:
+            refuse_recorded(
+                f"leaky_readout (LeakyReadout) with a learned beta of shape {tuple(beta.shape)}",
+                "Compute the membrane at every step, and reduce it: "
+                f"LeakyReadout(beta, learn_beta=True, reduction=None)(x){_REDUCED[ctx.reduction]}.",
+            )
         grad_beta = sum_to_parameter(sensitivity * grad, beta) if need_beta else None
         into: dict[str, Tensor] = {}
         if need_current or need_mem:
@@ -80,16 +90,22 @@ class LeakyReadout(torch.autograd.Function):
                 grads = OutputGradients(grad_mem=at[None])
             else:
                 grads = OutputGradients(grad_at=at, grad_before=torch.zeros_like(at))
-            into = neuron_backward(
-                Saved(),
-                Neuron(beta, threshold=beta, graded_spikes_factor=beta),  # it never fires
-                step,
-                grads,
-                ctx.num_steps,
-                ctx.dtype,
-                "none",
-                None,
-                {"current": need_current, "mem_0": need_mem},
-                ctx.backend,
-            )
-        return into.get("current"), grad_beta, into.get("mem_0"), None, None, None
+            neuron = Neuron(beta, threshold=beta, graded_spikes_factor=beta)  # it never fires
+            needs = {"current": need_current, "mem_0": need_mem}
+            if is_recorded():
+                refuse_batched("leaky_readout with create_graph=True", "", grad)
+                into, _ = differentiable.neuron_backward(
+                    ctx.num_steps, None, None, None, neuron, step, grads, "none", None, needs
+                )
+                into = {"current": into["current"].to(ctx.dtype), "mem_0": into["mem_0"]}
+            else:
+                into = neuron_backward(
+                    *(Saved(), neuron, step, grads, ctx.num_steps, ctx.dtype, "none", None, needs),
+                    backend=ctx.backend,
+                )
+        return (
+            into.get("current"),
+            grad_beta,
+            into.get("mem_0") if need_mem else None,
+            *(None, None, None),
+        )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends._compiling import is_traced
 from ..backends._types import GRADIENT_RULES, REDUCTIONS, RESETS, state_dtype
 
 __all__ = ["GRADIENT_RULES", "REDUCTIONS", "RESETS"]
@@ -18,6 +19,23 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 class NaNError(ValueError):
     """A parameter contains NaN. If training caused the NaN, the learning rate is too high."""
+
+
+def check_transforms() -> None:
+    """Reject transforms of torch that cannot pass through registered kernels."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "Single-spike layers do not support the transforms of torch.func (grad, vmap, jacrev, "
+            "...): use torch.autograd.grad or torch.autograd.functional, and a batch dimension in "
+            "place of vmap"
+        )
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            "Single-spike layers do not support torch.jit.trace, which cannot save their kernels: "
+            "use torch.export.export(model, (x,)), or torch.compile(model)"
+        )
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
@@ -31,6 +49,7 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
 
 def check_current(current: object, name: str = "current") -> Tensor:
     """A floating-point (T, B, *features) tensor with T >= 1."""
+    check_transforms()
     if not isinstance(current, Tensor):
         fix = f"use torch.as_tensor({name})"
         if isinstance(current, tuple):
@@ -73,6 +92,8 @@ def check_device(name: str, value: Tensor, device: torch.device, of: str = "inpu
 
 
 def check_not_nan(name: str, value: Tensor | float) -> None:
+    if is_traced():
+        return
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()  # ten times as fast as a check by torch
     try:
@@ -108,7 +129,7 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
             f"the two, with {name}.to({current.dtype}) or module.to(...)"
         )
     # On a GPU the check would wait for the device, so NaN propagates there.
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+    if value.device.type == "cpu" and not is_traced():
         check_not_nan(name, value)
     features = current.shape[2:]
     if value.numel() == 1:
@@ -159,6 +180,7 @@ def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | No
 
 def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Check that weights (out, in) and bias (out,) fit spikes with one feature dimension."""
+    check_transforms()
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but (out, in) is expected")
     if not weight.is_floating_point():
@@ -221,7 +243,7 @@ def check_targets(targets: Tensor, scores: Tensor) -> Tensor:
             "dimension, after time): pass targets of the same batch, or put time first"
         )
     check_device("targets", targets, scores.device, "recording")
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+    if targets.device.type == "cpu" and not is_traced():
         wrong = targets[(targets < 0) | (targets >= classes)]
         if wrong.numel():
             raise ValueError(

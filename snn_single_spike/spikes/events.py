@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..backends._compiling import is_traced
 from ..backends._events import Events, offsets_of
 from ._base import (
     Spikes,
@@ -83,7 +84,7 @@ class SpikeEvents(Spikes):
             )
         self.folded = False
         self.dtype = dtype or (torch.float32 if values is None else values.dtype)
-        if times.device.type == "cpu":
+        if times.device.type == "cpu" and not is_traced():
             _check_events(offsets, times, units, num_steps, self.features.numel())
         self._events = Events(
             offsets.to(torch.int64).contiguous(),
@@ -177,6 +178,24 @@ class SpikeEvents(Spikes):
         """
         spikes = self._events.to_dense(self.num_steps, self.features.numel(), self.dtype)
         return self._leading(spikes.unflatten(2, self.features))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The dense spikes of one step after the other, `(B, *features)` each."""
+        if self.folded or torch.compiler.is_compiling():
+            return iter(self.materialize("__iter__"))
+        return self._steps()
+
+    def _steps(self) -> Iterator[Tensor]:
+        events = self._events.trimmed()
+        order = torch.argsort(events.times, stable=True)
+        per_step = torch.bincount(events.times, minlength=self.num_steps).tolist()
+        index = events.samples() * self.features.numel() + events.units
+        ones = torch.ones((), dtype=self.dtype, device=self.device).expand(len(order))
+        heights = ones if events.values is None else events.values.to(self.dtype)
+        for now in order.split(per_step):
+            step = torch.zeros(self.shape[1:], dtype=self.dtype, device=self.device)
+            step.view(-1).index_add_(0, index[now], heights[now])
+            yield step
 
     def events(self) -> Events:
         """All spikes in the order of their samples and times."""

@@ -86,11 +86,57 @@ class LazyTensor:
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
 
+    def nelement(self) -> int:
+        return self.numel()
+
+    def stride(self, dim: int | None = None) -> Any:
+        """The strides of the dense tensor, which is contiguous."""
+        strides = [1]
+        for size in reversed(self.shape[1:]):
+            strides.append(strides[-1] * max(size, 1))
+        found = tuple(reversed(strides))
+        return found if dim is None else found[dim]
+
+    def is_contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
+        return memory_format is torch.contiguous_format
+
     def is_floating_point(self) -> bool:
         return self.dtype.is_floating_point
 
+    def is_complex(self) -> bool:
+        return False
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def get_device(self) -> int:
+        """The number of the GPU; -1 on the CPU."""
+        return -1 if self.device.type == "cpu" else self.device.index or 0
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def is_meta(self) -> bool:
+        return self.device.type == "meta"
+
+    layout = torch.strided
+    is_sparse = is_sparse_csr = is_mkldnn = is_quantized = is_nested = False
+
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.materialize("__array__").__array__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for names that are not defined here.
@@ -117,6 +163,8 @@ class LazyTensor:
     ) -> Any:
         if function in _DROPOUT and kwargs and not (kwargs["training"] and kwargs["p"]):
             return args[0]
+        if function in _KNOWN and args:
+            return _KNOWN[function](args[0])
         name = getattr(function, "__name__", str(function))
         changed = args[0] if args else None
         if name.endswith("_") and not name.startswith("_") and isinstance(changed, LazyTensor):
@@ -140,6 +188,14 @@ class LazyTensor:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
+
+
+# Functions whose result a lazy tensor has without its dense tensor.
+_KNOWN: dict[Callable[..., Any], Callable[[LazyTensor], Any]] = {
+    torch.is_floating_point: LazyTensor.is_floating_point,
+    torch.is_complex: LazyTensor.is_complex,
+    torch.numel: LazyTensor.numel,
+}
 
 
 def _in_place(x: LazyTensor, change: str, instead: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..backends._compiling import is_traced
 from ..backends._events import Events, offsets_of
 from ..ops.carrier import pooled_carrier
 from ._base import Spikes
@@ -91,7 +92,7 @@ class AveragedSpikes(Spikes):
     def prefer_events(self) -> bool:
         """Whether a linear layer is faster from events than from dense maps."""
         # Events cost time for every spike, dense maps for every unit and step.
-        if torch.compiler.is_compiling():
+        if is_traced():
             return False  # the number of events varies
         if self.device.type != "cpu":
             return True  # not measured; counting would wait for a GPU
@@ -103,6 +104,10 @@ class AveragedSpikes(Spikes):
         if moved is self.spikes:
             return self
         return self._is_like(spikes=moved, device=moved.device)
+
+    def pin_memory(self) -> AveragedSpikes:
+        """The same spikes in pinned memory, without a gradient."""
+        return self._is_like(spikes=self.spikes.pin_memory())
 
     def detach(self) -> AveragedSpikes:
         """The same spikes without a gradient."""
@@ -193,7 +198,7 @@ def _unit_height(height: Tensor | None) -> bool:
     """Whether spikes have the height 1; a compiled layer returns that height as a tensor."""
     if height is None:
         return True
-    readable = height.device.type == "cpu" and not torch.compiler.is_compiling()
+    readable = height.device.type == "cpu" and not is_traced()
     return readable and not height.requires_grad and bool((height == 1).all())
 
 

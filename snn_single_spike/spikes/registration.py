@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn.parallel import distributed as parallel
 from torch.utils import _pytree as pytree
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from ..backends._events import Events
 from .current import LazyCurrent
 from .events import SpikeEvents
+from .lazy import LazyMembrane, LazyTensor
 from .times import SpikeTimes
 
 # Tensors by name, and options by name. torch.export.save writes the options as JSON.
@@ -59,8 +63,15 @@ def _events_of(tensors: dict[str, Any], options: dict[str, Any]) -> SpikeEvents:
     return new
 
 
+def _is_distributed() -> bool:
+    traced = torch.compiler.is_compiling()
+    return not traced and distributed.is_available() and distributed.is_initialized()
+
+
 def _current_state(current: LazyCurrent) -> _State:
     spikes, weight, bias = current.linear()
+    if _is_distributed():
+        weight, bias = _as_edge(weight), None if bias is None else _as_edge(bias)
     return {"spikes": spikes, "weight": weight, "bias": bias}, {"folded": current.folded}
 
 
@@ -68,6 +79,46 @@ def _current_of(tensors: dict[str, Any], options: dict[str, Any]) -> LazyCurrent
     new = object.__new__(LazyCurrent)
     new.__setstate__({**tensors, **options})
     return new
+
+
+def _as_edge(x: Tensor) -> Tensor:
+    """A view of a leaf, with a ``grad_fn``: DistributedDataParallel replaces no leaf of an output.
+
+    It passes all other tensors through a function that starts the reduction of gradients.
+    """
+    return x.view_as(x) if x.requires_grad and x.is_leaf else x
+
+
+def _membrane_state(mem: LazyMembrane) -> _State:
+    return {"mem": mem.to_dense()}, {}
+
+
+def _membrane_of(tensors: dict[str, Any], options: dict[str, Any]) -> Any:
+    return tensors["mem"]
+
+
+def _check_unused_parameters(x: LazyTensor) -> None:
+    """Reject an output in which DistributedDataParallel does not find the parameters in use.
+
+    With ``find_unused_parameters=True`` it follows the graph back from the tensors of an output.
+    It finds no tensors in spike times, and would take every parameter for unused. It flattens the
+    output afterwards.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name != "_post_forward":
+        frame = frame.f_back
+    ddp = None if frame is None else frame.f_locals.get("self")
+    if frame is None or not isinstance(ddp, parallel.DistributedDataParallel):
+        return
+    if ddp.static_graph or not ddp.find_unused_parameters or not x.requires_grad:
+        return
+    output = frame.f_locals.get("output")
+    if not any(tensor.requires_grad for tensor in parallel._find_tensors(output)):
+        raise RuntimeError(
+            f"DistributedDataParallel(find_unused_parameters=True) finds no gradient in "
+            f"{type(x).__name__}, and would take every parameter for unused: pass "
+            "static_graph=True, or return x.to_dense() from the model"
+        )
 
 
 def _register(
@@ -78,6 +129,8 @@ def _register(
     """Register a class as a pytree node. The leaves are its tensors."""
 
     def flatten(x: Any) -> tuple[list[Any], Any]:
+        if _is_distributed():
+            _check_unused_parameters(x)
         tensors, options = state(x)
         return list(tensors.values()), [list(tensors), options]
 
@@ -102,6 +155,7 @@ def _register(
 _register(SpikeTimes, _times_state, _times_of)
 _register(SpikeEvents, _events_state, _events_of)
 _register(LazyCurrent, _current_state, _current_of)
+_register(LazyMembrane, _membrane_state, _membrane_of)
 
 
 def _same(parts: Sequence[Any], name: str) -> Any:

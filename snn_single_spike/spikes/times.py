@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
+from ..backends._compiling import is_traced
 from ..backends._events import Events
 from ..ops.carrier import carrier_of
 from ..ops.linear import sort_spikes
@@ -110,7 +111,7 @@ class SpikeTimes(Spikes):
                 f"times has shape {tuple(times.shape)}, but one time for every neuron of every "
                 "sample is expected, (batch, *features): use times.unsqueeze(0) for one sample"
             )
-        readable = times.device.type == "cpu" and not torch.compiler.is_compiling()
+        readable = times.device.type == "cpu" and not is_traced()
         if readable and times.numel():
             low, high = (int(x) for x in times.aminmax())
             if low < -1 or high >= num_steps:
@@ -221,6 +222,13 @@ class SpikeTimes(Spikes):
             spikes = spikes * self.height
         return self._leading(spikes)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """The dense spikes of one step after the other, `(B, *features)` each."""
+        if self.folded or self.requires_grad or torch.compiler.is_compiling():
+            return iter(self.materialize("__iter__"))
+        fired = ((self.times == step).to(self.dtype) for step in range(self.num_steps))
+        return fired if self.height is None else (step * self.height for step in fired)
+
     @property
     def requires_grad(self) -> bool:
         """Whether a gradient can flow into the spikes or their height."""
@@ -277,7 +285,7 @@ class SpikeTimes(Spikes):
     def events(self) -> Events:
         """All spikes in the order of their samples and times. The result is cached."""
         backend, _ = backends.explain(self.device.type)
-        if torch.compiler.is_compiling():
+        if is_traced():
             return sort_spikes(self.times.flatten(1), self.num_steps, backend)
         if self._events is None:
             self._events = sort_spikes(self.times.flatten(1), self.num_steps, backend)

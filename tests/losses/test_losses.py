@@ -1,5 +1,6 @@
 """Losses against per-element loops, against equal losses of snnTorch, and in training."""
 
+import inspect
 import math
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_mse_temporal_loss_against_a_loop(on, off, tolerance):
                 expected[b, c] = (distance / STEPS) ** 2 * weight[targets[b]]
     results = {"mean": expected.mean(), "sum": expected.sum(), "none": expected}
     for reduction, value in results.items():
-        loss_fn = losses.mse_temporal_loss(False, on, off, tolerance, reduction, weight)
+        loss_fn = losses.mse_temporal_loss(False, on, off, tolerance, False, reduction, weight)
         torch.testing.assert_close(loss_fn(spikes, targets), value)
 
 
@@ -543,3 +544,42 @@ def test_a_number_of_steps_from_numpy():
 def test_options_that_are_no_numbers_or_do_nothing(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+TWINS = [
+    (module, name)
+    for module, theirs in ((losses, SF), (metrics, SF))
+    for name in module.__all__
+    if hasattr(theirs, name)
+]
+# The defaults of snnTorch ask every class for a spike at step 0: see the docstring.
+OTHER_DEFAULTS = {("mse_temporal_loss", "on_target"), ("mse_temporal_loss", "off_target")}
+
+
+@pytest.mark.parametrize(("module", "name"), TWINS, ids=lambda x: x if isinstance(x, str) else "")
+def test_arguments_are_those_of_snntorch(module, name):
+    """In the same order, so that positional arguments mean the same."""
+    ours, theirs = (
+        list(inspect.signature(getattr(place, name)).parameters.values()) for place in (module, SF)
+    )
+    for mine, other in zip(ours, theirs, strict=False):
+        assert (mine.name, mine.kind) == (other.name, other.kind)
+        if (name, mine.name) not in OTHER_DEFAULTS:
+            assert mine.default == other.default, mine.name
+    assert len(ours) >= len(theirs)
+    # Arguments of ours alone leave the positions of snnTorch's as they are.
+    more = ours[len(theirs) :]
+    assert all(x.kind is x.KEYWORD_ONLY or x.default is not x.empty for x in more)
+
+
+def test_the_twins_of_snntorch():
+    assert {name for _, name in TWINS} == {
+        *("accuracy_temporal", "ce_temporal_loss", "mse_temporal_loss"),
+    }
+
+
+def test_several_target_spikes_are_rejected():
+    with pytest.raises(ValueError, match=r"multi_spike=True.*at most once.*snntorch\.functional"):
+        losses.mse_temporal_loss(False, 3, 5, 0, True)
+    assert SF.mse_temporal_loss(False, 3, 5, 0, False).reduction == "mean"
+    assert losses.mse_temporal_loss(False, 3, 5, 0, False).reduction == "mean"

@@ -384,3 +384,22 @@ def test_spikes_of_height_0_from_a_dense_current_are_spikes(rule):
 def test_input_that_does_not_fit_the_layer(spikes, kind, message):
     with pytest.raises(kind, match=message):
         SingleSpikeLinear(4, 6, beta=0.9)(spikes)
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_backward_hook",
+                                      "register_full_backward_pre_hook"])  # fmt: skip
+@pytest.mark.parametrize("layer", [
+    lambda: SingleSpikeLinear(3, 4, beta=0.9),
+    lambda: nn.Sequential(nn.Linear(3, 4), SingleSpikeLeaky(0.9, spike_format="times")),
+])  # fmt: skip
+def test_backward_hooks_of_layers_that_return_spike_times_are_rejected(register, layer):
+    net = layer()
+    hooked = net[1] if isinstance(net, nn.Sequential) else net
+    handle = getattr(hooked, register)(lambda *_: None)
+    spikes = SpikeTimes(torch.tensor([[0, 1, 2]]), num_steps=4)
+    with pytest.raises(RuntimeError, match='no backward hooks.*spike_format="dense"'):
+        net(spikes)
+    with torch.no_grad():
+        net(spikes)
+    handle.remove()
+    net(spikes)

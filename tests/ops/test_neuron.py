@@ -302,14 +302,6 @@ def test_membrane_gradient_is_exact(reset, cpu_backend):
     assert torch.autograd.gradcheck(mem, leaves, eps=1e-7, atol=1e-6)
 
 
-def test_double_backward_is_refused():
-    current = torch.randn(4, 1, 2, requires_grad=True)
-    mem = single_spike_leaky(current, 0.9).mem
-    (grad,) = torch.autograd.grad(mem.square().sum(), current, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def test_learning_slope_surrogate_gets_its_gradient(cpu_backend):
     """A custom surrogate may have parameters."""
     slope = torch.tensor(3.0, requires_grad=True)

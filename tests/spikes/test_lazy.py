@@ -296,3 +296,61 @@ def test_a_current_is_rebuilt_from_placeholders():
     assert type(pytree.tree_unflatten([None] * len(leaves), spec)) is LazyCurrent
     with torch.no_grad():
         assert pytree.tree_unflatten(leaves, spec).requires_grad
+
+
+PROPERTIES = {
+    name: (lambda x, name=name: getattr(x, name))
+    for name in (
+        *("is_cuda", "is_cpu", "is_meta", "is_sparse", "is_sparse_csr", "is_mkldnn"),
+        *("is_quantized", "is_nested", "layout", "itemsize"),
+    )
+} | {
+    "stride": lambda x: x.stride(),
+    "stride of one": lambda x: x.stride(-1),
+    "is_contiguous": lambda x: x.is_contiguous(),
+    "is_complex": lambda x: x.is_complex(),
+    "element_size": lambda x: x.element_size(),
+    "nelement": lambda x: x.nelement(),
+    "get_device": lambda x: x.get_device(),
+    "torch.is_floating_point": torch.is_floating_point,
+    "torch.is_complex": torch.is_complex,
+    "torch.numel": torch.numel,
+}
+
+
+@pytest.mark.parametrize("kind", STANDING_FOR_DENSE)
+def test_properties_need_no_dense_tensor(kind):
+    x = STANDING_FOR_DENSE[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MaterializationWarning)
+        found = {name: of(x) for name, of in PROPERTIES.items()}
+    dense = x.to_dense().contiguous()
+    assert found == {name: of(dense) for name, of in PROPERTIES.items()}
+
+
+@pytest.mark.parametrize("height", [None, torch.tensor([0.5, 1.0, 2.0])])
+def test_iteration_over_input_spikes_makes_one_step_at_a_time(height):
+    times = SpikeTimes(torch.tensor([[0, 3, -1], [1, 1, 3]]), 4, height=height)
+    events = SpikeEvents.from_dense(times.to_dense() + 2 * times.to_dense().flip(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MaterializationWarning)
+        for spikes in (times, events):
+            steps = list(spikes)
+            assert torch.equal(torch.stack(steps), spikes.to_dense())
+            assert steps[0].dtype == spikes.dtype
+    folded = list(times.fold())
+    assert torch.equal(torch.stack(folded), times.to_dense().flatten(0, 1))
+
+
+def test_iteration_keeps_a_gradient():
+    dense = torch.zeros(3, 1, 2).index_put((torch.tensor([1]),), torch.ones(())).requires_grad_()
+    with pytest.warns(MaterializationWarning, match="__iter__"):
+        first, *_ = SpikeTimes.from_dense(dense)
+    first.sum().backward()
+    assert torch.equal(dense.grad[0], torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("num_steps", [1, 40])
+def test_events_of_no_spikes_iterate(num_steps):
+    silent = SpikeEvents.from_dense(torch.zeros(num_steps, 2, 3))
+    assert torch.equal(torch.stack(list(silent)), torch.zeros(num_steps, 2, 3))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .._types import InputGradients, Neuron
+from .._types import InputGradients, Neuron, OutputGradients
 
 
 def gate(g: Tensor, first: Tensor, step: Tensor, rule: str, out: Tensor) -> None:
@@ -25,6 +26,19 @@ def gate(g: Tensor, first: Tensor, step: Tensor, rule: str, out: Tensor) -> None
     for row in reversed(out.unbind(0)):
         tail.add_(row)
         row.copy_(ramp.add_(tail))
+
+
+def add_direct_gradients(lam: Tensor, first: Tensor, block: slice, grads: OutputGradients) -> None:
+    """Add the gradients to V at every step, and at the steps around the spike."""
+    num_steps = lam.shape[0]
+    if grads.grad_mem is not None:
+        lam += grads.grad_mem[:, block]
+    if grads.grad_at is not None:
+        assert grads.grad_before is not None
+        for gradient, index in ((grads.grad_at, first), (grads.grad_before, first - 1)):
+            real = (index >= 0) & (index < num_steps)
+            source = gradient[block].masked_fill(~real, 0.0)[None]
+            lam.scatter_add_(0, index.clamp(0, num_steps - 1)[None], source)
 
 
 def scan_leaky(
@@ -72,7 +86,7 @@ class Rows:
 
 
 class Scan:
-    """The reverse scan of any neuron.
+    """The reverse scan of any neuron, in operations that autograd can differentiate.
 
     ``after`` is the adjoint of the membrane one step later. ``lam_s`` and ``lam_i`` are the
     adjoints of the synaptic currents. With feedback, the gradient through the spikes depends on the
@@ -80,28 +94,25 @@ class Scan:
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        part: Neuron,
-        first: Tensor,
-        d_theta: Tensor,
-        rule: str,
-        into: InputGradients,
+        self, rows: Rows, part: Neuron, first: Tensor, rule: str, needs: Container[str]
     ) -> None:
-        self.rows, self.part, self.first, self.rule = rows, part, first, rule
-        self.d_theta, self.into = d_theta, into
-        zeros = torch.zeros_like(d_theta)
+        self.rows, self.part, self.first, self.rule, self.needs = rows, part, first, rule, needs
+        zeros = torch.zeros_like(first, dtype=rows.mem.dtype)
         self.after, self.lam_s, self.lam_i = zeros, zeros, zeros
         self.tail, self.ramp = zeros, zeros
-        self.d_beta, self.d_alpha, self.d_gain, self.d_feedback = zeros, zeros, zeros, zeros
+        self.d_theta, self.d_beta, self.d_alpha, self.d_gain = zeros, zeros, zeros, zeros
+        self.d_feedback = zeros
 
-    def run(self, lam: Tensor) -> None:
-        """Overwrite ``lam`` (T, n), the direct gradient to V, with the gradient to the current."""
-        for k in range(lam.shape[0] - 1, -1, -1):
-            entering = self._adjoint_membrane(k, lam[k].clone())
-            lam[k] = entering if self.part.alpha is None else self._adjoint_synaptic(k, entering)
+    def run(self, direct: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield k = T-1 ... 0 and the adjoints of the membrane and the input current at step k.
+
+        ``direct`` (T, n) is the direct gradient to V. The caller may overwrite row k of it.
+        """
+        for k in range(direct.shape[0] - 1, -1, -1):
+            entering = self._adjoint_membrane(k, direct[k].clone())
+            current = entering if self.part.alpha is None else self._adjoint_synaptic(k, entering)
+            yield k, entering, current
             self.after = entering
-        self._finish()
 
     def _through_spikes(self, k: int) -> Tensor | None:
         """The gradient that reaches V[k] through the spikes and their feedback, by the rule."""
@@ -124,18 +135,22 @@ class Scan:
         part, after, first = self.part, self.after, self.first
         through = self._through_spikes(k)
         if through is not None:
-            self.d_theta -= through
-            entering += through
+            self.d_theta = self.d_theta - through
+            entering = entering + through
         if part.feedback is not None:
             self.d_feedback = torch.where(first == k, after, self.d_feedback)
         if part.gain is None:  # the membrane of Alpha does not depend on the step before
             if part.reset == "subtract":
-                self.d_theta -= after.masked_fill(first != k, 0.0)
-            if "beta" in self.into:
-                self.d_beta = self.d_beta + after * self.rows.mem[k]
-            entering += part.beta * after
+                self.d_theta = self.d_theta - after.masked_fill(first != k, 0.0)
+            carried = after.masked_fill(first == k, 0.0) if part.reset == "zero_before" else after
+            if "beta" in self.needs:
+                product = carried * self.rows.mem[k]
+                if part.reset == "zero_before":
+                    product = product.masked_fill(first == k, 0.0)
+                self.d_beta = self.d_beta + product
+            entering = entering + part.beta * carried
         if part.reset == "zero_after":
-            entering.masked_fill_(first == k - 1, 0.0)
+            entering = entering.masked_fill(first == k - 1, 0.0)
         return entering
 
     def _adjoint_synaptic(self, k: int, entering: Tensor) -> Tensor:
@@ -167,7 +182,7 @@ class Scan:
         reset_next, reset_now = self.first == k, self.first == k - 1
         if part.reset == "subtract":
             lam_i = torch.where(reset_next, lam_i + self.after, lam_i)
-            self.d_theta -= lam_s.masked_fill(~reset_now, 0.0)
+            self.d_theta = self.d_theta - lam_s.masked_fill(~reset_now, 0.0)
             lam_i = lam_i.masked_fill(reset_now, 0.0)
         lam_s = lam_s + part.gain * entering
         lam_i = lam_i + part.gain * entering
@@ -176,13 +191,13 @@ class Scan:
         self.lam_s, self.lam_i = lam_s, lam_i
         return lam_s - lam_i
 
-    def _finish(self) -> None:
-        """Write the gradients to parameters and to the states before the first step."""
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients to parameters and to initial states, after :meth:`run`."""
         part, after = self.part, self.after
         assert part.mem_0 is not None
         assert part.syn_0 is not None
         assert part.inh_0 is not None
-        found = {"feedback": self.d_feedback}
+        found = {"threshold": self.d_theta, "feedback": self.d_feedback}
         if part.gain is None:
             found |= {"beta": self.d_beta + after * part.mem_0, "mem_0": part.beta * after}
         else:
@@ -194,5 +209,4 @@ class Scan:
             if part.gain is not None:
                 both = part.alpha * part.syn_0 + part.beta * part.inh_0
                 found |= {"gain": self.d_gain + after * both}
-        for name in found.keys() & self.into.keys():
-            self.into[name].copy_(found[name])
+        return found

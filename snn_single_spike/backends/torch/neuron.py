@@ -20,7 +20,7 @@ from .._types import (
     state_dtype,
 )
 from ._blocks import cut, per_neuron, split_blocks, spread, workspace
-from ._scan import Rows, Scan, gate, scan_leaky
+from ._scan import Rows, Scan, add_direct_gradients, gate, scan_leaky
 from .surrogate import surrogate_slope
 
 
@@ -166,7 +166,7 @@ def neuron_backward(
             d_theta -= lam.sum(0)
         else:
             lam.zero_()
-        _add_direct_gradients(lam, first, block, grads)
+        add_direct_gradients(lam, first, block, grads)
         into = {name: x[:, block] if name == "current" else x[block] for name, x in out.items()}
         if of_leaky:
             scan_leaky(lam, mem, part, first, d_theta, into)
@@ -179,7 +179,13 @@ def neuron_backward(
                 )
             )
             rows = Rows(mem, slope if through else None, syn, inh, g, q, r)
-            Scan(rows, part, first, d_theta, rule, into).run(lam)
+            scan = Scan(rows, part, first, rule, into)
+            for k, _, to_current in scan.run(lam):
+                lam[k] = to_current
+            found = scan.gradients()
+            d_theta += found["threshold"]
+            for name in (into.keys() & found.keys()) - {"threshold"}:
+                into[name].copy_(found[name])
         if "threshold" in into:
             into["threshold"].copy_(d_theta)
         if "current" in into and dtype != state:
@@ -188,16 +194,3 @@ def neuron_backward(
         decay, clipped = getattr(raw, name), getattr(neuron, name)
         if name in out:  # no gradient if the clamp is active
             out[name].masked_fill_(clipped != per_neuron(decay, neurons), 0.0)
-
-
-def _add_direct_gradients(lam: Tensor, first: Tensor, block: slice, grads: OutputGradients) -> None:
-    """Add the gradients to V at every step, and at the steps around the spike."""
-    num_steps = lam.shape[0]
-    if grads.grad_mem is not None:
-        lam += grads.grad_mem[:, block]
-    if grads.grad_at is not None:
-        assert grads.grad_before is not None
-        for gradient, index in ((grads.grad_at, first), (grads.grad_before, first - 1)):
-            real = (index >= 0) & (index < num_steps)
-            source = gradient[block].masked_fill(~real, 0.0)[None]
-            lam.scatter_add_(0, index.clamp(0, num_steps - 1)[None], source)

@@ -11,25 +11,32 @@ from .._surrogate import Surrogate
 
 
 def surrogate_slope(u: Tensor, surrogate: Surrogate) -> Tensor:
-    """s'(u), u = V - theta; overwrites ``u``."""
+    """s'(u), u = V - theta. Overwrites ``u``, unless autograd records operations on it."""
     name, a, b = surrogate
+    out = None if u.requires_grad else u
     if name == "atan":
-        return u.mul_(math.pi / 2 * a).square_().add_(1.0).reciprocal_().mul_(a / 2)
+        x = torch.square(torch.mul(u, math.pi / 2 * a, out=out), out=out)
+        x = torch.reciprocal(torch.add(x, 1.0, out=out), out=out)
+        return torch.mul(x, a / 2, out=out)
     if name == "fast_sigmoid":
-        return u.abs_().mul_(a).add_(1.0).square_().reciprocal_()
+        x = torch.mul(torch.abs(u, out=out), a, out=out)
+        x = torch.square(torch.add(x, 1.0, out=out), out=out)
+        return torch.reciprocal(x, out=out)
     if name == "sigmoid":
-        e = u.mul_(a).abs_().neg_().exp_()  # cannot overflow; snnTorch's form gives inf/inf
-        return a * e / (1.0 + e).square_()
+        x = torch.abs(torch.mul(u, a, out=out), out=out)
+        e = torch.exp(torch.neg(x, out=out), out=out)  # snnTorch's form gives inf/inf
+        return a * e / (1.0 + e).square()
     if name == "straight_through_estimator":
         return torch.ones_like(u)
     if name == "triangular":
         return torch.where(u < 0, u.new_tensor(a), u.new_tensor(-a))
     if name == "heaviside":
-        return (u > 0).to(u.dtype)
+        # The derivative of snnTorch's Heaviside is its output, which has a derivative again.
+        return surrogate(u).to(u.dtype)
     if name == "spike_rate_escape":
-        return b * torch.exp(-a * (u - 1.0).abs_())
+        return b * torch.exp(-a * (u - 1.0).abs())
     if name == "SFS":
-        return (u > b) / (a * u.abs() + 1.0).square_()
+        return (u > b) / (a * u.abs() + 1.0).square()
     if name == "LSO":
         return torch.where(u > 0, u.new_tensor(1.0), u.new_tensor(a))
     raise AssertionError(f"no derivative for surrogate {name!r}")
