@@ -21,16 +21,13 @@ from .neuron import Wanted
 _operators = torch.ops.snn_single_spike
 
 
-def _spread(parameter: Tensor | None, like: Tensor) -> Tensor | None:
-    """A parameter (P,) of all neurons (M,); None stays None."""
-    if parameter is None:
-        return None
-    copies = like.shape[0] // parameter.shape[0]
-    return parameter.to(like.dtype).repeat(copies)
+def _spread(parameter: Tensor, like: Tensor) -> Tensor:
+    """A parameter (P,) of all neurons (M,)."""
+    return parameter.to(like.dtype).repeat(like.shape[0] // parameter.shape[0])
 
 
 @register_decomposition(_operators.neuron_forward.default)
-def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def neuron_forward(current: Tensor, *rest: Any) -> ForwardOutputs:
     """See :func:`snn_single_spike.backends.torch.neuron.neuron_forward`."""
     arguments = iter(rest)
     neuron, wanted = take(Neuron, arguments), take(Wanted, arguments)
@@ -40,7 +37,8 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     beta, theta = _spread(decay, zeros), _spread(neuron.threshold, zeros)
     factor = _spread(neuron.graded_spikes_factor, zeros)
     alpha = None if neuron.alpha is None else _spread(neuron.alpha.clamp(0.0, 1.0), zeros)
-    gain, feedback = _spread(neuron.gain, zeros), _spread(neuron.feedback, zeros)
+    gain = None if neuron.gain is None else _spread(neuron.gain, zeros)
+    feedback = None if neuron.feedback is None else _spread(neuron.feedback, zeros)
     v = zeros if neuron.mem_0 is None else neuron.mem_0
     s = zeros if neuron.syn_0 is None else neuron.syn_0
     i = zeros if neuron.inh_0 is None else neuron.inh_0
@@ -78,21 +76,24 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     spiked = torch.stack(spikes)
     times = torch.where(done, spiked.to(torch.int64).argmax(0), -1)
     empty = current.new_empty(0)
-    whole = {
-        name: torch.stack(rows[name]).to(current.dtype) if wanted_ else empty
-        for name, wanted_ in (
-            ("mem", wanted.mem),
-            ("syn", wanted.syn and alpha is not None),
-            ("inh", wanted.syn and gain is not None),
-        )
-    }
+
+    def whole(name: str, is_wanted: bool) -> Tensor:
+        return torch.stack(rows[name]).to(current.dtype) if is_wanted else empty
+
     crossing = zeros.new_empty(0)
     if wanted.crossing:
         pair = (rows["before"], rows["mem"])
         crossing = torch.stack([torch.where(spiked, torch.stack(x), 0.0).sum(0) for x in pair])
-    final = torch.stack([v, s, i][: neuron.num_states]).to(current.dtype) if wanted.final else empty
-    heights = torch.where(spiked, factor, 0.0).to(current.dtype) if wanted.spikes else empty
-    return ForwardOutputs(heights, *whole.values(), crossing, final, times)
+    final = torch.stack([v, s, i][: neuron.num_states])
+    return ForwardOutputs(
+        spikes=torch.where(spiked, factor, 0.0).to(current.dtype) if wanted.spikes else empty,
+        mem=whole("mem", wanted.mem),
+        syn=whole("syn", wanted.syn and alpha is not None),
+        inh=whole("inh", wanted.syn and gain is not None),
+        crossing=crossing,
+        final=final.to(current.dtype) if wanted.final else empty,
+        times=times,
+    )
 
 
 @register_decomposition(_operators.readout.default)
@@ -104,7 +105,7 @@ def leaky_readout(
     sensitivity: bool,
     step: bool,
     backend: str,
-) -> tuple[Tensor, ...]:
+) -> ReadoutOutputs:
     """See :func:`snn_single_spike.backends.torch.readout.readout`; without a backward pass."""
     dtype = state_dtype(current.dtype)
     zeros = torch.zeros_like(current[0], dtype=dtype)
