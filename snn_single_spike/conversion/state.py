@@ -46,7 +46,7 @@ _INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 _SIMPLE = {int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size}
 _SEQUENCES = {list, tuple, set, frozenset, collections.deque}
-_LONGEST = 128  # elements of a container that are compared
+_LONGEST = 64  # elements of a container that are compared, at either end
 _DEPTH = 4
 _MARK = "_single_spike_state_of"
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
@@ -464,7 +464,9 @@ def _names(function: Any) -> frozenset[str]:
 
 
 def _ends(values: Any) -> Any:
+    """The first and the last elements of a long container."""
     if len(values) <= 2 * _LONGEST:
         return values
-    values = list(values)
-    return values[:_LONGEST] + values[-_LONGEST:]
+    if not isinstance(values, (list, tuple)):
+        values = list(values)
+    return [*values[:_LONGEST], *values[-_LONGEST:]]
