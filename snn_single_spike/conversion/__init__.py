@@ -1,11 +1,15 @@
 """Converts snnTorch models, as they are written, to whole sequences at once.
 
 - :mod:`~snn_single_spike.conversion.api`: :func:`convert` and :func:`revert`
-- :mod:`~snn_single_spike.conversion.folded`: runs a converted model
+- :mod:`~snn_single_spike.conversion.folded`: the classes of converted neurons and models
+- :mod:`~snn_single_spike.conversion.call`: one call of a converted model
+- :mod:`~snn_single_spike.conversion.chance`: random numbers, drawn at every step
+- :mod:`~snn_single_spike.conversion.state`: rejects state that a model keeps between steps
 - :mod:`~snn_single_spike.conversion.checks`: rejects unsupported layers, warns about differences
-- :mod:`~snn_single_spike.conversion.source`: finds loops in the source of a class
+- :mod:`~snn_single_spike.conversion.dataflow`, :mod:`~snn_single_spike.conversion.source`: read the
+  source of the user's classes
 
-Imports run in this order: api, folded, checks, source.
+Imports run in this order.
 """
 
 from .api import ConversionError, convert, revert

@@ -14,13 +14,15 @@ from ..functional import DEFAULT_GRADIENT
 from ..modules._base import STATES, check_options
 from ..modules.leaky import SPIKE_FORMATS
 from ..ops.validation import check_choice
+from .call import Time
 from .checks import (
     ConversionError,
     convertible_kind,
     reject_unsupported_layers,
     warn_about_differences,
 )
-from .folded import FOLDED, Converted, Folded, FoldedLeaky, Time, make_converted, original_class
+from .folded import FOLDED, Converted, Folded, FoldedLeaky, make_converted, original_class
+from .state import computed_by_torch, membranes, reject_state
 
 __all__ = ["ConversionError", "convert", "revert"]
 
@@ -33,6 +35,7 @@ def convert(
     gradient: str = DEFAULT_GRADIENT,
     backend: str = "auto",
     spike_format: str = "dense",
+    time_dim: int = 0,
 ) -> nn.Module:
     """
     Convert a snnTorch model of one time step a call to a model of whole sequences.
@@ -100,6 +103,11 @@ def convert(
         :class:`snn_single_spike.SpikeEvents` as input. Defaults to `"dense"`
     :type spike_format: str, optional
 
+    :param time_dim: dimension of time in input and output tensors: 0 for `(time, batch, ...)`,
+        1 for `(batch, time, ...)`. Spike times and other lazy tensors always have
+        `(time, batch, ...)`. Defaults to 0
+    :type time_dim: int, optional
+
     :return: model with inputs and outputs of shape `(time, batch, ...)`
     :rtype: torch.nn.Module
 
@@ -113,7 +121,12 @@ def convert(
         raise ValueError(f"num_steps={num_steps!r} must be a positive integer or None")
     check_options("Leaky", gradient, backend, {})
     check_choice("spike_format", spike_format, SPIKE_FORMATS)
+    if time_dim not in (0, 1):
+        raise ValueError(
+            f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
+        )
     reject_unsupported_layers(model)
+    reject_state(model)
     warn_about_differences(model)
     new, time = _copy(model, share_parameters), Time()
     neurons = [
@@ -122,7 +135,7 @@ def convert(
         if (kind := convertible_kind(neuron))
     ]
     _check_neurons(neurons, spike_format)
-    make_converted(new, time, num_steps)
+    make_converted(new, time, num_steps, time_dim)
     return new
 
 
@@ -235,14 +248,18 @@ def _computed_tensors(model: nn.Module) -> dict[int, Any]:
     """Replacements, by id, for tensors with a graph: deepcopy does not support them."""
     memo: dict[int, Any] = {}
     for module in model.modules():
+        kept = membranes(module)
         for name, value in (*vars(module).items(), *module._buffers.items()):
+            if isinstance(value, Tensor) and name in kept:  # of an earlier forward pass
+                memo[id(value)] = value.new_zeros(0)
+                continue
             if not isinstance(value, Tensor) or value.is_leaf:
                 continue
-            if name in STATES:  # of an earlier forward pass
+            if name in STATES:
                 memo[id(value)] = value.new_zeros(0)
                 continue
             memo[id(value)] = value.detach().clone()
-            if name not in module._buffers:
+            if name not in module._buffers and name not in computed_by_torch(module):
                 warnings.warn(
                     f"{name!r} of {type(module).__name__} was computed, in an earlier forward or "
                     "from parameters: the new model has its value, not its gradient. Compute it "

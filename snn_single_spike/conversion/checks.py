@@ -76,6 +76,7 @@ def overridden_parts(neuron: nn.Module, kind: type) -> list[str]:
 def reject_unsupported_layers(model: nn.Module) -> None:
     """Raise ConversionError for the first layer that cannot run over a whole sequence."""
     for path, module in model.named_modules():
+        _reject_compiled(path, module)
         _reject_hidden_neurons(path, module)
         _reject_layers_over_time(path, module)
         _reject_whole_sequence_layers(path, module)
@@ -83,6 +84,22 @@ def reject_unsupported_layers(model: nn.Module) -> None:
             _reject_neuron(path, module)
         elif type(module).forward is not nn.Sequential.forward:
             _reject_loops(path, module)
+
+
+def _reject_compiled(path: str, module: nn.Module) -> None:
+    inside = getattr(module, "_orig_mod", None)  # of torch.compile
+    if inside is not None and any(isinstance(x, SpikingNeuron) for x in inside.modules()):
+        where = f"layer {path!r}" if path else "the model"
+        raise ConversionError(
+            f"{where} is compiled by torch.compile, with its neurons. Convert first, and compile "
+            "the converted model: torch.compile(convert(net)). The module in a compiled one is "
+            "compiled._orig_mod"
+        )
+    if not path and "forward" in vars(module):
+        raise ConversionError(
+            "the model has its own `forward` as an attribute of the instance, which a converted "
+            "model would not call. Define forward in the class"
+        )
 
 
 def _reject_hidden_neurons(path: str, module: nn.Module) -> None:
@@ -195,7 +212,7 @@ def shape_advice(num_steps: int, batch: int, static_input: bool) -> str:
     """Likely causes of a wrong shape inside a converted model, and their fixes."""
     called = (
         "the model was called step by step, or with an input that is the same at every step "
-        "(convert it with num_steps=)"
+        "(convert it with num_steps=), or with the batch first (convert it with time_dim=1)"
     )
     mixed = ""
     if static_input:

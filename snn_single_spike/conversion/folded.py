@@ -11,15 +11,10 @@ support SpikeTimes receive them unchanged.
 from __future__ import annotations
 
 import functools
-import re
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import snntorch as snn
 import torch
-from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from ..modules._base import SingleSpikeNeuron
@@ -29,7 +24,9 @@ from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
 from ..spikes.lazy import LazyTensor
-from .checks import BATCH_NORM, ConversionError, reused_neuron, shape_advice
+from .call import Conversion, Time, run_converted
+from .checks import ConversionError, reused_neuron
+from .state import is_own_state, mark_own_state
 
 __all__ = [
     "DROPOUT",
@@ -37,7 +34,6 @@ __all__ = [
     "Converted",
     "Folded",
     "FoldedLeaky",
-    "Time",
     "make_converted",
     "original_class",
     "static_steps",
@@ -45,44 +41,6 @@ __all__ = [
 
 DROPOUT = nn.modules.dropout._DropoutNd
 _TENSORS = (Tensor, LazyTensor)
-
-
-class Time(threading.local):
-    """The time axis of the sequence that a converted model runs on.
-
-    It belongs to one thread: several threads may run the same model at once, as in a server, and
-    DataParallel runs replicas of it in threads.
-    """
-
-    def __init__(self) -> None:
-        self.num_steps = 0  # 0 outside a forward pass
-        self.batch = 0
-        self.static_input = False  # whether the input is the same at every step
-        self.called: list[str] = []  # paths of the neurons that have run
-
-    def __reduce__(self) -> Any:
-        return Time, ()  # a copy is not running
-
-    def fold(self, sequence: Any) -> Any:
-        """(T, B, ...) to (T * B, ...)."""
-        return sequence.fold() if isinstance(sequence, LazyTensor) else sequence.flatten(0, 1)
-
-    def unfold(self, folded: Any) -> Any:
-        """(T * B, ...) to (T, B, ...). A static (B, ...) tensor is repeated at every step."""
-        rows = folded.shape[0] if folded.dim() else None
-        if rows == self.num_steps * self.batch:
-            if isinstance(folded, LazyTensor):
-                return folded.unfold()
-            return folded.unflatten(0, (self.num_steps, self.batch))
-        if rows == self.batch:
-            return folded.expand(self.num_steps, *folded.shape)
-        raise ConversionError(
-            f"a tensor has shape {tuple(folded.shape)}, but {self.num_steps} steps x {self.batch} "
-            f"samples = {self.num_steps * self.batch} rows are expected. {self.advice()}"
-        )
-
-    def advice(self) -> str:
-        return shape_advice(self.num_steps, self.batch, self.static_input)
 
 
 class Folded(SingleSpikeNeuron):
@@ -93,6 +51,10 @@ class Folded(SingleSpikeNeuron):
     original: type
 
     def forward(self, input_: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
+        if not torch.compiler.is_compiling():
+            # A membrane that the model keeps from its last call: every call starts from zeros.
+            states = tuple(None if is_own_state(s, self.path) else s for s in states)
+            named = {k: None if is_own_state(s, self.path) else s for k, s in named.items()}
         self._check_call(*states, *named.values())
         self.time.called.append(self.path)
         sequence = self.time.unfold(input_)
@@ -101,7 +63,10 @@ class Folded(SingleSpikeNeuron):
         except (TypeError, ValueError) as error:
             raise ConversionError(f"neuron {self.path!r}: {error}") from error
         if isinstance(out, tuple):
-            return tuple(map(self.time.fold, out))
+            folded = tuple(map(self.time.fold, out))
+            for state in folded[1:]:
+                mark_own_state(state, self.path)
+            return folded
         return self.time.fold(out)
 
     def _check_call(self, *states: Tensor | None) -> None:
@@ -151,112 +116,22 @@ FOLDED: dict[type, type] = {
 """The class that replaces each of :data:`~snn_single_spike.conversion.checks.CONVERTIBLE`."""
 
 
-@dataclass
-class _Conversion:
-    """The attributes that conversion adds to a model."""
-
-    time: Time
-    num_steps: int | None
-
-
 class Converted:
-    """Mixed into the class of a converted model: folds its inputs, unfolds its outputs."""
+    """Mixed into the class of a converted model."""
 
-    _single_spike: _Conversion
-    training: bool
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not hasattr(self, "_single_spike"):
-            raise ConversionError(
-                "this module is a part of a converted model, such as a slice, and has no time "
-                "axis: convert the part itself"
-            )
-        time = self._single_spike.time
-        enter = self._begin(_input_tensors((*args, *kwargs.values())))
-        momenta = self._momenta() if self.training else []
-        for batch_norm, momentum in momenta:
-            # One update of the running statistics replaces the T updates of a loop.
-            batch_norm.momentum = 1 - (1 - momentum) ** time.num_steps
-        try:
-            out = super().forward(  # type: ignore[misc]
-                *map(enter, args), **{name: enter(x) for name, x in kwargs.items()}
-            )
-            return self._leave(out)
-        except RuntimeError as error:
-            if not re.search(r"\b(shapes?|sizes?|dim(ension)?s?)\b", str(error)):
-                raise
-            where = _failing_layer(self, error)
-            raise ConversionError(f"{where}{error}. {time.advice()}") from error
-        finally:
-            time.num_steps = 0
-            for batch_norm, momentum in momenta:
-                batch_norm.momentum = momentum
-
-    def _begin(self, inputs: Sequence[Tensor | LazyTensor]) -> Callable[[Any], Any]:
-        """Set the time axis; returns the function that prepares each input."""
-        time, num_steps = self._single_spike.time, self._single_spike.num_steps
-        if not torch.compiler.is_compiling():
-            _reject_new_neurons(self)
-        time.called, time.static_input = [], num_steps is not None
-        if num_steps is None:
-            time.num_steps, time.batch = _sequence_extent(inputs[0])
-            return self._enter
-        _reject_lazy_inputs(inputs, num_steps)
-        time.num_steps, time.batch = num_steps, inputs[0].shape[0]
-        if self.training and self._has_dropout():  # it draws another mask at every step
-            return lambda x: (
-                time.fold(x.expand(num_steps, *x.shape)) if isinstance(x, Tensor) else x
-            )
-        return lambda x: x  # layers before the first neuron run once for all steps
-
-    def _enter(self, x: Any) -> Any:
-        time = self._single_spike.time
-        if not isinstance(x, _TENSORS):
-            return x
-        if x.shape == (0,):  # a membrane from reset_mem() before the first call
-            return None
-        if tuple(x.shape[:2]) != (time.num_steps, time.batch):
-            raise ConversionError(
-                f"an input has shape {tuple(x.shape)}, but every tensor given to a converted model "
-                f"is a sequence, here ({time.num_steps}, {time.batch}, ...): pass None for "
-                "initial membranes, every sample starts from zeros"
-            )
-        return time.fold(x)
-
-    def _momenta(self) -> list[tuple[Any, float]]:
-        """BatchNorm layers with their momentum."""
-        return [
-            (module, module.momentum)
-            for module in self.modules()  # type: ignore[attr-defined]
-            if isinstance(module, BATCH_NORM) and module.momentum is not None
-        ]
-
-    def _has_dropout(self) -> bool:
-        modules = self.modules()  # type: ignore[attr-defined]
-        return any(isinstance(module, DROPOUT) and module.p > 0 for module in modules)
-
-    def _leave(self, out: Any) -> Any:
-        if isinstance(out, _TENSORS):
-            return self._single_spike.time.unfold(out)
-        if isinstance(out, dict):
-            return {name: self._leave(value) for name, value in out.items()}
-        if isinstance(out, tuple) and hasattr(out, "_fields"):
-            return type(out)(*map(self._leave, out))
-        if isinstance(out, (list, tuple)):
-            return type(out)(map(self._leave, out))
-        return out
+    _single_spike: Conversion
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # pickle cannot import the mixed class by name, so it is built again from the original.
         return _rebuild, (original_class(self),), self.__dict__
 
 
-def make_converted(model: Any, time: Time, num_steps: int | None) -> None:
+def make_converted(model: Any, time: Time, num_steps: int | None, time_dim: int = 0) -> None:
     """Turn a model with folded neurons into a converted model, in place."""
     original: Any = type(model)
     model.__class__ = _converted_class(original)
     converted: Any = model
-    converted._single_spike = _Conversion(time, num_steps)
+    converted._single_spike = Conversion(time, num_steps, time_dim)
 
 
 def original_class(model: Converted) -> type:
@@ -271,65 +146,18 @@ def static_steps(model: Converted) -> int | None:
 
 @functools.cache
 def _converted_class(original: Any) -> Any:
-    return type(f"Converted{original.__name__}", (Converted, original), {})
+    @functools.wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(self, "_single_spike"):
+            raise ConversionError(
+                "this module is a part of a converted model, such as a slice, and has no time "
+                "axis: convert the part itself"
+            )
+        return run_converted(self, original.forward, args, kwargs)
+
+    names = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}
+    return type(f"Converted{original.__name__}", (Converted, original), names)
 
 
 def _rebuild(original: type) -> Any:
     return object.__new__(_converted_class(original))
-
-
-def _input_tensors(given: Sequence[Any]) -> list[Tensor | LazyTensor]:
-    inputs = [x for x in given if isinstance(x, _TENSORS)]
-    if not inputs:
-        found = ", ".join(type(x).__name__ for x in given) or "nothing"
-        raise TypeError(
-            f"a converted model was called with {found}, but it needs a tensor as its input, or "
-            "SpikeTimes or SpikeEvents"
-        )
-    return inputs
-
-
-def _sequence_extent(input_: Tensor | LazyTensor) -> tuple[int, int]:
-    """T and B of a whole sequence."""
-    if 0 in input_.shape[:1]:
-        raise ValueError(
-            f"the input has shape {tuple(input_.shape)}: no time steps. Pass at least one step"
-        )
-    if input_.dim() < 3:
-        raise ValueError(
-            f"the input has shape {tuple(input_.shape)}, but a converted model takes the "
-            "whole sequence, (time, batch, ...): stack the steps. For an input that is the "
-            "same at every step, convert with num_steps="
-        )
-    return input_.shape[0], input_.shape[1]
-
-
-def _reject_lazy_inputs(inputs: Sequence[Tensor | LazyTensor], num_steps: int) -> None:
-    for x in inputs:
-        if isinstance(x, LazyTensor):
-            raise ValueError(
-                f"the input is {x}, a sequence, but the model was converted with num_steps="
-                f"{num_steps} for inputs that are the same at every step: convert it without "
-                "num_steps"
-            )
-
-
-def _reject_new_neurons(model: Any) -> None:
-    for path, module in model.named_modules():
-        if isinstance(module, SpikingNeuron) and not isinstance(module, Folded):
-            raise ConversionError(
-                f"neuron {path!r} ({type(module).__name__}) was added to the model after its "
-                "conversion: revert() the model, change it, and convert() it again"
-            )
-
-
-def _failing_layer(model: Any, error: BaseException) -> str:
-    """The innermost layer that was running, as the beginning of a message."""
-    paths = {id(module): path for path, module in model.named_modules() if path}
-    found, traceback = "", error.__traceback__
-    while traceback:
-        module = traceback.tb_frame.f_locals.get("self")
-        if id(module) in paths:
-            found = f"layer {paths[id(module)]!r} ({type(module).__name__}): "
-        traceback = traceback.tb_next
-    return found

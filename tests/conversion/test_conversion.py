@@ -1,12 +1,15 @@
 """Models of snnTorch's tutorials, converted and reverted."""
 
 import copy
+import importlib
+import inspect
 import io
 import os
 import socket
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +18,7 @@ import torch
 from snntorch import utils
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
+from torch.nn.utils import prune
 
 from snn_single_spike import ConversionError, convert, revert
 from snn_single_spike.modules._base import SingleSpikeNeuron
@@ -195,6 +199,7 @@ def test_probes_of_snntorch_record_the_folded_sequence():
 DDP = """
 import os, sys, torch, snntorch as snn
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.parallel import DistributedDataParallel
 from snn_single_spike import convert
 torch.distributed.init_process_group("gloo")
@@ -368,3 +373,111 @@ def test_replicas_of_data_parallel():
 
 def test_converted_neurons_print_as_what_they_are():
     assert "SingleSpikeLeaky(reset_mechanism='subtract'" in repr(convert(readme()))
+
+
+@pytest.mark.parametrize(("num_steps", "dim"), [(None, 0), (None, 1), (7, 0)])
+def test_export_with_a_named_dimension(num_steps, dim):
+    net = nn.Sequential(nn.Linear(6, 5), leaky(), nn.Linear(5, 4), leaky(output=True))
+    fast = convert(net, num_steps=num_steps).eval()
+    x, longer = torch.rand(7, 3, 6) * 3, torch.rand(9, 9, 6) * 3
+    x = x[0] if num_steps else x
+    longer = longer[0] if num_steps else longer.narrow(1 - dim, 0, x.shape[1 - dim])
+    size = torch.export.Dim("size", min=2, max=100)
+    program = torch.export.export(fast, (x,), dynamic_shapes={"input": {dim: size}})
+    assert torch.equal(program.module()(longer)[0], fast(longer)[0])
+
+
+def test_forward_keeps_its_signature():
+    class Documented(StateGiven):
+        def forward(self, x, *, scale: float = 1.0):
+            """One step."""
+            return self.lif(scale * x)[0]
+
+    fast = convert(Documented())
+    assert inspect.signature(fast.forward) == inspect.signature(Documented().forward)
+    assert fast.forward.__doc__ == "One step."
+    assert fast(torch.rand(5, 2, 3), scale=0.0).sum() == 0
+
+
+def test_batch_first():
+    net = population()
+    x = torch.rand(5, 3, 8, 8) * 3
+    spk, mem = convert(net)(x)
+    fast = convert(net, time_dim=1)
+    spk_first, mem_first = fast(x.transpose(0, 1))
+    assert torch.equal(spk_first, spk.transpose(0, 1))
+    assert torch.equal(mem_first, mem.transpose(0, 1))
+    assert torch.equal(copy.deepcopy(fast)(x.transpose(0, 1))[0], spk_first)
+    assert convert(net, num_steps=5, time_dim=1)(x[0])[0].shape == (3, 5, 50)
+    with pytest.raises(ValueError, match="time_dim=2 must be 0, for .time, batch"):
+        convert(net, time_dim=2)
+
+
+def test_signs_of_batch_first_are_said_once():
+    fast = convert(population())
+    for batch in (32, 32, 32):
+        fast(torch.rand(batch, 10, 64))
+    with pytest.warns(UserWarning, match=r"32 in 3 calls and is 17 now.*time_dim=1") as warned:
+        fast(torch.rand(17, 10, 64))
+    assert [warning.filename for warning in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in (32, 32, 32, 17):
+            fast(torch.rand(batch, 10, 64))
+    named = population()
+    named.num_steps = 10
+    fast = convert(named)
+    fast(torch.rand(10, 4, 64))
+    with pytest.warns(UserWarning, match=r"the model has num_steps=10, the size of the second"):
+        fast(torch.rand(4, 10, 64))
+
+
+def test_sequences_of_varying_length_are_no_sign():
+    fast = convert(population())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps, batch in ((9, 4), (7, 4), (8, 4), (8, 4), (8, 2), (5, 4), (5, 4), (5, 4)):
+            fast(torch.rand(steps, batch, 64))
+
+
+@pytest.mark.parametrize("how", ["pruning", "weight_norm", "spectral_norm", "parametrization"])
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_weights_that_torch_computes_before_each_forward(how):
+    net = nn.Sequential(nn.Linear(6, 5), leaky(output=True))
+    if how == "pruning":
+        prune.l1_unstructured(net[0], "weight", 0.5)
+    elif how == "parametrization":
+        nn.utils.parametrizations.weight_norm(net[0])
+    else:
+        getattr(nn.utils, how)(net[0])
+    net(torch.rand(2, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = convert(net)
+    fast(torch.rand(5, 3, 6) * 3)[1].sum().backward()
+    assert all(parameter.grad.any() for parameter in fast.parameters())
+    assert not any(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_sparse_inputs_and_token_ids():
+    fast = convert(nn.Sequential(nn.Linear(6, 5), leaky(output=True)))
+    x = (torch.rand(5, 3, 6) > 0.5).float() * 3
+    assert torch.equal(fast(x.to_sparse())[0], fast(x)[0])
+    for front in (nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(6, 5), nn.Dropout())):
+        static = convert(nn.Sequential(front, leaky(output=True)), num_steps=5)
+        assert static(x[0].to_sparse())[0].shape == (5, 3, 5)
+    tokens = convert(nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 5), leaky(output=True)))
+    assert tokens(torch.randint(9, (5, 3)))[0].shape == (5, 3, 5)
+
+
+def test_a_module_that_is_reloaded(tmp_path, monkeypatch):
+    source = "from tests.support.networks import StateGiven\nclass Net(StateGiven):\n    pass\n"
+    (tmp_path / "users_net.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    users_net = importlib.import_module("users_net")
+    old = users_net.Net()
+    fast, x = convert(old), torch.rand(5, 2, 3)
+    users_net = importlib.reload(users_net)
+    assert torch.equal(convert(old)(x), fast(x))
+    assert isinstance(convert(users_net.Net()), users_net.Net)
+    assert not isinstance(fast, users_net.Net)

@@ -149,6 +149,14 @@ REFUSED = {
         lambda: nn.Sequential(nn.Linear(3, 2), leaky(), LeakyReadout(0.9)),
         r"layer '2' is a LeakyReadout.*readout\(fast\(data\)\)",
     ),
+    "compiled": (
+        lambda: torch.compile(ListLoop()),
+        r"the model is compiled.*torch.compile\(convert\(net\)\)",
+    ),
+    "a compiled part": (
+        lambda: nn.Sequential(torch.compile(ListLoop())),
+        r"layer '0' is compiled.*torch.compile\(convert\(net\)\)",
+    ),
     "converted already": (lambda: convert(ListLoop()), "converted already"),
 }
 
@@ -228,6 +236,22 @@ class BatchFirst(nn.Module):
 def test_a_sequence_with_its_batch_first_is_advised():
     with pytest.raises(ConversionError, match="swaps the first two dimensions"):
         convert(BatchFirst())(torch.rand(4, 2, 3))
+
+
+def test_two_inputs_in_different_orders():
+    class Both(StateGiven):
+        def forward(self, x, y):
+            return self.lif(x + y)[0]
+
+    with pytest.raises(ConversionError, match="batch seems to come first.*time_dim=1"):
+        convert(Both())(torch.rand(4, 2, 3), torch.rand(2, 4, 3))
+
+
+def test_a_forward_of_the_instance_is_refused():
+    net = population()
+    net.forward = net.forward
+    with pytest.raises(ConversionError, match="own `forward` as an attribute.*in the class"):
+        convert(net)
 
 
 def test_a_fixed_batch_size_says_what_to_write():

@@ -1,0 +1,56 @@
+"""Where in the user's code something happened, for messages."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+__all__ = ["ENTRY", "failing_layer", "of_package", "of_torch", "user_line"]
+
+ENTRY = "run_folded"  # the function that calls the forward of the user's model
+
+
+def failing_layer(model: nn.Module, error: BaseException) -> str:
+    """The innermost layer that was running, as the beginning of a message."""
+    frames, traceback = [], error.__traceback__
+    while traceback:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    found = _layer(model, reversed(frames))
+    return f"{found}: " if found else ""
+
+
+def user_line(frame: FrameType | None, model: nn.Module) -> str:
+    """The layer and the line of the user's code that runs, as the beginning of a message."""
+    frames = []
+    while frame is not None and frame.f_code.co_name != ENTRY:
+        frames.append(frame)
+        frame = frame.f_back
+    layer = _layer(model, frames)
+    own = (x for x in frames if not of_package(x.f_globals.get("__name__", "")))
+    line = next((f"{x.f_code.co_filename}:{x.f_lineno}" for x in own), "")
+    return ", ".join(filter(None, (layer, line))) or "the model"
+
+
+@functools.cache
+def of_package(module: str) -> bool:
+    """Whether a module of Python is part of torch, snnTorch or this package."""
+    return module.partition(".")[0] in ("torch", "snntorch", __name__.partition(".")[0])
+
+
+def of_torch(code: Any) -> bool:
+    """Whether torch defines a class or a function."""
+    return (code.__module__ or "").partition(".")[0] == "torch"
+
+
+def _layer(model: nn.Module, frames: Iterable[FrameType]) -> str:
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    for frame in frames:
+        module = frame.f_locals.get("self")
+        if id(module) in paths:
+            return f"layer {paths[id(module)]!r} ({type(module).__name__})"
+    return ""

@@ -1,0 +1,472 @@
+"""State that a model keeps from step to step, which a converted model cannot carry.
+
+A loop over time calls ``forward`` at every step, and an attribute that ``forward`` writes is there
+at the next step. A converted model runs all steps in one call. :func:`reject_state` finds such
+attributes in the source. :class:`Snapshot` finds the others when they change: it compares the
+attributes, closures and globals of the user's code before and after a call. Records, which nothing
+reads, are allowed. So are membranes, which go back to their neuron only.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import inspect
+import operator
+import pickle
+import random
+import sys
+import sysconfig
+import types
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from snntorch._neurons.neurons import SpikingNeuron
+from torch import Tensor, nn
+
+from ..spikes.lazy import LazyTensor
+from .checks import ConversionError
+from .dataflow import flow_of, flow_of_module
+from .place import of_package, of_torch
+
+__all__ = [
+    "Snapshot",
+    "computed_by_torch",
+    "is_own_state",
+    "mark_own_state",
+    "membranes",
+    "reject_changes",
+    "reject_state",
+]
+
+_INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is_replica"}
+_STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
+_SIMPLE = {int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size}
+_SEQUENCES = {list, tuple, set, frozenset, collections.deque}
+_LONGEST = 64  # elements of a container that are compared, at either end
+_DEPTH = 4
+_MARK = "_single_spike_state_of"
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
+
+
+def reject_state(model: nn.Module) -> None:
+    """Raise ConversionError for an attribute that a forward reads before it writes it."""
+    for path, module in model.named_modules():
+        flow = flow_of_module(module)
+        for name, line in flow.neuron_states.items():
+            raise ConversionError(
+                f"{_layer(path, module)} reads {'.'.join(('self', *name))!r} ({line}). In a "
+                "converted model a neuron holds the state of the last step, not of this one. Use "
+                "the membrane that the neuron returns: make it with output=True, or without "
+                "init_hidden"
+            )
+        for name, line in flow.states():
+            raise _state_error(_layer(path, module), ".".join(("self", *name)), f" ({line})")
+
+
+def _state_error(where: str, name: str, line: str = "") -> ConversionError:
+    return ConversionError(
+        f"{where} keeps the state {name!r} from one step to the next{line}: its forward reads it "
+        "before it writes it. A converted model runs all steps at once, so the state would be "
+        "missing. Replace it by a neuron (the membrane of a snntorch.Leaky with "
+        "reset_mechanism='none' is a leaky trace), or compute it outside of the model, for the "
+        "whole sequence. If it does not change from step to step, compute it in __init__"
+    )
+
+
+def mark_own_state(state: Any, path: str) -> None:
+    """Mark a state that a neuron returns, so that it is recognized in the next call."""
+    if not torch.compiler.is_compiling() and isinstance(state, (Tensor, LazyTensor)):
+        setattr(state, _MARK, path)
+
+
+def is_own_state(state: Any, path: str) -> bool:
+    """Whether a neuron has returned this tensor in an earlier call."""
+    return getattr(state, _MARK, None) == path
+
+
+def membranes(module: nn.Module) -> set[str]:
+    """Attributes that a forward passes to a layer, and writes for the next call."""
+    flow = flow_of_module(module)
+    early = {path[0] for path in flow.early}
+    passed = {path[0] for path in flow.passed} & {path[0] for path in flow.writes}
+    return passed - early
+
+
+def computed_by_torch(module: nn.Module) -> set[str]:
+    """Attributes that torch computes before every forward, as for pruning and weight_norm."""
+    hooks = module._forward_pre_hooks.values()
+    names = (
+        getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+        for hook in hooks
+        if type(hook).__module__.startswith("torch.")
+    )
+    return {name for name in names if isinstance(name, str)}
+
+
+class Snapshot:
+    """The values of all that the code of a model can change, at one moment."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values: dict[tuple[Any, str], Any] = {}
+        self.settings: dict[tuple[Any, str], Any] = {}
+        self.generators: list[torch.Generator] = []
+        self._kept: list[Any] = []  # while an object lives, its id is its own
+        self._registered = set(model.modules())
+        functions: dict[Callable[..., Any], None] = {}
+        for index, module in enumerate(model.modules()):
+            kind: Any = type(module)
+            if module._forward_pre_hooks or module._forward_hooks:
+                for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+                    self._add_callable(hook, functions)
+            elif of_torch(kind):
+                continue
+            if isinstance(module, SpikingNeuron):
+                continue
+            self.settings[index, "training"] = module.training
+            for name, value in module.__dict__.items():
+                if name not in _INTERNAL:
+                    self._add(module, name, value)
+                    if type(value) in _SIMPLE:
+                        self.settings[index, name] = value
+            if not of_torch(kind):
+                for cls in kind.__mro__:
+                    self._add_class(cls)
+                for name, value in module._buffers.items():
+                    if value is not None and not _is_statistic(module, name):
+                        self._add(module, name, value)
+                functions.update(_methods(kind))
+        for binding in _bindings(tuple(functions)):
+            value = _value(binding)
+            if inspect.isclass(value):
+                self._add_class(value)
+            else:
+                self._add(binding.holder, binding.name, value)
+
+    def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], None]) -> None:
+        while isinstance(hook, functools.partial):
+            self._add(hook.func, "arguments", (hook.args, hook.keywords))
+            hook = hook.func
+        if of_package(type(hook).__module__) or of_package(getattr(hook, "__module__", "") or ""):
+            return
+        holder = getattr(hook, "__self__", None)
+        function = getattr(hook, "__func__", hook)
+        if not inspect.isfunction(function):
+            holder, function = hook, type(hook).__call__
+        if holder is not None and not isinstance(holder, nn.Module):
+            for name, value in getattr(holder, "__dict__", {}).items():
+                self._add(_Holder(holder, function), name, value)
+        if inspect.isfunction(function):
+            functions[function] = None
+
+    def _add_class(self, cls: type) -> None:
+        if not of_torch(cls) and _is_users_class(cls):
+            for name, value in vars(cls).items():
+                held = type(value) in _SIMPLE | _SEQUENCES or isinstance(value, dict)
+                if held and not name.startswith("__"):
+                    self._add(cls, name, value)
+
+    def _add(self, holder: Any, name: str, value: Any) -> None:
+        self.values[holder, name] = self._print(value, _DEPTH)
+        if type(value) in _SIMPLE and not isinstance(holder, nn.Module):
+            self.settings[holder, name] = value
+
+    def _print(self, value: Any, depth: int) -> Any:
+        """A value that differs after any change of an object, short of deep ones."""
+        kind = type(value)
+        if kind in _SIMPLE:
+            return kind, value
+        self._kept.append(value)
+        if isinstance(value, Tensor):
+            return id(value), None if value.is_inference() else value._version
+        if depth == 0 or isinstance(value, (type, types.ModuleType)):
+            return id(value)
+        if isinstance(value, nn.Module):
+            hidden = value not in self._registered and not of_torch(kind)
+            held = [(k, v) for k, v in vars(value).items() if k not in _INTERNAL or k == "_buffers"]
+            return id(value), hidden and [(k, self._print(v, depth - 1)) for k, v in held]
+        if kind in _SEQUENCES:
+            return id(value), len(value), [self._print(x, depth - 1) for x in _ends(value)]
+        if isinstance(value, dict):
+            items = _ends(value.items())
+            return id(value), len(value), [(k, self._print(v, depth - 1)) for k, v in items]
+        return id(value), *self._print_object(value, depth)
+
+    def _print_object(self, value: Any, depth: int) -> tuple[Any, ...]:
+        if isinstance(value, np.ndarray):
+            sample = value if value.size < 1 << 14 else value.ravel()[:: value.size >> 13]
+            return (zlib.crc32(np.ascontiguousarray(sample).tobytes()),)
+        if isinstance(value, torch.Generator):
+            self.generators.append(value)
+        elif isinstance(value, random.Random):
+            return (hash(value.getstate()),)
+        elif isinstance(value, (np.random.Generator, np.random.RandomState)):
+            return (zlib.crc32(pickle.dumps(value)),)
+        elif isinstance(value, types.FunctionType):
+            cells = (getattr(cell, "cell_contents", None) for cell in value.__closure__ or ())
+            held = (*cells, vars(value), value.__defaults__)
+            return tuple(self._print(x, depth - 1) for x in held)
+        elif isinstance(value, (types.MethodType, functools.partial)):
+            parts = ("__self__", "func", "args", "keywords")
+            return tuple(self._print(getattr(value, part, None), depth - 1) for part in parts)
+        elif isinstance(value, types.GeneratorType):
+            frame = value.gi_frame
+            return (frame.f_lasti, self._print(frame.f_locals, depth - 1)) if frame else ()
+        elif isinstance(value, (Iterator, bytearray)):
+            return (repr(value), operator.length_hint(value))
+        elif isinstance(value, types.SimpleNamespace) or _is_users_class(type(value)):
+            slots = (s for c in type(value).__mro__ for s in getattr(c, "__slots__", ()))
+            own = {s: getattr(value, s, None) for s in slots} | getattr(value, "__dict__", {})
+            return tuple((k, self._print(v, depth - 1)) for k, v in _ends(own.items()))
+        return ()
+
+    def changes(self, after: Snapshot) -> Iterator[tuple[Any, str]]:
+        """What has changed or is new, as holders and names."""
+        if self.values != after.values:
+            for key, value in after.values.items():
+                if key not in self.values or self.values[key] != value:
+                    yield key
+
+
+def reject_changes(model: nn.Module, before: Snapshot, records: set[tuple[Any, str]]) -> Snapshot:
+    """Raise ConversionError if a call has changed a value that a later call can read.
+
+    :param before: the values before the call
+    :param records: changes that are allowed; the function adds to them
+    :return: the values after the call
+    """
+    after = Snapshot(model)
+    for holder, name in before.changes(after):
+        record = type(holder) if isinstance(holder, nn.Module) else holder, name
+        if record not in records:
+            if not _is_record(model, holder, name):
+                raise _changed(model, holder, name)
+            records.add(record)
+    return after
+
+
+def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
+    """Whether nothing reads the value of an earlier call, except neurons their own states."""
+    if isinstance(holder, _Holder):  # an object with a hook
+        return flow_of(holder.value, holder.function).only_writes(name)
+    if not isinstance(holder, (nn.Module, type)):
+        return all(
+            flow_of(None, function, [name]).only_writes(name)
+            for function in _functions(model)
+            if name in _names(function) or name in function.__code__.co_varnames
+        )
+    flows = [flow_of_module(module) for module in model.modules()]
+    elsewhere = [flow_of(None, hook) for hook in _hooks(model)]
+    if any(name in flow.foreign for flow in (*flows, *elsewhere)):
+        return False
+    if isinstance(holder, type):
+        return not any(name in path for flow in flows for path in flow.reads)
+    value, flow = getattr(holder, name, None), flow_of_module(holder)
+    if isinstance(value, (nn.Module, nn.Parameter)) or name in computed_by_torch(holder):
+        return True  # made in the first call
+    written = {path[0] for path in flow.writes}
+    if name not in written.union(*(other.foreign_writes for other in (*flows, *elsewhere))):
+        return False  # by code that was not analysed
+    unread = not any(path[0] == name for path in flow.early)
+    return flow.only_writes(name) or (flow.complete and unread and _are_states(value))
+
+
+def _hooks(model: nn.Module) -> dict[Callable[..., Any], None]:
+    scan = Snapshot(nn.Module())
+    found: dict[Callable[..., Any], None] = {}
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            scan._add_callable(hook, found)
+    return found
+
+
+def _functions(model: nn.Module) -> tuple[Any, ...]:
+    """The user's functions that a call can run, as far as they are named."""
+    kinds: set[Any] = {type(module) for module in model.modules()}
+    methods = (function for kind in kinds for function in _methods(kind))
+    return _followed((*_hooks(model), *methods))
+
+
+def _are_states(value: Any) -> bool:
+    """Whether all tensors of a value are states that neurons have returned."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return all(map(_are_states, value))
+    return hasattr(value, _MARK)
+
+
+def _changed(model: nn.Module, holder: Any, name: str) -> ConversionError:
+    if isinstance(holder, nn.Module):
+        path = next(path for path, module in model.named_modules() if module is holder)
+        where, named = _layer(path, holder), f"self.{name}"
+        line = next(
+            (f" ({x})" for p, x in flow_of_module(holder).writes.items() if p[0] == name), ""
+        )
+        value = getattr(holder, name, None)
+        if name in membranes(holder):
+            return ConversionError(
+                f"{where} keeps {named!r}{line} for the next call of a neuron, but not as the "
+                "neuron returns it. Every call of a converted model starts from zeros: assign the "
+                "membrane that the neuron returns, unchanged, or call the neuron without it"
+            )
+    else:
+        where, named, value = "the code of the model", name, None
+        naming = (f.__code__ for f in _functions(model) if name in _names(f))
+        line = next((f" ({code.co_filename}:{code.co_firstlineno})" for code in naming), "")
+    if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
+        return ConversionError(
+            f"{where} draws from {named!r}, a generator outside of torch. A loop over time draws "
+            "at every step, and a converted model draws once for all steps. Draw with torch, one "
+            "entry for each row of the input: torch.rand_like(x), torch.bernoulli(x)"
+        )
+    return _state_error(where, named, line)
+
+
+def _layer(path: str, module: nn.Module) -> str:
+    name = next(c.__name__ for c in type(module).__mro__ if c.__name__[:9] != "Converted")
+    return f"layer {path!r} ({name})" if path else f"the model ({name})"
+
+
+def _is_statistic(module: nn.Module, name: str) -> bool:
+    """Whether torch updates a buffer, in a subclass of its BatchNorm."""
+    return name in _STATISTICS and isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def _is_users_class(cls: type) -> bool:
+    module = sys.modules.get(cls.__module__)
+    return module is None or _is_users_module(module)
+
+
+class _Holder:
+    """An object whose method is a hook."""
+
+    def __init__(self, value: Any, function: Any) -> None:
+        self.value, self.function = value, function
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Holder) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+class _Binding(NamedTuple):
+    """A name of a function that means something outside of it: a closure, a global, a default."""
+
+    holder: Any
+    name: str
+    value: Callable[[], Any]
+
+
+@functools.lru_cache(256)
+def _bindings(functions: tuple[Callable[..., Any], ...]) -> list[_Binding]:
+    """The names of functions, and of the functions that they call."""
+    return [
+        binding
+        for function in _followed(functions)
+        for binding in _outer_names(function)
+        if not _is_code(binding)
+    ]
+
+
+@functools.lru_cache(256)
+def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
+    """User's functions, and those that they name."""
+    found: dict[Any, None] = {}
+    waiting = list(functions)
+    while waiting:
+        function = inspect.unwrap(waiting.pop())
+        if function in found or not _is_users(function):
+            continue
+        found[function] = None
+        for binding in _outer_names(function):
+            value = _value(binding)
+            if inspect.isfunction(value):
+                waiting.append(value)
+    return tuple(found)
+
+
+@functools.cache
+def _methods(kind: Any) -> dict[Any, None]:
+    """The forward of a class, and the methods that it calls."""
+    found: dict[Any, None] = {}
+    waiting: list[Any] = [kind.forward]
+    while waiting:
+        function = inspect.unwrap(waiting.pop())
+        if inspect.isfunction(function) and function not in found and _is_users(function):
+            found[function] = None
+            named = (getattr(kind, name, None) for name in _names(function))
+            waiting += [method for method in named if inspect.isfunction(method)]
+    return found
+
+
+def _is_users(function: Any) -> bool:
+    if not inspect.isfunction(function) or of_package(function.__module__ or ""):
+        return False
+    file = function.__code__.co_filename
+    return not any(part in file for part in ("site-packages", "dist-packages", _STANDARD_LIBRARY))
+
+
+def _outer_names(function: Any) -> Iterator[_Binding]:
+    names = _names(function)
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        yield _Binding(id(function), name, functools.partial(getattr, cell, "cell_contents"))
+    for name, default in inspect.signature(function, follow_wrapped=False).parameters.items():
+        if default.default is not inspect.Parameter.empty:
+            yield _Binding(id(function), name, functools.partial(getattr, default, "default"))
+    space = function.__globals__
+    for name in names & space.keys():
+        value = space[name]
+        if isinstance(value, types.ModuleType):
+            if _is_users_module(value):
+                for inner in names & vars(value).keys():
+                    yield _Binding(
+                        value.__name__, inner, functools.partial(vars(value).__getitem__, inner)
+                    )
+        else:
+            yield _Binding(space.get("__name__"), name, functools.partial(space.__getitem__, name))
+
+
+@functools.cache
+def _is_users_module(module: types.ModuleType) -> bool:
+    name, file = module.__name__, getattr(module, "__file__", None) or ""
+    if of_package(name) or name.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    return not any(part in file for part in ("site-packages", "dist-packages", _STANDARD_LIBRARY))
+
+
+def _is_code(binding: _Binding) -> bool:
+    value = _value(binding)
+    return isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.ModuleType))
+
+
+def _value(binding: _Binding) -> Any:
+    try:
+        return binding.value()
+    except (KeyError, ValueError):
+        return None
+
+
+@functools.cache
+def _names(function: Any) -> frozenset[str]:
+    """All names in the code of a function that are not its own."""
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names, code.co_freevars)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(names)
+
+
+def _ends(values: Any) -> Any:
+    """The first and the last elements of a long container."""
+    if len(values) <= 2 * _LONGEST:
+        return values
+    if not isinstance(values, (list, tuple)):
+        values = list(values)
+    return [*values[:_LONGEST], *values[-_LONGEST:]]
