@@ -22,6 +22,8 @@ from collections import deque
 
 import torch
 
+from ._arrays import as_numpy
+
 _MIN_BYTES = 1 << 19  # the C library keeps smaller freed blocks
 _HUGE_PAGE = 2 << 20
 
@@ -108,7 +110,7 @@ def copy(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return tensor.clone()
     out = empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
-    out.numpy()[...] = tensor.numpy()
+    as_numpy(out)[...] = as_numpy(tensor)
     return out
 
 
