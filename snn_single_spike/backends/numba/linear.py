@@ -79,6 +79,14 @@ def _scratch(dtype: np.dtype) -> arguments.Scratch:
     )
 
 
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As ``np.zeros``, with the error that torch raises where no memory is left."""
+    try:
+        return np.zeros(shape, dtype)
+    except MemoryError as error:  # training tools recognise torch's text
+        raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {error}") from error
+
+
 def _packed(weight: Tensor) -> np.ndarray:
     out_features, units = weight.shape
     tiles = -(-out_features // TILE)
@@ -197,10 +205,10 @@ def linear_backward_closed_form(
     tiles, batch = len(packed), len(events.offsets) - 1
     parts = _parts(tiles, batch)
     ranges = _sample_ranges(tiles, batch)
-    by_range = np.zeros((ranges, *packed.shape), packed.dtype)
+    by_range = _zeros((ranges, *packed.shape), packed.dtype)
     bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
-    inputs = np.zeros((len(parts), *shape), packed.dtype)
+    inputs = _zeros((len(parts), *shape), packed.dtype)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(adjoint.every, 2, dtype),
         at=as_array(adjoint.at, 2, dtype),
@@ -248,7 +256,7 @@ def linear_backward_scan(
         packed_factor, columns = _packed(factor.T), len(factor)
     piece = max(_ROWS_BYTES // (num_steps * columns * dtype.itemsize), 1)
     ranges = _sample_ranges(tiles, min(piece, batch))
-    by_range = np.zeros((ranges, *packed.shape), packed.dtype)
+    by_range = _zeros((ranges, *packed.shape), packed.dtype)
     bias, beta, threshold = np.zeros((3, ranges, out_features), packed.dtype)
     neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
     given = plain(_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times))
