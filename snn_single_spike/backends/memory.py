@@ -3,7 +3,7 @@
 A fresh (T, M) tensor of 51 MB causes 12,500 page faults of 4 KB. They take about 20 ms, which is
 longer than the arithmetic, because the C library returns a freed block of this size to the system.
 A training step allocates the same blocks every time, so this module keeps freed blocks and lends
-them again. Blocks of 2 MB or more use huge pages if the system grants them.
+them again. Blocks are whole huge pages, if the system grants them.
 
 Unused memory never exceeds the most that was lent at once since the last :func:`release`, which
 returns unused memory to the system. :func:`set_allocator` switches to torch's own memory, as the
@@ -30,6 +30,7 @@ VARIABLE = "SNN_SINGLE_SPIKE_MEMORY"
 
 _MIN_BYTES = 1 << 19  # the C library keeps smaller freed blocks
 _HUGE_PAGE = 2 << 20
+_MOST_SPARE = 32 << 20
 
 
 class _Blocks:
@@ -38,31 +39,43 @@ class _Blocks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Finalizers append here. They may run at any point, so they take no lock.
-        self._returned: deque[mmap.mmap] = deque()
+        self._returned: deque[tuple[mmap.mmap, int]] = deque()
         self._free: list[mmap.mmap] = []  # the longest unused first
         self._lent = 0
         self._most_lent = 0
+        self._spare = 0  # bytes of lent blocks beyond the sizes that were requested
 
     def lend(self, size: int) -> ctypes.Array[ctypes.c_char]:
         """A buffer of ``size`` bytes. Its block returns when the last reference is gone.
 
         :raises OSError: the system has no memory left
         """
-        # Not whole huge pages: results that are kept would occupy up to four times their size.
-        pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         with self._lock:
             self._collect()
-            fitting = [block for block in self._free if pages <= len(block) <= 2 * pages]
+            pages, most = self._extent(size)
+            fitting = [block for block in self._free if size <= len(block) <= most]
             if fitting:
                 block = min(fitting, key=len)
                 self._free.remove(block)
             else:
                 block = self._map_or_make_room(pages)
             self._lent += len(block)
+            self._spare += len(block) - size
             self._most_lent = max(self._most_lent, self._lent)
         buffer = (ctypes.c_char * size).from_buffer(block)
-        weakref.finalize(buffer, self._returned.append, block).atexit = False
+        weakref.finalize(buffer, self._returned.append, (block, size)).atexit = False
         return buffer
+
+    def _extent(self, size: int) -> tuple[int, int]:
+        """The size of a new block, and the most of a block that is lent again.
+
+        Whole huge pages save page faults, and occupy up to four times a small size. So many results
+        that are kept get blocks of their size.
+        """
+        huge = -(-size // _HUGE_PAGE) * _HUGE_PAGE
+        if self._spare + huge - size <= _MOST_SPARE:
+            return huge, 2 * huge
+        return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, size + size // 8 + mmap.PAGESIZE
 
     def _map_or_make_room(self, size: int) -> mmap.mmap:
         try:
@@ -85,8 +98,9 @@ class _Blocks:
 
     def _collect(self) -> None:
         while self._returned:
-            block = self._returned.popleft()
+            block, size = self._returned.popleft()
             self._lent -= len(block)
+            self._spare -= len(block) - size
             self._free.append(block)
         while self._free and sum(map(len, self._free)) > self._most_lent:
             self._free.pop(0)  # unmapped with its last reference
@@ -97,7 +111,7 @@ def _map(size: int) -> mmap.mmap:
         return mmap.mmap(-1, size)
     # Private: shared memory, the default, would be shared with forks and have no huge pages.
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+    if size % _HUGE_PAGE == 0 and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
     return block
