@@ -1,7 +1,6 @@
 """Numba's cache of compiled loops: damaged files, and folders that cannot be written."""
 
 import errno
-import multiprocessing
 import warnings
 from pathlib import Path
 
@@ -130,15 +129,3 @@ def test_code_of_other_sources_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "_DIGEST", "another")
     loop = new_loop()
     assert (loop(1), hits(loop)) == (2, 0)
-
-
-def _compile_and_call(folder):
-    numba.config.CACHE_DIR = folder
-    loop = new_loop()
-    return loop(1), loop(1.5)
-
-
-def test_processes_that_compile_at_once(tmp_path):
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        results = pool.map(_compile_and_call, [str(tmp_path / "cache")] * 12)
-    assert results == [(2, 2.5)] * 12
