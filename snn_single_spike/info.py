@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import backends
+from . import backends, memory
 
 _PACKAGES = ("snn-single-spike", "torch", "snntorch", "numpy", "numba", "triton")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -25,6 +25,7 @@ def report() -> str:
         lines.append(f"{name:<17} {found}")
     devices = ["cpu"]
     lines.append(f"cpu               {torch.get_num_threads()} threads{_huge_pages()}")
+    lines.append(f"memory            {memory.allocator()} (SNN_SINGLE_SPIKE_MEMORY)")
     if torch.cuda.is_available():
         devices.append("cuda")
         for index in range(torch.cuda.device_count()):

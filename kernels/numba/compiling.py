@@ -9,6 +9,8 @@ from typing import Any
 
 import numba
 
+from .cache import CheckedCache, warn_of_no_cache
+
 SUBTRACT, ZERO_BEFORE, ZERO_AFTER = 1, 2, 3
 RESETS = {"none": 0, "subtract": SUBTRACT, "zero_before": ZERO_BEFORE, "zero_after": ZERO_AFTER}
 MASKED, PRE_SPIKE, STRAIGHT_THROUGH, NO_RULE = range(4)
@@ -27,15 +29,17 @@ _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdige
 
 
 def compiled(function: Any, **options: Any) -> Any:
-    """Compile a loop, and use numba's cache if the process can write one."""
+    """Compile a loop on its first call, with a cache if the process can write one."""
     # Numba's cache detects changes of the file of the loop only. The digest in the name detects
     # changes of all other files.
     function.__qualname__ += f"_{_DIGEST}"
     options |= {"nogil": True, "error_model": "numpy"}
+    loop = numba.njit(**options)(function)
     try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder for a cache: every process compiles again
-        return numba.njit(**options)(function)
+        loop._cache = CheckedCache(function)  # as njit(cache=True) does with numba's own class
+    except (RuntimeError, OSError):
+        warn_of_no_cache()
+    return loop
 
 
 inlined = numba.njit(forceinline=True, error_model="numpy")

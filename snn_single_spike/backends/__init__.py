@@ -42,6 +42,22 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@functools.cache
+def _numba_obstacle() -> str | None:
+    """The reason why numba cannot compile in this process; None if it can. Imports numba."""
+    if not _INSTALLED["numba"]:
+        return f"numba is not installed: {_INSTALL['numba']}"
+    try:
+        numba = importlib.import_module("numba")
+    except Exception as error:  # e.g. a numpy or an llvmlite that this numba does not support
+        found = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return f"numba cannot be imported ({found}): {_INSTALL['numba']} --upgrade"
+    if numba.config.DISABLE_JIT:
+        return "numba's compiler is switched off: unset NUMBA_DISABLE_JIT"
+    return None
+
+
+@constant_when_compiled
 def explain(device_type: str) -> tuple[str, str]:
     """The backend that ``auto`` selects for a device type, and the reason as text."""
     if device_type == "cuda":
@@ -49,9 +65,10 @@ def explain(device_type: str) -> tuple[str, str]:
             return "triton", "a GPU, and triton is installed"
         return "torch", f"a GPU, but triton is not installed: {_INSTALL['triton']}"
     if device_type == "cpu":
-        if _INSTALLED["numba"]:
+        obstacle = _numba_obstacle()
+        if not obstacle:
             return "numba", "a CPU, and numba is installed"
-        return "torch", f"a CPU, but numba is not installed: {_INSTALL['numba']}"
+        return "torch", f"a CPU, but {obstacle}"
     return "torch", f"there are no kernels for device type {device_type!r}"
 
 
@@ -91,7 +108,9 @@ def missing(backend: str, device_type: str) -> str | None:
     if backend == "torch":
         return None
     on_a_gpu = device_type == "cuda" or interpreted()
-    if not _INSTALLED[backend] and (backend == "numba" or on_a_gpu):
+    if backend == "numba" and (obstacle := _numba_obstacle()):
+        return obstacle
+    if not _INSTALLED[backend] and on_a_gpu:
         return f"{backend} is not installed: {_INSTALL[backend]}"
     if backend == "numba" and device_type != "cpu":
         return (

@@ -6,7 +6,6 @@ import copy
 import warnings
 from typing import Any
 
-import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
@@ -207,23 +206,16 @@ def _fold(
     if isinstance(neuron, FoldedLeaky):
         neuron.spike_format = spike_format
     neuron.time, neuron.path, neuron.original = time, path, original
-    _clear_states(neuron)
     return neuron
 
 
 def _unfold(neuron: Any) -> None:
     """Turn a folded neuron back into the snnTorch neuron it was, in place."""
     neuron._sync_with_snntorch()
+    neuron._states_to_buffers()
     neuron.__class__ = neuron.original
     for name in ("gradient", "backend", "spike_format", "time", "path", "original"):
         vars(neuron).pop(name, None)
-    _clear_states(neuron)
-
-
-def _clear_states(neuron: Any) -> None:
-    for name in STATES:
-        if name in neuron._buffers:
-            setattr(neuron, name, torch.zeros(0, device=getattr(neuron, name).device))
 
 
 def _copy(model: nn.Module, share: bool) -> nn.Module:

@@ -9,6 +9,7 @@ Several records may follow each other in one file, for example those of the seed
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from . import ExperimentError
 from .files import write_bytes
 
 NAME = "run.jsonl"
+
+logger = logging.getLogger("snn_single_spike")
 
 
 @dataclass
@@ -89,6 +92,20 @@ def read_header(path: Path) -> Record:
         ) from None
 
 
+def warn_of_changes(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Warn if the record of a run is not that of its checkpoint, which replaces it on resume."""
+    try:
+        found = [metrics for one in read(folder)[-1:] for metrics in one.history]
+        if json.dumps(found) == json.dumps(history):
+            return
+        reason = f"{folder / NAME} has {len(found)} epochs"
+        if len(found) == len(history):
+            reason += " with other figures"
+    except ExperimentError as error:
+        reason = str(error).partition(": restore")[0]
+    logger.warning("%s: it is rewritten from the checkpoint, of %d epochs", reason, len(history))
+
+
 def _not_a_run(path: Path) -> ExperimentError:
     """The error of a path without a record."""
     return ExperimentError(
@@ -133,8 +150,14 @@ class Log:
         self._append({"raster": raster})
 
     def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise ExperimentError(
+                f"{self.path} cannot be written ({error.strerror or error}): free some space, and "
+                f"resume by snn-single-spike train --resume {self.path.parent}"
+            ) from None
 
     def __enter__(self) -> Log:
         return self

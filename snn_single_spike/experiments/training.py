@@ -127,7 +127,7 @@ def train(
 def _refuse_run(out: Path) -> None:
     if out.is_file():
         raise ExperimentError(f"--out {out} is a file: choose a folder")
-    if (out / checkpoint.NAME).exists():
+    if (out / checkpoint.NAME).exists() or (out / checkpoint.PREVIOUS).exists():
         raise ExperimentError(
             f"--out {out} holds a run: resume it by --resume {out}, or choose another folder"
         )
@@ -179,6 +179,8 @@ class _Run:
         with self._alone(resume):
             position = self._begin(resume)
             history = position["history"]
+            if resume and self.among.main:
+                record.warn_of_changes(self.out, history)
             with self._log(history) as log, self.display:
                 done = len(history) * self.batches + position["batch"]
                 self.display.begin(self.description + self.left_out, done)

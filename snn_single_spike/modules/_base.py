@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ NEEDS_THE_LOOP = (
     ("reset_delay", True, "the reset comes one step after the spike"),
     ("all_to_all", False, "spikes drive other neurons at the next step"),
 )
-# States that a snnTorch neuron keeps between calls. The state_dict does not contain them.
+# States that a snnTorch neuron keeps between calls, in buffers that no state_dict contains
 STATES = ("spk", "mem", "syn", "syn_exc", "syn_inh")
 # Constructor arguments that must not be NaN
 _PARAMETERS = ("alpha", "beta", "V", "R", "C", "time_step", "threshold", "graded_spikes_factor")
@@ -74,8 +74,9 @@ def _signature(cls: type, original: type) -> inspect.Signature:
 class SingleSpikeNeuron:
     """A mixin that makes a snnTorch neuron compute a whole sequence, with at most one spike.
 
-    The neuron keeps the parameters and buffers that snnTorch makes. The constructor takes the
-    arguments of the snnTorch class, and `gradient` and `backend` by keyword.
+    The neuron keeps the parameters and buffers that snnTorch makes, but for the states of the last
+    step: attributes hold these. The constructor takes the arguments of the snnTorch class, and
+    `gradient` and `backend` by keyword.
     """
 
     gradient: str
@@ -88,6 +89,9 @@ class SingleSpikeNeuron:
     output: bool
     spike_grad: Any
     surrogate_disable: bool
+    register_buffer: Callable[..., None]
+    _buffers: dict[str, Tensor | None]
+    _state_buffers: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -122,7 +126,35 @@ class SingleSpikeNeuron:
             self.spike_grad = recognise(self.spike_grad) or self.spike_grad
         self.gradient = gradient
         self.backend = backend
+        self._states_to_attributes()
         self._track()
+
+    def _states_to_attributes(self) -> None:
+        """Make the states empty attributes in place of buffers.
+
+        A state has the shape of the last batch, and no call starts from it. A buffer of such a
+        shape fails where buffers of two models meet: DistributedDataParallel broadcasts them, and
+        an average of models copies them.
+        """
+        self._state_buffers = tuple(name for name in STATES if name in self._buffers)
+        for name in self._state_buffers:
+            device = getattr(self._buffers[name], "device", None)
+            delattr(self, name)
+            setattr(self, name, torch.zeros(0, device=device))
+
+    def _states_to_buffers(self) -> None:
+        """Undo :meth:`_states_to_attributes`: empty buffers, as in a new neuron of snnTorch."""
+        for name in self.__dict__.pop("_state_buffers"):
+            device = getattr(self.__dict__.pop(name), "device", None)
+            self.register_buffer(name, torch.zeros(0, device=device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast the module, and the states with it."""
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        for name in self._state_buffers:
+            if isinstance(state := getattr(self, name), Tensor):
+                setattr(self, name, fn(state))
+        return self
 
     def _sync_with_snntorch(self) -> None:
         """Update attributes that snnTorch's module reads and this module does not."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import backends
+from ..backends._arrays import as_numpy
 from ..backends._compiling import is_traced
 from ..functional import run_single_spike_linear
 from ..ops.validation import UNPACK, check_current
@@ -178,7 +179,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         ):
             return False
         # torch.count_nonzero takes ten times as long.
-        return np.count_nonzero(dense.detach().numpy()) * SPARSE <= dense.numel()
+        return np.count_nonzero(as_numpy(dense)) * SPARSE <= dense.numel()
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """

@@ -149,7 +149,9 @@ class SpikeEvents(Spikes):
         :type sensor_size: sequence of int
         :param num_steps: number of time steps
         :type num_steps: int
-        :param time_window: duration of a step in the unit of `t` (microseconds in tonic)
+        :param time_window: duration of a step in the unit of `t` (microseconds in tonic). Integer
+            times are divided exactly. A floating-point time that lies below the start of a step by
+            a few units in its last place belongs to this step: 0.3 is in step 3 of window 0.1
         :type time_window: float
         :param count: if True, n events of a unit in one step make a spike of height n, as in
             tonic's frames. If False, they make a spike of height 1. Step 0 begins at time 0.
@@ -162,8 +164,8 @@ class SpikeEvents(Spikes):
         :type dtype: torch.dtype, optional
         :rtype: SpikeEvents
         :raises ValueError: a field is missing; an event lies outside the sensor, before time 0 or,
-            with `late="raise"`, beyond the last step; an option is unknown
-        :raises TypeError: a recording is not a structured array
+            with `late="raise"`, beyond the last step; a time is not finite; an option is unknown
+        :raises TypeError: a recording is not a structured array, or its times are not numbers
         """
         events, features = read_recordings(
             recordings, sensor_size, num_steps, time_window, count=count, late=late, dtype=dtype

@@ -11,6 +11,10 @@ import torch
 from ..backends._events import Events
 from ._base import check_num_steps
 
+# Rounding of a time, in units of its last place: of the window, of the product or sum that made the
+# time, and of the division.
+_ULPS = 4
+
 
 def read_recordings(
     recordings: Sequence[np.ndarray],
@@ -84,19 +88,32 @@ def _event_keys(
             f"recording {number} has fields {recording.dtype.names}, but {sorted(missing)} is "
             f"missing: pass an extent of 1 in sensor_size for a field that is missing"
         )
-    step = np.floor_divide(recording["t"].astype(np.float64), time_window).astype(np.int64)
+    times = recording["t"]
+    if times.dtype.kind not in "biufmM":
+        raise TypeError(
+            f"recording {number} has times of type {times.dtype}, but numbers are expected: "
+            "convert the field t, e.g. to int64 microseconds"
+        )
+    if times.dtype.kind == "f" and not np.isfinite(times).all():
+        first = int(np.flatnonzero(~np.isfinite(times))[0])
+        raise ValueError(
+            f"recording {number} has the time {times[first]} at event {first}: remove the events "
+            "that have no finite time, events[np.isfinite(events['t'])]"
+        )
+    step = _steps(times, time_window)
     if len(step) and step.min() < 0:
         raise ValueError(
-            f"recording {number} has an event before time 0, at step {int(step.min())}: subtract "
+            f"recording {number} has an event before time 0, at step {step.min():.0f}: subtract "
             "the smallest t"
         )
     inside = step < num_steps
     if late == "raise" and not inside.all():
         raise ValueError(
             f"recording {number} has {int((~inside).sum())} events beyond step {num_steps - 1}, "
-            f"the last at step {int(step.max())}: raise num_steps or time_window, or pass "
+            f"the last at step {step.max():.0f}: raise num_steps or time_window, or pass "
             "late='drop'"
         )
+    step = step.clip(0, num_steps).astype(np.int64)
     unit = np.zeros(len(step), np.int64)
     for name in axes:
         place = recording[name].astype(np.int64)
@@ -107,3 +124,29 @@ def _event_keys(
             )
         unit = unit * extent[name] + place
     return (step * math.prod(extent[name] for name in axes) + unit)[inside]
+
+
+def _steps(times: np.ndarray, time_window: float) -> np.ndarray:
+    """The step of each time, as integers or as whole floats.
+
+    Integer times are divided exactly, by a window that is a whole number. A floating-point time
+    and its window carry rounding errors: 0.3 / 0.1 is 2.9999999999999996. So a time a few units
+    in the last place below the start of a step belongs to this step.
+    """
+    exact = times.dtype.kind != "f"
+    if exact:
+        # Dates and durations are integers of their unit. uint64 is not within int64.
+        times = times.astype(np.uint64 if times.dtype == np.uint64 else np.int64)
+        if float(time_window).is_integer() and int(time_window) <= np.iinfo(np.int64).max:
+            return times // times.dtype.type(int(time_window))
+    types = [np.dtype(np.float64), np.asarray(time_window).dtype]
+    types += [] if exact else [times.dtype]
+    rounding = _ULPS * max(float(np.finfo(t).eps) for t in types if t.kind == "f")
+    # A tiny window: the quotient is infinite, beyond the last step.
+    with np.errstate(over="ignore", invalid="ignore"):
+        quotient = times.astype(np.float64) / float(time_window)
+        step, nearest = np.floor(quotient), np.rint(quotient)
+        # A time below 0 is the rounded difference of two times, as large as the others.
+        largest = np.abs(quotient).max(initial=1.0)
+        error = rounding * np.where(nearest == 0, largest, np.abs(quotient))
+        return np.where(nearest - quotient <= error, nearest, step)

@@ -60,6 +60,59 @@ def test_neither_triton_nor_numba_is_installed():
     assert "numba is not installed: pip install" in done.stdout
 
 
+PLAIN_TORCH = """
+import warnings
+import torch
+from snn_single_spike import backends, cli
+from snn_single_spike.functional import single_spike_leaky
+x = torch.randn(5, 2, 3, requires_grad=True)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        single_spike_leaky(x, 0.9).spikes.sum().backward()
+print(x.grad.shape, len(caught), caught[0].message)
+cli.main(["info"])
+try:
+    single_spike_leaky(x, 0.9, backend="numba")
+except RuntimeError as error:
+    print("named:", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("numba", "environment", "reason"),
+    [
+        (None, {"NUMBA_DISABLE_JIT": "1"}, "numba's compiler is switched off: unset NUMBA_DISABLE"),
+        (
+            "raise ImportError('Numba needs NumPy 2.3 or less. Got NumPy 2.9.')",
+            {},
+            "numba cannot be imported (ImportError: Numba needs NumPy 2.3 or less. Got NumPy 2.9.)"
+            ": pip install numba --upgrade",
+        ),
+        ("raise OSError('libLLVM.so: no such file')", {}, "(OSError: libLLVM.so: no such file)"),
+    ],
+    ids=["switched off", "too old", "broken"],
+)
+def test_a_numba_that_cannot_compile(numba, environment, reason, tmp_path):
+    """Plain torch runs with one warning, and `info` and a named backend give the reason."""
+    pytest.importorskip("numba")
+    if numba:
+        (tmp_path / "numba.py").write_text(numba)
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = run(PLAIN_TORCH, **os.environ | environment | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([5, 2, 3]) 1 snn_single_spike runs plain torch" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if reason in line]
+    starts = [
+        "torch.Size",
+        "backend on cpu    torch: a CPU, but",
+        "  not numba",
+        "named: backend='numba' cannot run",
+    ]
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start)
+
+
 def test_importing_loads_no_backend_and_no_other_package():
     done = without(
         [],
@@ -150,21 +203,6 @@ threading.Thread(target=late).start()
 """
     done = run(script, **os.environ)
     assert "late True" in done.stdout, done.stderr
-
-
-def test_numba_runs_where_no_cache_can_be_written(monkeypatch):
-    numba = pytest.importorskip("numba")
-    from snn_single_spike.kernels.numba.compiling import compiled
-
-    njit = numba.njit
-
-    def read_only(*function, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(*function, **options)
-
-    monkeypatch.setattr(numba, "njit", read_only)
-    assert compiled(lambda x: x + 1)(1) == 2
 
 
 def test_many_threads_at_once(cpu_backend):

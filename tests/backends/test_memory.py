@@ -1,15 +1,19 @@
 """Operators write requested outputs only, and save what the backward pass reads."""
 
 import copy
+import errno
 import io
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from snntorch import surrogate
 
-from snn_single_spike import SingleSpikeLeaky
+from snn_single_spike import SingleSpikeLeaky, SingleSpikeLinear, SpikeTimes
+from snn_single_spike import memory as public
 from snn_single_spike.backends import memory
 from snn_single_spike.functional import first_spike_time, leaky_readout, single_spike_leaky
 from snn_single_spike.ops import _library
@@ -179,6 +183,91 @@ def test_unused_memory_is_bounded_and_can_be_released():
     assert sum(map(len, blocks._free)) <= blocks._most_lent <= 30 * (4 << 20)
     memory.release()
     assert not blocks._free
+
+
+def test_results_that_are_kept_occupy_their_size():
+    memory.release()
+    lent = memory._blocks._lent
+    for _ in range(2):  # new blocks, and blocks that are lent again
+        kept = [memory.empty((150_000 + 1000 * i,), **LARGE) for i in range(400)]
+        size = sum(tensor.nbytes for tensor in kept)
+        assert size <= memory._blocks._lent - lent <= 1.01 * size + memory._MOST_SPARE
+        del kept
+    memory.release()
+    assert memory._blocks._spare <= memory._blocks._lent
+
+
+def test_the_allocator_of_torch(monkeypatch):
+    assert public.allocator() == "reuse"
+    first, second = (memory.empty((1 << 20,), **LARGE) for _ in range(2))
+    del first
+    public.set_allocator("torch")
+    try:
+        assert public.allocator() == "torch"
+        assert not memory._blocks._free
+        monkeypatch.setattr(memory._Blocks, "lend", None)
+        third = memory.empty((1 << 20,), **LARGE)
+        assert third.untyped_storage().resizable()
+        del second  # lent before the switch: it is not kept
+        memory.empty((1 << 20,), **LARGE)
+        assert not memory._blocks.holds_unused()
+    finally:
+        public.set_allocator("reuse")
+    with pytest.raises(ValueError, match="allocator='malloc' is not known: use 'reuse' or 'torch'"):
+        public.set_allocator("malloc")
+
+
+def test_the_allocator_in_the_environment():
+    script = "from snn_single_spike import memory; print(memory.allocator())"
+
+    def run(value):
+        environment = os.environ | {"SNN_SINGLE_SPIKE_MEMORY": value}
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert run("torch").stdout.strip() == "torch"
+    assert "SNN_SINGLE_SPIKE_MEMORY='none' is not known: use" in run("none").stderr
+
+
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # Lightning searches for this text
+
+
+def test_out_of_memory_is_the_error_of_torch():
+    for elements in (1 << 45, 1 << 60):
+        with pytest.raises(RuntimeError) as raised:
+            memory.empty((elements,), **LARGE)
+        with pytest.raises(RuntimeError) as expected:
+            torch.empty((elements,), **LARGE)
+        assert str(raised.value) == str(expected.value)
+        assert elements > 1 << 45 or NO_MEMORY in str(raised.value)
+
+
+def test_unused_memory_makes_room(monkeypatch):
+    memory.release()
+    memory.empty((1 << 20,), **LARGE)
+    given = memory._map
+
+    def full_until_room(size):
+        if memory._blocks._free:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return given(size)
+
+    monkeypatch.setattr(memory, "_map", full_until_room)
+    assert memory.empty((3 << 20,), **LARGE).numel() == 3 << 20
+    assert not memory._blocks._free
+
+
+def test_no_memory_for_the_gradients_of_a_linear_layer(monkeypatch):
+    launcher = pytest.importorskip("snn_single_spike.backends.numba.linear")
+
+    def no_room(*shape):
+        raise MemoryError("Unable to allocate 7 GiB")
+
+    layer = SingleSpikeLinear(20, 30, 0.9)
+    out = layer(SpikeTimes(torch.randint(0, 10, (4, 20)), 10))
+    monkeypatch.setattr(launcher.np, "zeros", no_room)
+    with pytest.raises(RuntimeError, match=f"{NO_MEMORY}: Unable to allocate 7 GiB"):
+        out.sum().backward()
 
 
 def test_threads_never_share_a_block():

@@ -4,10 +4,6 @@ import copy
 import importlib
 import inspect
 import io
-import os
-import socket
-import subprocess
-import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +20,7 @@ from snn_single_spike import ConversionError, convert, revert
 from snn_single_spike.modules._base import SingleSpikeNeuron
 
 from tests.support.networks import MODELS, StateGiven, Tutorial5, awake, leaky, population, readme
+from tests.support.processes import run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*MaxPool after a neuron")
 
@@ -216,36 +213,16 @@ parallel = DistributedDataParallel(fast)
 parallel(x[:, 2 * rank : 2 * rank + 2])[1].square().mean().backward()
 for p, grad in zip(fast.parameters(), whole):
     assert torch.allclose(p.grad, grad, atol=1e-6), (p.grad, grad)
+for batch in (2, 2 - rank, 2):  # the last batch is smaller on one process
+    parallel(x[:, :batch])[1].square().mean().backward()
+    assert fast[1].mem.shape == (batch, 8)
 torch.distributed.destroy_process_group()
 print("rank", rank, "agrees")
 """
 
 
 def test_two_processes_get_the_gradients_of_one(tmp_path):
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env=os.environ
-            | {
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for rank, process in enumerate(processes):
-        output, _ = process.communicate(timeout=120)
+    for rank, output in enumerate(run_in_two_processes(DDP, tmp_path)):
         assert f"rank {rank} agrees" in output, output
 
 

@@ -1,5 +1,6 @@
 """Training: learning, bit-for-bit resume, files of a run, and several processes."""
 
+import io
 import os
 import shutil
 import signal
@@ -22,50 +23,9 @@ from snn_single_spike.experiments.sources import make
 
 from tests.support.devices import DEVICE
 from tests.support.recordings import write_nmnist
+from tests.support.runs import SMALL, recorded, same, settings, state, without_times
 
 pytest.importorskip("sklearn", reason="scikit-learn has the digits")
-
-SMALL = {
-    "dataset": "digits",
-    "layers": "20",
-    "num_steps": "10",
-    "batch": "64",
-    "epochs": "3",
-    "lr": "5e-3",
-    "weight_scale": "3",
-    "train_samples": "200",
-    "test_samples": "50",
-}
-TIMES = ("train_seconds", "train_samples_per_second")
-
-
-def settings(**flags):
-    return make({**SMALL, **flags})
-
-
-def without_times(history):
-    return [{k: v for k, v in metrics.items() if k not in TIMES} for metrics in history]
-
-
-def recorded(folder):
-    (found,) = record.read(folder)
-    return found
-
-
-def state(folder):
-    return torch.load(folder / checkpoint.NAME, weights_only=True)
-
-
-def same(a, b):
-    """Check that states are equal bit for bit, except for run times."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        keys = [key for key in a if key not in (*TIMES, "seconds")]
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in keys)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 class Interrupter(Silent):
@@ -106,7 +66,8 @@ def test_a_run_writes_its_record(tmp_path):
     assert found.raster["num_steps"] == 10
     assert layer["neurons"] == 20
     assert len(layer["times"]) == len(set(layer["spiking"])) > 0
-    assert {path.name for path in tmp_path.iterdir()} == {"run.jsonl", "checkpoint.pt"}
+    names = {"run.jsonl", "checkpoint.pt", "checkpoint-previous.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_the_figures_are_those_of_the_network(tmp_path):
@@ -164,12 +125,36 @@ def test_a_finished_run_trains_for_more_epochs(tmp_path):
     assert again == grown  # nothing is left to do
 
 
-def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path, caplog):
     training.train(settings(epochs="1"), tmp_path)
     log = tmp_path / record.NAME
     log.write_text(log.read_text() + '{"epoch": 2, "cut off')
     history = training.train(settings(epochs="2"), tmp_path, resume=True)
     assert recorded(tmp_path).history == history
+    assert "run.jsonl is damaged in line 4" in caplog.text
+    assert "it is rewritten from the checkpoint, of 1 epochs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda lines: lines[:2], "has 1 epochs: it"),
+        (lambda lines: [*lines[:2], lines[1], lines[2]], "has 3 epochs: it"),
+        (
+            lambda lines: [lines[0], lines[1].replace("0.", "1."), lines[2]],
+            "with other figures: it",
+        ),
+        (lambda lines: lines, None),
+    ],
+)
+def test_a_record_that_is_rewritten_is_named(change, reason, tmp_path, caplog):
+    training.train(settings(epochs="2"), tmp_path)
+    log = tmp_path / record.NAME
+    log.write_text("".join(change(log.read_text().splitlines(keepends=True))))
+    history = training.train(settings(epochs="2"), tmp_path, resume=True)
+    assert recorded(tmp_path).history == history
+    assert (reason or "") in caplog.text
+    assert reason or not caplog.text
 
 
 def test_an_interrupted_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
@@ -223,11 +208,13 @@ def test_unusable_checkpoints_are_reported(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ExperimentError, match=r"checkpoint\.pt is corrupt"):
             training.train(settings(), tmp_path, resume=True)
-    torch.save({**held, "format": 0}, path)
+    content = io.BytesIO()
+    torch.save({**held, "format": 0}, content)
+    path.write_bytes(checkpoint.sealed(content.getvalue()))
     with pytest.raises(ExperimentError, match="has format 0, but this version reads 1"):
         training.train(settings(), tmp_path, resume=True)
     path.write_bytes(whole)
-    with pytest.raises(ExperimentError, match=r"corrupt or of another network .*Error.* loading"):
+    with pytest.raises(ExperimentError, match=r"is of another network .*Error.* loading"):
         training.train(settings(layers="30"), tmp_path, resume=True)
 
 

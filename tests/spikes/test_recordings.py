@@ -124,3 +124,75 @@ def test_recordings_with_a_field_missing_or_before_time_0():
 def test_sensors_of_no_size(size):
     with pytest.raises(ValueError, match="sensor_size=.* must be the extents"):
         SpikeEvents.from_events([], size, 4, time_window=1)
+
+
+def steps(times, window, num_steps=1000, late="raise"):
+    """The step of each time: every event has a unit of its own."""
+    made = np.zeros(len(times), np.dtype([("t", times.dtype), ("x", "<i4")]))
+    made["t"], made["x"] = times, np.arange(len(times))
+    events = SpikeEvents.from_events(
+        [made], (len(times),), num_steps, time_window=window, late=late
+    ).events()
+    return events.times[events.units.argsort()].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.longdouble])
+@pytest.mark.parametrize("window", [0.001, 0.1, 1 / 3, 33.3, 1000])
+def test_a_float_time_at_the_start_of_a_step_is_in_this_step(window, dtype):
+    number = np.arange(1000)
+    computed = number.astype(dtype) * dtype(window)
+    decimal = (number * window).astype(dtype)
+    divided = number.astype(dtype) / dtype(1 / window)
+    for times in (computed, decimal, np.nextafter(decimal, dtype(0)), divided):
+        assert steps(times, window) == number.tolist()
+    halfway = ((number + 0.5) * window).astype(dtype)
+    assert steps(halfway, window) == number.tolist()
+    early = (number[1:] - 0.01) * window
+    assert steps(early.astype(dtype), window) == (number[1:] - 1).tolist()
+
+
+def test_a_float_window_of_low_precision():
+    number = np.arange(1000)
+    assert steps(number * 0.1, np.float32(0.1)) == number.tolist()
+    assert steps(number, np.float32(1.0)) == number.tolist()
+    assert steps(number * 33, 3.3, 10_000) == (10 * number).tolist()
+    half = np.arange(64, dtype=np.float16) * np.float16(0.001)
+    assert steps(half, 0.001) == list(range(64))
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i8", "<u8", "<m8[us]", "<M8[us]"])
+def test_integer_times_are_divided_exactly(dtype):
+    window = 10**15
+    boundary = 1_700 * window  # nanoseconds since 1970, beyond the integers of a float64
+    assert boundary > 2**53
+    times = np.array([boundary - 1, boundary, boundary + 1]).astype(dtype)
+    for given in (window, float(window)):
+        assert steps(times, given, 2000) == [1699, 1700, 1700]
+    assert steps(np.array([999, 1000], np.int16), 100_000) == [0, 0]
+    assert steps(np.array([2**64 - 1], np.uint64), 2**62) == [3]
+
+
+def test_the_ends_of_a_recording_with_float_times():
+    below = np.array([0.3 - 3 * 0.1, 0.0, 99.9])  # -5.6e-17
+    assert steps(below, 0.001, 10**5) == [0, 0, 99_900]
+    with pytest.raises(ValueError, match="before time 0, at step -1: subtract"):
+        steps(np.array([-1e-6, 0.5]), 0.001)
+    ends = np.array([0.5, 0.9999, 0.7 + 0.2 + 0.1])  # the last is 0.9999999999999999
+    with pytest.raises(ValueError, match="1 events beyond step 9, the last at step 10"):
+        steps(ends, 0.1, 10)
+    assert steps(ends, 0.1, 10, late="drop") == [5, 9]
+    with pytest.raises(ValueError, match="2 events beyond step 9"):
+        steps(np.array([1e300, 0.0, 1.0]), 1e-300, 10)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("late", ["raise", "drop"])
+def test_times_that_are_not_finite(value, late):
+    times = np.array([0.0, float(value)], np.float32)
+    with pytest.raises(ValueError, match=f"recording 0 has the time {value} at event 1: remove"):
+        steps(times, 0.1, late=late)
+
+
+def test_times_that_are_not_numbers():
+    with pytest.raises(TypeError, match="times of type object, but numbers.*convert the field t"):
+        steps(np.array([1, 2], object), 1)

@@ -21,6 +21,7 @@ from snn_single_spike.kernels.numba.block import BLOCK
 from snn_single_spike.kernels.numba.compiling import RULES
 from snn_single_spike.kernels.numba.surrogate import SURROGATES
 
+from .._arrays import as_numpy
 from .._surrogate import Surrogate
 from ..memory import empty
 
@@ -84,10 +85,11 @@ def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.n
     """A numpy view, widened to ``dtype`` where needed; an empty array for None."""
     if tensor is None:
         return _nothing(dimensions, dtype)
-    tensor = tensor.detach()
     if tensor.dtype != dtype:
-        tensor = empty(tuple(tensor.shape), dtype=dtype, device=tensor.device).copy_(tensor)
-    return tensor.numpy()
+        tensor = empty(tuple(tensor.shape), dtype=dtype, device=tensor.device).copy_(
+            tensor.detach()
+        )
+    return as_numpy(tensor)
 
 
 def spike_gradient(rule: str, surrogate: Surrogate, dtype: torch.dtype) -> SpikeGradient:
@@ -112,7 +114,7 @@ class WidenedOutputs:
             return as_array(tensor, dimensions, self.dtype)
         wide = empty(tuple(tensor.shape), dtype=self.dtype, device=tensor.device)
         self._pairs.append((tensor, wide))
-        return wide.numpy()
+        return as_numpy(wide)
 
     def copy_back(self) -> None:
         for tensor, wide in self._pairs:

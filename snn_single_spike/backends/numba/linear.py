@@ -26,6 +26,7 @@ from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_lo
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
 
+from .._arrays import as_numpy
 from .._events import Events, offsets_of
 from .._surrogate import Surrogate
 from .._types import (
@@ -78,17 +79,25 @@ def _scratch(dtype: np.dtype) -> arguments.Scratch:
     )
 
 
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As ``np.zeros``, with the error that torch raises where no memory is left."""
+    try:
+        return np.zeros(shape, dtype)
+    except MemoryError as error:  # training tools recognise torch's text
+        raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {error}") from error
+
+
 def _packed(weight: Tensor) -> np.ndarray:
     out_features, units = weight.shape
     tiles = -(-out_features // TILE)
-    packed = empty((tiles, units, TILE), dtype=weight.dtype, device=weight.device).numpy()
-    in_threads(pack_loop, [(*r, weight.detach().numpy(), packed) for r in _ranges(tiles)])
+    packed = as_numpy(empty((tiles, units, TILE), dtype=weight.dtype, device=weight.device))
+    in_threads(pack_loop, [(*r, as_numpy(weight), packed) for r in _ranges(tiles)])
     return packed
 
 
 def _unpack(packed: np.ndarray, weight: Tensor) -> None:
     """Write the sum over the ranges of samples, (ranges, tiles, N, TILE), to (O, N)."""
-    in_threads(unpack_loop, [(*r, packed, weight.numpy()) for r in _ranges(packed.shape[1])])
+    in_threads(unpack_loop, [(*r, packed, as_numpy(weight)) for r in _ranges(packed.shape[1])])
 
 
 def _layer(
@@ -108,20 +117,20 @@ def _layer(
 
 def _events(events: Events, dtype: torch.dtype) -> arguments.Events:
     return arguments.Events(
-        offsets=events.offsets.numpy(),
-        times=events.times.numpy(),
-        units=events.units.numpy(),
+        offsets=as_numpy(events.offsets),
+        times=as_numpy(events.times),
+        units=as_numpy(events.units),
         values=as_array(events.values, 1, dtype),
     )
 
 
 def sort_spikes(times: Tensor, num_steps: int) -> Events:
-    rows = times.numpy()
+    rows = as_numpy(times)
     offsets = offsets_of(torch.from_numpy(np.count_nonzero(rows >= 0, axis=1)))
     ordered, units = (
         torch.empty(int(offsets[-1]), dtype=torch.int32, device=times.device) for _ in range(2)
     )
-    filled = (offsets.numpy(), ordered.numpy(), units.numpy())
+    filled = (as_numpy(offsets), as_numpy(ordered), as_numpy(units))
     in_threads(sort_loop, [(*r, rows, num_steps, *filled) for r in _ranges(len(rows))])
     return Events(offsets, ordered, units, None, once=True)
 
@@ -137,7 +146,7 @@ def linear_first_spikes(
     dtype = layer.weight.dtype
     packed = _packed(layer.weight)
     out = arguments.FirstSpikes(
-        times=times.numpy(),
+        times=as_numpy(times),
         crossing=as_array(crossing, 3, dtype),
         sensitivity=as_array(sensitivity, 3, dtype),
     )
@@ -166,7 +175,7 @@ def linear_readout(
     dtype = weight.dtype
     packed = _packed(weight)
     out = arguments.ReadoutOutputs(
-        value=value.numpy(),
+        value=as_numpy(value),
         sensitivity=as_array(sensitivity, 2, dtype),
         step=as_array(step, 2, torch.int64),
     )
@@ -196,10 +205,10 @@ def linear_backward_closed_form(
     tiles, batch = len(packed), len(events.offsets) - 1
     parts = _parts(tiles, batch)
     ranges = _sample_ranges(tiles, batch)
-    by_range = np.zeros((ranges, *packed.shape), packed.dtype)
+    by_range = _zeros((ranges, *packed.shape), packed.dtype)
     bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
-    inputs = np.zeros((len(parts), *shape), packed.dtype)
+    inputs = _zeros((len(parts), *shape), packed.dtype)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(adjoint.every, 2, dtype),
         at=as_array(adjoint.at, 2, dtype),
@@ -247,10 +256,10 @@ def linear_backward_scan(
         packed_factor, columns = _packed(factor.T), len(factor)
     piece = max(_ROWS_BYTES // (num_steps * columns * dtype.itemsize), 1)
     ranges = _sample_ranges(tiles, min(piece, batch))
-    by_range = np.zeros((ranges, *packed.shape), packed.dtype)
+    by_range = _zeros((ranges, *packed.shape), packed.dtype)
     bias, beta, threshold = np.zeros((3, ranges, out_features), packed.dtype)
     neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
-    given = plain(_events(events, dtype), neurons, RESETS[layer.reset], num_steps, times.numpy())
+    given = plain(_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times))
     through = spike_gradient(rule, surrogate, dtype)
     for low in range(0, batch, piece):
         samples = slice(low, min(low + piece, batch))

@@ -17,6 +17,7 @@ from snn_single_spike.kernels.numba.neuron_forward import neuron_forward_loop
 from snn_single_spike.kernels.numba.neuron_forward_vectors import neuron_forward_vectors
 from snn_single_spike.kernels.numba.simd import LANES
 
+from .._arrays import as_numpy
 from .._surrogate import Surrogate
 from .._types import (
     SCANNED,
@@ -55,7 +56,7 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
         inh=results.array(out.inh, 2),
         crossing=results.array(out.crossing, 2),
         final=results.array(out.final, 2),
-        times=out.times.numpy(),
+        times=as_numpy(out.times),
     )
     given = as_array(current, 2, dtype), _neuron(neuron, dtype), outputs
     whole = _in_vectors(neuron, neurons)
@@ -97,7 +98,7 @@ def neuron_backward(
         **{name: results.array(out.get(name), 2 if name == "current" else 1) for name in SCANNED}
     )
     through = spike_gradient(rule, surrogate, state)
-    given = read, _neuron(neuron, state), times.numpy(), gradients, into, through
+    given = read, _neuron(neuron, state), as_numpy(times), gradients, into, through
     whole = _in_vectors(neuron, neurons)
     run_pieces(neuron_backward_vectors, num_steps, 0, whole, *given)
     run_pieces(neuron_backward_loop, num_steps, whole, neurons, *given)

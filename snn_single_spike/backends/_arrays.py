@@ -1,0 +1,52 @@
+"""numpy views of CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TYPES = {
+    dtype: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bool, torch.uint8),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """A numpy view of a CPU tensor, as ``tensor.detach().numpy()``.
+
+    ``numpy()`` marks the memory as not resizable, for ever. Then the tensor cannot be the ``out=``
+    of a larger result, and FSDP, which frees and allocates its parameters, cannot train. This view
+    leaves the tensor as it is. It must not be used after the tensor is resized.
+
+    :raises RuntimeError: the memory of the tensor was freed
+    """
+    dtype, shape = _TYPES[tensor.dtype], tuple(tensor.shape)  # numpy is slow with a torch.Size
+    size, strides = tensor.nbytes, None
+    if not size:
+        return np.empty(shape, dtype)
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    if not tensor.is_contiguous():
+        strides = [step * dtype.itemsize for step in tensor.stride()]
+        last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        size = last + dtype.itemsize
+    address = tensor.data_ptr()
+    if not address:
+        raise RuntimeError(
+            f"a tensor of shape {shape} has no memory: it was freed, as FSDP frees the weights of "
+            "a layer after its call. FSDP supports units that take and return tensors: shard the "
+            "layers that pass spike times to each other, and a linear layer with the neurons or "
+            "the readout behind it, as one unit, fully_shard(nn.Sequential(...))"
+        )
+    memory: Any = (ctypes.c_char * size).from_address(address)
+    memory.tensor = tensor  # the array keeps it alive
+    if strides is None:
+        return np.ndarray(shape, dtype, memory)
+    return np.ndarray(shape, dtype, memory, 0, strides)
