@@ -10,6 +10,7 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def constant_when_compiled(function: F) -> F:
@@ -23,6 +24,12 @@ def is_traced() -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch._C._get_dispatch_mode(_FAKE) is not None
+
+
+def only_shapes() -> bool:
+    """Whether operators run for the shapes of their results, and nothing records them."""
+    mode = torch._C._get_dispatch_mode
+    return mode(_FAKE) is not None and mode(_PROXY) is None
 
 
 def is_batched(gradient: Tensor | None) -> bool:

@@ -16,11 +16,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..backends._compiling import only_shapes
 from ..backends.memory import empty
 
 _library = torch.library.Library("snn_single_spike", "DEF")
 N = TypeVar("N", bound=tuple[Any, ...])
 New = Callable[..., Tensor]
+Decomposition = Callable[..., tuple[Tensor, ...]]
+_functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {}
 
 
 def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -37,11 +40,28 @@ def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
         with torch.no_grad():
             return function(allocate, *arguments)
 
+    _functions[name] = function
     # One implementation for all devices: the `backend` argument names the code that runs.
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(
         f"snn_single_spike::{name}", functools.partial(function, allocate_fake), lib=_library
     )
+
+
+def decompose(name: str) -> Callable[[Decomposition], Decomposition]:
+    """Register a decomposition of an operator into torch's operators, for the ONNX exporter."""
+
+    def register_it(decomposition: Decomposition) -> Decomposition:
+        def decomposed(*arguments: Any) -> tuple[Tensor, ...]:
+            if only_shapes():  # torch looks for a decomposition there too, if a size is a symbol
+                return _functions[name](allocate_fake, *arguments)
+            return decomposition(*arguments)
+
+        operator = getattr(torch.ops.snn_single_spike, name).default
+        torch._decomp.register_decomposition(operator)(decomposed)
+        return decomposition
+
+    return register_it
 
 
 def allocate(

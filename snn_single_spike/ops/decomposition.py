@@ -11,14 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
 
-from ..backends._types import ForwardOutputs, Neuron, ReadoutOutputs, state_dtype
+from ..backends._types import ForwardOutputs, Neuron, state_dtype
 from . import readout  # noqa: F401 - registers the operator
-from ._library import take
+from ._library import decompose, take
 from .neuron import Wanted
-
-_operators = torch.ops.snn_single_spike
 
 
 def _spread(parameter: Tensor, like: Tensor) -> Tensor:
@@ -26,8 +23,8 @@ def _spread(parameter: Tensor, like: Tensor) -> Tensor:
     return parameter.to(like.dtype).repeat(like.shape[0] // parameter.shape[0])
 
 
-@register_decomposition(_operators.neuron_forward.default)
-def neuron_forward(current: Tensor, *rest: Any) -> ForwardOutputs:
+@decompose("neuron_forward")
+def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """See :func:`snn_single_spike.backends.torch.neuron.neuron_forward`."""
     arguments = iter(rest)
     neuron, wanted = take(Neuron, arguments), take(Wanted, arguments)
@@ -85,7 +82,7 @@ def neuron_forward(current: Tensor, *rest: Any) -> ForwardOutputs:
         pair = (rows["before"], rows["mem"])
         crossing = torch.stack([torch.where(spiked, torch.stack(x), 0.0).sum(0) for x in pair])
     final = torch.stack([v, s, i][: neuron.num_states])
-    return ForwardOutputs(
+    out = ForwardOutputs(
         spikes=torch.where(spiked, factor, 0.0).to(current.dtype) if wanted.spikes else empty,
         mem=whole("mem", wanted.mem),
         syn=whole("syn", wanted.syn and alpha is not None),
@@ -94,9 +91,10 @@ def neuron_forward(current: Tensor, *rest: Any) -> ForwardOutputs:
         final=final.to(current.dtype) if wanted.final else empty,
         times=times,
     )
+    return out  # type: ignore[return-value]
 
 
-@register_decomposition(_operators.readout.default)
+@decompose("readout")
 def leaky_readout(
     current: Tensor,
     beta: Tensor,
@@ -105,7 +103,7 @@ def leaky_readout(
     sensitivity: bool,
     step: bool,
     backend: str,
-) -> ReadoutOutputs:
+) -> tuple[Tensor, ...]:
     """See :func:`snn_single_spike.backends.torch.readout.readout`; without a backward pass."""
     dtype = state_dtype(current.dtype)
     zeros = torch.zeros_like(current[0], dtype=dtype)
@@ -117,4 +115,4 @@ def leaky_readout(
     mem = torch.stack(rows)
     value = {"sum": mem.sum(0), "max": mem.amax(0), "last": v}[reduction]
     empty = current.new_empty(0)
-    return ReadoutOutputs(value.to(current.dtype), empty, empty.to(torch.int64))
+    return value.to(current.dtype), empty, empty.to(torch.int64)
