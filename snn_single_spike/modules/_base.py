@@ -242,6 +242,12 @@ class SingleSpikeNeuron:
         listed[:] = [neuron for neuron in listed if neuron is not self and neuron is not None]
         listed.append(weakref.proxy(self, _forget))
 
+    def __getattr__(self, name: str) -> Any:
+        # snnTorch's AttributeMonitor calls this method for states that exist.
+        if name in STATES and name in vars(self):
+            return vars(self)[name]
+        return super().__getattr__(name)  # type: ignore[misc]
+
     def _save_to_state_dict(self, *arguments: Any) -> None:
         self._sync_with_snntorch()
         super()._save_to_state_dict(*arguments)  # type: ignore[misc]
