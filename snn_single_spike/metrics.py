@@ -91,7 +91,7 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
     """
     Fraction of samples whose right class has the highest membrane. A class with NaN loses.
 
-    :class:`snn_single_spike.losses.ce_membrane_loss` optimises this accuracy.
+    :class:`snn_single_spike.losses.ce_membrane_loss` optimizes this accuracy.
 
     :param mem_out: membrane of shape `(T, B, C)`, or scores of shape `(B, C)` as from
         :class:`snn_single_spike.LeakyReadout`

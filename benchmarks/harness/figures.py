@@ -49,7 +49,7 @@ def draw_speedup(results: list[dict[str, Any]], title: str) -> None:
     figure, axes = plt.subplots(
         rows, columns, figsize=(4.2 * columns, 3.4 * rows), sharey=True, squeeze=False
     )
-    colours: dict[str, Any] = {}
+    colors: dict[str, Any] = {}
     for axis, ((batch, neurons), cells) in zip(axes.flat, panels.items(), strict=False):
         for name in peers_of(cells):
             points = [
@@ -58,9 +58,9 @@ def draw_speedup(results: list[dict[str, Any]], title: str) -> None:
                 if (peer := result["extra_info"]["peers"].get(name))
             ]
             num_steps, medians, lows, highs = zip(*points, strict=True)
-            colour = colours.setdefault(name, plt.get_cmap("tab20").colors[2 * len(colours) % 19])
-            axis.plot(num_steps, medians, marker="o", ms=3, color=colour, label=name)
-            axis.fill_between(num_steps, lows, highs, color=colour, alpha=0.2, lw=0)
+            color = colors.setdefault(name, plt.get_cmap("tab20").colors[2 * len(colors) % 19])
+            axis.plot(num_steps, medians, marker="o", ms=3, color=color, label=name)
+            axis.fill_between(num_steps, lows, highs, color=color, alpha=0.2, lw=0)
         axis.axhline(1, color="black", lw=0.8, ls=":")
         axis.set(title=f"{neurons} neurons, batch {batch}", xscale="log", yscale="log")
         axis.set_xticks(list(cells), [str(step) for step in cells], fontsize=7)
@@ -70,10 +70,10 @@ def draw_speedup(results: list[dict[str, Any]], title: str) -> None:
         axis.axis("off")
     for row in axes:
         row[0].set_ylabel("their time / ours")
-    handles = [plt.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [plt.Line2D([], [], color=color, label=name) for name, color in colors.items()]
     figure.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(f"One layer of neurons, forward and backward, float32\n{title}", fontsize=10)
-    figure.tight_layout(rect=(0, 0.04 + 0.03 * (len(colours) // 3), 1, 1))
+    figure.tight_layout(rect=(0, 0.04 + 0.03 * (len(colors) // 3), 1, 1))
     figure.savefig(FIGURES / "speedup.png", dpi=130)
 
 

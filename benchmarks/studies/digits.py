@@ -7,7 +7,7 @@ is 64-128-10, trained for 30 epochs with Adam at 5e-3. There is one split, and i
 the final figures only. Beta (a number, or learned for each neuron) and the loss of the multi-spike
 network are chosen on a validation part of the training set, with other seeds. Every method chooses
 from the same list of betas. (The list was extended once, because the largest beta was always the
-best. Test figures had been seen by then.) Losses, regularisers and neurons have their defaults.
+best. Test figures had been seen by then.) Losses, regularizers and neurons have their defaults.
 
 - multi-spike: snn.Leaky in a loop over time, as in snnTorch's tutorials 5 and 6.
 - single spike: the same network of SingleSpikeLeaky, classified by its earliest spike or, with a
@@ -127,8 +127,8 @@ def on_membrane(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
     return lambda spk1, spk2, mem2, targets: loss(mem2, targets)
 
 
-def regularised(loss: Loss) -> Loss:
-    revive = losses.firing_regulariser()
+def regularized(loss: Loss) -> Loss:
+    revive = losses.firing_regularizer()
     return lambda spk1, *rest: loss(spk1, *rest) + revive(spk1)
 
 
@@ -165,15 +165,15 @@ MULTI: dict[str, Method] = {
 SINGLE: dict[str, Method] = {
     "LeakyReadout, ce_membrane_loss()": (SingleSpikeReadout, CE_MEMBRANE, by_membrane),
     "ce_temporal_loss()": (SingleSpike, CE_TEMPORAL, by_first_spike),
-    "ce_temporal_loss(), firing_regulariser() on the hidden layer": (
+    "ce_temporal_loss(), firing_regularizer() on the hidden layer": (
         SingleSpike,
-        regularised(CE_TEMPORAL),
+        regularized(CE_TEMPORAL),
         by_first_spike,
     ),
     "mse_temporal_loss()": (SingleSpike, MSE_TEMPORAL, by_first_spike),
-    "mse_temporal_loss(), firing_regulariser() on the hidden layer": (
+    "mse_temporal_loss(), firing_regularizer() on the hidden layer": (
         SingleSpike,
-        regularised(MSE_TEMPORAL),
+        regularized(MSE_TEMPORAL),
         by_first_spike,
     ),
 }
@@ -233,7 +233,7 @@ def convert_checkpoint(trained: MultiSpike, leak: Leak) -> nn.Module:
     return net
 
 
-def summarise(runs: list[dict[str, float]], dense: dict[str, float] | None) -> dict[str, object]:
+def summarize(runs: list[dict[str, float]], dense: dict[str, float] | None) -> dict[str, object]:
     """Means, the accuracy of each seed, and the reduction of spikes in %."""
     mean = {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
     out: dict[str, object] = {
@@ -288,7 +288,7 @@ def main() -> None:
     }
 
     def report(name: str, of: list[dict[str, float]], compare: bool = True) -> None:
-        results[name] = summarise(of, dense if compare else None)
+        results[name] = summarize(of, dense if compare else None)
         show(name, results[name])
 
     print("| | accuracy (seeds) | spikes, hidden + output | fewer hidden spikes |")

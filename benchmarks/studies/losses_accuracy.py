@@ -101,14 +101,14 @@ TASKS: dict[str, Callable[[int], Task]] = {
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # spk1, spk2, mem2, targets
 
 
-def on_spikes(loss: Callable[[Tensor, Tensor], Tensor], *regularisers: Callable) -> Loss:
-    """Regularisers of the hidden layer and the output layer, or None."""
+def on_spikes(loss: Callable[[Tensor, Tensor], Tensor], *regularizers: Callable) -> Loss:
+    """Regularizers of the hidden layer and the output layer, or None."""
 
     def call(spk1: Tensor, spk2: Tensor, mem2: Tensor, targets: Tensor) -> Tensor:
         value = loss(spk2, targets)
-        for regulariser, spikes in zip(regularisers, (spk1, spk2), strict=False):
-            if regulariser is not None:
-                value = value + regulariser(spikes)
+        for regularizer, spikes in zip(regularizers, (spk1, spk2), strict=False):
+            if regularizer is not None:
+                value = value + regularizer(spikes)
         return value
 
     return call
@@ -118,7 +118,7 @@ def on_membrane(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
     return lambda spk1, spk2, mem2, targets: loss(mem2, targets)
 
 
-_revive = losses.firing_regulariser()
+_revive = losses.firing_regularizer()
 CONTESTANTS: dict[str, Loss] = {
     "SF.ce_rate_loss()": on_spikes(SF.ce_rate_loss()),
     "SF.ce_count_loss()": on_spikes(SF.ce_count_loss()),
@@ -139,7 +139,7 @@ CONTESTANTS: dict[str, Loss] = {
     "mse_temporal_loss(on_target=8, off_target=24)": on_spikes(
         losses.mse_temporal_loss(on_target=8, off_target=24)
     ),
-    "mse_temporal_loss(), firing_regulariser() on both layers": on_spikes(
+    "mse_temporal_loss(), firing_regularizer() on both layers": on_spikes(
         losses.mse_temporal_loss(), _revive, _revive
     ),
     "ce_membrane_loss()": on_membrane(losses.ce_membrane_loss()),

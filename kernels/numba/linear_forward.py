@@ -49,7 +49,7 @@ class _Rows(NamedTuple):
 
 @part_of_caller
 def _rows_of(scratch):
-    # Rows of one array: the compiler can prove that they do not overlap, and vectorises.
+    # Rows of one array: the compiler can prove that they do not overlap, and vectorizes.
     r, m = scratch.rows, scratch.marks
     return _Rows(
         r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], m[0], m[1], m[2]

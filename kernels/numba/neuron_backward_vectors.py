@@ -263,7 +263,7 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
 def neuron_backward_vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
     """:func:`neuron_backward_loop` of Leaky, for neurons that fill whole vectors.
 
-    This wrapper makes numba cache the loop together with its callees, and LLVM optimise them once
+    This wrapper makes numba cache the loop together with its callees, and LLVM optimize them once
     more. The backward pass becomes a fifth faster.
     """
     _vectors(

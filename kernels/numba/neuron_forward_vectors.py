@@ -115,7 +115,7 @@ def _vectors(low, high, current, neuron, out):
 def neuron_forward_vectors(low, high, current, neuron, out):
     """:func:`neuron_forward_loop` of Leaky, for neurons that fill whole vectors.
 
-    This wrapper makes numba cache the loop together with its callees, and LLVM optimise them once
+    This wrapper makes numba cache the loop together with its callees, and LLVM optimize them once
     more. The backward pass becomes a fifth faster.
     """
     _vectors(low, high, current, Neuron(*neuron), ForwardOutputs(*out))

@@ -6,7 +6,7 @@ compute lane by lane and round like scalar operators. If one operand is a number
 converted to the type of the vector and repeated in every lane. Arrays are C-contiguous, and indices
 are not checked.
 
-The loops do not rely on automatic vectorisation for three reasons. The compiler must prove that the
+The loops do not rely on automatic vectorization for three reasons. The compiler must prove that the
 arrays of a loop do not overlap. The compiler does not keep the state of several time steps in
 registers. The compiler emits no stores past the cache.
 """

@@ -32,7 +32,7 @@ class Tables(NamedTuple):
 
 @part_of_caller
 def tables_of(scratch):
-    # Parts of one array: the compiler can prove that they do not overlap, and vectorises.
+    # Parts of one array: the compiler can prove that they do not overlap, and vectorizes.
     tables = scratch.tables
     return Tables(tables[0], tables[1], tables[2], tables[3], tables[4])
 

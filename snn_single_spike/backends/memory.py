@@ -164,7 +164,7 @@ def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -
         return torch.empty(shape, dtype=dtype, device=device)
     try:
         buffer = _blocks.lend(size)
-    except (OSError, OverflowError):  # torch raises its own error, which training tools recognise
+    except (OSError, OverflowError):  # torch raises its own error, which training tools recognize
         return torch.empty(shape, dtype=dtype, device=device)
     storage = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
     # Not a view of the bytes, because autograd checks views for in-place changes.

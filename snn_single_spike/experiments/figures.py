@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .runs import Group
 
 _RASTERS = 4  # at most, side by side
-# Every ten groups the colours repeat, with the next line and marker
+# Every ten groups the colors repeat, with the next line and marker
 _LINES, _MARKERS = ("-", "--", ":"), ("o", "^", "s")
 
 

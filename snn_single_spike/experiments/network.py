@@ -101,7 +101,7 @@ class Network(nn.Module):
             )
         else:
             self.readout = LeakyReadoutLoop(beta, config.learn_beta, config.readout)
-        self._initialise(config)
+        self._initialize(config)
 
     def forward(self, x: Any) -> tuple[Tensor, list[Any]]:
         hidden = []
@@ -153,7 +153,7 @@ class Network(nn.Module):
         self.stages.append(_neuron((size["maps"], 1, 1), config))
         return size["maps"], height - size["kernel"] + 1, width - size["kernel"] + 1
 
-    def _initialise(self, config: Config) -> None:
+    def _initialize(self, config: Config) -> None:
         layers = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         scales = config.weight_scale
         if len(scales) not in (1, len(layers)):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends
 from ..functional import DEFAULT_GRADIENT, Result, run_single_spike
-from ..ops.surrogate import SpikeGrad, Surrogate, recognise, split, surrogate_disabled
+from ..ops.surrogate import SpikeGrad, Surrogate, recognize, split, surrogate_disabled
 from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_current, check_not_nan
 
 # Options of snnTorch's neurons, the only value that is supported without a loop over time, and why.
@@ -123,7 +123,7 @@ class SingleSpikeNeuron:
         if self.surrogate_disable:
             self.spike_grad = surrogate_disabled
         else:
-            self.spike_grad = recognise(self.spike_grad) or self.spike_grad
+            self.spike_grad = recognize(self.spike_grad) or self.spike_grad
         self.gradient = gradient
         self.backend = backend
         self._states_to_attributes()
@@ -233,7 +233,7 @@ class SingleSpikeNeuron:
     def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
         known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is surrogate_disabled
         if torch.compiler.is_compiling() and not known:
-            return None, self.spike_grad  # recognised in the constructor
+            return None, self.spike_grad  # recognized in the constructor
         return split(self.spike_grad)
 
     def _track(self) -> None:

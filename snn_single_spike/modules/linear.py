@@ -59,7 +59,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         loss = F.cross_entropy(output(hidden(spikes)), targets)
 
     The `state_dict` has the keys `weight` and `bias` of :class:`torch.nn.Linear` and the keys of
-    :class:`snntorch.Leaky`. Weight and bias are initialised as in :class:`torch.nn.Linear`.
+    :class:`snntorch.Leaky`. Weight and bias are initialized as in :class:`torch.nn.Linear`.
 
     :param in_features: number of inputs
     :type in_features: int

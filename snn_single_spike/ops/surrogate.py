@@ -1,4 +1,4 @@
-"""Recognises snnTorch's surrogate gradients, so that kernels can fuse their derivatives.
+"""Recognizes snnTorch's surrogate gradients, so that kernels can fuse their derivatives.
 
 A surrogate of snnTorch is a closure, e.g. ``surrogate.fast_sigmoid(slope=25)``. This module reads
 the name and the parameters of the closure. Every other surrogate is custom: the package calls the
@@ -33,12 +33,12 @@ def split(spike_grad: SpikeGrad | None) -> tuple[Surrogate | None, SpikeGrad | N
         return spike_grad, None
     if spike_grad is surrogate_disabled:
         return None, None
-    known = recognise(spike_grad)
+    known = recognize(spike_grad)
     return known, None if known else spike_grad
 
 
 @constant_when_compiled
-def recognise(spike_grad: SpikeGrad | None) -> Surrogate | None:
+def recognize(spike_grad: SpikeGrad | None) -> Surrogate | None:
     """The :class:`Surrogate` of a snnTorch surrogate; None for a custom function.
 
     :param spike_grad: the argument of a snnTorch neuron; None means ``atan()``, snnTorch's default

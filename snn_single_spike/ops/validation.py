@@ -103,7 +103,7 @@ def check_not_nan(name: str, value: Tensor | float) -> None:
         raise TypeError(f"{name} must be a number or a tensor, not {value!r}") from None
     if found:
         raise NaNError(
-            f"{name} contains NaN: initialise {name} with finite values; if training caused the "
+            f"{name} contains NaN: initialize {name} with finite values; if training caused the "
             "NaN, lower the learning rate"
         )
 

@@ -189,7 +189,7 @@ def test_draws_behind_the_first_neuron_leave_the_front_alone():
 
 
 class Late(nn.Module):
-    """Draws, and normalises, when its input is large."""
+    """Draws, and normalizes, when its input is large."""
 
     def __init__(self):
         super().__init__()
@@ -210,7 +210,7 @@ class Late(nn.Module):
 def test_a_draw_that_comes_later(own):
     net = Late()
     net.own = own
-    x = torch.tensor([[-1.0] * FEATURES, [0.9] * FEATURES])  # normalised to 1 and -1
+    x = torch.tensor([[-1.0] * FEATURES, [0.9] * FEATURES])  # normalized to 1 and -1
     calm, noisy = x / 1e3, torch.cat([x, x, x * 0])
     fast = convert(net, num_steps=STEPS)
     fast(calm)

@@ -134,7 +134,7 @@ REFUSED = {
         lambda: nn.Sequential(leaky(inhibition=True)),
         r"'0'.*inhibition=True.*Make it with inhibition=False",
     ),
-    "state quantisation": (
+    "state quantization": (
         lambda: nn.Sequential(leaky(state_quant=lambda mem: mem)),
         r"'0'.*state_quant.*Make it with state_quant=False",
     ),

@@ -379,8 +379,8 @@ def test_losses_and_metrics_take_what_a_model_returns():
     for on_spikes in (
         lambda spikes: losses.ce_temporal_loss()(spikes, targets),
         lambda spikes: losses.mse_temporal_loss()(spikes, targets),
-        losses.spike_count_regulariser(upper=0.5),
-        losses.firing_regulariser(),
+        losses.spike_count_regularizer(upper=0.5),
+        losses.firing_regularizer(),
         lambda spikes: metrics.accuracy_temporal(spikes, targets),
         spike_count,
         metrics.latency_to_decision,

@@ -19,7 +19,7 @@ from snn_single_spike.functional import (
     single_spike_leaky,
     spike_count,
 )
-from snn_single_spike.losses import regularisers, temporal
+from snn_single_spike.losses import regularizers, temporal
 
 STEPS, BATCH, CLASSES = 12, 5, 4
 
@@ -112,8 +112,8 @@ LOSSES_ON_SPIKES = {
     "times": lambda x: losses.first_spike_times(x).square().sum(),
     "ce": lambda x: losses.ce_temporal_loss()(x, TARGETS),
     "mse": lambda x: losses.mse_temporal_loss()(x, TARGETS),
-    "firing": losses.firing_regulariser(max_silent=0, late=0.3),
-    "count": losses.spike_count_regulariser(0.6, 0.7),
+    "firing": losses.firing_regularizer(max_silent=0, late=0.3),
+    "count": losses.spike_count_regularizer(0.6, 0.7),
 }
 
 
@@ -262,9 +262,9 @@ LOSS_FUNCTIONS = {
     "ce negate": lambda x: losses.ce_temporal_loss()(x, TARGETS),
     "ce reciprocal": lambda x: losses.ce_temporal_loss("reciprocal", time_scale=3)(x, TARGETS),
     "mse": lambda x: losses.mse_temporal_loss(on_target=2.5, tolerance=1.2)(x, TARGETS),
-    "count": lambda x: losses.spike_count_regulariser(0.99, 1.0)(x),
-    "firing": lambda x: losses.firing_regulariser(max_silent=0)(x),
-    "firing late": lambda x: losses.firing_regulariser(late=0.5, latest=2.5)(x),
+    "count": lambda x: losses.spike_count_regularizer(0.99, 1.0)(x),
+    "firing": lambda x: losses.firing_regularizer(max_silent=0)(x),
+    "firing late": lambda x: losses.firing_regularizer(late=0.5, latest=2.5)(x),
     "membrane sum": lambda x: losses.ce_membrane_loss()(x, TARGETS),
     "membrane max": lambda x: losses.ce_membrane_loss("max")(x + RAMP, TARGETS),
     "membrane last": lambda x: losses.ce_membrane_loss("last")(x, TARGETS),
@@ -331,10 +331,10 @@ def test_membrane_sum_in_half_precision_accumulates_in_float32():
     torch.testing.assert_close(losses.ce_membrane_loss()(mem.half(), targets), exact)
 
 
-@pytest.mark.parametrize("penalty", regularisers.PENALTIES)
+@pytest.mark.parametrize("penalty", regularizers.PENALTIES)
 @pytest.mark.parametrize("per", COUNTED)
 @pytest.mark.parametrize(("lower", "upper"), [(0.5, None), (None, 0.4), (0.6, 0.7)])
-def test_spike_count_regulariser_against_a_loop(penalty, per, lower, upper):
+def test_spike_count_regularizer_against_a_loop(penalty, per, lower, upper):
     spikes, times = trains(silent=0.5)
     fired = (times < STEPS).double().tolist()
     rows = fired if per == "sample" else [list(column) for column in zip(*fired, strict=True)]
@@ -347,12 +347,12 @@ def test_spike_count_regulariser_against_a_loop(penalty, per, lower, upper):
             0.0,
         )
         costs.append(distance**2 if penalty == "squared" else distance)
-    reg_fn = losses.spike_count_regulariser(lower, upper, 0.3, penalty=penalty, per=per)
+    reg_fn = losses.spike_count_regularizer(lower, upper, 0.3, penalty=penalty, per=per)
     value = reg_fn(spikes)
     assert value.item() == pytest.approx(0.3 * sum(costs) / len(costs))
 
 
-def test_firing_regulariser_against_a_loop():
+def test_firing_regularizer_against_a_loop():
     spikes, times = trains(batch=8, silent=0.5)
     total = 0.0
     for c in range(CLASSES):
@@ -363,17 +363,17 @@ def test_firing_regulariser_against_a_loop():
                 total += 0.7 * quiet
             else:
                 total += 0.3 * max(t - 6, 0) / STEPS + 0.2 * max(4 - t, 0) / STEPS
-    reg_fn = losses.firing_regulariser(
+    reg_fn = losses.firing_regularizer(
         2.0, silent=0.7, late=0.3, early=0.2, latest=6, earliest=4, max_silent=0.5
     )
     assert reg_fn(spikes).item() == pytest.approx(2 * total / times.numel())
 
 
-def test_firing_regulariser_leaves_sparse_neurons_alone():
+def test_firing_regularizer_leaves_sparse_neurons_alone():
     spikes = torch.zeros(STEPS, 10, 2)
     spikes[3, 0, 0] = 1  # fires in one sample of ten; its neighbour never
     spikes.requires_grad_()
-    losses.firing_regulariser()(spikes).backward()
+    losses.firing_regularizer()(spikes).backward()
     assert not spikes.grad[:, :, 0].any()
     assert (spikes.grad[:, :, 1] < 0).all()
 
@@ -400,8 +400,8 @@ def test_a_silent_network_recovers():
     x = torch.zeros(20, 64, 8).scatter_(0, times[None], 1.0)
     net = Net()
     loss_fn = losses.ce_temporal_loss()
-    revive = losses.firing_regulariser(5.0)
-    always = losses.firing_regulariser(5.0, max_silent=0)
+    revive = losses.firing_regularizer(5.0)
+    always = losses.firing_regularizer(5.0, max_silent=0)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     assert not any(spikes.any() for spikes in net(x))
     for _ in range(120):
@@ -432,7 +432,7 @@ def test_compiles_in_one_graph():
         temporal_loss = losses.ce_temporal_loss()(x, targets) + losses.mse_temporal_loss()(
             x, targets
         )
-        return temporal_loss + losses.firing_regulariser()(x)
+        return temporal_loss + losses.firing_regularizer()(x)
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     (expected,) = torch.autograd.grad(both(spikes), spikes)
@@ -441,7 +441,7 @@ def test_compiles_in_one_graph():
 
 SPIKES = torch.zeros(STEPS, BATCH, CLASSES)
 CE, MSE, MEM = losses.ce_temporal_loss, losses.mse_temporal_loss, losses.ce_membrane_loss
-COUNT, FIRING = losses.spike_count_regulariser, losses.firing_regulariser
+COUNT, FIRING = losses.spike_count_regularizer, losses.firing_regularizer
 TIMES = torch.zeros(BATCH, CLASSES)
 ERRORS = {
     "unknown inverse": (ValueError, "inverse='log'", lambda: CE("log")),
@@ -535,10 +535,10 @@ def test_a_number_of_steps_from_numpy():
         ),
         (lambda: losses.ce_temporal_loss(on_target="x"), "on_target='x' must be a number"),
         (lambda: losses.mse_temporal_loss(True, on_target=3), "on_target and off_target.*out"),
-        (lambda: losses.spike_count_regulariser(lower=float("nan")), "lower=nan must be a number"),
-        (lambda: losses.firing_regulariser(float("inf")), "Lambda=inf must be a number"),
-        (lambda: losses.firing_regulariser(latest=9), "latest=9 has no effect with late=0"),
-        (lambda: losses.firing_regulariser(earliest=9), "earliest=9 has no effect with early=0"),
+        (lambda: losses.spike_count_regularizer(lower=float("nan")), "lower=nan must be a number"),
+        (lambda: losses.firing_regularizer(float("inf")), "Lambda=inf must be a number"),
+        (lambda: losses.firing_regularizer(latest=9), "latest=9 has no effect with late=0"),
+        (lambda: losses.firing_regularizer(earliest=9), "earliest=9 has no effect with early=0"),
     ],
 )
 def test_options_that_are_no_numbers_or_do_nothing(make, message):

@@ -13,7 +13,7 @@ from snntorch._neurons.neurons import SpikingNeuron
 
 from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.functional import first_spike_time
-from snn_single_spike.ops.surrogate import Surrogate, recognise
+from snn_single_spike.ops.surrogate import Surrogate, recognize
 
 CURRENT = torch.randn(12, 3, 5, generator=torch.Generator().manual_seed(0))
 FACTORIES = {
@@ -133,12 +133,12 @@ def test_graded_spikes():
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_surrogates_of_snntorch_are_recognised(name):
+def test_surrogates_of_snntorch_are_recognized(name):
     made = getattr(surrogate, name)(**FACTORIES[name])
-    known = recognise(made)
+    known = recognize(made)
     assert known.name == name
     assert known[1 : 1 + len(FACTORIES[name])] == tuple(map(float, FACTORIES[name].values()))
-    assert recognise(known) is known
+    assert recognize(known) is known
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_surrogates_of_snntorch_are_recognised(name):
     ids=["SSO", "custom", "tensor slope", "lambda", "function"],
 )
 def test_anything_else_is_left_to_autograd(function):
-    assert recognise(function) is None
+    assert recognize(function) is None
 
 
 def test_default_surrogate_is_that_of_snntorch():
-    assert recognise(None) == recognise(snn.Leaky(0.9).spike_grad) == Surrogate("atan", 2.0)
+    assert recognize(None) == recognize(snn.Leaky(0.9).spike_grad) == Surrogate("atan", 2.0)
 
 
 def test_the_surrogate_stays_callable():

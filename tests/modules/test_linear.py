@@ -297,7 +297,7 @@ def test_state_dicts_load_strictly_both_ways(learn):
     }
 
 
-def test_initialised_as_torch_does():
+def test_initialized_as_torch_does():
     torch.manual_seed(0)
     module = SingleSpikeLinear(12, 9, 0.9, dtype=torch.float64)
     torch.manual_seed(0)

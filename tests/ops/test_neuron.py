@@ -10,7 +10,7 @@ from snntorch import surrogate
 
 from snn_single_spike import SingleSpikeLeaky
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
-from snn_single_spike.ops.surrogate import recognise
+from snn_single_spike.ops.surrogate import recognize
 from snn_single_spike.ops.validation import GRADIENT_RULES, RESETS
 
 from tests.support.devices import device_of
@@ -473,7 +473,7 @@ def test_slopes_of_surrogates_in_float64(backend):
         leaf = x.to(device, copy=True).requires_grad_()
         spikes, *_ = single_spike_leaky(leaf, 0.9, 0.5, spike_grad=make, backend=backend)
         spikes.sum().backward()
-        known = recognise(make)
+        known = recognize(make)
         u = (x - 0.5).requires_grad_()
         slopes = {
             "LSO": torch.where(u > 0, u.new_tensor(1.0), u.new_tensor(known.a)),

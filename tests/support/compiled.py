@@ -50,7 +50,7 @@ STATE += ("grad_alpha", "grad_gain", "grad_feedback", "grad_syn_0", "grad_inh_0"
 
 @dataclass(frozen=True)
 class Variant:
-    """One specialisation of a kernel, with the arguments of a launch."""
+    """One specialization of a kernel, with the arguments of a launch."""
 
     kernel: str
     tensors: tuple[str, ...]
@@ -182,7 +182,7 @@ BY_UNIT = ("offsets", "times", "samples", "grad_weight")
 
 @dataclass(frozen=True)
 class Linear:
-    """One specialisation of a kernel of linear layers from spike times."""
+    """One specialization of a kernel of linear layers from spike times."""
 
     kernel: str
     tensors: tuple[str, ...]

@@ -50,7 +50,7 @@ class Launch(NamedTuple):
     constants: tuple[tuple[str, Any], ...]
     """Arguments and options of the compiler that are compiled in, by name."""
 
-    def specialisation(self) -> tuple[Any, ...]:
+    def specialization(self) -> tuple[Any, ...]:
         """The same for two launches that share one compiled kernel."""
         arguments = tuple((name, _kind(value)) for name, value in self.arguments)
         return self.module, self.kernel, arguments, self.constants
@@ -87,13 +87,13 @@ def _kind(value: Any) -> Any:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[dict[tuple[Any, ...], Launch]]:
-    """Records launches, one of each specialisation."""
+    """Records launches, one of each specialization."""
     launches: dict[tuple[Any, ...], Launch] = {}
     run = interpreter.InterpretedFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         launch = _launch(self, args, kwargs)
-        launches.setdefault(launch.specialisation(), launch)
+        launches.setdefault(launch.specialization(), launch)
         return run(self, *args, grid=grid, warmup=warmup, **kwargs)
 
     interpreter.InterpretedFunction.run = record

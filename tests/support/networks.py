@@ -108,7 +108,7 @@ def population(outputs=50):
 
 
 class Residual(nn.Module):
-    """Nested containers, normalisation, a skip connection, a neuron that returns its membrane."""
+    """Nested containers, normalization, a skip connection, a neuron that returns its membrane."""
 
     def __init__(self):
         super().__init__()

@@ -83,7 +83,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """As ``np.zeros``, with the error that torch raises where no memory is left."""
     try:
         return np.zeros(shape, dtype)
-    except MemoryError as error:  # training tools recognise torch's text
+    except MemoryError as error:  # training tools recognize torch's text
         raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {error}") from error
 
 

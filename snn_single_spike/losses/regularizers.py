@@ -1,4 +1,4 @@
-"""Regularisers: how many spikes there are, and whether neurons fire at all."""
+"""Regularizers: how many spikes there are, and whether neurons fire at all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..ops.validation import check_choice
 from ._checks import check_number, check_optional, resolve_step
 from .first_spike import first_spike_times
 
-__all__ = ["firing_regulariser", "spike_count_regulariser"]
+__all__ = ["firing_regularizer", "spike_count_regularizer"]
 
 PENALTIES = ("squared", "hinge")
 
 
-class spike_count_regulariser:
+class spike_count_regularizer:
     """
     Distance of spike counts to a range, squared or absolute, averaged.
 
@@ -33,7 +33,7 @@ class spike_count_regulariser:
     Example::
 
         # every hidden neuron shall fire in 5 % to 50 % of the samples
-        reg_fn = losses.spike_count_regulariser(lower=0.05, upper=0.5)
+        reg_fn = losses.spike_count_regularizer(lower=0.05, upper=0.5)
         loss = loss_fn(spk2, targets) + reg_fn(spk1)
 
     :param lower: smallest count without a penalty. Defaults to None: no bound
@@ -42,7 +42,7 @@ class spike_count_regulariser:
     :param upper: largest count without a penalty. Defaults to None: no bound
     :type upper: float, optional
 
-    :param Lambda: factor of the regulariser. Defaults to 1
+    :param Lambda: factor of the regularizer. Defaults to 1
     :type Lambda: float, optional
 
     :param penalty: `"squared"`, or `"hinge"` for the absolute distance. Defaults to `"squared"`
@@ -96,7 +96,7 @@ class spike_count_regulariser:
         return self.Lambda * cost.mean()
 
 
-class firing_regulariser:
+class firing_regularizer:
     """
     Revives silent neurons, and penalises late or early spikes.
 
@@ -114,11 +114,11 @@ class firing_regulariser:
 
     Example::
 
-        reg_fn = losses.firing_regulariser()                        # hidden layer: no dead neurons
-        reg_fn = losses.firing_regulariser(max_silent=0)            # output layer: always a spike
-        reg_fn = losses.firing_regulariser(late=1.0, latest=20)     # and spikes by step 20
+        reg_fn = losses.firing_regularizer()                        # hidden layer: no dead neurons
+        reg_fn = losses.firing_regularizer(max_silent=0)            # output layer: always a spike
+        reg_fn = losses.firing_regularizer(late=1.0, latest=20)     # and spikes by step 20
 
-    :param Lambda: factor of the regulariser. Defaults to 0.01, which revives neurons without loss
+    :param Lambda: factor of the regularizer. Defaults to 0.01, which revives neurons without loss
         of accuracy on latency-coded digits (1 costs three points of accuracy there)
     :type Lambda: float, optional
 
