@@ -17,7 +17,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from ..modules._base import SingleSpikeNeuron
+from ..modules._base import STATES, SingleSpikeNeuron
 from ..modules.alpha import SingleSpikeAlpha
 from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
@@ -53,8 +53,8 @@ class Folded(SingleSpikeNeuron):
     def forward(self, input_: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
         if not torch.compiler.is_compiling():
             # A membrane that the model keeps from its last call: every call starts from zeros.
-            states = tuple(None if is_own_state(s, self.path) else s for s in states)
-            named = {k: None if is_own_state(s, self.path) else s for k, s in named.items()}
+            states = tuple(None if self._starts(s) else s for s in states)
+            named = {k: None if self._starts(s) else s for k, s in named.items()}
         self._check_call(*states, *named.values())
         self.time.called.append(self.path)
         sequence = self.time.unfold(input_)
@@ -68,6 +68,13 @@ class Folded(SingleSpikeNeuron):
                 mark_own_state(state, self.path)
             return folded
         return self.time.fold(out)
+
+    def _starts(self, state: Any) -> bool:
+        """Whether a state is of the last call, or the zeros of ``init_leaky()`` or the like."""
+        if is_own_state(state, self.path):
+            return True
+        own = any(state is vars(self).get(name) for name in STATES)
+        return own and isinstance(state, Tensor) and not state.any()
 
     def _check_call(self, *states: Tensor | None) -> None:
         if not self.time.num_steps:

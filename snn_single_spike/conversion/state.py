@@ -112,6 +112,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self.values: dict[tuple[Any, str], Any] = {}
+        self.weights: dict[tuple[nn.Module, str], Any] = {}
         self.settings: dict[tuple[Any, str], Any] = {}
         self.generators: list[torch.Generator] = []
         self._kept: list[Any] = []  # while an object lives, its id is its own
@@ -119,6 +120,7 @@ class Snapshot:
         functions: dict[Callable[..., Any], None] = {}
         for index, module in enumerate(model.modules()):
             kind: Any = type(module)
+            self._add_weights(module)
             if module._forward_pre_hooks or module._forward_hooks:
                 for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
                     self._add_callable(hook, functions)
@@ -145,6 +147,17 @@ class Snapshot:
                 self._add_class(value)
             else:
                 self._add(binding.holder, binding.name, value)
+
+    def _add_weights(self, module: nn.Module) -> None:
+        """Parameters, and buffers of layers that change none: a forward must not write them."""
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):  # max_norm scales rows in place
+            return
+        fixed = isinstance(module, (SpikingNeuron, nn.Linear, nn.modules.conv._ConvNd))
+        buffers = fixed and not module._forward_pre_hooks  # old spectral_norm is such a hook
+        held = (*module._parameters.items(), *(module._buffers.items() if buffers else ()))
+        for name, value in held:
+            if value is not None and not nn.parameter.is_lazy(value):
+                self.weights[module, name] = value, self._print(value, 0)
 
     def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], None]) -> None:
         while isinstance(hook, functools.partial):
@@ -239,6 +252,9 @@ def reject_changes(model: nn.Module, before: Snapshot, records: set[tuple[Any, s
     :return: the values after the call
     """
     after = Snapshot(model)
+    for key, (_, printed) in before.weights.items():
+        if after.weights.get(key, (None, printed))[1] != printed:
+            raise _changed(model, *key)
     for holder, name in before.changes(after):
         record = type(holder) if isinstance(holder, nn.Module) else holder, name
         if record not in records:
@@ -379,7 +395,8 @@ def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
     found: dict[Any, None] = {}
     waiting = list(functions)
     while waiting:
-        function = inspect.unwrap(waiting.pop())
+        function = waiting.pop()
+        waiting.extend(_wrapped(function))
         if function in found or not _is_users(function):
             continue
         found[function] = None
@@ -396,12 +413,19 @@ def _methods(kind: Any) -> dict[Any, None]:
     found: dict[Any, None] = {}
     waiting: list[Any] = [kind.forward]
     while waiting:
-        function = inspect.unwrap(waiting.pop())
+        function = waiting.pop()
+        waiting.extend(_wrapped(function))
         if inspect.isfunction(function) and function not in found and _is_users(function):
             found[function] = None
             named = (getattr(kind, name, None) for name in _names(function))
             waiting += [method for method in named if inspect.isfunction(method)]
     return found
+
+
+def _wrapped(function: Any) -> tuple[Any, ...]:
+    """The function inside a decorator, which may itself keep a state in its closure."""
+    inner = getattr(function, "__wrapped__", None)
+    return () if inner is None else (inner,)
 
 
 def _is_users(function: Any) -> bool:

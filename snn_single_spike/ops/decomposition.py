@@ -18,6 +18,15 @@ from ._library import decompose, take
 from .neuron import Wanted
 
 
+def _steps(current: Tensor) -> tuple[Tensor, ...]:
+    if not isinstance(current.shape[0], int):
+        raise ValueError(
+            "the number of time steps is dynamic, but an ONNX graph has a fixed number of them: "
+            "leave the time dimension out of dynamic_shapes, or export step() of a neuron"
+        )
+    return current.to(state_dtype(current.dtype)).unbind(0)
+
+
 def _spread(parameter: Tensor, like: Tensor) -> Tensor:
     """A parameter (P,) of all neurons (M,)."""
     return parameter.to(like.dtype).repeat(like.shape[0] // parameter.shape[0])
@@ -43,7 +52,7 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     fired, done = never, never  # one step before, and at any step before
     spikes: list[Tensor] = []
     rows: dict[str, list[Tensor]] = {"mem": [], "syn": [], "inh": [], "before": []}
-    for x in current.to(dtype).unbind(0):
+    for x in _steps(current):
         before, held = v, i
         if alpha is not None:
             s = alpha * s + x
@@ -109,7 +118,7 @@ def leaky_readout(
     zeros = torch.zeros_like(current[0], dtype=dtype)
     decay, v = _spread(beta.clamp(0.0, 1.0), zeros), zeros if mem_0 is None else mem_0
     rows = []
-    for x in current.to(dtype).unbind(0):
+    for x in _steps(current):
         v = decay * v + x
         rows.append(v)
     mem = torch.stack(rows)

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import functools
 import itertools
 
 import pytest
@@ -135,6 +136,39 @@ class Length(Net):
 class Hebb(Net):
     def before(self, x):
         self.fc.weight.data += 0.1
+        return x
+
+
+class HebbByName(Net):
+    @torch.no_grad()
+    def before(self, x):
+        weight = self.fc.weight
+        weight += 0.1
+        return x
+
+
+class Adaptive(Net):
+    def before(self, x):
+        for neuron in (self.lif,):
+            neuron.threshold += 0.1
+        return x
+
+
+def counted(function):
+    count = 0
+
+    @functools.wraps(function)
+    def wrapper(self, x):
+        nonlocal count
+        count += 1
+        return function(self, x * (count < 3))
+
+    return wrapper
+
+
+class Decorated(Net):
+    @counted
+    def before(self, x):
         return x
 
 
@@ -273,7 +307,9 @@ NAMED = {
     Counter: "'self.t'", Recent: "'self.recent'", Table: "'self.table'", Helped: "'self.helper'",
     HelperValue: "'self.helper.value'", First: "'self.made'", ByName: "'self.t'",
     Hidden: "'self.t'", Numbers: "'self.numbers'", Length: "'self.records'",
-    Hebb: "'self.fc.weight.data'", Global: "'TIMES'", Stored: "'STORE'", OfTheClass: "'calls'",
+    Hebb: "'self.fc.weight.data'", HebbByName: r"layer 'fc' \(Linear\).*'self.weight'",
+    Adaptive: r"layer 'lif' .*'self.threshold'", Decorated: "'count'",
+     Global: "'TIMES'", Stored: "'STORE'", OfTheClass: "'calls'",
     Default: "'seen'", InAFunction: "'RECORD'", OfTheNeuron: "'self.lif.mem'.*output=True",
     Delay: "'self.(ring|pointer)'", Detached: "'self.mem'.*starts from zeros",
     ByAProperty: "'self.t'", Called: "'self.fade'",
@@ -288,7 +324,7 @@ def test_state_is_refused_in_the_first_call(kind, num_steps):
     x = torch.rand(BATCH, FEATURES) if num_steps else torch.rand(STEPS, BATCH, FEATURES)
     with pytest.raises(ConversionError, match=NAMED[kind]) as raised:
         convert(kind(), num_steps=num_steps)(x)
-    if kind not in (Aliased, First, Hidden, Default, Called):
+    if kind not in (Aliased, First, Hidden, Default, Called, HebbByName, Adaptive):
         assert "test_state.py:" in str(raised.value)
 
 
@@ -389,6 +425,12 @@ class InAList(Net):
         return x, x + 1
 
 
+class Restarted(Net):
+    def forward(self, x):
+        mem = self.lif.init_leaky()
+        return self.lif(self.fc(x), mem)
+
+
 class Synaptic(Net):
     def __init__(self):
         super().__init__()
@@ -422,6 +464,14 @@ def test_records_and_membranes_are_right_in_every_call(kind):
         if kind is not InAList:  # its second neuron receives several spikes in the loop
             assert torch.equal(spk, first)
     assert torch.equal(fast(x)[1], mem)
+
+
+def test_a_membrane_that_forward_makes_is_zeros_in_every_call():
+    fast, x = convert(Restarted()), 3 * torch.rand(STEPS, BATCH, FEATURES)
+    first = fast(x)
+    fast.lif.init_leaky()
+    for one, two in zip(first, fast(x), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_a_membrane_of_before_the_conversion_and_copies():

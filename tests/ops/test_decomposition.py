@@ -96,3 +96,12 @@ def test_onnx_runtime_gives_the_same_spikes(make, shape, tmp_path):
     assert expected[0].any()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.as_tensor(one), other.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dynamic_number_of_time_steps_is_refused():
+    pytest.importorskip("onnxscript")
+    shapes = ({0: torch.export.Dim("time")},)
+    with pytest.raises(Exception, match="the number of time steps is dynamic"):
+        torch.onnx.export(
+            *(modules().eval(), (torch.rand(9, 2, 20),)), dynamo=True, dynamic_shapes=shapes
+        )
