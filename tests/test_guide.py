@@ -97,12 +97,6 @@ def test_first_neurons_fire_as_before():
         assert torch.equal(*spikes)
 
 
-def test_the_loop_in_forward_is_refused_as_the_page_says():
-    code = next(blocks[0] for title, blocks in SECTIONS.items() if "(tutorial 5)" in title)
-    with pytest.raises(ValueError, match="take the loop out of forward"):
-        run(code.replace("net = Net()", "net = convert(Net(), num_steps=num_steps)"))
-
-
 def test_a_regression_network_converts_and_swaps_to_the_same():
     blocks = next(b for title, b in SECTIONS.items() if "regression tutorial, part 1" in title)
     _, converted, swapped = (run(code)["mem_rec"] for code in blocks)

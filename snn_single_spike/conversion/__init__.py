@@ -2,8 +2,12 @@
 
 - :mod:`~snn_single_spike.conversion.api`: :func:`convert` and :func:`revert`
 - :mod:`~snn_single_spike.conversion.folded`: the classes of converted neurons and models
+- :mod:`~snn_single_spike.conversion.selfcheck`: compares a loop in a forward with its conversion
+- :mod:`~snn_single_spike.conversion.copies`: copies of models
 - :mod:`~snn_single_spike.conversion.call`: one call of a converted model
 - :mod:`~snn_single_spike.conversion.chance`: random numbers, drawn at every step
+- :mod:`~snn_single_spike.conversion.loops`, :mod:`~snn_single_spike.conversion.steps`: loops over
+  time inside a forward
 - :mod:`~snn_single_spike.conversion.state`: rejects state that a model keeps between steps
 - :mod:`~snn_single_spike.conversion.checks`: rejects unsupported layers, warns about differences
 - :mod:`~snn_single_spike.conversion.dataflow`, :mod:`~snn_single_spike.conversion.source`: read the

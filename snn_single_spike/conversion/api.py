@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from typing import Any
 
 from snntorch._neurons.neurons import SpikingNeuron
-from torch import Tensor, nn
+from torch import nn
 
 from ..functional import DEFAULT_GRADIENT
-from ..modules._base import STATES, check_options
+from ..modules._base import check_options
 from ..modules.leaky import SPIKE_FORMATS
 from ..ops.validation import check_choice
 from .call import Time
@@ -20,8 +18,18 @@ from .checks import (
     reject_unsupported_layers,
     warn_about_differences,
 )
-from .folded import FOLDED, Converted, Folded, FoldedLeaky, make_converted, original_class
-from .state import computed_by_torch, membranes, reject_state
+from .copies import copy_model, unfold_neuron
+from .folded import (
+    FOLDED,
+    Converted,
+    Folded,
+    FoldedLeaky,
+    Looped,
+    make_converted,
+    original_class,
+)
+from .loops import find_loops
+from .state import reject_state
 
 __all__ = ["ConversionError", "convert", "revert"]
 
@@ -35,9 +43,15 @@ def convert(
     backend: str = "auto",
     spike_format: str = "dense",
     time_dim: int = 0,
+    check: bool = True,
 ) -> nn.Module:
     """
-    Convert a snnTorch model of one time step a call to a model of whole sequences.
+    Convert a snnTorch model to a model that computes whole sequences at once.
+
+    The model computes one time step a call, or has its own loop over time inside ``forward``. A
+    model with its own loop keeps its inputs, its outputs and its number of steps. Its loop runs
+    once, for all steps, and the first call compares it with the author's loop, in which every
+    neuron spikes at most once.
 
     Every :class:`snntorch.Leaky`, :class:`snntorch.Synaptic`, :class:`snntorch.Alpha`,
     :class:`snntorch.Lapicque` and one-to-one :class:`snntorch.RLeaky` becomes its single-spike
@@ -79,7 +93,7 @@ def convert(
     When training, BatchNorm computes its statistics over time and batch. MaxPool after a neuron
     can pass on more than one spike. convert() warns about both.
 
-    :param model: model whose ``forward`` computes one time step
+    :param model: model whose ``forward`` computes one time step, or loops over time
     :type model: torch.nn.Module
 
     :param num_steps: time steps for an input `(batch, ...)` that is the same at every step.
@@ -107,11 +121,17 @@ def convert(
         `(time, batch, ...)`. Defaults to 0
     :type time_dim: int, optional
 
-    :return: model with inputs and outputs of shape `(time, batch, ...)`
+    :param check: for a model with its own loop over time: whether the first call, in training mode
+        and in eval mode, compares the model with the author's loop, on a few samples.
+        Defaults to True
+    :type check: bool, optional
+
+    :return: model with inputs and outputs of shape `(time, batch, ...)`; those of the author, if
+        ``forward`` has the loop
     :rtype: torch.nn.Module
 
     :raises ConversionError: a layer that cannot run over the whole sequence, or a loop over
-        time inside ``forward``; the message names the layer, the reason and the edit
+        time whose steps depend on one another; the message names the layer, the reason and the edit
     :raises ValueError: ``num_steps`` is not positive, or an unknown option
     :raises TypeError: ``model`` is not a module
     """
@@ -124,17 +144,23 @@ def convert(
         raise ValueError(
             f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
         )
-    reject_unsupported_layers(model)
+    loops = {path: found for path, part in model.named_modules() if (found := find_loops(part))}
+    reject_unsupported_layers(model, loops)
+    if loops and (num_steps is not None or time_dim):
+        raise ConversionError(
+            "the model has its own loop over time inside forward, which keeps its inputs and its "
+            "number of steps: convert it without num_steps= and time_dim="
+        )
     reject_state(model)
     warn_about_differences(model)
-    new, time = _copy(model, share_parameters), Time()
+    new, time = copy_model(model, share_parameters), Time()
     neurons = [
         _fold(neuron, kind, time, path, gradient, backend, spike_format)
         for path, neuron in new.named_modules()
         if (kind := convertible_kind(neuron))
     ]
     _check_neurons(neurons, spike_format)
-    make_converted(new, time, num_steps, time_dim)
+    make_converted(new, time, num_steps, time_dim, loops, check)
     return new
 
 
@@ -158,11 +184,13 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
             f"revert() expects a model that convert() returned, not a {type(model).__name__}: "
             "nothing to revert"
         )
-    new: Any = _copy(model, share_parameters)
+    new: Any = copy_model(model, share_parameters)
     new.__class__ = original_class(new)
     del new._single_spike
+    for part in [module for module in new.modules() if isinstance(module, Looped)]:
+        part.__class__ = original_class(part)
     for neuron in [module for module in new.modules() if isinstance(module, Folded)]:
-        _unfold(neuron)
+        unfold_neuron(neuron)
     return new
 
 
@@ -207,55 +235,3 @@ def _fold(
         neuron.spike_format = spike_format
     neuron.time, neuron.path, neuron.original = time, path, original
     return neuron
-
-
-def _unfold(neuron: Any) -> None:
-    """Turn a folded neuron back into the snnTorch neuron it was, in place."""
-    neuron._sync_with_snntorch()
-    neuron._states_to_buffers()
-    neuron.__class__ = neuron.original
-    for name in ("gradient", "backend", "spike_format", "time", "path", "original"):
-        vars(neuron).pop(name, None)
-
-
-def _copy(model: nn.Module, share: bool) -> nn.Module:
-    """A deep copy that shares parameters and buffers if ``share``.
-
-    Unlike copy.deepcopy, it supports a model that holds tensors of an earlier forward pass, as
-    snnTorch's neurons do.
-    """
-    memo = _computed_tensors(model)
-    if share:
-        memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
-    try:
-        return copy.deepcopy(model, memo)
-    except RuntimeError as error:  # tensors in lists and other containers
-        raise ConversionError(
-            f"the model cannot be copied: {error}. Delete the tensors that it keeps of an earlier "
-            "forward, or keep them detached"
-        ) from error
-
-
-def _computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Replacements, by id, for tensors with a graph: deepcopy does not support them."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        kept = membranes(module)
-        for name, value in (*vars(module).items(), *module._buffers.items()):
-            if isinstance(value, Tensor) and name in kept:  # of an earlier forward pass
-                memo[id(value)] = value.new_zeros(0)
-                continue
-            if not isinstance(value, Tensor) or value.is_leaf:
-                continue
-            if name in STATES:
-                memo[id(value)] = value.new_zeros(0)
-                continue
-            memo[id(value)] = value.detach().clone()
-            if name not in module._buffers and name not in computed_by_torch(module):
-                warnings.warn(
-                    f"{name!r} of {type(module).__name__} was computed, in an earlier forward or "
-                    "from parameters: the new model has its value, not its gradient. Compute it "
-                    "in forward",
-                    stacklevel=4,  # the caller of convert() or revert()
-                )
-    return memo

@@ -25,6 +25,7 @@ from .chance import (
     DrawnOnce,
     Draws,
     Generators,
+    LoopDraws,
     WrongDraw,
     reject_draws_outside_of_torch,
     states_outside,
@@ -33,8 +34,9 @@ from .checks import BATCH_NORM, ConversionError, shape_advice
 from .order import Order
 from .place import failing_layer
 from .state import Snapshot, reject_changes
+from .steps import LoopRun
 
-__all__ = ["Conversion", "Time", "run_converted"]
+__all__ = ["Conversion", "Time", "run_converted", "run_looped"]
 
 _TENSORS = (Tensor, LazyTensor)
 
@@ -48,7 +50,7 @@ class Time(threading.local):
 
     def __init__(self) -> None:
         self.num_steps = 0  # 0 outside a forward pass
-        self.batch = 0
+        self.batch: Any = 0  # None in a loop in forward, before its first tensor
         self.static_input = False  # whether the input is the same at every step
         self.called: list[str] = []  # paths of the neurons that have run
         self.folded: list[tuple[Any, Any]] = []  # while compiling: folded tensors, and their form
@@ -72,6 +74,8 @@ class Time(threading.local):
             if folded is known:
                 return sequence
         rows = folded.shape[0] if folded.dim() else None
+        if self.batch is None:  # the first tensor of a loop in forward, the same at every step
+            self.batch = rows
         if rows == self.num_steps * self.batch:
             if isinstance(folded, LazyTensor):
                 return folded.unfold()
@@ -97,9 +101,15 @@ class Conversion:
     decisions: dict[bool, Decision] = field(default_factory=dict)  # by training or not
     records: set[Any] = field(default_factory=set)  # attributes that the model only writes
     order: Order = field(default_factory=Order)
+    looped: bool = False
+    """Whether the model has its own loop over time, which runs all steps at once."""
+    check: bool = True
+    """Whether the first calls compare the model with its author's loop."""
 
     def __reduce__(self) -> Any:
-        return Conversion, (self.time, self.num_steps, self.time_dim)
+        decided: tuple[Any, ...] = ({}, set(), Order())
+        made = (self.time, self.num_steps, self.time_dim, *decided, self.looped, self.check)
+        return Conversion, made
 
 
 @dataclass
@@ -109,6 +119,8 @@ class Decision:
     draws: bool
     expand: bool
     """Whether a static input is expanded over time before the model, not at the first neuron."""
+    loops: Any = None
+    """Sizes of the batch in loops of the model's own, and names that their steps index."""
     settings: dict[Any, Any] = field(default_factory=dict)
     """The numbers and flags of the model that the decision holds for."""
 
@@ -127,6 +139,81 @@ def run_converted(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     after = reject_changes(model, before, model._single_spike.records)
     model._single_spike.decisions[model.training].settings = after.settings
     return out
+
+
+def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    """Call a model with its own loop over time; ``forward`` runs all steps of the loop at once."""
+    if torch.compiler.is_compiling():
+        raise ConversionError(
+            "torch.compile and torch.export do not support a converted model with a loop over time "
+            "inside forward. Take the loop out of forward, and convert again"
+        )
+    _reject_new_neurons(model)
+    conversion = model._single_spike
+    before = Snapshot(model)
+    decision = conversion.decisions.get(model.training)
+    run = LoopRun(model, conversion.time)
+    if decision is not None and decision.settings == before.settings:
+        run.expand = decision.expand
+        if decision.expand:  # the layers before the first neuron find the sizes of the batch
+            run.batches, run.indexed = decision.loops
+        out = run_folded(run, forward, args, kwargs)
+    else:
+        out, decision = _decided_loop(run, forward, args, kwargs, before)
+        conversion.decisions[model.training] = decision
+    after = reject_changes(model, before, conversion.records)
+    conversion.decisions[model.training].settings = after.settings
+    return out
+
+
+def _decided_loop(run: LoopRun, forward: Any, args: Any, kwargs: Any, before: Snapshot) -> Any:
+    """The output of a first call, and its decision."""
+    model = run.model
+    inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, _TENSORS)]
+    generators = Generators({x.device for x in inputs}, before.generators)
+    buffers, outside = _Buffers(model), states_outside()
+    draws = LoopDraws(run, expandable=True)
+    expand = False
+    try:
+        with draws:
+            out = run_folded(run, forward, args, kwargs)
+        expand = draws.wrong
+    except StaticMeetsFolded:
+        expand = True
+    if expand:
+        draws.rewind()
+        generators.rewind()
+        buffers.restore()
+        run = LoopRun(model, run.time, True, run.batches, run.indexed)
+        draws = LoopDraws(run, expandable=False)
+        with draws:
+            out = run_folded(run, forward, args, kwargs)
+    reject_draws_outside_of_torch(outside)
+    return out, Decision(draws.seen, expand, loops=(run.batches, run.indexed))
+
+
+class StaticMeetsFolded(ConversionError):
+    """A tensor of one step met a tensor of all steps."""
+
+
+def run_folded(run: LoopRun, forward: Any, args: Any, kwargs: Any) -> Any:
+    """Run the forward of a model with its own loop; messages look for this function's name."""
+    try:
+        with run:
+            return forward(run.model, *args, **kwargs)
+    except RuntimeError as error:
+        if run.loop_failed is None or not re.search(
+            r"\b(shapes?|sizes?|dim(ension)?s?)\b", str(error)
+        ):
+            raise
+        num_steps, batch = run.loop_failed
+        raise StaticMeetsFolded(
+            f"{failing_layer(run.model, error)}{error}. A converted model runs the {num_steps} "
+            f"steps of the loop over time at once, as a batch of {num_steps} x {batch} rows. "
+            "Possible causes: forward reshapes with a fixed batch size (write x.flatten(1), or "
+            "x.view(x.size(0), -1) with the size of the same tensor), or adds a tensor of "
+            "another size than the batch"
+        ) from error
 
 
 def _decided(run: _Run, before: Snapshot) -> Any:

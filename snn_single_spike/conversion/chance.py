@@ -28,6 +28,7 @@ __all__ = [
     "DrawnOnce",
     "Draws",
     "Generators",
+    "LoopDraws",
     "WrongDraw",
     "reject_draws_outside_of_torch",
     "states_outside",
@@ -130,6 +131,34 @@ class Draws(TorchDispatchMode):
         """Set the generators back to their states before the first draw."""
         for generator, state in self._before.items():
             generator.set_state(state)
+
+
+class LoopDraws(Draws):
+    """Checks the draws inside of the loops over time of a forward.
+
+    :param run: the running call
+    :param expandable: whether a draw of another size sets ``wrong``, and does not raise
+    """
+
+    def __init__(self, run: Any, expandable: bool) -> None:
+        super().__init__(run.model, (0,), expandable)
+        self.run, self.wrong = run, False
+
+    def _check(self, func: Any, shape: torch.Size) -> None:
+        time = self.run.time
+        if not time.num_steps:
+            return  # outside of a loop the forward draws once, as its author wrote it
+        self.rows = (time.num_steps * (time.batch or 0),)
+        shuffles = getattr(func, "overloadpacket", None) in _SHUFFLES
+        right = time.batch and tuple(shape[:1]) == self.rows
+        if self.expandable and not (right or shuffles):
+            self.wrong = True
+            return
+        expandable, self.expandable = self.expandable, False
+        try:
+            super()._check(func, shape)
+        finally:
+            self.expandable = expandable
 
 
 class Generators:

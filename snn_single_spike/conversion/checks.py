@@ -6,6 +6,7 @@ Every error names the layer, the reason and the edit.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import snntorch as snn
@@ -73,8 +74,11 @@ def overridden_parts(neuron: nn.Module, kind: type) -> list[str]:
     )
 
 
-def reject_unsupported_layers(model: nn.Module) -> None:
-    """Raise ConversionError for the first layer that cannot run over a whole sequence."""
+def reject_unsupported_layers(model: nn.Module, looped: Collection[str] = ()) -> None:
+    """Raise ConversionError for the first layer that cannot run over a whole sequence.
+
+    ``looped`` are the paths of modules with a loop over time that can run all its steps at once.
+    """
     for path, module in model.named_modules():
         _reject_compiled(path, module)
         _reject_hidden_neurons(path, module)
@@ -82,7 +86,7 @@ def reject_unsupported_layers(model: nn.Module) -> None:
         _reject_whole_sequence_layers(path, module)
         if isinstance(module, SpikingNeuron):
             _reject_neuron(path, module)
-        elif type(module).forward is not nn.Sequential.forward:
+        elif path not in looped and type(module).forward is not nn.Sequential.forward:
             _reject_loops(path, module)
 
 

@@ -11,6 +11,7 @@ support SpikeTimes receive them unchanged.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import snntorch as snn
@@ -24,9 +25,12 @@ from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
 from ..spikes.lazy import LazyTensor
-from .call import Conversion, Time, run_converted
+from .call import Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
+from .loops import Rewritten, rewritten_methods
+from .selfcheck import compare_with_loop
 from .state import is_own_state, mark_own_state
+from .steps import active_loop
 
 __all__ = [
     "DROPOUT",
@@ -34,6 +38,7 @@ __all__ = [
     "Converted",
     "Folded",
     "FoldedLeaky",
+    "Looped",
     "make_converted",
     "original_class",
     "static_steps",
@@ -51,6 +56,8 @@ class Folded(SingleSpikeNeuron):
     original: type
 
     def forward(self, input_: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
+        if (loop := active_loop()) is not None:
+            return self._forward_in_loop(loop, input_, states, named)
         if not torch.compiler.is_compiling():
             # A membrane that the model keeps from its last call: every call starts from zeros.
             states = tuple(None if self._starts(s) else s for s in states)
@@ -76,6 +83,24 @@ class Folded(SingleSpikeNeuron):
         own = any(state is vars(self).get(name) for name in STATES)
         return own and isinstance(state, Tensor) and not state.any()
 
+    def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
+        """The loop over time of the user's forward carries the states."""
+        if self.path in self.time.called:
+            raise reused_neuron(self.path)
+        self.time.called.append(self.path)
+        names = _state_names(self.original)
+        given = {**dict(zip(names, states, strict=False)), **named}
+        sequence = self.time.unfold(input_)
+        shape = sequence.shape[1:]
+        given = loop.take_states(self, names, given, shape)
+        try:
+            out = super().forward(sequence, **given)  # type: ignore[misc]
+        except (TypeError, ValueError) as error:
+            raise ConversionError(f"neuron {self.path!r}: {error}") from error
+        out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+        loop.returned(self, names, out)
+        return out
+
     def _check_call(self, *states: Tensor | None) -> None:
         if not self.time.num_steps:
             raise RuntimeError(
@@ -96,6 +121,12 @@ class Folded(SingleSpikeNeuron):
 
     def _get_name(self) -> str:
         return type(self).__mro__[2].__name__  # the name of the single-spike class in repr()
+
+
+@functools.cache
+def _state_names(neuron: type) -> tuple[str, ...]:
+    """The states that the forward of a snnTorch neuron takes, in its order."""
+    return tuple(inspect.signature(neuron.forward).parameters)[2:]  # type: ignore[attr-defined]
 
 
 class FoldedLeaky(Folded, SingleSpikeLeaky): ...
@@ -123,25 +154,50 @@ FOLDED: dict[type, type] = {
 """The class that replaces each of :data:`~snn_single_spike.conversion.checks.CONVERTIBLE`."""
 
 
+class Looped:
+    """Mixed into the class of a part of a converted model that has a loop over time."""
+
+    _rewritten: Rewritten
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild_part, (original_class(self), self._rewritten), self.__dict__
+
+
 class Converted:
     """Mixed into the class of a converted model."""
 
     _single_spike: Conversion
+    _rewritten: Rewritten = ()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # pickle cannot import the mixed class by name, so it is built again from the original.
-        return _rebuild, (original_class(self),), self.__dict__
+        return _rebuild, (original_class(self), self._rewritten), self.__dict__
 
 
-def make_converted(model: Any, time: Time, num_steps: int | None, time_dim: int = 0) -> None:
-    """Turn a model with folded neurons into a converted model, in place."""
+def make_converted(
+    model: Any,
+    time: Time,
+    num_steps: int | None,
+    time_dim: int = 0,
+    loops: dict[str, Rewritten] | None = None,
+    check: bool = True,
+) -> None:
+    """Turn a model with folded neurons into a converted model, in place.
+
+    ``loops`` are the loops over time in the methods of its parts, by their path.
+    """
+    loops = loops or {}
+    for path, part in list(model.named_modules()):
+        if path in loops and path:
+            kind: Any = type(part)
+            part.__class__ = _looped_class(kind, loops[path])
     original: Any = type(model)
-    model.__class__ = _converted_class(original)
+    model.__class__ = _converted_class(original, loops.get("", ()))
     converted: Any = model
-    converted._single_spike = Conversion(time, num_steps, time_dim)
+    converted._single_spike = Conversion(time, num_steps, time_dim, looped=bool(loops), check=check)
 
 
-def original_class(model: Converted) -> type:
+def original_class(model: Converted | Looped) -> type:
     """The class of the model before its conversion."""
     return type(model).__mro__[2]
 
@@ -152,7 +208,10 @@ def static_steps(model: Converted) -> int | None:
 
 
 @functools.cache
-def _converted_class(original: Any) -> Any:
+def _converted_class(original: Any, rewritten: Rewritten) -> Any:
+    methods = rewritten_methods(original, rewritten)
+    run = methods.pop("forward", original.forward)
+
     @functools.wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not hasattr(self, "_single_spike"):
@@ -160,11 +219,34 @@ def _converted_class(original: Any) -> Any:
                 "this module is a part of a converted model, such as a slice, and has no time "
                 "axis: convert the part itself"
             )
-        return run_converted(self, original.forward, args, kwargs)
+        conversion = self._single_spike
+        if not conversion.looped:
+            return run_converted(self, run, args, kwargs)
+        first = conversion.check and self.training not in conversion.decisions
+        out = run_looped(self, run, args, kwargs)
+        if first:
+            try:
+                compare_with_loop(self, original.forward, run, args, kwargs)
+            except BaseException:
+                del conversion.decisions[self.training]  # the next call compares again
+                raise
+        return out
 
     names = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}
+    names |= {**methods, "_rewritten": rewritten}
     return type(f"Converted{original.__name__}", (Converted, original), names)
 
 
-def _rebuild(original: type) -> Any:
-    return object.__new__(_converted_class(original))
+@functools.cache
+def _looped_class(original: Any, rewritten: Rewritten) -> Any:
+    names = {"__module__": original.__module__, "__doc__": original.__doc__}
+    names |= {**rewritten_methods(original, rewritten), "_rewritten": rewritten}
+    return type(f"Converted{original.__name__}", (Looped, original), names)
+
+
+def _rebuild(original: type, rewritten: Rewritten = ()) -> Any:
+    return object.__new__(_converted_class(original, rewritten))
+
+
+def _rebuild_part(original: type, rewritten: Rewritten) -> Any:
+    return object.__new__(_looped_class(original, rewritten))

@@ -8,7 +8,7 @@ from torch import nn
 
 from snn_single_spike import ConversionError, LeakyReadout, SingleSpikeLeaky, convert, revert
 
-from tests.support.networks import StateGiven, Tutorial5Loop, Tutorial6, leaky, population, readme
+from tests.support.networks import StateGiven, Tutorial6, leaky, population, readme
 
 
 class ListLoop(nn.Module):
@@ -85,11 +85,6 @@ class Comprehension(nn.Module):
 
 
 REFUSED = {
-    "loop in forward": (Tutorial5Loop, r"neuron 'lif1'.*take the loop out of forward"),
-    "loop in a part": (
-        lambda: nn.Sequential(Tutorial5Loop()),
-        r"neuron '0.lif1' is called more than once",
-    ),
     "loop in a comprehension": (Comprehension, r"neuron 'lif' is called more than once"),
     "SLSTM": (lambda: nn.Sequential(snn.SLSTM(3, 4)), r"'0' \(SLSTM\).*non-linear in its own past"),
     "SConv2dLSTM": (lambda: nn.Sequential(snn.SConv2dLSTM(1, 2, 3)), "SConv2dLSTM"),

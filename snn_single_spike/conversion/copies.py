@@ -1,0 +1,67 @@
+"""Copies of models, and snnTorch neurons from folded ones."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..modules._base import STATES
+from .checks import ConversionError
+from .state import computed_by_torch, membranes
+
+__all__ = ["copy_model", "unfold_neuron"]
+
+
+def unfold_neuron(neuron: Any) -> None:
+    """Turn a folded neuron back into the snnTorch neuron it was, in place."""
+    neuron._sync_with_snntorch()
+    neuron._states_to_buffers()
+    neuron.__class__ = neuron.original
+    for name in ("gradient", "backend", "spike_format", "time", "path", "original"):
+        vars(neuron).pop(name, None)
+
+
+def copy_model(model: nn.Module, share: bool) -> nn.Module:
+    """A deep copy that shares parameters and buffers if ``share``.
+
+    Unlike copy.deepcopy, it supports a model that holds tensors of an earlier forward pass, as
+    snnTorch's neurons do.
+    """
+    memo = _computed_tensors(model)
+    if share:
+        memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:  # tensors in lists and other containers
+        raise ConversionError(
+            f"the model cannot be copied: {error}. Delete the tensors that it keeps of an earlier "
+            "forward, or keep them detached"
+        ) from error
+
+
+def _computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """Replacements, by id, for tensors with a graph: deepcopy does not support them."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        kept = membranes(module)
+        for name, value in (*vars(module).items(), *module._buffers.items()):
+            if isinstance(value, Tensor) and name in kept:  # of an earlier forward pass
+                memo[id(value)] = value.new_zeros(0)
+                continue
+            if not isinstance(value, Tensor) or value.is_leaf:
+                continue
+            if name in STATES:
+                memo[id(value)] = value.new_zeros(0)
+                continue
+            memo[id(value)] = value.detach().clone()
+            if name not in module._buffers and name not in computed_by_torch(module):
+                warnings.warn(
+                    f"{name!r} of {type(module).__name__} was computed, in an earlier forward or "
+                    "from parameters: the new model has its value, not its gradient. Compute it "
+                    "in forward",
+                    stacklevel=4,  # the caller of convert() or revert()
+                )
+    return memo

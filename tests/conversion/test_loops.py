@@ -1,0 +1,271 @@
+"""Classes with their loop over time inside ``forward``, compared with the author's loop."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import snntorch as snn
+import torch
+from snntorch import utils
+from snntorch._neurons.neurons import SpikingNeuron
+from torch import nn
+
+from snn_single_spike import ConversionError, convert, revert
+
+from tests.support.networks import Tutorial5Loop, awake
+from tests.support.single_spike_loop import hold_to_one_spike
+
+T, B = 7, 3
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_steps = T
+        self.fc1, self.lif1 = nn.Linear(6, 12), snn.Leaky(beta=0.9, learn_beta=True)
+        self.fc2, self.lif2 = nn.Linear(12, 4), snn.Leaky(beta=0.8, learn_threshold=True)
+
+    def forward(self, x):
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        spk_rec, mem_rec = [], []
+        for _ in range(self.num_steps):
+            spk1, mem1 = self.lif1(self.fc1(x), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spk_rec.append(spk2)
+            mem_rec.append(mem2)
+        return torch.stack(spk_rec, dim=0), torch.stack(mem_rec, dim=0)
+
+
+class LastAxis(Net):
+    def forward(self, x):
+        mem1 = mem2 = None
+        total, early = 0, torch.zeros(x.size(0), 4)
+        for t in range(x.shape[-1]):
+            spk1, mem1 = self.lif1(self.fc1(x[..., t]), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            total = mem2 + total
+            early += spk2
+        return {"mean": total / x.shape[-1], "count": early, "last": mem2, "step": t}
+
+
+class Frames(Net):
+    def forward(self, x, y=None):
+        self.mem1, states, out = None, [self.lif2.init_leaky()], []
+        for i, frame in enumerate(x):
+            spk, self.mem1 = self.lif1(self.fc1(frame + x[i]), self.mem1)
+            spk, states[0] = self.lif2(self.fc2(spk), states[0])
+            out += [(spk, i)]
+        return torch.stack([spk for spk, _ in out], 1), [i for _, i in out]
+
+
+class Pairs(Net):
+    def forward(self, x, y):
+        mems = (self.lif1.init_leaky(), torch.full((x.shape[1], 4), 0.2))
+        record = {"spk": [], "mem": []}
+        for a, b in zip(x, y):  # noqa: B905
+            mem1, mem2 = mems
+            spk1, mem1 = self.lif1(self.fc1(a - b), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            mems = (mem1, mem2)
+            record["spk"].append(spk2)
+            record["mem"].append(mem2)
+        return {name: torch.stack(values) for name, values in record.items()}
+
+
+class Written(Net):
+    """Outputs in a tensor, a skip connection from a static input, a loop in a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.skip = nn.Linear(6, 4)
+
+    def run(self, x):
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        out = torch.zeros(x.shape[0], T, 4)
+        for t in range(T):
+            spk, mem1 = self.lif1(self.fc1(x), mem1)
+            out[:, t], mem2 = self.lif2(self.fc2(spk) + self.skip(x), mem2)
+        return out
+
+    def forward(self, x):
+        return self.run(2 * x).sum(1)
+
+
+class Inherited(Written):
+    pass
+
+
+class Blocks(nn.Module):
+    """Two loops in series, the first over a block with hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.front = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), snn.Leaky(0.9, init_hidden=True)
+        )
+        self.fc, self.out = nn.Linear(8, 4), snn.Synaptic(alpha=0.8, beta=0.7)
+
+    def forward(self, x):
+        utils.reset(self.front)
+        hidden, spk_rec = [], []
+        for t in range(x.size(1)):
+            hidden.append(self.front(x[:, t]))
+        hidden = torch.stack(hidden)
+        syn, mem = self.out.reset_mem()
+        for step in range(len(hidden)):
+            spk, syn, mem = self.out(self.fc(hidden[step]), syn, mem)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec), syn, mem
+
+
+STATIC, SEQUENCE = (B, 6), (T, B, 6)
+IDIOMS = {
+    "static": (Net, [STATIC]),
+    "time last": (LastAxis, [(B, 6, T)]),
+    "frames": (Frames, [SEQUENCE]),
+    "pairs": (Pairs, [SEQUENCE, SEQUENCE]),
+    "written": (Written, [STATIC]),
+    "inherited": (Inherited, [STATIC]),
+    "blocks": (Blocks, [(B, T, 6)]),
+    "a part": (lambda: nn.Sequential(nn.Linear(6, 6), Net()), [STATIC]),
+}
+
+
+def leaves(out):
+    if isinstance(out, torch.Tensor):
+        return [out]
+    if not isinstance(out, (list, tuple, dict)):
+        return [torch.tensor(out)]
+    return [x for value in (out.values() if isinstance(out, dict) else out) for x in leaves(value)]
+
+
+def author(net, *inputs):
+    net = copy.deepcopy(net)
+    for neuron in net.modules():
+        if isinstance(neuron, SpikingNeuron):
+            hold_to_one_spike(neuron)
+    return net, leaves(net(*inputs))
+
+
+def backward(outs):
+    sum(
+        (x * torch.arange(1, x.numel() + 1).view(x.shape).cos()).sum()
+        for x in outs
+        if x.requires_grad
+    ).backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*BatchNorm takes")
+@pytest.mark.parametrize("name", IDIOMS)
+def test_a_loop_gives_what_the_author_s_loop_gives(name):
+    make, shapes = IDIOMS[name]
+    torch.manual_seed(4)
+    net = awake(make()).eval()
+    inputs = [2 * torch.rand(shape) for shape in shapes]
+    before = copy.deepcopy(net.state_dict())
+    original, expected = author(net, *inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*BatchNorm takes")
+        fast = convert(net)
+        state = torch.get_rng_state()
+        for _ in range(2):
+            outs = leaves(fast(*inputs))
+    assert torch.equal(state, torch.get_rng_state())
+    assert expected[0].any()
+    for mine, right in zip(outs, expected, strict=True):
+        assert mine.shape == right.shape
+        assert torch.allclose(mine, right, atol=1e-5)
+    backward(outs)
+    backward(expected)
+    right = dict(original.named_parameters())
+    for key, parameter in fast.named_parameters():
+        assert torch.allclose(parameter.grad, right[key].grad, rtol=1e-3, atol=1e-4), key
+    assert all(torch.equal(before[key], value) for key, value in fast.state_dict().items())
+    back = revert(fast)
+    assert [type(x) for x in back.modules()] == [type(x) for x in net.modules()]
+    for again in (pickle.loads(pickle.dumps(fast)), copy.deepcopy(convert(net))):
+        assert type(again) is type(fast)
+        assert torch.equal(leaves(again(*inputs))[0], outs[0])
+    fast.train()
+    fast(*inputs)  # compares gradients, too
+
+
+def test_the_class_of_tutorial_5():
+    x = torch.rand(3, 20)
+    net = awake(Tutorial5Loop())
+    for mine, right in zip(convert(net)(x), author(net, x)[1], strict=True):
+        assert torch.allclose(mine, right, atol=1e-5)
+
+
+def body(
+    *lines, before="mem, out = self.lif1.init_leaky(), []", loop="for t in range(x.shape[0]):"
+):
+    """A class with a loop of these lines."""
+    import linecache
+
+    text = ["class Made(Net):", " def forward(self, x):", f"  {before}", f"  {loop}"]
+    text += [f"   {line}" for line in lines] + ["  return torch.stack(out)", ""]
+    source = "\n".join(text)
+    name = f"<made {hash(source)}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    space = {"Net": Net, "torch": torch, "__name__": "made"}
+    exec(compile(source, name, "exec"), space)
+    return space["Made"]
+
+
+STEP = "spk, mem = self.lif1(self.fc1(x[t]), mem)"
+# ruff: noqa: E501
+HAZARDS = {
+    "trace": ([STEP, "trace = 0.9 * trace + spk", "out.append(trace)"], "'trace' of the step before"),
+    "previous": ([STEP, "out.append(spk + last)", "last = mem"], "'last' of the step before"),
+    "clamp": ([STEP, "mem = mem.clamp(max=1)", "out.append(spk)"], "'lif1': its state 'mem'"),
+    "number": ([STEP, "out.append(spk * t)"], "number of the time step"),
+    "neighbour": ([STEP, "out.append(spk + x[t - 1].sum())"], "number of the time step"),
+    "branch": ([STEP, "if spk.sum() > 1:", " spk = 2 * spk", "out.append(spk)"], "branch depends"),
+    "break": ([STEP, "out.append(spk)", "if x is None:", " break"], "leaves the loop early"),
+    "item": ([STEP, "out.append(spk * spk.max().item())"], r"\.item\(\)"),
+    "batch": ([STEP, "out.append(spk - spk.mean(0))"], "differs from that of the author's loop"),
+    "reduced": ([STEP, "out.append(spk.sum())"], "one entry for each sample"),
+    "fresh state": (["spk, _ = self.lif1(self.fc1(x[t]), self.lif1.init_leaky())", "out.append(spk)"],
+                    "not its own state"),
+    "twice": ([STEP, "spk, mem = self.lif1(self.fc1(x[t]), mem)", "out.append(spk)"], "more than once"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HAZARDS)
+def test_steps_that_depend_on_one_another_are_refused(name):
+    lines, message = HAZARDS[name]
+    before = "mem, out, trace, last = self.lif1.init_leaky(), [], 0, 0"
+    torch.manual_seed(0)
+    with pytest.raises(ConversionError, match=message):
+        convert(awake(body(*lines, before=before)()))(2 * torch.rand(T, B, 6))
+
+
+def test_other_orders_and_options_are_refused():
+    backwards = body(STEP, "out.append(spk)", loop="for t in range(x.shape[0] - 1, -1, -1):")
+    with pytest.raises(ConversionError, match=r"range\(6, -1, -1\).*order from 0"):
+        convert(backwards())(torch.rand(T, B, 6))
+    with pytest.raises(ConversionError, match="without num_steps="):
+        convert(Net(), num_steps=3)
+
+
+def test_random_numbers_are_drawn_at_every_step_and_the_check_says_that_it_is_not_made():
+    poisson = body(
+        "spk, mem = self.lif1(self.fc1((torch.rand_like(x) < x).float()), mem)",
+        "out.append(mem)",
+        loop="for t in range(5):",
+    )
+    with pytest.warns(UserWarning, match="not compared.*draws random numbers"):
+        out = convert(poisson())(torch.full((B, 6), 0.5))
+    assert not torch.equal(out[1] - 0.9 * out[0], out[2] - 0.9 * out[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        convert(poisson(), check=False)(torch.full((B, 6), 0.5))
+
+
+def test_spike_times_and_the_state_of_batch_norm():
+    x = 2 * torch.rand(B, 6)
+    net = awake(Net())
+    assert torch.equal(convert(net, spike_format="times")(x)[0], convert(net)(x)[0])
