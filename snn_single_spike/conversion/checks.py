@@ -20,6 +20,7 @@ from .source import called_in_loops
 __all__ = [
     "BATCH_NORM",
     "CONVERTIBLE",
+    "DROPOUT",
     "MAX_POOL",
     "ConversionError",
     "base_neuron",
@@ -35,6 +36,7 @@ CONVERTIBLE: tuple[type, ...] = (snn.Leaky, snn.Synaptic, snn.Alpha, snn.Lapicqu
 """snnTorch neurons that have a single-spike form."""
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+DROPOUT = nn.modules.dropout._DropoutNd
 MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 

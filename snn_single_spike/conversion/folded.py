@@ -16,7 +16,7 @@ from typing import Any
 
 import snntorch as snn
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..modules._base import STATES, SingleSpikeNeuron
 from ..modules.alpha import SingleSpikeAlpha
@@ -33,7 +33,6 @@ from .state import is_own_state, mark_own_state
 from .steps import active_loop
 
 __all__ = [
-    "DROPOUT",
     "FOLDED",
     "Converted",
     "Folded",
@@ -44,7 +43,6 @@ __all__ = [
     "static_steps",
 ]
 
-DROPOUT = nn.modules.dropout._DropoutNd
 _TENSORS = (Tensor, LazyTensor)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from snntorch._neurons.neurons import SpikingNeuron
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
@@ -21,7 +21,7 @@ from ..modules._base import SingleSpikeNeuron
 from ..spikes.lazy import LazyTensor
 from .call import run_folded
 from .chance import Generators
-from .checks import BATCH_NORM, ConversionError
+from .checks import BATCH_NORM, DROPOUT, ConversionError
 from .copies import copy_model, unfold_neuron
 from .steps import LoopRun
 
@@ -33,7 +33,6 @@ _MAKES = {
     *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.linspace),
     *(torch.tensor, torch.rand, torch.randn, torch.normal),
 }
-_DROPOUT = nn.modules.dropout._DropoutNd
 
 
 class _InDouble(TorchFunctionMode):
@@ -151,7 +150,7 @@ def _double(model: Any, noise: bool) -> Any:
     for module in new.modules():
         module._forward_hooks.clear()
         module._backward_hooks.clear()
-        if isinstance(module, (*BATCH_NORM, _DROPOUT)):
+        if isinstance(module, (*BATCH_NORM, DROPOUT)):
             module.training = False
     new.double()
     if noise:

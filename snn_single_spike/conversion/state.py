@@ -391,7 +391,7 @@ def _bindings(functions: tuple[Callable[..., Any], ...]) -> list[_Binding]:
 
 @functools.lru_cache(256)
 def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
-    """User's functions, and those that they name."""
+    """User's functions, and the functions that they name."""
     found: dict[Any, None] = {}
     waiting = list(functions)
     while waiting:

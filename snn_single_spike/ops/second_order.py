@@ -47,7 +47,7 @@ def refuse_recorded(place: str, cure: str) -> None:
 
 
 class _Crossing(torch.autograd.Function):
-    """A function of V - theta of which only the derivative is used: the surrogate's."""
+    """Zeros, with the derivative of the surrogate at V - theta."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, surrogate: Surrogate) -> Tensor:

@@ -5,10 +5,8 @@ surrogate and tensor of a neuron.
 """
 
 import functools
-from dataclasses import replace
 
 import pytest
-import torch
 
 from snn_single_spike import backends
 from snn_single_spike.backends._surrogate import SURROGATES
@@ -23,20 +21,10 @@ from snn_single_spike.backends._types import (
 from tests.support.covering import spread
 from tests.support.devices import device_of, runnable
 from tests.support.linear_problems import KINDS, assert_close, on, problem, run
-from tests.support.neurons import KINDS as OTHERS
-from tests.support.neurons import LEAKY, assert_same, make, run_ours, run_reference
+from tests.support.neurons import NEURONS, assert_same, dense_case, run_ours, run_reference
 from tests.support.surrogates import fused, smooth
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.every_case]
-
-NEURONS = {"Leaky": LEAKY} | OTHERS
-
-
-@functools.cache
-def dense_case(neuron, rule, reset):
-    case = make(NEURONS[neuron], (8, 3, 3), rule=rule, reset=reset)
-    factor = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    return replace(case, parameters=case.parameters | {"factor": factor})
 
 
 @pytest.mark.parametrize(

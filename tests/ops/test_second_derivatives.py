@@ -19,21 +19,11 @@ from snn_single_spike.ops import neuron as operators
 
 from tests.support import sequential
 from tests.support.covering import spread
-from tests.support.neurons import KINDS as OTHERS
-from tests.support.neurons import LEAKY, LEARN, build, leaf, leaves_of, make
+from tests.support.neurons import LEAKY, LEARN, NEURONS, build, dense_case, leaf, leaves_of
 from tests.support.oracle import relative_error
 from tests.support.surrogates import differentiable, fused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-NEURONS = {"Leaky": LEAKY} | OTHERS
-
-
-@functools.cache
-def dense_case(neuron, rule, reset):
-    case = make(NEURONS[neuron], (8, 3, 3), rule=rule, reset=reset)
-    factor = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    return replace(case, parameters=case.parameters | {"factor": factor})
 
 
 def second_derivatives(case, outputs, leaves):

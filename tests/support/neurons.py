@@ -81,6 +81,7 @@ _KINDS = (
 )
 KINDS = {kind.theirs.__name__: kind for kind in _KINDS}
 LEAKY = Kind(snn.Leaky, SingleSpikeLeaky, sequential.leaky, ("mem",), LIF)
+NEURONS = {"Leaky": LEAKY} | KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,3 +284,11 @@ def assert_is_bptt(kind: Kind, case: Case, run: Callable[[Case], Results]) -> Re
 
 # Of the parameters, None is one per neuron
 CASES = [(None, reset) for reset in RESETS] + [((), "subtract")]
+
+
+@functools.cache
+def dense_case(neuron: str, rule: str, reset: str) -> Case:
+    """A small case of graded spikes, by the name of the neuron."""
+    case = make(NEURONS[neuron], (8, 3, 3), rule=rule, reset=reset)
+    factor = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    return replace(case, parameters=case.parameters | {"factor": factor})

@@ -1,6 +1,7 @@
 """snnTorch's loop over time, with every neuron held to one spike and one reset.
 
 This is the reference of converted networks: the network as snnTorch runs it, with detached gates.
+The self-check of converted models has the same gates; the tests do not rely on them.
 """
 
 from __future__ import annotations
