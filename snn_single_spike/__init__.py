@@ -9,6 +9,7 @@ expose_kernels()
 from . import functional, losses, memory, metrics  # noqa: E402
 from .conversion.api import ConversionError, convert, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
+from .modules.conv import SingleSpikeConv1d, SingleSpikeConv2d  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
 from .modules.leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .modules.linear import SingleSpikeLinear  # noqa: E402
@@ -29,6 +30,8 @@ __all__ = [
     "LeakyState",
     "MaterializationWarning",
     "SingleSpikeAlpha",
+    "SingleSpikeConv1d",
+    "SingleSpikeConv2d",
     "SingleSpikeLapicque",
     "SingleSpikeLeaky",
     "SingleSpikeLinear",

@@ -188,3 +188,83 @@ class LinearGradients(NamedTuple):
     threshold: np.ndarray
     current: np.ndarray
     """(T, B, O), overwritten."""
+
+
+class Patches(NamedTuple):
+    """The outputs of a convolution that its inputs reach."""
+
+    rows: np.ndarray
+    """(H, KH) int32: the row of outputs that a row of inputs reaches by each row of the kernel;
+    -1 for none."""
+    columns: np.ndarray
+    """(W, KW) int32: the same for columns."""
+    width: int
+    """Columns of the output."""
+    positions: int
+    """Positions of the output."""
+    group: int
+    """Input channels of a group."""
+
+
+class ConvLayer(NamedTuple):
+    """A convolution and its neurons.
+
+    A *cell* is one position of one group: the O / groups neurons there, padded to L lanes. There
+    are groups * positions cells. Q cells have their own parameters: all, or one of each group.
+    """
+
+    weight: np.ndarray
+    """(C, KH * KW, L): by input channel and tap."""
+    bias: np.ndarray
+    """(groups, L)."""
+    beta: np.ndarray
+    """(Q, L), as ``threshold``, which is inf in the padding."""
+    threshold: np.ndarray
+    tables: np.ndarray
+    """(2 or 4, n + 1, Q, L): sums of powers of beta for 0 ... n steps, as ``tile.Tables``."""
+    out_channels: int
+    """Neurons of a cell."""
+
+
+class ConvState(NamedTuple):
+    """Work space of one sample of a convolution."""
+
+    mem: np.ndarray
+    """(cells, L)."""
+    current: np.ndarray
+    """(cells, L)."""
+    slope: np.ndarray
+    """(cells, L): the derivative of ``mem`` by beta."""
+    rows: np.ndarray
+    """(3, L)."""
+    first: np.ndarray
+    """(cells, L) int32."""
+    counters: np.ndarray
+    """(3, cells) int32."""
+    reached: np.ndarray
+    """(2, KH * KW) int32."""
+
+
+class ConvImpulses(NamedTuple):
+    """Work space of one sample of a convolution whose adjoint has a closed form."""
+
+    lam: np.ndarray
+    """(cells, L), as ``at``, ``before`` and ``when``."""
+    at: np.ndarray
+    before: np.ndarray
+    when: np.ndarray
+    counters: np.ndarray
+    """(2, cells) int32."""
+    reached: np.ndarray
+    """(2, KH * KW) int32."""
+    total: np.ndarray
+    """(LANES,)."""
+
+
+class ConvGradients(NamedTuple):
+    weight: np.ndarray
+    """(C, KH * KW, L), added to."""
+    bias: np.ndarray
+    """(groups, L), added to."""
+    inputs: np.ndarray
+    """(2, B, N), overwritten at units that spike: at the step of the spike, and the step before."""

@@ -1,6 +1,7 @@
 """The neuron modules: snnTorch's neurons with at most one spike, over a whole sequence."""
 
 from .alpha import SingleSpikeAlpha
+from .conv import SingleSpikeConv1d, SingleSpikeConv2d
 from .lapicque import SingleSpikeLapicque
 from .leaky import LeakyState, SingleSpikeLeaky
 from .linear import SingleSpikeLinear
@@ -12,6 +13,8 @@ __all__ = [
     "LeakyReadout",
     "LeakyState",
     "SingleSpikeAlpha",
+    "SingleSpikeConv1d",
+    "SingleSpikeConv2d",
     "SingleSpikeLapicque",
     "SingleSpikeLeaky",
     "SingleSpikeLinear",

@@ -14,11 +14,12 @@ from ..functional import (
     clip_decay,
     leaky_reset,
     run_single_spike,
+    run_single_spike_conv,
     run_single_spike_linear,
     spikes_of_result,
 )
 from ..ops.validation import check_choice, check_parameter, check_state
-from ..spikes import LazyCurrent, LazyMembrane
+from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
 from ..spikes.lazy import materialize
 from ._base import SingleSpikeNeuron
 
@@ -169,7 +170,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if times:
             self._check_hooks()
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
-        if times and isinstance(input_, LazyCurrent) and zeros:
+        if times and isinstance(input_, LazyCurrent | ConvCurrent) and zeros:
             return self._from_spikes(input_.unfold())
         input_ = materialize(input_, self._get_name())
         # SpikeTimes hold the height in an attribute.
@@ -189,23 +190,21 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
                 'spike_format="dense", or remove the hook'
             )
 
-    def _from_spikes(self, current: LazyCurrent) -> Any:
-        """Open the current of a linear layer, and run the layer with these neurons."""
-        layer = current.linear()
+    def _from_spikes(self, current: LazyCurrent | ConvCurrent) -> Any:
+        """Open the current of a layer, and run the layer with these neurons."""
         surrogate, custom = self._surrogate()
         neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, custom)
         how = (self.gradient, self._reset())
-        spikes = run_single_spike_linear(
-            *layer,
-            beta=self.beta,
-            threshold=self.threshold,
-            graded_spikes_factor=self.graded_spikes_factor,
-            surrogate=surrogate,
-            custom_surrogate=custom,
-            gradient=self.gradient,
-            reset=self._reset(),
-            backend=self.backend,
-        )
+        spikes: SpikeTimes
+        if isinstance(current, ConvCurrent):
+            opened = current.convolution()
+            spikes = run_single_spike_conv(
+                *opened, *neuron, *how, features=current.features, backend=self.backend
+            )
+        else:
+            spikes = run_single_spike_linear(
+                *current.linear(), *neuron, *how, backend=self.backend
+            )
         if self.init_hidden and not self.output:
             return spikes
 
@@ -218,8 +217,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
         if torch.compiler.is_compiling():
             return spikes, membrane()
-        source, weight, bias = layer
-        read = (weight, bias, source.height, self.beta, self.threshold)
+        read = (current.weight, current.bias, current.spikes.height, self.beta, self.threshold)
         return spikes, LazyMembrane(current, read, membrane)
 
     def extra_repr(self) -> str:

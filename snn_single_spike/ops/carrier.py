@@ -12,6 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..backends._types import GradientFactors
+from .factored_gradient import FactoredGradient
+
 
 def carrier(num_steps: int, batch: int, units: int, like: Tensor) -> Tensor:
     """A carrier (T, B, N) without a gradient."""
@@ -49,15 +52,23 @@ class Windows(Protocol):
 class _Pooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, given: Tensor, windows: Windows) -> Tensor:
-        ctx.windows = windows
+        ctx.windows, ctx.units = windows, given.shape[2]
         num_steps, batch, _ = given.shape
         return carrier(num_steps, batch, windows.num_pooled, given)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # The reshape multiplies the factors of a FactoredGradient.
-        sums = ctx.windows.to_maps(grad.reshape(grad.shape))
-        return ctx.windows.spread(sums, 0).flatten(2), None
+        windows: Windows = ctx.windows
+
+        def through(pooled: Tensor) -> Tensor:
+            return windows.spread(windows.to_maps(pooled), 0).flatten(2)
+
+        if not isinstance(grad, FactoredGradient):
+            return through(grad), None
+        factors = grad.factors
+        rows = GradientFactors(lambda samples: through(factors.to_dense(samples)), None)
+        like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
+        return FactoredGradient(*grad.shape[:2], rows, None, like), None
 
 
 def pooled_carrier(given: Tensor, windows: Windows) -> Tensor:

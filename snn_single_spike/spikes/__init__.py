@@ -5,10 +5,11 @@
 :class:`SpikeEvents`       any number of spikes for each input unit
 :class:`AveragedSpikes`    spike times behind an average pooling
 :class:`LazyCurrent`       the current of a linear layer from any of these
+:class:`ConvCurrent`       the current of a convolution from any of these
 ========================== ==============================================================
 
 Each class has the shape (T, B, *features) of the dense tensor. Operations that support spikes
-receive them unchanged: ``torch.nn.Linear``, flattening, ``to()``, average pooling. Every other
+receive them unchanged: ``torch.nn.Linear``, ``torch.nn.Conv2d``, flattening, ``to()``, average pooling. Every other
 torch function and tensor method receives the dense tensor, and a :class:`MaterializationWarning`
 names the operation.
 
@@ -19,7 +20,7 @@ in the type of their weights, also under autocast.
 
 from . import registration as registration
 from ._base import Spikes
-from .current import LazyCurrent
+from .current import ConvCurrent, LazyCurrent
 from .events import SpikeEvents
 from .lazy import LazyMembrane, LazyTensor, MaterializationWarning
 from .pooling import AveragedSpikes
@@ -27,6 +28,7 @@ from .times import SpikeTimes
 
 __all__ = [
     "AveragedSpikes",
+    "ConvCurrent",
     "LazyCurrent",
     "LazyMembrane",
     "LazyTensor",
