@@ -13,6 +13,7 @@ from .modules.conv import SingleSpikeConv1d, SingleSpikeConv2d  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
 from .modules.leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .modules.linear import SingleSpikeLinear  # noqa: E402
+from .modules.pooling import FirstSpikePool2d  # noqa: E402
 from .modules.readout import LeakyReadout  # noqa: E402
 from .modules.rleaky import SingleSpikeRLeaky  # noqa: E402
 from .modules.synaptic import SingleSpikeSynaptic  # noqa: E402
@@ -26,6 +27,7 @@ except PackageNotFoundError:  # a bare checkout on the path
 __all__ = [
     "AveragedSpikes",
     "ConversionError",
+    "FirstSpikePool2d",
     "LeakyReadout",
     "LeakyState",
     "MaterializationWarning",

@@ -41,6 +41,7 @@ from .ops.validation import (
 from .spikes import SpikeEvents, Spikes, SpikeTimes
 from .spikes.current import conv1d_as_2d, dense_conv, dense_linear, height_of_channels
 from .spikes.lazy import materialize
+from .spikes.pooling import pool_first_spikes
 from .spikes.times import first_steps
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Events",
     "NaNError",
     "SingleSpikes",
+    "first_spike_pool2d",
     "first_spike_time",
     "leaky_readout",
     "linear_readout",
@@ -929,6 +931,48 @@ def linear_readout(
         *events,
     )
     return value.to(weight.dtype)
+
+
+def first_spike_pool2d(
+    spikes: SpikeTimes,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+) -> SpikeTimes:
+    """
+    The earliest spike of each window, from maps of spike times.
+
+    One spike at most leaves a window. (`torch.nn.MaxPool2d` of dense spikes lets every spike of a
+    window through that is alone at its step.) The gradient of a pooled unit flows to the unit with
+    the earliest spike, at every step, and of a silent window to its first unit.
+
+    Example::
+
+        pooled = first_spike_pool2d(spikes, 2)         # (T, B, C, 28, 28) -> (T, B, C, 14, 14)
+
+    :param spikes: spike times with the features `(channels, height, width)`
+    :type spikes: SpikeTimes
+
+    Other arguments as in :func:`torch.nn.functional.max_pool2d`. Padding is silent.
+
+    :return: the pooled spike times. `interpolated_times` are those of the earliest spikes
+    :rtype: SpikeTimes
+
+    :raises TypeError: `spikes` are not :class:`SpikeTimes`
+    :raises ValueError: the spikes are not maps, or their height differs within a channel
+    """
+    if not isinstance(spikes, SpikeTimes):
+        raise TypeError(
+            f"spikes must be SpikeTimes, not {type(spikes).__name__}: make them with "
+            "SpikeTimes.from_dense(spikes)"
+        )
+    if len(spikes.features) != 3:
+        raise ValueError(
+            f"the spikes have features {tuple(spikes.features)}, but maps (channels, height, "
+            "width) are expected"
+        )
+    return pool_first_spikes(spikes, kernel_size, stride, padding, ceil_mode)
 
 
 def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron") -> Tensor:

@@ -5,11 +5,13 @@ from .conv import SingleSpikeConv1d, SingleSpikeConv2d
 from .lapicque import SingleSpikeLapicque
 from .leaky import LeakyState, SingleSpikeLeaky
 from .linear import SingleSpikeLinear
+from .pooling import FirstSpikePool2d
 from .readout import LeakyReadout
 from .rleaky import SingleSpikeRLeaky
 from .synaptic import SingleSpikeSynaptic
 
 __all__ = [
+    "FirstSpikePool2d",
     "LeakyReadout",
     "LeakyState",
     "SingleSpikeAlpha",

@@ -74,3 +74,35 @@ class _Pooled(torch.autograd.Function):
 def pooled_carrier(given: Tensor, windows: Windows) -> Tensor:
     """The carrier of the sums over windows, from the carrier of their units."""
     return _Pooled.apply(given, windows)
+
+
+class _Chosen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, units: Tensor) -> Tensor:
+        ctx.save_for_backward(units)
+        num_steps, batch, ctx.units = given.shape
+        return carrier(num_steps, batch, units.shape[1], given)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (units,) = ctx.saved_tensors
+
+        def through(rows: Tensor, chosen: Tensor) -> Tensor:
+            to_units = rows.new_zeros(*rows.shape[:2], ctx.units)
+            return to_units.scatter_add_(2, chosen.expand(len(rows), -1, -1), rows)
+
+        if not isinstance(grad, FactoredGradient):
+            return through(grad, units), None
+        factors, at_spikes = grad.factors, grad.at_spikes
+        rows = GradientFactors(
+            lambda samples: through(factors.to_dense(samples), units[samples]), None
+        )
+        if at_spikes is not None:
+            at_spikes = through(at_spikes, units)  # the chosen unit spikes at the same step
+        like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
+        return FactoredGradient(*grad.shape[:2], rows, at_spikes, like), None
+
+
+def chosen_carrier(given: Tensor, units: Tensor) -> Tensor:
+    """The carrier of some units (B, n) of each sample, from the carrier of all."""
+    return _Chosen.apply(given, units)
