@@ -204,13 +204,20 @@ class Patches(NamedTuple):
     """Positions of the output."""
     group: int
     """Input channels of a group."""
+    neurons: int
+    """Neurons of a channel: positions, or windows of a maximum over positions."""
+    windows: np.ndarray
+    """(positions,) int32: the window of a position, -1 for none. Empty without a maximum."""
+    members: np.ndarray
+    """(neurons, size) int32: the positions of a window."""
 
 
 class ConvLayer(NamedTuple):
     """A convolution and its neurons.
 
-    A *cell* is one position of one group: the O / groups neurons there, padded to L lanes. There
-    are groups * positions cells. Q cells have their own parameters: all, or one of each group.
+    A *cell* is one position of one group: its O / groups channels, padded to L lanes. A convolution
+    has groups * positions cells, and its neurons have groups * neurons. Q cells of neurons have
+    their own parameters: all, or one of each group.
     """
 
     weight: np.ndarray
@@ -230,35 +237,48 @@ class ConvState(NamedTuple):
     """Work space of one sample of a convolution."""
 
     mem: np.ndarray
-    """(cells, L)."""
+    """(cells of neurons, L)."""
+    slope: np.ndarray
+    """(cells of neurons, L): the derivative of ``mem`` by beta."""
+    rows: np.ndarray
+    """(4, L)."""
+    first: np.ndarray
+    """(cells of neurons, L) int32."""
+    counters: np.ndarray
+    """(3, cells of neurons) int32."""
+    step: tuple[np.ndarray, ...]
+    """:class:`ConvStep`."""
+
+
+class ConvStep(NamedTuple):
+    """Work space of one step of a convolution."""
+
     current: np.ndarray
     """(cells, L)."""
-    slope: np.ndarray
-    """(cells, L): the derivative of ``mem`` by beta."""
-    rows: np.ndarray
-    """(3, L)."""
-    first: np.ndarray
-    """(cells, L) int32."""
-    counters: np.ndarray
-    """(3, cells) int32."""
+    seen: np.ndarray
+    """(cells,) int32: when a cell was last reached."""
+    routed: np.ndarray
+    """(cells, L): the gradient of ``current``, if the neurons read the maximum of windows."""
     reached: np.ndarray
-    """(2, KH * KW) int32."""
+    """(3, KH * KW) int32: the cells that a unit reaches, the taps, and the cells of neurons."""
 
 
 class ConvImpulses(NamedTuple):
     """Work space of one sample of a convolution whose adjoint has a closed form."""
 
     lam: np.ndarray
-    """(cells, L), as ``at``, ``before`` and ``when``."""
+    """(cells of neurons, L), as ``at``, ``before`` and ``when``."""
     at: np.ndarray
     before: np.ndarray
     when: np.ndarray
     counters: np.ndarray
-    """(2, cells) int32."""
-    reached: np.ndarray
-    """(2, KH * KW) int32."""
+    """(3, cells of neurons) int32."""
+    rows: np.ndarray
+    """(4, L)."""
     total: np.ndarray
     """(LANES,)."""
+    step: tuple[np.ndarray, ...]
+    """:class:`ConvStep`."""
 
 
 class ConvGradients(NamedTuple):

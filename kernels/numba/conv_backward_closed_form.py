@@ -12,12 +12,21 @@ from .arguments import (
     ConvGradients,
     ConvImpulses,
     ConvLayer,
+    ConvStep,
     Events,
     Patches,
 )
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
-from .conv_patch import clear_rows, neuron_of, parameters_of, reach
+from .conv_patch import (
+    add_cell_to_tap,
+    add_current,
+    clear_rows,
+    neuron_of,
+    parameters_of,
+    reach,
+    route,
+)
 from .simd import LANES, any_lane, full_like, load, store
 
 
@@ -35,12 +44,12 @@ def _geometric(steps, q, lane, tables):
 @helper
 def _load_impulses(sample, adjoint, patches, layer, state, gradients):
     """The impulses of a sample by cell, and their sum over time for the bias."""
-    latest, last = state.counters[0], state.counters[1]
+    latest, last, routed = state.counters[0], state.counters[1], state.counters[2]
     zero = layer.beta.dtype.type(0)
     clear_rows(state.lam)
     for cell in range(state.lam.shape[0]):
         q = parameters_of(cell, state.lam.shape[0], layer.beta)
-        group = cell // patches.positions
+        group = cell // patches.neurons
         newest = -1
         for j in range(layer.out_channels):
             neuron = neuron_of(cell, j, patches, layer.out_channels)
@@ -57,6 +66,7 @@ def _load_impulses(sample, adjoint, patches, layer, state, gradients):
             state.at[cell, j], state.before[cell, j] = zero, zero
         latest[cell] = newest
         last[cell] = newest + 1
+        routed[cell] = -1
 
 
 @inlined_helper
@@ -92,41 +102,61 @@ def _go_back(cell, stop, state, layer):
 
 
 @inlined_helper
-def _product(channel, count, step, state, layer):
+def _product(channel, count, step, source, reached, state, layer):
     """The sum over the reached cells and their channels of the weights times the adjoint."""
-    lam, reached, latest = state.lam, state.reached, state.counters[0]
-    total = full_like(load(lam, (0, 0)), lam.dtype.type(0))
+    latest = state.counters[0]
+    total = full_like(load(source, (0, 0)), source.dtype.type(0))
     for i in range(count):
-        cell, tap = reached[0, i], reached[1, i]
-        if latest[cell] >= step:
-            for j in range(0, lam.shape[1], LANES):
-                product = load(layer.weight, (channel, tap, j)) * load(lam, (cell, j))
+        cell, tap, owner = reached[0, i], reached[1, i], reached[2, i]
+        if latest[owner] >= step:
+            for j in range(0, source.shape[1], LANES):
+                product = load(layer.weight, (channel, tap, j)) * load(source, (cell, j))
                 total = total + product
     store(state.total, 0, total)
-    summed = lam.dtype.type(0)
+    summed = source.dtype.type(0)
     for j in range(LANES):
         summed += state.total[j]
     return summed
 
 
 @inlined_helper
-def _to_weights(value, channel, count, step, state, gradient):
-    lam, reached, latest = state.lam, state.reached, state.counters[0]
+def _to_weights(value, channel, count, step, source, reached, state, gradient):
+    latest = state.counters[0]
     for i in range(count):
-        cell, tap = reached[0, i], reached[1, i]
-        if latest[cell] >= step:
-            for j in range(0, lam.shape[1], LANES):
-                here = (channel, tap, j)
-                store(gradient, here, load(gradient, here) + value * load(lam, (cell, j)))
+        if latest[reached[2, i]] >= step:
+            add_cell_to_tap(source, reached[0, i], value, gradient, channel, reached[1, i])
 
 
 @inlined_helper
-def _go_back_all(count, step, state, layer):
-    latest, last = state.counters[0], state.counters[1]
+def _prepare(count, step, stamp, patches, at_step, state, layer):
+    """The adjoint of the reached cells at a step, given to the maxima of their windows."""
+    latest, last, routed = state.counters[0], state.counters[1], state.counters[2]
     for i in range(count):
-        cell = state.reached[0, i]
-        if latest[cell] >= step and last[cell] > step:
-            _go_back(cell, step, state, layer)
+        owner = at_step.reached[2, i]
+        if latest[owner] >= step:
+            if last[owner] > step:
+                _go_back(owner, step, state, layer)
+            if given(patches.windows) and routed[owner] != stamp:
+                routed[owner] = stamp
+                route(
+                    owner, stamp, patches, at_step, layer.bias, state.lam, owner, state.rows
+                )
+
+
+@inlined_helper
+def _add_currents(e, begin, step, stamp, events, patches, at_step, layer):
+    """The current of a step without the bias, from the spikes up to ``e``."""
+    one = layer.weight.dtype.type(1)
+    while e >= begin and events.times[e] == step:
+        channel, count = reach(events.units[e], patches, at_step.reached)
+        value = events.values[e] if given(events.values) else one
+        for i in range(count):
+            cell, tap = at_step.reached[0, i], at_step.reached[1, i]
+            add_current(
+                cell, channel // patches.group, channel, tap, value, stamp, at_step,
+                layer.weight, layer.bias,
+            )  # fmt: skip
+        e -= 1
 
 
 @helper
@@ -134,29 +164,39 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
     """Gradients of the weights, the bias, and the inputs around their spikes."""
     state, events, patches = ConvImpulses(*state), Events(*events), Patches(*patches)
     layer, adjoint = ConvLayer(*layer), ClosedFormAdjoint(*adjoint)
-    gradients = ConvGradients(*gradients)
-    inputs, reached = gradients.inputs, state.reached
-    want_inputs = given(inputs)
+    gradients, at_step = ConvGradients(*gradients), ConvStep(*state.step)
+    inputs, reached = gradients.inputs, at_step.reached
+    want_inputs, pools = given(inputs), given(patches.windows)
+    source = at_step.routed if pools else state.lam
     one = layer.weight.dtype.type(1)
     for sample in range(low, high):
         _load_impulses(sample, adjoint, patches, layer, state, gradients)
+        at_step.seen[:] = -1
         begin, e = events.offsets[sample], events.offsets[sample + 1] - 1
         while e >= begin:
             now = events.times[e]
+            stamp = 2 * now + 1
+            if pools:
+                _add_currents(e, begin, now, stamp, events, patches, at_step, layer)
             start = e
             while start >= begin and events.times[start] == now:
                 unit = events.units[start]
                 channel, count = reach(unit, patches, reached)
-                _go_back_all(count, now, state, layer)
+                _prepare(count, now, stamp, patches, at_step, state, layer)
                 value = events.values[start] if given(events.values) else one
-                _to_weights(value, channel, count, now, state, gradients.weight)
+                _to_weights(value, channel, count, now, source, reached, state, gradients.weight)
                 if want_inputs:
-                    inputs[0, sample, unit] = _product(channel, count, now, state, layer)
+                    found = _product(channel, count, now, source, reached, state, layer)
+                    inputs[0, sample, unit] = found
                 start -= 1
             if want_inputs and now > 0:
+                stamp = 2 * now
+                if pools:
+                    _add_currents(start, begin, now - 1, stamp, events, patches, at_step, layer)
                 for i in range(start + 1, e + 1):
                     unit = events.units[i]
                     channel, count = reach(unit, patches, reached)
-                    _go_back_all(count, now - 1, state, layer)
-                    inputs[1, sample, unit] = _product(channel, count, now - 1, state, layer)
+                    _prepare(count, now - 1, stamp, patches, at_step, state, layer)
+                    found = _product(channel, count, now - 1, source, reached, state, layer)
+                    inputs[1, sample, unit] = found
             e = start

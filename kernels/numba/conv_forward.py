@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arguments import ConvLayer, ConvState, Events, FirstSpikes, Patches
+from .arguments import ConvLayer, ConvState, ConvStep, Events, FirstSpikes, Patches
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
-from .conv_patch import clear_rows, neuron_of, parameters_of, reach
+from .conv_patch import add_current, clear_rows, neuron_of, parameters_of, peak, reach
 from .simd import LANES, any_lane, load, store, where
 
 
@@ -88,7 +88,7 @@ def _advance(sample, cell, stop, never, may_cross, may_fall, patches, state, lay
     """Integrate a cell up to the step ``stop``, without spikes."""
     last = state.counters[0]
     q = parameters_of(cell, state.mem.shape[0], layer.beta)
-    group = cell // patches.positions
+    group = cell // patches.neurons
     most = layer.tables.shape[1] - 1
     t = last[cell]
     while t < stop:
@@ -107,13 +107,13 @@ def _advance(sample, cell, stop, never, may_cross, may_fall, patches, state, lay
 
 
 @inlined_helper
-def _step(cell, q, step, never, state, layer):
+def _step(cell, q, step, never, currents, index, state, layer):
     """One step with spikes, which keeps the state before it. Returns whether a neuron fires."""
     mem, first, slope = state.mem, state.first, state.slope
     hit = False
     for j in range(0, mem.shape[1], LANES):
         held, b = load(mem, (cell, j)), load(layer.beta, (q, j))
-        u = b * held + load(state.current, (cell, j))
+        u = b * held + load(currents, (index, j))
         store(state.rows, (1, j), held)
         store(mem, (cell, j), u)
         if given(slope):
@@ -142,11 +142,12 @@ def _keep_crossing(sample, cell, step, patches, state, layer, out):
 @inlined_helper
 def _write(sample, never, patches, first, out_channels, times):
     """The spikes of a sample, from the order of cells to that of features."""
-    for group in range(first.shape[0] // patches.positions):
+    n = patches.neurons
+    for group in range(first.shape[0] // n):
         for lane in range(out_channels):
-            start = (group * out_channels + lane) * patches.positions
-            for position in range(patches.positions):
-                step = first[group * patches.positions + position, lane]
+            start = (group * out_channels + lane) * n
+            for position in range(n):
+                step = first[group * n + position, lane]
                 times[sample, start + position] = step if step < never else -1
 
 
@@ -159,27 +160,23 @@ def _all_fired(cell, first, never):
 
 
 @inlined_helper
-def _add(unit, value, now, finished, patches, state, layer, count):
+def _add(unit, value, now, finished, patches, state, step, layer, count):
     """Add the weights of one spike. Returns the number of cells with spikes in this step."""
-    last, seen, touched = state.counters[0], state.counters[1], state.counters[2]
-    current, weight, reached = state.current, layer.weight, state.reached
+    last, marked, touched = state.counters[0], state.counters[1], state.counters[2]
+    reached = step.reached
     channel, taps = reach(unit, patches, reached)
     group = channel // patches.group
     for i in range(taps):
-        cell, tap = reached[0, i], reached[1, i]
-        if last[cell] == finished:
+        cell, tap, owner = reached[0, i], reached[1, i], reached[2, i]
+        if last[owner] == finished:
             continue
-        if seen[cell] != now:
-            seen[cell] = now
-            touched[count] = cell
+        opened = add_current(
+            cell, group, channel, tap, value, now, step, layer.weight, layer.bias
+        )
+        if opened and marked[owner] != now:
+            marked[owner] = now
+            touched[count] = owner
             count += 1
-            for j in range(0, current.shape[1], LANES):
-                added = value * load(weight, (channel, tap, j))
-                store(current, (cell, j), load(layer.bias, (group, j)) + added)
-        else:
-            for j in range(0, current.shape[1], LANES):
-                added = value * load(weight, (channel, tap, j))
-                store(current, (cell, j), load(current, (cell, j)) + added)
     return count
 
 
@@ -201,48 +198,55 @@ def _moves_alone(layer):
 def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, out):
     """First spikes, the membrane around them and its derivatives by beta.
 
-    ``out.times`` is -1 at the start. The loop writes to the other outputs where a neuron fires.
+    The loop writes the membrane and its derivatives where a neuron fires.
     """
     state, events, patches = ConvState(*state), Events(*events), Patches(*patches)
-    layer, out = ConvLayer(*layer), FirstSpikes(*out)
+    layer, out, at_now = ConvLayer(*layer), FirstSpikes(*out), ConvStep(*state.step)
     never, finished = np.int32(num_steps), np.int32(num_steps + 1)
-    last, seen, touched = state.counters[0], state.counters[1], state.counters[2]
+    last, marked, touched = state.counters[0], state.counters[1], state.counters[2]
     cells = state.mem.shape[0]
     one = layer.weight.dtype.type(1)
     may_cross, may_fall = _moves_alone(layer)
     for sample in range(low, high):
         clear_rows(state.mem)
         clear_rows(state.slope)
+        at_now.seen[:] = -1
         for cell in range(cells):
-            last[cell], seen[cell] = 0, -1
+            last[cell], marked[cell] = 0, -1
             for j in range(state.first.shape[1]):
                 state.first[cell, j] = never if j < layer.out_channels else 0
         e, end = events.offsets[sample], events.offsets[sample + 1]
-        while e < end:
-            now = events.times[e]
+        now = np.int32(0)
+        while now < never:
+            now = events.times[e] if e < end else never
             count = 0
             while e < end and events.times[e] == now:
                 value = events.values[e] if given(events.values) else one
                 count = _add(
-                    events.units[e], value, now, finished, patches, state, layer, count
+                    events.units[e], value, now, finished, patches, state, at_now, layer, count
                 )
                 e += 1
+            if now == never and may_cross:  # every cell, up to the end
+                count = cells
+                for cell in range(cells):
+                    touched[cell] = cell
             for i in range(count):
                 cell = touched[i]
                 if last[cell] < now:
                     _advance(
                         sample, cell, now, never, may_cross, may_fall, patches, state, layer, out
                     )
+                if now == never:
+                    continue
+                currents, index = at_now.current, cell
+                if given(patches.windows):
+                    peak(cell, now, patches, at_now, layer.bias, state.rows, 3)
+                    currents, index = state.rows, np.int32(3)
                 q = parameters_of(cell, cells, layer.beta)
                 last[cell] = now + 1
-                if _step(cell, q, now, never, state, layer):
+                if _step(cell, q, now, never, currents, index, state, layer):
                     if given(out.crossing):
                         _keep_crossing(sample, cell, now, patches, state, layer, out)
                     if _all_fired(cell, state.first, never):
                         last[cell] = finished
-        if may_cross:
-            for cell in range(cells):
-                _advance(
-                    sample, cell, never, never, may_cross, may_fall, patches, state, layer, out
-                )
         _write(sample, never, patches, state.first, layer.out_channels, out.times)

@@ -1,4 +1,4 @@
-"""A convolution of dense maps, and its transposes."""
+"""A convolution of dense maps, the maximum of its windows, and the transposes of both."""
 
 from __future__ import annotations
 
@@ -26,20 +26,35 @@ def _strides(conv: Convolution) -> tuple[tuple[int, int], tuple[int, int]]:
     return (conv.stride_y, conv.stride_x), (conv.dilation_y, conv.dilation_x)
 
 
+def _maps(padded: Tensor, weight: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:
+    stride, dilation = _strides(conv)
+    return F.conv2d(padded, weight, bias, stride, 0, dilation, conv.groups)
+
+
 def current(spikes: Tensor, weight: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:
     """The current (T, n, O * positions) of spikes (T, n, units)."""
-    stride, dilation = _strides(conv)
-    maps = F.conv2d(
-        _padded(spikes, conv, weight), weight, bias, stride, 0, dilation, conv.groups
-    )
+    maps = _maps(_padded(spikes, conv, weight), weight, bias, conv)
+    if conv.pools:
+        maps = F.max_pool2d(maps, (conv.pool_y, conv.pool_x))
     return maps.reshape(*spikes.shape[:2], -1)
 
 
+def _unpooled(lam: Tensor, padded: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
+    """The gradient of the maps of the convolution: that of a window goes to its first maximum."""
+    shape = (len(padded), len(weight), conv.out_height, conv.out_width)
+    if not conv.pools:
+        return lam.reshape(shape)
+    # The bias is the same for all positions of a window.
+    maps = _maps(padded, weight, None, conv)
+    _, where = F.max_pool2d(maps, (conv.pool_y, conv.pool_x), return_indices=True)
+    grad = lam.new_zeros(*shape[:2], conv.out_height * conv.out_width)
+    return grad.scatter_(2, where.flatten(2), lam.reshape(*shape[:2], -1)).view(shape)
+
+
 def _through(
-    lam: Tensor, maps: Tensor, weight: Tensor, conv: Convolution, wanted: list[bool]
+    grad: Tensor, maps: Tensor, weight: Tensor, conv: Convolution, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     stride, dilation = _strides(conv)
-    grad = lam.reshape(len(maps), len(weight), conv.out_height, conv.out_width)
     return torch.ops.aten.convolution_backward(
         grad, maps, weight, None, stride, (0, 0), dilation, False, (0, 0), conv.groups, wanted
     )
@@ -47,15 +62,27 @@ def _through(
 
 def to_weight(lam: Tensor, spikes: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
     """The gradient of the weights, from that of the current."""
-    return _through(lam, _padded(spikes, conv, weight), weight, conv, [False, True, False])[1]
+    padded = _padded(spikes, conv, weight)
+    grad = _unpooled(lam, padded, weight, conv)
+    return _through(grad, padded, weight, conv, [False, True, False])[1]
 
 
-def to_input(lam: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
-    """The gradient of the spikes (T, n, units), from that of the current."""
+def to_input(
+    lam: Tensor, spikes: Tensor | None, weight: Tensor, conv: Convolution
+) -> Tensor:
+    """The gradient of the spikes (T, n, units), from that of the current.
+
+    The spikes are read if the current is a maximum of windows.
+    """
     before, after, above, below = _padding(conv, weight.shape[2:])  # type: ignore[arg-type]
     rows, columns = conv.height + above + below, conv.width + before + after
-    maps = lam.new_empty(lam.shape[0] * lam.shape[1], conv.channels, rows, columns)
-    grad = _through(lam, maps, weight, conv, [True, False, False])[0]
+    if spikes is None:
+        assert not conv.pools
+        padded = lam.new_empty(lam.shape[0] * lam.shape[1], conv.channels, rows, columns)
+    else:
+        padded = _padded(spikes, conv, weight)
+    lam_maps = _unpooled(lam, padded, weight, conv)
+    grad = _through(lam_maps, padded, weight, conv, [True, False, False])[0]
     # The padding the other way: what was cut off has no gradient.
     grad = F.pad(grad, (-before, -after, -above, -below))
     return grad.reshape(*lam.shape[:2], -1)

@@ -173,7 +173,10 @@ class LinearNeurons(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """The sizes of a two-dimensional convolution from (C, H, W) to (O, out_height, out_width)."""
+    """The sizes of a two-dimensional convolution from (C, H, W) to (O, out_height, out_width).
+
+    The current of a neuron may be the maximum of a window of the convolution at each step.
+    """
 
     channels: int
     height: int
@@ -188,6 +191,9 @@ class Convolution(NamedTuple):
     dilation_y: int
     dilation_x: int
     groups: int
+    pool_y: int = 1
+    """Rows of a window. Windows lie side by side; rows past the last whole window are not read."""
+    pool_x: int = 1
 
     @property
     def units(self) -> int:
@@ -195,8 +201,13 @@ class Convolution(NamedTuple):
         return self.channels * self.height * self.width
 
     @property
+    def pools(self) -> bool:
+        return self.pool_y * self.pool_x > 1
+
+    @property
     def positions(self) -> int:
-        return self.out_height * self.out_width
+        """Neurons of a channel."""
+        return (self.out_height // self.pool_y) * (self.out_width // self.pool_x)
 
 
 class ConvNeurons(NamedTuple):

@@ -279,7 +279,7 @@ class _Backward:
         to_input = None
         if traced and self.need_input:
             lam = dense_adjoint(settings.num_steps, decay, adjoint)
-            to_input = convolution.to_input(lam, layer.weight, conv)
+            to_input = self._product(lam, slice(0, len(spiked)))
         elif self.need_input:
             scan = backends.load(settings.backend, "neuron").neuron_backward
             rows = functools.partial(adjoint_rows, scan, settings.num_steps, decay, adjoint)
@@ -298,18 +298,22 @@ class _Backward:
         self, rows: Callable[[slice], Tensor], at_spikes: Tensor | None
     ) -> FactoredGradient:
         """The gradient to the input spikes, from the rows of the adjoint (T, n, O * positions)."""
-        conv, weight = self.conv, self.layer.weight
-
-        def through(samples: slice) -> Tensor:
-            return convolution.to_input(rows(samples), weight, conv)
-
         return FactoredGradient(
             self.settings.num_steps,
             len(self.spiked),
-            GradientFactors(through, None),
+            GradientFactors(lambda samples: self._product(rows(samples), samples), None),
             at_spikes,
-            like=weight.new_empty(0, conv.units),
+            like=self.layer.weight.new_empty(0, self.conv.units),
         )
+
+    def _product(self, lam: Tensor, samples: slice) -> Tensor:
+        """The transposed convolution of the adjoint of some samples."""
+        conv, weight, spikes = self.conv, self.layer.weight, None
+        if conv.pools:  # the spikes decide which position of a window is the maximum
+            events = self.events.trimmed().part(samples)
+            spikes = events.to_dense(self.settings.num_steps, conv.units, weight.dtype)
+        with torch.autocast(lam.device.type, enabled=False):
+            return convolution.to_input(lam, spikes, weight, conv)
 
     def spikes(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         """By a surrogate rule, from a scan over all steps."""
@@ -321,8 +325,8 @@ class _Backward:
                 *(*self.events, num_steps, *layer, *conv, self.spiked, grad, rule, *surrogate),
                 *(self.need_input, settings.backend),
             )
-            to_input = convolution.to_input(current, layer.weight, conv)
-            return to_input if self.need_input else None, *gradients
+            every = slice(0, len(self.spiked))
+            return self._product(current, every) if self.need_input else None, *gradients
         factors = factors_of(grad)
 
         def scan(samples: slice, wanted: GradientFactors, want_parameters: bool) -> ConvGradients:

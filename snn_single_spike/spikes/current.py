@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from ..backends import _convolution as convolution
 from ..backends._types import Convolution
 from ..ops.validation import check_conv, check_linear
-from ._base import Spikes
+from ._base import Spikes, each
 from .lazy import LazySequence, changed, implements, versions
 
 __all__ = ["ConvCurrent", "LazyCurrent", "dense_conv", "dense_linear", "height_of_channels"]
@@ -128,7 +129,8 @@ class ConvCurrent(_WeightedSpikes):
 
     `torch.nn.Conv1d` and `torch.nn.Conv2d` return a ConvCurrent for :class:`SpikeTimes` and
     :class:`SpikeEvents`. :class:`snn_single_spike.SingleSpikeLeaky` with `spike_format="times"`
-    reads the spikes and the weights with :meth:`convolution`, and never stores the current.
+    reads the spikes and the weights with :meth:`convolution`, and never stores the current. Max
+    pooling of a ConvCurrent returns a ConvCurrent, if its windows lie side by side.
 
     :param spikes: spikes with the features `(channels, height, width)`
     :type spikes: SpikeTimes or SpikeEvents
@@ -170,6 +172,50 @@ class ConvCurrent(_WeightedSpikes):
         """
         return (*self._opened(), self.sizes)
 
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        dimensions = _MAX_POOLS.get(function)
+        if dimensions and args and isinstance(args[0], ConvCurrent):
+            pooled = args[0]._max_pool(dimensions, *args[1:], **(kwargs or {}))
+            if pooled is not None:
+                return pooled
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def _max_pool(
+        self,
+        dimensions: int,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> ConvCurrent | None:
+        """The maximum of windows side by side; None for other windows."""
+        channels, *maps = self.features
+        windows = each(kernel_size, dimensions)
+        strides = windows if stride is None or stride == [] else each(stride, dimensions)
+        plain = strides == windows and set(each(padding, dimensions)) == {0}
+        plain = plain and set(each(dilation, dimensions)) == {1}
+        if (
+            not plain
+            or ceil_mode
+            or return_indices
+            or self.sizes.pools
+            or len(maps) != dimensions
+            or not all(1 <= size <= extent for size, extent in zip(windows, maps, strict=True))
+        ):
+            return None
+        sizes = self.sizes._replace(pool_y=(1, *windows)[-2], pool_x=windows[-1])
+        whole = (extent // size for extent, size in zip(maps, windows, strict=True))
+        return self._is_like(sizes=sizes, features=torch.Size((channels, *whole)))
+
     def to_dense(self) -> Tensor:
         """
         The current as a tensor `(T, B, *features)`, differentiable, in the type of the weights.
@@ -180,6 +226,14 @@ class ConvCurrent(_WeightedSpikes):
         spikes, weight, bias, sizes = self.convolution()
         dense = dense_conv(spikes.to_dense(), weight, bias, sizes)
         return self._leading(dense.unflatten(2, self.features))
+
+
+_MAX_POOLS: dict[Any, int] = {
+    F.max_pool1d: 1,
+    torch.max_pool1d: 1,
+    F.max_pool2d: 2,
+    torch.max_pool2d: 2,
+}
 
 
 @implements(F.linear)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..backends._compiling import is_traced
 from ..backends._events import Events, offsets_of
 from ..ops.carrier import chosen_carrier, pooled_carrier
-from ._base import Spikes
+from ._base import Spikes, each
 from .current import height_of_channels
 from .lazy import implements
 from .times import SpikeTimes
@@ -168,9 +168,9 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Any:
-        windows = _each(kernel_size, dimensions)
-        strides = windows if stride is None or stride == [] else _each(stride, dimensions)
-        borders = _each(padding, dimensions)
+        windows = each(kernel_size, dimensions)
+        strides = windows if stride is None or stride == [] else each(stride, dimensions)
+        borders = each(padding, dimensions)
         sizes = (windows, strides, borders)
         sound = all(len(x) == dimensions for x in sizes) and min(*windows, *strides) > 0
         given = functools.partial(
@@ -201,11 +201,6 @@ def _unit_height(height: Tensor | None) -> bool:
         return True
     readable = height.device.type == "cpu" and not is_traced()
     return readable and not height.requires_grad and bool((height == 1).all())
-
-
-def _each(size: Any, dimensions: int) -> tuple[int, ...]:
-    sizes = tuple(map(operator.index, size if isinstance(size, Sequence) else (size,)))
-    return sizes * dimensions if len(sizes) == 1 else sizes
 
 
 implements(F.avg_pool1d)(_average(F.avg_pool1d, 1))

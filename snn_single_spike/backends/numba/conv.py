@@ -54,6 +54,15 @@ def _reached(inputs: int, outputs: int, taps: int, stride: int, before: int, dil
 
 @functools.lru_cache(64)
 def _patches(conv: Convolution, kernel: tuple[int, int]) -> arguments.Patches:
+    windows, members = np.empty(0, np.int32), np.empty((0, 0), np.int32)
+    if conv.pools:
+        whole = conv.out_height // conv.pool_y, conv.out_width // conv.pool_x
+        y, x = np.divmod(np.arange(conv.out_height * conv.out_width), conv.out_width)
+        inside = (y // conv.pool_y < whole[0]) & (x // conv.pool_x < whole[1])
+        window = np.where(inside, y // conv.pool_y * whole[1] + x // conv.pool_x, -1)
+        order = np.argsort(window, kind="stable")[np.count_nonzero(~inside) :]
+        windows = window.astype(np.int32)
+        members = order.reshape(conv.positions, -1).astype(np.int32)
     return arguments.Patches(
         rows=_reached(
             conv.height, conv.out_height, kernel[0], conv.stride_y, conv.top, conv.dilation_y
@@ -62,8 +71,11 @@ def _patches(conv: Convolution, kernel: tuple[int, int]) -> arguments.Patches:
             conv.width, conv.out_width, kernel[1], conv.stride_x, conv.left, conv.dilation_x
         ),
         width=conv.out_width,
-        positions=conv.positions,
+        positions=conv.out_height * conv.out_width,
         group=conv.channels // conv.groups,
+        neurons=conv.positions,
+        windows=windows,
+        members=members,
     )
 
 
@@ -142,13 +154,27 @@ def _ranges(samples: int, most: int) -> list[tuple[int, int]]:
     return [(samples * i // count, samples * (i + 1) // count) for i in range(count)]
 
 
-def _geometry(
-    conv: Convolution, weight: Tensor
-) -> tuple[arguments.Patches, tuple[int, int], tuple[int, int]]:
-    """The patches, (cells, lanes), and the shape of the reached cells."""
-    height, width = weight.shape[2:]
-    shape = conv.groups * conv.positions, _lanes(len(weight) // conv.groups)
-    return _patches(conv, (height, width)), shape, (2, height * width)
+def _cells(conv: Convolution, weight: Tensor) -> tuple[int, int]:
+    """The shape (cells of neurons, lanes)."""
+    return conv.groups * conv.positions, _lanes(len(weight) // conv.groups)
+
+
+def _step(
+    conv: Convolution, weight: Tensor, kind: np.dtype, current: bool, routed: bool
+) -> arguments.ConvStep:
+    """Work space of one step. Its parts are as large as they are needed."""
+    cells = conv.groups * conv.out_height * conv.out_width
+    lanes = _lanes(len(weight) // conv.groups)
+    return arguments.ConvStep(
+        current=np.empty((cells if current else 0, lanes), kind),
+        seen=np.empty(cells if current else 0, np.int32),
+        routed=np.empty((cells if routed else 0, lanes), kind),
+        reached=np.empty((3, weight.shape[2:].numel()), np.int32),
+    )
+
+
+def _kernel(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[2], weight.shape[3]
 
 
 def conv_first_spikes(
@@ -161,9 +187,8 @@ def conv_first_spikes(
     sensitivity: Tensor | None,
 ) -> None:
     dtype = layer.weight.dtype
-    patches, shape, reached = _geometry(conv, layer.weight)
+    patches, shape = _patches(conv, _kernel(layer.weight)), _cells(conv, layer.weight)
     slopes = sensitivity is not None
-    times.fill_(-1)
     for around in (crossing, sensitivity):
         if around is not None:
             around.zero_()
@@ -181,12 +206,11 @@ def conv_first_spikes(
     def state() -> arguments.ConvState:
         return arguments.ConvState(
             mem=np.empty(shape, kind),
-            current=np.empty(shape, kind),
             slope=np.empty(shape if slopes else (0, shape[1]), kind),
-            rows=np.empty((3, shape[1]), kind),
+            rows=np.empty((4, shape[1]), kind),
             first=np.empty(shape, np.int32),
             counters=np.empty((3, shape[0]), np.int32),
-            reached=np.empty(reached, np.int32),
+            step=tuple(_step(conv, layer.weight, kind, current=True, routed=False)),
         )
 
     ranges = _ranges(len(times), 4 * torch.get_num_threads())
@@ -205,7 +229,7 @@ def conv_backward_closed_form(
     grad_inputs: Tensor | None,
 ) -> None:
     dtype = weight.dtype
-    patches, shape, reached = _geometry(conv, weight)
+    patches, shape = _patches(conv, _kernel(weight)), _cells(conv, weight)
     neurons = _layer(weight, None, beta, None, conv, num_steps)
     kind = neurons.weight.dtype
     ranges = _ranges(len(events.offsets) - 1, torch.get_num_threads())
@@ -225,9 +249,10 @@ def conv_backward_closed_form(
             at=np.empty(shape, kind),
             before=np.empty(shape, kind),
             when=np.empty(shape, np.int32),
-            counters=np.empty((2, shape[0]), np.int32),
-            reached=np.empty(reached, np.int32),
+            counters=np.empty((3, shape[0]), np.int32),
+            rows=np.empty((4, shape[1]), kind),
             total=np.empty(LANES, kind),
+            step=tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
         )
         into = arguments.ConvGradients(gradient[k], bias[k], as_array(grad_inputs, 3, dtype))
         calls.append((*samples, *plain(state), *given, *plain(into)))
@@ -279,18 +304,27 @@ def conv_backward_scan(
 ) -> None:
     weight = layer.weight
     dtype, device = weight.dtype, weight.device
-    patches, _, reached = _geometry(conv, weight)
+    patches = _patches(conv, _kernel(weight))
     batch, neurons = times.shape
     channels = len(weight) // conv.groups
     packed = as_numpy(_packed(weight, conv.groups))
-    bias = as_numpy(layer.bias.view(conv.groups, channels))
+    bias = as_numpy(_by_cell(layer.bias[:, None], conv.groups, 0.0))
     threads = torch.get_num_threads()
     gradient = np.zeros((threads, *packed.shape), packed.dtype)
-    spikes = as_events(events, dtype)
     neuron, gradients = _cell_neuron(layer, conv), _cell_gradient(grad_spikes, conv)
     first = _to_cells(times, conv).to(torch.int64)
     piece = max(_PIECE // (num_steps * neurons), threads)
     totals = layer.beta.new_zeros(3, neurons)
+    given = plain(as_events(events, dtype), patches)
+    cells, lanes = _cells(conv, weight)
+    scratch = [
+        (
+            tuple(_step(conv, weight, packed.dtype, current=conv.pools, routed=conv.pools)),
+            np.empty((4, lanes), packed.dtype),
+            np.empty(cells if conv.pools else 0, np.int32),
+        )
+        for _ in range(threads)
+    ]
     for low in range(0, batch, piece):
         part = slice(low, min(low + piece, batch))
         n = part.stop - low
@@ -298,14 +332,11 @@ def conv_backward_scan(
             empty((num_steps, n, neurons), dtype=dtype, device=device) for _ in range(2)
         )
         beta, threshold = (current.new_empty(n * neurons) for _ in range(2))
-        ranges = [(low + i, low + j) for i, j in _ranges(n, threads)]
-        scratch = [np.empty(reached, np.int32) for _ in ranges]
-        given = plain(spikes, patches)
-        drawn = (packed, bias, as_numpy(current))
-        in_threads(
-            conv_current_loop,
-            [(*r, low, s, *given, *drawn) for r, s in zip(ranges, scratch, strict=True)],
-        )
+        calls = [
+            (low + i, low + j, low, *scratch[k], *given, packed, bias, channels)
+            for k, (i, j) in enumerate(_ranges(n, threads))
+        ]
+        in_threads(conv_current_loop, [(*call, as_numpy(current)) for call in calls])
         neuron_backward(
             num_steps,
             dtype,
@@ -318,11 +349,10 @@ def conv_backward_scan(
             {"current": lam.flatten(1), "beta": beta, "threshold": threshold},
         )
         if out.weight is not None:
-            calls = [
-                (*r, low, s, *given, as_numpy(lam), gradient[k], channels)
-                for k, (r, s) in enumerate(zip(ranges, scratch, strict=True))
-            ]
-            in_threads(conv_gather_loop, calls)
+            in_threads(
+                conv_gather_loop,
+                [(*call, as_numpy(lam), gradient[k]) for k, call in enumerate(calls)],
+            )
             totals += torch.stack(
                 (
                     lam.sum((0, 1)),

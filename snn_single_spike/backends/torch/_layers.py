@@ -44,7 +44,7 @@ class Product:
         """The gradient of the weights from that of the current, (T, n, features)."""
         raise NotImplementedError
 
-    def to_input(self, lam: Tensor) -> Tensor:
+    def to_input(self, lam: Tensor, spikes: Tensor) -> Tensor:
         """The gradient of the spikes, (T, n, units)."""
         raise NotImplementedError
 
@@ -126,7 +126,7 @@ def backward_closed_form(
         grad_weight += product.to_weight(lam, spikes)
         total += lam.sum((0, 1))
         if grad_inputs is not None:
-            through = product.to_input(lam)
+            through = product.to_input(lam, spikes)
             grad_inputs[0, part] = (through * spikes).sum(0)
             grad_inputs[1, part] = (through[:-1] * spikes[1:]).sum(0)
     return total

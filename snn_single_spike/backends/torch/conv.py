@@ -28,8 +28,8 @@ class _Conv(Product):
     def to_weight(self, lam: Tensor, spikes: Tensor) -> Tensor:
         return convolution.to_weight(lam, spikes, self.weight, self.conv)
 
-    def to_input(self, lam: Tensor) -> Tensor:
-        return convolution.to_input(lam, self.weight, self.conv)
+    def to_input(self, lam: Tensor, spikes: Tensor) -> Tensor:
+        return convolution.to_input(lam, spikes, self.weight, self.conv)
 
 
 def _sum_to(total: Tensor, like: Tensor) -> Tensor:

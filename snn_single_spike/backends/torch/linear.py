@@ -32,7 +32,7 @@ class _Linear(Product):
     def to_weight(self, lam: Tensor, spikes: Tensor) -> Tensor:
         return lam.flatten(0, 1).T @ spikes.flatten(0, 1)
 
-    def to_input(self, lam: Tensor) -> Tensor:
+    def to_input(self, lam: Tensor, spikes: Tensor) -> Tensor:
         return lam @ self.weight
 
 
