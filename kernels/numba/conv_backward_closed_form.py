@@ -138,9 +138,7 @@ def _prepare(count, step, stamp, patches, at_step, state, layer):
                 _go_back(owner, step, state, layer)
             if given(patches.windows) and routed[owner] != stamp:
                 routed[owner] = stamp
-                route(
-                    owner, stamp, patches, at_step, layer.bias, state.lam, owner, state.rows
-                )
+                route(owner, stamp, patches, at_step, layer.bias, state.lam, owner, state.rows)
 
 
 @inlined_helper

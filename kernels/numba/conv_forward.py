@@ -78,9 +78,7 @@ def _jump(cell, group, q, gap, state, layer):
     mem, tables = state.mem, layer.tables
     for j in range(0, mem.shape[1], LANES):
         u = load(tables, (0, gap, q, j)) * load(mem, (cell, j))
-        store(
-            mem, (cell, j), u + load(tables, (1, gap, q, j)) * load(layer.bias, (group, j))
-        )
+        store(mem, (cell, j), u + load(tables, (1, gap, q, j)) * load(layer.bias, (group, j)))
 
 
 @inlined_helper
@@ -170,9 +168,7 @@ def _add(unit, value, now, finished, patches, state, step, layer, count):
         cell, tap, owner = reached[0, i], reached[1, i], reached[2, i]
         if last[owner] == finished:
             continue
-        opened = add_current(
-            cell, group, channel, tap, value, now, step, layer.weight, layer.bias
-        )
+        opened = add_current(cell, group, channel, tap, value, now, step, layer.weight, layer.bias)
         if opened and marked[owner] != now:
             marked[owner] = now
             touched[count] = owner

@@ -67,9 +67,7 @@ def to_weight(lam: Tensor, spikes: Tensor, weight: Tensor, conv: Convolution) ->
     return _through(grad, padded, weight, conv, [False, True, False])[1]
 
 
-def to_input(
-    lam: Tensor, spikes: Tensor | None, weight: Tensor, conv: Convolution
-) -> Tensor:
+def to_input(lam: Tensor, spikes: Tensor | None, weight: Tensor, conv: Convolution) -> Tensor:
     """The gradient of the spikes (T, n, units), from that of the current.
 
     The spikes are read if the current is a maximum of windows.

@@ -202,9 +202,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
                 *opened, *neuron, *how, features=current.features, backend=self.backend
             )
         else:
-            spikes = run_single_spike_linear(
-                *current.linear(), *neuron, *how, backend=self.backend
-            )
+            spikes = run_single_spike_linear(*current.linear(), *neuron, *how, backend=self.backend)
         if self.init_hidden and not self.output:
             return spikes
 

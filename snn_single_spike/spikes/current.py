@@ -340,9 +340,7 @@ def height_of_channels(spikes: Spikes) -> Tensor | None:
     return height[(slice(None), *[0] * (height.dim() - 1))] if one_value else None
 
 
-def dense_conv(
-    spikes: Tensor, weight: Tensor, bias: Tensor | None, sizes: Convolution
-) -> Tensor:
+def dense_conv(spikes: Tensor, weight: Tensor, bias: Tensor | None, sizes: Convolution) -> Tensor:
     """The current (T, B, O * positions) of dense spikes (T, B, *features), without autocast."""
     with torch.autocast(spikes.device.type, enabled=False):
         flat = spikes.flatten(2).to(weight.dtype)

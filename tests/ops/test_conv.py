@@ -158,7 +158,8 @@ def chain(path, rules, backend, weights, dense):
 
 @pytest.mark.parametrize(
     "rules",
-    [(rule, rule) for rule in GRADIENT_RULES] + [("spike_time", "masked"), ("masked", "spike_time")],
+    [(rule, rule) for rule in GRADIENT_RULES]
+    + [("spike_time", "masked"), ("masked", "spike_time")],
     ids="-".join,
 )
 def test_a_hidden_layer(rules, cpu_backend):

@@ -233,9 +233,7 @@ def test_what_becomes_dense_warns_and_is_right():
     with pytest.warns(MaterializationWarning, match="LeakyReadout does not support ConvCurrent"):
         scores = LeakyReadout(0.9)(conv(spikes))
     assert scores.shape == (3, 4, 4, 4)
-    uneven = SpikeTimes(
-        spikes.times, STEPS, height=torch.rand(2, 6, 6, dtype=torch.float64) + 0.5
-    )
+    uneven = SpikeTimes(spikes.times, STEPS, height=torch.rand(2, 6, 6, dtype=torch.float64) + 0.5)
     with pytest.warns(MaterializationWarning, match="height differs in a channel"):
         made = SingleSpikeConv2d(2, 4, 3, 0.9).double()(uneven)
     assert isinstance(made, SpikeTimes)

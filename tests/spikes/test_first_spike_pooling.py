@@ -23,9 +23,7 @@ def spikes_of(features=(2, 6, 5), **options):
     return SpikeTimes(times, STEPS, dtype=torch.float64, **options)
 
 
-@pytest.mark.parametrize(
-    "window", [(2,), (3, 2, 1), ((2, 3), (1, 2)), (2, 2, 0, True)], ids=repr
-)
+@pytest.mark.parametrize("window", [(2,), (3, 2, 1), ((2, 3), (1, 2)), (2, 2, 0, True)], ids=repr)
 def test_the_earliest_spike_leaves(window):
     """The first step at which the maximum of the dense window is 1."""
     spikes = spikes_of(height=torch.tensor([[[2.0]], [[3.0]]], dtype=torch.float64))

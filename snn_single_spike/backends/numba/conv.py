@@ -197,9 +197,7 @@ def conv_first_spikes(
         crossing=as_array(crossing, 3, dtype),
         sensitivity=as_array(sensitivity, 3, dtype),
     )
-    neurons = _layer(
-        layer.weight, layer.bias, layer.beta, layer.threshold, conv, num_steps, slopes
-    )
+    neurons = _layer(layer.weight, layer.bias, layer.beta, layer.threshold, conv, num_steps, slopes)
     given = plain(as_events(events, dtype), patches, neurons, num_steps, out)
     kind = neurons.weight.dtype
 

@@ -250,7 +250,9 @@ def linear_backward_scan(
     by_range = _zeros((ranges, *packed.shape), packed.dtype)
     bias, beta, threshold = np.zeros((3, ranges, out_features), packed.dtype)
     neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
-    given = plain(as_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times))
+    given = plain(
+        as_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times)
+    )
     through = spike_gradient(rule, surrogate, dtype)
     for low in range(0, batch, piece):
         samples = slice(low, min(low + piece, batch))
