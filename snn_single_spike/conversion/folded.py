@@ -26,7 +26,7 @@ from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
-from ..spikes import LazyCurrent
+from ..spikes import ConvCurrent, LazyCurrent
 from ..spikes.lazy import LazyTensor
 from .call import Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
@@ -151,7 +151,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
     """A Leaky, whose spikes may be spike times: see :mod:`~snn_single_spike.conversion.formats`."""
 
     def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
-        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent):
+        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent | ConvCurrent):
             return super()._run_sequence(sequence, *states, **named)
         formats = self.time.formats
         if formats is None or self.path in formats.membranes:
@@ -165,7 +165,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         if self.spike_format != "auto":
             return super()._returns_times(input_)
         formats = self.time.formats
-        lazy = isinstance(input_, LazyCurrent)
+        lazy = isinstance(input_, LazyCurrent | ConvCurrent)
         return formats is not None and (lazy or formats.spike_times(self, input_.shape))
 
 

@@ -197,23 +197,27 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     def _from_spikes(self, current: LazyCurrent | ConvCurrent) -> Any:
         """Open the current of a layer, and run the layer with these neurons."""
         surrogate, custom = self._surrogate()
-        neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, custom)
-        how = (self.gradient, self._reset())
+        neuron: dict[str, Any] = {
+            "beta": self.beta,
+            "threshold": self.threshold,
+            "graded_spikes_factor": self.graded_spikes_factor,
+            "surrogate": surrogate,
+            "custom_surrogate": custom,
+            "gradient": self.gradient,
+            "reset": self._reset(),
+            "backend": self.backend,
+        }
         spikes: SpikeTimes
         if isinstance(current, ConvCurrent):
-            opened = current.convolution()
-            spikes = run_single_spike_conv(
-                *opened, *neuron, *how, features=current.features, backend=self.backend
-            )
+            features = current.features
+            spikes = run_single_spike_conv(*current.convolution(), features=features, **neuron)
         else:
-            spikes = run_single_spike_linear(*current.linear(), *neuron, *how, backend=self.backend)
+            spikes = run_single_spike_linear(*current.linear(), **neuron)
         if self.init_hidden and not self.output:
             return spikes
 
         def membrane() -> Tensor:
-            result = run_single_spike(
-                current.to_dense(), *neuron, *how, want_spikes=False, backend=self.backend
-            )
+            result = run_single_spike(current.to_dense(), want_spikes=False, **neuron)
             assert result.mem is not None
             return result.mem
 

@@ -68,7 +68,7 @@ class _Pooled(torch.autograd.Function):
         factors = grad.factors
         rows = GradientFactors(lambda samples: through(factors.to_dense(samples)), None)
         like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
-        return FactoredGradient(*grad.shape[:2], rows, None, like), None
+        return FactoredGradient(grad.shape[0], grad.shape[1], rows, None, like), None
 
 
 def pooled_carrier(given: Tensor, windows: Windows) -> Tensor:
@@ -100,7 +100,7 @@ class _Chosen(torch.autograd.Function):
         if at_spikes is not None:
             at_spikes = through(at_spikes, units)  # the chosen unit spikes at the same step
         like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
-        return FactoredGradient(*grad.shape[:2], rows, at_spikes, like), None
+        return FactoredGradient(grad.shape[0], grad.shape[1], rows, at_spikes, like), None
 
 
 def chosen_carrier(given: Tensor, units: Tensor) -> Tensor:

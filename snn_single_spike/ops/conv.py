@@ -90,16 +90,17 @@ def _backward_scan(
     factors: GradientFactors | None,
     rule: str,
     surrogate: Surrogate,
+    *,
     want_parameters: bool,
     want_current: bool,
     backend: str,
 ) -> ConvGradients:
     dtype, device = layer.weight.dtype, layer.weight.device
-    wanted = want_parameters
-    out = ConvGradients(
-        *(new(wanted, tuple(x.shape), dtype, device) for x in layer[:4]),
-        current=new(want_current, (num_steps, *times.shape), dtype, device),
+    weight, bias, beta, threshold = (
+        new(want_parameters, tuple(x.shape), dtype, device) for x in layer[:4]
     )
+    current = new(want_current, (num_steps, *times.shape), dtype, device)
+    out = ConvGradients(weight, bias, beta, threshold, current)
     if factors is not None:
         into = given_of(out)
         for gradient in into[:4]:
@@ -120,7 +121,15 @@ def _conv_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
     want_current, backend = arguments
     factors = None if new is allocate_fake else rows_of(grad, None)
     return _backward_scan(  # type: ignore[return-value]
-        *(new, events, num_steps, layer, conv, times, factors, rule, surrogate),
+        new,
+        events,
+        num_steps,
+        layer,
+        conv,
+        times,
+        factors,
+        rule,
+        surrogate,
         want_parameters=True,
         want_current=want_current,
         backend=backend,
@@ -192,7 +201,7 @@ class ConvSpikes(torch.autograd.Function):
             ctx.mark_non_differentiable(times)
         else:
             ctx.mark_non_differentiable(times, interpolated)
-        new = carrier(settings.num_steps, *times.shape, weight)
+        new = carrier(settings.num_steps, times.shape[0], times.shape[1], weight)
         if settings.surrogate is None and not exact:
             ctx.mark_non_differentiable(new)
         return new, times, interpolated
@@ -332,8 +341,15 @@ class _Backward:
         def scan(samples: slice, wanted: GradientFactors, want_parameters: bool) -> ConvGradients:
             events = self.events.trimmed().part(samples)
             return _backward_scan(
-                *(allocate, events._replace(offsets=events.offsets - events.offsets[0])),
-                *(num_steps, layer, conv, self.spiked[samples], wanted, rule, surrogate),
+                allocate,
+                events._replace(offsets=events.offsets - events.offsets[0]),
+                num_steps,
+                layer,
+                conv,
+                self.spiked[samples],
+                wanted,
+                rule,
+                surrogate,
                 want_parameters=want_parameters,
                 want_current=not want_parameters,
                 backend=settings.backend,

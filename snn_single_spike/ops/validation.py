@@ -276,7 +276,22 @@ def check_conv(
             f"{weight.shape[2]} x {weight.shape[3]} with padding={padding!r} and "
             f"dilation={dilation!r}: pad the maps, or use a smaller kernel"
         )
-    return Convolution(channels, *size, *out, *strides, *before, *dilations, groups)
+    (height, width), (out_height, out_width), (top, left) = size, out, before
+    (down, across), (down_dilation, across_dilation) = strides, dilations
+    return Convolution(
+        channels=channels,
+        height=height,
+        width=width,
+        out_height=out_height,
+        out_width=out_width,
+        stride_y=down,
+        stride_x=across,
+        top=top,
+        left=left,
+        dilation_y=down_dilation,
+        dilation_x=across_dilation,
+        groups=groups,
+    )
 
 
 def check_padding(padding: Any) -> None:

@@ -9,9 +9,9 @@
 ========================== ==============================================================
 
 Each class has the shape (T, B, *features) of the dense tensor. Operations that support spikes
-receive them unchanged: ``torch.nn.Linear``, ``torch.nn.Conv2d``, flattening, ``to()``, average pooling. Every other
-torch function and tensor method receives the dense tensor, and a :class:`MaterializationWarning`
-names the operation.
+receive them unchanged: ``torch.nn.Linear``, ``torch.nn.Conv1d`` and ``Conv2d``, flattening,
+``to()``, average pooling. Every other torch function and tensor method receives the dense tensor,
+and a :class:`MaterializationWarning` names the operation.
 
 Do not change the tensors of spikes in place. A custom ``torch.autograd.Function`` bypasses
 ``__torch_function__``: pass ``x.to_dense()``, or no gradient flows. Layers compute from spike times

@@ -337,7 +337,7 @@ def height_of_channels(spikes: Spikes) -> Tensor | None:
         size == 1 or step == 0
         for size, step in zip(height.shape[1:], height.stride()[1:], strict=True)
     )
-    return height[(slice(None), *[0] * (height.dim() - 1))] if one_value else None
+    return height.flatten(1)[:, 0] if one_value else None
 
 
 def dense_conv(spikes: Tensor, weight: Tensor, bias: Tensor | None, sizes: Convolution) -> Tensor:

@@ -210,7 +210,7 @@ implements(F.avg_pool2d)(_average(F.avg_pool2d, 2))
 def pool_first_spikes(
     spikes: SpikeTimes, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool
 ) -> SpikeTimes:
-    """The earliest spike of each window; see :func:`snn_single_spike.functional.first_spike_pool2d`.
+    """The earliest spike of each window, as of ``functional.first_spike_pool2d``.
 
     Interpolated times decide between spikes of one step, and then the order of the units in the
     window.

@@ -156,12 +156,10 @@ def chain(path, rules, backend, weights, dense):
     return [loss.detach(), *torch.autograd.grad(loss, (leaf, *leaves[:2], factor))]
 
 
-@pytest.mark.parametrize(
-    "rules",
-    [(rule, rule) for rule in GRADIENT_RULES]
-    + [("spike_time", "masked"), ("masked", "spike_time")],
-    ids="-".join,
-)
+MIXED = [("spike_time", "masked"), ("masked", "spike_time")]
+
+
+@pytest.mark.parametrize("rules", [*((r, r) for r in GRADIENT_RULES), *MIXED], ids="-".join)
 def test_a_hidden_layer(rules, cpu_backend):
     make = torch.Generator().manual_seed(3)
     weights = [

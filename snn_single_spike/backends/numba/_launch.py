@@ -45,8 +45,8 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
     left = iter(calls)
 
     def work() -> None:
-        for arguments in left:
-            kernel(*arguments)
+        for call in left:
+            kernel(*call)
 
     threads = min(torch.get_num_threads(), len(calls))
     helpers = []

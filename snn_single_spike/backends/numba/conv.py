@@ -1,7 +1,7 @@
 """Launches the compiled CPU loops for convolutions from spike times.
 
-Each spike adds its rows of weights to the cells that it reaches once, a cell being all channels of a
-position and group. A thread owns samples. Gradients of the weights are summed over ranges of
+A cell is all channels of a position and group. Each spike adds its rows of weights to the cells
+that it reaches once. A thread owns samples. Gradients of the weights are summed over ranges of
 samples, so no result depends on timing.
 
 A surrogate rule reads every step. Its backward pass writes the dense current of a few samples from
