@@ -239,6 +239,36 @@ def test_what_becomes_dense_warns_and_is_right():
         SingleSpikeConv2d(2, 4, 3, 0.9, spike_grad=lambda u: torch.sigmoid(u)).double()(spikes)
 
 
+class _Net(nn.Module):
+    def __init__(self, rule):
+        super().__init__()
+        how = {"gradient": rule, "threshold": 0.2, "learn_beta": True}
+        self.one = SingleSpikeConv2d(1, 4, 3, torch.rand(4, 1, 1) / 2 + 0.5, **how)
+        self.two, self.pool = nn.Conv2d(4, 3, 2), nn.MaxPool2d(2)
+        self.lif = SingleSpikeLeaky(0.9, init_hidden=True, spike_format="times", **how)
+        self.out = nn.Sequential(nn.Linear(12, 5), LeakyReadout(0.9))
+
+    def forward(self, x):
+        hidden = self.lif(self.pool(self.two(self.one(x))))
+        return self.out(hidden.flatten(2)), hidden.times
+
+
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def test_compiled_and_exported(rule):
+    net, spikes, found = _Net(rule).double(), times_of(1, 7, 7), []
+    for run in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        scores, times = run(spikes)
+        scores.square().sum().backward()
+        found.append([times, scores.detach(), *(p.grad.clone() for p in net.parameters())])
+        net.zero_grad()
+    assert (found[0][0] >= 0).any()
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-9)
+    if rule == "masked":
+        exported = torch.export.export(net, (spikes,)).module()
+        assert torch.equal(exported(spikes)[0], net(spikes)[0])
+
+
 def test_options_that_are_refused():
     with pytest.raises(TypeError, match="followed by SingleSpikeLeaky"):
         SingleSpikeConv2d(1, 2, 3, 0.9, output=True)
