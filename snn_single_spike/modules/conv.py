@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,7 +89,7 @@ class _SingleSpikeConv(SingleSpikeLeaky):
             *(self.beta, self.threshold, self.graded_spikes_factor),
             *self._surrogate(),
             *(self.gradient, self._reset()),
-            features=spikes.shape[:0] + features,  # a torch.Size
+            features=torch.Size(features),
             backend=self.backend,
         )
 

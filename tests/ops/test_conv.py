@@ -16,16 +16,14 @@ from tests.support.conv_problems import (
     CASES,
     Case,
     as_spikes,
-    by_dense,
     by_times,
+    check,
     layer_of,
-    leaves_of,
     spikes_of,
 )
 from tests.support.oracle import relative_error
 
 STEPS, BATCH = 19, 3
-WAYS = {"times": by_times, "dense": by_dense}
 SETTINGS = [
     ("masked", "none"),
     ("straight_through", "zero"),
@@ -34,42 +32,7 @@ SETTINGS = [
 ]
 
 
-def first_steps(dense):
-    fired = dense.detach() != 0
-    return torch.where(fired.any(0), fired.to(torch.int64).argmax(0), -1)
-
-
-def run(path, case, layer, dense, kind, rule, reset, backend):
-    """Spike times, then interpolated times and the gradients of every leaf."""
-    layer = leaves_of(layer)
-    leaf = dense.clone().requires_grad_(kind == "times")
-    x = as_spikes(leaf, kind) if path == "times" else leaf
-    out, moments = WAYS[path](x, layer, rule, reset, backend, **case.options)
-    times = out.times.long() if path == "times" else first_steps(out)
-    spikes = out.to_dense() if path == "times" else out
-    make = torch.Generator().manual_seed(5)
-    g = torch.randn(spikes.shape, generator=make, dtype=torch.float64).to(spikes.dtype)
-    loss = (spikes * g).sum()
-    if moments is not None:
-        loss = loss + moments.square().sum()
-    leaves = [x for x in (*([leaf] if kind == "times" else []), *layer) if x is not None]
-    grads = torch.autograd.grad(loss, leaves)
-    assert all(type(grad) is torch.Tensor for grad in grads)
-    return times, spikes.detach(), [x.detach() for x in (moments, *grads) if x is not None]
-
-
-def check(case, layer, dense, kind, rule, reset, backend, tolerance):
-    times, spikes, actual = run("times", case, layer, dense, kind, rule, reset, backend)
-    right_times, right, expected = run("dense", case, layer, dense, kind, rule, reset, "torch")
-    assert torch.equal(times, right_times)
-    assert torch.equal(spikes, right)
-    assert (times >= 0).any()
-    assert (times < 0).any()
-    for number, (mine, other) in enumerate(zip(actual, expected, strict=True)):
-        error = relative_error(mine, other)
-        assert error <= tolerance, f"tensor {number} differs by {error:.1e}"
-
-
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
 @pytest.mark.parametrize(("rule", "reset"), SETTINGS)
 @pytest.mark.parametrize("name", CASES)
 def test_all_sizes(name, rule, reset, cpu_backend):

@@ -6,6 +6,8 @@ import warnings
 import pytest
 import snntorch as snn
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,6 +24,7 @@ from snn_single_spike import (
 from snn_single_spike.ops.validation import GRADIENT_RULES
 from snn_single_spike.spikes import ConvCurrent
 
+from tests.support.linear_problems import CPU_BACKENDS
 from tests.support.oracle import relative_error
 
 STEPS = 9
@@ -127,6 +130,58 @@ def test_modules_equal_the_dense_ones(options, rule, cpu_backend):
     assert results[0][0].any()
     for mine, right in zip(*results, strict=True):
         assert relative_error(mine, right) < 1e-10
+
+
+@settings(max_examples=30)
+@given(
+    num_steps=st.sampled_from([1, 2, 7, 70]),
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    channels=st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 17])),
+    maps=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    how=st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(1, 2)),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    rule=st.sampled_from(GRADIENT_RULES),
+    bias=st.booleans(),
+    backend=st.sampled_from(CPU_BACKENDS),
+    seed=st.integers(0, 2**16),
+)
+def test_any_sizes_with_a_maximum_of_windows(
+    num_steps, batch, groups, channels, maps, kernel, how, window, rule, bias, backend, seed
+):
+    torch.manual_seed(seed)
+    stride, padding, dilation = how
+    conv = nn.Conv2d(
+        groups * channels[0], groups * channels[1], kernel, stride, padding, dilation, groups, bias
+    ).double()
+    try:
+        out = conv(torch.zeros(1, groups * channels[0], *maps, dtype=torch.float64))
+    except RuntimeError:
+        assume(False)  # the kernel is larger than the maps
+    assume(out.shape[2] >= window[0] and out.shape[3] >= window[1])
+    times = torch.randint(-num_steps, num_steps, (batch, conv.in_channels, *maps)).clamp(min=-1)
+    dense = SpikeTimes(times, num_steps, dtype=torch.float64).to_dense()
+    g, found = None, []
+    for form in ("times", "dense"):
+        neuron = SingleSpikeLeaky(
+            torch.rand(conv.out_channels, 1, 1, generator=torch.Generator().manual_seed(seed)),
+            **{"threshold": 0.2, "init_hidden": True, "gradient": rule, "spike_format": form},
+            backend=backend,
+        ).double()
+        leaf = dense.clone().requires_grad_()
+        x = SpikeTimes.from_dense(leaf).fold() if form == "times" else leaf.flatten(0, 1)
+        current = F.max_pool2d(conv(x), window)
+        if form == "times":
+            assert isinstance(current, ConvCurrent)
+            spk = neuron(current.unfold()).to_dense()
+        else:
+            spk = neuron(current.unflatten(0, (num_steps, batch)))
+        g = torch.randn_like(spk) if g is None else g
+        grads = torch.autograd.grad((spk * g).sum(), (leaf, *conv.parameters()))
+        found.append([spk.detach(), *grads])
+    for mine, right in zip(*found, strict=True):
+        assert relative_error(mine, right) < 1e-7  # a slow crossing divides by a small number
 
 
 def test_a_dense_input_and_one_step_at_a_time():

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from snn_single_spike import SpikeEvents, SpikeTimes
 from snn_single_spike.functional import single_spike_conv2d, single_spike_leaky
 
-from tests.support.surrogates import fused
+from tests.support import sequential
+from tests.support.oracle import relative_error
+from tests.support.surrogates import fused, smooth
 
 
 class ConvLayer(NamedTuple):
@@ -119,3 +121,54 @@ def by_dense(spikes, layer, rule, reset, backend, surrogate="fast_sigmoid", **op
 
 def as_spikes(dense: Tensor, kind: str):
     return SpikeTimes.from_dense(dense) if kind == "times" else SpikeEvents.from_dense(dense)
+
+
+def by_steps(spikes, layer, rule, reset, backend, surrogate="fast_sigmoid", **options):
+    """One step after the other, by :mod:`tests.support.sequential`."""
+    current = F.conv2d(spikes.flatten(0, 1), layer.weight, layer.bias, **options)
+    current = current.unflatten(0, spikes.shape[:2])
+    neuron = {"beta": layer.beta, "threshold": layer.threshold, "factor": layer.factor}
+    trace = sequential.run(sequential.leaky, current, neuron, {}, smooth(surrogate), rule, reset)
+    return trace.spikes, trace.times if rule == "spike_time" else None
+
+
+WAYS = {"times": by_times, "dense": by_dense, "steps": by_steps}
+
+
+def first_steps(dense):
+    fired = dense.detach() != 0
+    return torch.where(fired.any(0), fired.to(torch.int64).argmax(0), -1)
+
+
+def run(path, case, layer, dense, kind, rule, reset, backend, surrogate="fast_sigmoid"):
+    """Spike times, then interpolated times and the gradients of every leaf."""
+    layer = leaves_of(layer)
+    leaf = dense.clone().requires_grad_(kind == "times")
+    x = as_spikes(leaf, kind) if path == "times" else leaf
+    out, moments = WAYS[path](x, layer, rule, reset, backend, surrogate, **case.options)
+    times = out.times.long() if path == "times" else first_steps(out)
+    spikes = out.to_dense() if path == "times" else out
+    make = torch.Generator().manual_seed(5)
+    g = torch.randn(spikes.shape, generator=make, dtype=torch.float64).to(spikes.dtype)
+    loss = (spikes * g).sum()
+    if moments is not None:
+        loss = loss + moments.square().sum()
+    leaves = [x for x in (*([leaf] if kind == "times" else []), *layer) if x is not None]
+    grads = torch.autograd.grad(loss, leaves)
+    assert all(type(grad) is torch.Tensor for grad in grads)
+    return times, spikes.detach(), [x.detach() for x in (moments, *grads) if x is not None]
+
+
+def check(case, layer, dense, kind, rule, reset, backend, tolerance, **other):
+    """Compare a layer from spike times with the same layer on another path."""
+    path, surrogate = other.get("path", "dense"), other.get("surrogate", "fast_sigmoid")
+    given = (case, layer, dense, kind, rule, reset)
+    times, spikes, actual = run("times", *given, backend, surrogate)
+    right_times, right, expected = run(path, *given, "torch", surrogate)
+    assert torch.equal(times, right_times)
+    assert torch.equal(spikes, right)
+    assert (times >= 0).any()
+    assert (times < 0).any()
+    for number, (mine, other) in enumerate(zip(actual, expected, strict=True)):
+        error = relative_error(mine, other)
+        assert error <= tolerance, f"tensor {number} differs by {error:.1e}"
