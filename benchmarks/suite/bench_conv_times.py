@@ -9,13 +9,8 @@ from snntorch import utils
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snn_single_spike import (
-    LeakyReadout,
-    SingleSpikeConv2d,
-    SingleSpikeLeaky,
-    SpikeTimes,
-    convert,
-)
+from snn_single_spike import SingleSpikeConv2d, SingleSpikeLeaky, SpikeTimes, convert
+from snn_single_spike.functional import spike_count
 
 from benchmarks.harness.networks import leaky_loop
 from benchmarks.harness.peers import first_spikes
@@ -60,7 +55,9 @@ def bench_conv_from_times(layer: str, what: str, compare, device: str) -> None:
     fused.weight.data.mul_(2 if channels == 1 else 4)  # a part of the neurons fires
     conv = nn.Conv2d(channels, features, 5).to(device)
     conv.load_state_dict({name: fused.state_dict()[name] for name in ("weight", "bias")})
-    lif, leaky = SingleSpikeLeaky(0.9, init_hidden=True, gradient=rule), snn.Leaky(0.9).to(device)
+    form = "times" if rule == "spike_time" else "dense"  # for interpolated times
+    lif = SingleSpikeLeaky(0.9, init_hidden=True, gradient=rule, spike_format=form).to(device)
+    leaky = snn.Leaky(0.9).to(device)
     spikes = codes(num_steps, batch, channels, side, share).to(device)
     x = spikes.to_dense()
 
@@ -78,24 +75,21 @@ def bench_conv_from_times(layer: str, what: str, compare, device: str) -> None:
 
     with torch.no_grad():
         made, right = ours(), dense()
+        right = right.to_dense()  # torch's, or that of spike times
         assert 0.05 < (made.times >= 0).float().mean() < 0.95
         assert (made.to_dense() != right).float().mean() < 1e-6
         assert ((right > 0) != first_spikes(loop())).float().mean() < 1e-5
-    # The loss of a linear layer with one output behind the spikes.
-    reads = torch.randn(1, features * (side - 4) ** 2, device=device)
-    later = torch.arange(1.0, num_steps + 1, device=device)[:, None, None]
+    reads = torch.randn(features * (side - 4) ** 2, device=device)
 
     def contestant(forward) -> Contestant:
         def run(_: object) -> None:
             with torch.set_grad_enabled(what != "forward"):
                 out = forward()
-            if what != "forward":
-                seen = F.linear(out.flatten(2), reads)
-                if not isinstance(seen, Tensor):
-                    scores = LeakyReadout(1.0)(seen)
-                else:
-                    scores = (later.flip(0) * seen).sum(0)
-                scores.sum().backward()
+            if what == "forward":
+                return
+            moments = getattr(out, "interpolated_times", None)
+            loss = spike_count(out) if moments is None else moments.flatten(1).sum(0)
+            (loss @ reads).backward()
 
         return Contestant(run)
 

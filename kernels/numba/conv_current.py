@@ -122,3 +122,44 @@ def conv_gather_loop(
                     cell, tap = step.reached[0, k], step.reached[1, k]
                     add_cell_to_tap(step.routed, cell, value, gradient, channel, tap)
             e = stop
+
+
+@helper
+def conv_unpool_loop(
+    low, high, first, step, rows, marked, events, patches, weight, bias, channels, lam, unpooled
+):
+    """Give the adjoint of each window to its first maximum, for samples from ``low`` on.
+
+    ``lam`` is (T, samples, features), and ``unpooled`` (T, samples, cells * channels) in zeros.
+    """
+    step, events, patches = ConvStep(*step), Events(*events), Patches(*patches)
+    n = patches.neurons
+    for sample in range(low, high):
+        e, end = events.offsets[sample], events.offsets[sample + 1]
+        step.seen[:] = -1
+        marked[:] = -1
+        for t in range(lam.shape[0]):
+            given_, out = lam[t, sample - first], unpooled[t, sample - first]
+            begin = e
+            if e < end and events.times[e] == t:
+                e = _step_of(e, end, events, patches, step, weight, bias)
+            for i in range(begin, e):
+                _, count = reach(events.units[i], patches, step.reached)
+                for k in range(count):
+                    marked[step.reached[2, k]] = t
+            for owner in range(marked.shape[0]):
+                group = owner // n
+                window, start = owner - group * n, group * patches.positions
+                features = group * channels * n + window
+                if marked[owner] != t:  # the same current everywhere
+                    cell = np.int64(start + patches.members[window, 0]) * channels
+                    for j in range(channels):
+                        out[cell + j] = given_[features + j * n]
+                    continue
+                for j in range(channels):
+                    rows[0, j] = given_[features + j * n]
+                route(owner, t, patches, step, bias, rows, 0, rows)
+                for m in range(patches.members.shape[1]):
+                    cell = np.int64(start + patches.members[window, m])
+                    for j in range(channels):
+                        out[cell * channels + j] = step.routed[cell, j]

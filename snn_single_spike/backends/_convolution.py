@@ -42,8 +42,6 @@ def current(spikes: Tensor, weight: Tensor, bias: Tensor | None, conv: Convoluti
 def _unpooled(lam: Tensor, padded: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
     """The gradient of the maps of the convolution: that of a window goes to its first maximum."""
     shape = (len(padded), len(weight), conv.out_height, conv.out_width)
-    if not conv.pools:
-        return lam.reshape(shape)
     # The bias is the same for all positions of a window.
     maps = _maps(padded, weight, None, conv)
     _, where = F.max_pool2d(maps, (conv.pool_y, conv.pool_x), return_indices=True)
@@ -63,24 +61,32 @@ def _through(
 def to_weight(lam: Tensor, spikes: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
     """The gradient of the weights, from that of the current."""
     padded = _padded(spikes, conv, weight)
-    grad = _unpooled(lam, padded, weight, conv)
+    if conv.pools:
+        grad = _unpooled(lam, padded, weight, conv)
+    else:
+        grad = lam.reshape(len(padded), len(weight), conv.out_height, conv.out_width)
     return _through(grad, padded, weight, conv, [False, True, False])[1]
 
 
 def to_input(lam: Tensor, spikes: Tensor | None, weight: Tensor, conv: Convolution) -> Tensor:
-    """The gradient of the spikes (T, n, units), from that of the current.
+    """The gradient of the spikes (T, n, units), from that of the current (T, n, O * positions).
 
     The spikes are read if the current is a maximum of windows.
     """
+    if conv.pools:
+        assert spikes is not None
+        grad = _unpooled(lam, _padded(spikes, conv, weight), weight, conv)
+    else:
+        grad = lam.reshape(-1, len(weight), conv.out_height, conv.out_width)
+    return maps_to_input(grad, lam.shape[0], weight, conv)
+
+
+def maps_to_input(maps: Tensor, num_steps: int, weight: Tensor, conv: Convolution) -> Tensor:
+    """The gradient of the spikes (T, n, units), from that of the convolution (T * n, O, y, x)."""
     before, after, above, below = _padding(conv, weight.shape[2:])  # type: ignore[arg-type]
     rows, columns = conv.height + above + below, conv.width + before + after
-    if spikes is None:
-        assert not conv.pools
-        padded = lam.new_empty(lam.shape[0] * lam.shape[1], conv.channels, rows, columns)
-    else:
-        padded = _padded(spikes, conv, weight)
-    lam_maps = _unpooled(lam, padded, weight, conv)
-    grad = _through(lam_maps, padded, weight, conv, [True, False, False])[0]
+    padded = maps.new_empty(len(maps), conv.channels, rows, columns)
+    grad = _through(maps, padded, weight, conv, [True, False, False])[0]
     # The padding the other way: what was cut off has no gradient.
     grad = F.pad(grad, (-before, -after, -above, -below))
-    return grad.reshape(*lam.shape[:2], -1)
+    return grad.reshape(num_steps, len(maps) // num_steps, -1)

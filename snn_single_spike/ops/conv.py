@@ -317,12 +317,16 @@ class _Backward:
 
     def _product(self, lam: Tensor, samples: slice) -> Tensor:
         """The transposed convolution of the adjoint of some samples."""
-        conv, weight, spikes = self.conv, self.layer.weight, None
-        if conv.pools:  # the spikes decide which position of a window is the maximum
-            events = self.events.trimmed().part(samples)
-            spikes = events.to_dense(self.settings.num_steps, conv.units, weight.dtype)
-        with torch.autocast(lam.device.type, enabled=False):
-            return convolution.to_input(lam, spikes, weight, conv)
+        num_steps, weight, conv = self.settings.num_steps, self.layer.weight, self.conv
+        if is_traced():  # all samples, in operations that a compiler can trace
+            dense = self.events.to_dense(num_steps, conv.units, weight.dtype)
+            return convolution.to_input(lam, dense, weight, conv)
+        module = backends.load(self.settings.backend, "conv")
+        return module.conv_to_input(self._events_of(samples), num_steps, weight, conv, lam)
+
+    def _events_of(self, samples: slice) -> Events:
+        events = self.events.trimmed().part(samples)
+        return events._replace(offsets=events.offsets - events.offsets[0])
 
     def spikes(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         """By a surrogate rule, from a scan over all steps."""
@@ -339,10 +343,9 @@ class _Backward:
         factors = factors_of(grad)
 
         def scan(samples: slice, wanted: GradientFactors, want_parameters: bool) -> ConvGradients:
-            events = self.events.trimmed().part(samples)
             return _backward_scan(
                 allocate,
-                events._replace(offsets=events.offsets - events.offsets[0]),
+                self._events_of(samples),
                 num_steps,
                 layer,
                 conv,

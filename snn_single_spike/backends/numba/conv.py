@@ -18,10 +18,15 @@ from torch import Tensor
 
 from snn_single_spike.kernels.numba import arguments
 from snn_single_spike.kernels.numba.conv_backward_closed_form import conv_backward_closed_form_loop
-from snn_single_spike.kernels.numba.conv_current import conv_current_loop, conv_gather_loop
+from snn_single_spike.kernels.numba.conv_current import (
+    conv_current_loop,
+    conv_gather_loop,
+    conv_unpool_loop,
+)
 from snn_single_spike.kernels.numba.conv_forward import conv_first_spikes_loop
 from snn_single_spike.kernels.numba.simd import LANES
 
+from .. import _convolution as convolution
 from .._arrays import as_numpy
 from .._events import Events
 from .._surrogate import Surrogate
@@ -173,6 +178,16 @@ def _step(
     )
 
 
+def _scratch(conv: Convolution, weight: Tensor, kind: np.dtype) -> tuple[object, ...]:
+    """Work space of the loops that read every step, if the neurons read the maximum of windows."""
+    cells, lanes = _cells(conv, weight)
+    return (
+        tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
+        np.empty((4, lanes), kind),
+        np.empty(cells if conv.pools else 0, np.int32),
+    )
+
+
 def _kernel(weight: Tensor) -> tuple[int, int]:
     return weight.shape[2], weight.shape[3]
 
@@ -314,15 +329,7 @@ def conv_backward_scan(
     piece = max(_PIECE // (num_steps * neurons), threads)
     totals = layer.beta.new_zeros(3, neurons)
     given = plain(as_events(events, dtype), patches)
-    cells, lanes = _cells(conv, weight)
-    scratch = [
-        (
-            tuple(_step(conv, weight, packed.dtype, current=conv.pools, routed=conv.pools)),
-            np.empty((4, lanes), packed.dtype),
-            np.empty(cells if conv.pools else 0, np.int32),
-        )
-        for _ in range(threads)
-    ]
+    scratch = [_scratch(conv, weight, packed.dtype) for _ in range(threads)]
     for low in range(0, batch, piece):
         part = slice(low, min(low + piece, batch))
         n = part.stop - low
@@ -366,3 +373,29 @@ def conv_backward_scan(
             assert into is not None
             of_channel = _to_features(total, conv).view(len(into), -1)
             into.copy_(of_channel.sum_to_size(into.view(len(into), -1).shape).view(into.shape))
+
+
+def conv_to_input(
+    events: Events, num_steps: int, weight: Tensor, conv: Convolution, lam: Tensor
+) -> Tensor:
+    if not conv.pools:
+        return convolution.to_input(lam, None, weight, conv)
+    n, channels = lam.shape[1], len(weight) // conv.groups
+    packed = as_numpy(_packed(weight, conv.groups))
+    bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
+    positions = conv.out_height * conv.out_width
+    shape = (num_steps, n, conv.groups * positions * channels)
+    unpooled = empty(shape, dtype=lam.dtype, device=lam.device).zero_()
+    given = plain(as_events(events, weight.dtype), _patches(conv, _kernel(weight)))
+    rows = as_numpy(lam.contiguous()), as_numpy(unpooled)
+    calls = [
+        (i, j, 0, *_scratch(conv, weight, packed.dtype), *given, packed, bias, channels, *rows)
+        for i, j in _ranges(n, torch.get_num_threads())
+    ]
+    in_threads(conv_unpool_loop, calls)
+    by_cell = unpooled.view(num_steps * n, conv.groups, positions, channels)
+    if conv.groups == 1:  # channels last in memory
+        maps = by_cell.view(-1, conv.out_height, conv.out_width, channels).permute(0, 3, 1, 2)
+    else:
+        maps = by_cell.transpose(2, 3).reshape(-1, len(weight), conv.out_height, conv.out_width)
+    return convolution.maps_to_input(maps, num_steps, weight, conv)

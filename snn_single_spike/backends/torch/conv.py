@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import _convolution as convolution
@@ -101,3 +102,12 @@ def conv_backward_scan(
     for gradient, total in ((out.beta, beta), (out.threshold, threshold)):
         if gradient is not None:
             gradient.add_(_sum_to(total, gradient))
+
+
+def conv_to_input(
+    events: Events, num_steps: int, weight: Tensor, conv: Convolution, lam: Tensor
+) -> Tensor:
+    """The transposed convolution (T, B, units) of the adjoint (T, B, O * positions)."""
+    spikes = events.to_dense(num_steps, conv.units, weight.dtype) if conv.pools else None
+    with torch.autocast(lam.device.type, enabled=False):
+        return convolution.to_input(lam, spikes, weight, conv)
