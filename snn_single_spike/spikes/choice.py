@@ -19,7 +19,7 @@ LEAST_CURRENTS = 100_000
 """Elements (T * B * outputs) of a current: below, handling spike times takes the time saved."""
 LEAST_PRODUCTS = 20_000_000
 """Multiplications (T * B * inputs * outputs) of a linear layer on dense spikes."""
-_WIDE = 250
+_WIDE = 120
 _SHARE = 0.1
 _SAMPLED = 1 << 15
 
@@ -44,7 +44,7 @@ def spike_times_pay(shape: Sequence[int], outputs: int) -> bool:
 def events_pay(dense: Tensor, outputs: int, backend: str = "auto") -> bool:
     """Whether a dense input is worth its conversion to events for a linear layer.
 
-    At most a tenth of the entries may be spikes, and fewer for a layer of less than 250 outputs,
+    At most a tenth of the entries may be spikes, and fewer for a layer of less than 120 outputs,
     in proportion. The share is that of a sample of the entries.
     """
     if not is_measured(backend, dense) or (dense.requires_grad and torch.is_grad_enabled()):
