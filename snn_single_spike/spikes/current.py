@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from ..backends import _convolution as convolution
 from ..backends._types import Convolution
+from ..ops.current import EventCurrent
 from ..ops.validation import check_conv, check_linear
+from . import choice
 from ._base import Spikes, each
 from .lazy import LazySequence, changed, implements, versions
 
@@ -120,7 +122,13 @@ class LazyCurrent(_WeightedSpikes):
         :raises RuntimeError: as :meth:`linear`
         """
         spikes, weight, bias = self.linear()
-        return self._leading(dense_linear(spikes.to_dense(), weight, bias))
+        if not choice.current_pays(spikes, weight):
+            return self._leading(dense_linear(spikes.to_dense(), weight, bias))
+        if spikes.height is not None:
+            weight = weight * spikes.height.to(weight.dtype)
+        events = spikes.events()[:4]
+        current = EventCurrent.apply(self.num_steps, spikes.carrier, weight, bias, *events)
+        return self._leading(current)
 
 
 class ConvCurrent(_WeightedSpikes):
