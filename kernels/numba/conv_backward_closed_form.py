@@ -128,7 +128,7 @@ def _to_weights(value, channel, count, step, source, reached, state, gradient):
 
 
 @inlined_helper
-def _prepare(count, step, stamp, patches, at_step, state, layer):
+def _prepare(count, step, patches, at_step, state, layer):
     """The adjoint of the reached cells at a step, given to the maxima of their windows."""
     latest, last, routed = state.counters[0], state.counters[1], state.counters[2]
     for i in range(count):
@@ -136,13 +136,13 @@ def _prepare(count, step, stamp, patches, at_step, state, layer):
         if latest[owner] >= step:
             if last[owner] > step:
                 _go_back(owner, step, state, layer)
-            if given(patches.windows) and routed[owner] != stamp:
-                routed[owner] = stamp
-                route(owner, stamp, patches, at_step, layer.bias, state.lam, owner, state.rows)
+            if given(patches.windows) and routed[owner] != step:
+                routed[owner] = step
+                route(owner, step, patches, at_step, layer.bias, state.lam, owner, state.rows)
 
 
 @inlined_helper
-def _add_currents(e, begin, step, stamp, events, patches, at_step, layer):
+def _add_currents(e, begin, step, events, patches, at_step, layer):
     """The current of a step without the bias, from the spikes up to ``e``."""
     one = layer.weight.dtype.type(1)
     while e >= begin and events.times[e] == step:
@@ -151,7 +151,7 @@ def _add_currents(e, begin, step, stamp, events, patches, at_step, layer):
         for i in range(count):
             cell, tap = at_step.reached[0, i], at_step.reached[1, i]
             add_current(
-                cell, channel // patches.group, channel, tap, value, stamp, at_step,
+                cell, channel // patches.group, channel, tap, value, step, at_step,
                 layer.weight, layer.bias,
             )  # fmt: skip
         e -= 1
@@ -171,16 +171,16 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
         _load_impulses(sample, adjoint, patches, layer, state, gradients)
         at_step.seen[:] = -1
         begin, e = events.offsets[sample], events.offsets[sample + 1] - 1
+        known = -1  # the step whose current is known
         while e >= begin:
             now = events.times[e]
-            stamp = 2 * now + 1
-            if pools:
-                _add_currents(e, begin, now, stamp, events, patches, at_step, layer)
+            if pools and known != now:
+                _add_currents(e, begin, now, events, patches, at_step, layer)
             start = e
             while start >= begin and events.times[start] == now:
                 unit = events.units[start]
                 channel, count = reach(unit, patches, reached)
-                _prepare(count, now, stamp, patches, at_step, state, layer)
+                _prepare(count, now, patches, at_step, state, layer)
                 value = events.values[start] if given(events.values) else one
                 _to_weights(value, channel, count, now, source, reached, state, gradients.weight)
                 if want_inputs:
@@ -188,13 +188,13 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
                     inputs[0, sample, unit] = found
                 start -= 1
             if want_inputs and now > 0:
-                stamp = 2 * now
+                known = now - 1
                 if pools:
-                    _add_currents(start, begin, now - 1, stamp, events, patches, at_step, layer)
+                    _add_currents(start, begin, known, events, patches, at_step, layer)
                 for i in range(start + 1, e + 1):
                     unit = events.units[i]
                     channel, count = reach(unit, patches, reached)
-                    _prepare(count, now - 1, stamp, patches, at_step, state, layer)
-                    found = _product(channel, count, now - 1, source, reached, state, layer)
+                    _prepare(count, known, patches, at_step, state, layer)
+                    found = _product(channel, count, known, source, reached, state, layer)
                     inputs[1, sample, unit] = found
             e = start
