@@ -11,7 +11,6 @@ support SpikeTimes receive them unchanged.
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import snntorch as snn
@@ -28,7 +27,8 @@ from ..spikes.lazy import LazyTensor
 from .call import Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
 from .loops import Rewritten, rewritten_methods
-from .selfcheck import compare_with_loop
+from .reference import state_names
+from .selfcheck import SelfCheck
 from .state import is_own_state, mark_own_state
 from .steps import active_loop
 
@@ -86,7 +86,7 @@ class Folded(SingleSpikeNeuron):
         if self.path in self.time.called:
             raise reused_neuron(self.path)
         self.time.called.append(self.path)
-        names = _state_names(self.original)
+        names = state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
         sequence = self.time.unfold(input_)
         shape = sequence.shape[1:]
@@ -119,12 +119,6 @@ class Folded(SingleSpikeNeuron):
 
     def _get_name(self) -> str:
         return type(self).__mro__[2].__name__  # the name of the single-spike class in repr()
-
-
-@functools.cache
-def _state_names(neuron: type) -> tuple[str, ...]:
-    """The states that the forward of a snnTorch neuron takes, in its order."""
-    return tuple(inspect.signature(neuron.forward).parameters)[2:]  # type: ignore[attr-defined]
 
 
 class FoldedLeaky(Folded, SingleSpikeLeaky): ...
@@ -178,7 +172,7 @@ def make_converted(
     num_steps: int | None,
     time_dim: int = 0,
     loops: dict[str, Rewritten] | None = None,
-    check: bool = True,
+    check: bool | None = None,
 ) -> None:
     """Turn a model with folded neurons into a converted model, in place.
 
@@ -217,17 +211,12 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
                 "this module is a part of a converted model, such as a slice, and has no time "
                 "axis: convert the part itself"
             )
-        conversion = self._single_spike
-        if not conversion.looped:
-            return run_converted(self, run, args, kwargs)
-        first = conversion.check and self.training not in conversion.decisions
-        out = run_looped(self, run, args, kwargs)
-        if first:
-            try:
-                compare_with_loop(self, original.forward, run, args, kwargs)
-            except BaseException:
-                del conversion.decisions[self.training]  # the next call compares again
-                raise
+        call = run_looped if self._single_spike.looped else run_converted
+        if torch.compiler.is_compiling():
+            return call(self, run, args, kwargs)
+        check = SelfCheck(self, original.forward, run)
+        out = call(self, run, args, kwargs)
+        check.after(args, kwargs)
         return out
 
     names = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}
