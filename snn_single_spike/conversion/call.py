@@ -115,6 +115,8 @@ class Conversion:
     check: bool | None = None
     """Whether the first calls compare the model with its author's; None where it has own code."""
     comparisons: dict[bool, int] = field(default_factory=dict)  # by training or not
+    comparing: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the thread that compares: the others go on."""
 
     def __reduce__(self) -> Any:
         decided: tuple[Any, ...] = ({}, set(), Order())
@@ -453,6 +455,8 @@ class Run:
             return x
         if x.shape == (0,):  # a membrane from reset_mem() before the first call
             return None
+        if x.dim() < 2:
+            raise self._other_extent(x)
         if isinstance(x, Tensor):
             x = x if x.layout is torch.strided else x.to_dense()
             x = x.transpose(0, 1) if self.time_dim else x

@@ -10,6 +10,7 @@ support SpikeTimes receive them unchanged.
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..modules.synaptic import SingleSpikeSynaptic
 from ..spikes.lazy import LazyTensor
 from .call import Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
+from .copies import computed_tensors
 from .loops import Rewritten, rewritten_methods
 from .reference import state_names
 from .selfcheck import SelfCheck
@@ -164,6 +166,13 @@ class Converted:
     def __reduce_ex__(self, protocol: Any) -> Any:
         # pickle cannot import the mixed class by name, so it is built again from the original.
         return _rebuild, (original_class(self), self._rewritten), self.__dict__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # Membranes and records of the last call have graphs, which copy.deepcopy rejects.
+        memo.update(computed_tensors(self, warn=False))  # type: ignore[arg-type]
+        new = memo[id(self)] = _rebuild(original_class(self), self._rewritten)
+        new.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return new
 
 
 def make_converted(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from .place import of_torch
@@ -31,7 +32,8 @@ class Kept:
         self._attributes = [
             (module, _attributes(module))
             for module in model.modules()
-            if not of_torch(type(module)) or module._forward_hooks
+            if not (of_torch(type(module)) or isinstance(module, SpikingNeuron))
+            or module._forward_hooks
         ]
         own = {id(x) for x in (*model.modules(), *model.parameters(), *model.buffers())}
         held = {id(x): x for x in snapshot.objects if id(x) not in own}

@@ -55,7 +55,7 @@ def double_copy(model: Any, noise: bool = False) -> Any:
 
     :param noise: whether the weights of the copy differ slightly
     """
-    new = copy_model(model, False)
+    new = copy_model(model, share=False, warn=False)
     for module in new.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
@@ -169,7 +169,7 @@ class Layers:
         }
         self.place, self.running = place, True
         for path, module in model.named_modules():
-            if path:
+            if path and not isinstance(module, torch.jit.ScriptModule):
                 module.register_forward_hook(functools.partial(self._record, path))
 
     def _record(self, path: str, module: nn.Module, inputs: Any, out: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -63,16 +64,20 @@ class SelfCheck:
         made = conversion.comparisons.get(mode, 0)
         if decision is self._decision or made >= _MOST or not self._is_wanted():
             return
-        conversion.comparisons[mode] = made + 1
-        base = self._before
-        if base is None or _names(base) != _names(self.model):  # layers were made in the call
-            base = _copy(self.model)
+        if not conversion.comparing.acquire(blocking=False):
+            return
         try:
+            conversion.comparisons[mode] = made + 1
+            base = self._before
+            if base is None or _names(base) != _names(self.model):  # layers were made in the call
+                base = _copy(self.model)
             self._compare(base, decision, args, kwargs)
         except BaseException:
             del conversion.decisions[mode]  # the next call compares again
             conversion.comparisons[mode] = made
             raise
+        finally:
+            conversion.comparing.release()
 
     def _is_wanted(self) -> bool:
         check, model = self.conversion.check, self.model
@@ -84,7 +89,8 @@ class SelfCheck:
     def _compare(self, base: Any, decision: Decision, args: Any, kwargs: Any) -> None:
         kept = Kept(self.model)
         try:
-            with warnings.catch_warnings():
+            # A checkpoint around the model counts the tensors that autograd saves.
+            with warnings.catch_warnings(), saved_tensors_hooks(_itself, _itself):
                 warnings.simplefilter("ignore")
                 if isinstance(base, Exception):
                     reason, difference = f"the model cannot be copied: {base}", ""
@@ -107,7 +113,9 @@ class SelfCheck:
 def _has_own_code(model: nn.Module) -> bool:
     """Whether a model has a forward or a hook that is not torch's."""
     return any(
-        not (isinstance(module, SpikingNeuron) or of_torch(type(module).forward))
+        not (
+            isinstance(module, SpikingNeuron) or of_torch(getattr(type(module), "forward", module))
+        )
         or any(
             is_users_code(hook) and not of_torch(hook)
             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
@@ -120,6 +128,10 @@ def _has_own_code(model: nn.Module) -> bool:
 def _changes_layers(model: nn.Module) -> bool:
     """Whether the first call makes weights."""
     return any(map(is_lazy, (*model.parameters(), *model.buffers())))
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def _names(model: Any) -> list[str]:
@@ -227,8 +239,8 @@ class _Runs:
                 weight = torch.arange(x.numel(), device=x.device, dtype=x.dtype).add(1).cos()
                 loss = loss + (x * weight.view(x.shape)).sum()
         gradients: dict[str, Any] = {}
-        if isinstance(loss, Tensor) and self.gradients:
-            named = [(name, p) for name, p in new.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in new.named_parameters() if p.requires_grad]
+        if isinstance(loss, Tensor) and self.gradients and named:
             found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
             gradients = dict(zip((name for name, _ in named), found, strict=True))
         return _Result(outputs, gradients, layers, [])

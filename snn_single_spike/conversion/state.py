@@ -39,6 +39,7 @@ __all__ = [
     "Binding",
     "Snapshot",
     "computed_by_torch",
+    "detached",
     "is_own_state",
     "is_users_class",
     "is_users_code",
@@ -71,7 +72,8 @@ def reject_state(model: nn.Module) -> None:
                 "init_hidden"
             )
         for name, line in flow.states():
-            raise _state_error(_layer(path, module), ".".join(("self", *name)), f" ({line})")
+            named = ".".join(("self", *(part for part in name if part[0] != "[")))
+            raise _state_error(_layer(path, module), named, f" ({line})")
 
 
 def _state_error(where: str, name: str, line: str = "") -> ConversionError:
@@ -93,6 +95,14 @@ def mark_own_state(state: Any, path: str) -> None:
 def is_own_state(state: Any, path: str) -> bool:
     """Whether a neuron has returned this tensor in an earlier call."""
     return getattr(state, _MARK, None) == path
+
+
+def detached(state: Tensor) -> Tensor:
+    """A copy without a graph, with the mark of its neuron."""
+    new = state.detach().clone()
+    if hasattr(state, _MARK):
+        setattr(new, _MARK, getattr(state, _MARK))
+    return new
 
 
 def membranes(module: nn.Module) -> set[str]:
@@ -126,7 +136,7 @@ class Snapshot:
         self.objects: list[Any] = []  # which are alive here, so that their ids stay their own
         self.bound: list[tuple[Binding, Any]] = []
         self._registered = set(model.modules())
-        functions: dict[Callable[..., Any], None] = {}
+        functions: dict[Callable[..., Any], Any] = {}
         for index, module in enumerate(model.modules()):
             kind: Any = type(module)
             self._add_weights(module)
@@ -170,7 +180,7 @@ class Snapshot:
             if value is not None and not nn.parameter.is_lazy(value):
                 self.weights[module, name] = value, self._print(value, 0)
 
-    def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], None]) -> None:
+    def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], Any]) -> None:
         while isinstance(hook, functools.partial):
             self._add(hook.func, "arguments", (hook.args, hook.keywords))
             hook = hook.func
@@ -184,7 +194,7 @@ class Snapshot:
             for name, value in getattr(holder, "__dict__", {}).items():
                 self._add(_Holder(holder, function), name, value)
         if inspect.isfunction(function):
-            functions[function] = None
+            functions[function] = holder if isinstance(holder, nn.Module) else None
 
     def _add_class(self, cls: type) -> None:
         if not of_torch(cls) and is_users_class(cls):
@@ -307,8 +317,11 @@ def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
             if name in _names(function) or name in function.__code__.co_varnames
         )
     flows = [flow_of_module(module) for module in model.modules()]
-    elsewhere = [flow_of(None, hook) for hook in _hooks(model)]
-    if any(name in flow.foreign for flow in (*flows, *elsewhere)):
+    elsewhere = [
+        (flow_of(None, hook, modules), modules) for hook, modules in _hooks_with_modules(model)
+    ]
+    others = [flow for flow, _ in elsewhere]
+    if any(name in flow.foreign for flow in (*flows, *others)):
         return False
     if isinstance(holder, type):
         return not any(name in path for flow in flows for path in flow.reads)
@@ -316,15 +329,32 @@ def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
     if isinstance(value, (nn.Module, nn.Parameter)) or name in computed_by_torch(holder):
         return True  # made in the first call
     written = {path[0] for path in flow.writes}
-    if name not in written.union(*(other.foreign_writes for other in (*flows, *elsewhere))):
+    cached = inspect.getattr_static(type(holder), name, None)
+    if isinstance(cached, functools.cached_property) and name not in written:
+        return True
+    outside = (found.foreign_writes for found in (*flows, *others))
+    by_hooks = (
+        {path[1] for path in x.writes if path[0] in own and path[1:]} for x, own in elsewhere
+    )
+    if name not in written.union(*outside, *by_hooks):
         return False  # by code that was not analysed
+    if not all(hook.only_writes(own, name) for hook, modules in elsewhere for own in modules):
+        return False
     unread = not any(path[0] == name for path in flow.early)
     return flow.only_writes(name) or (flow.complete and unread and _are_states(value))
 
 
-def _hooks(model: nn.Module) -> dict[Callable[..., Any], None]:
+def _hooks_with_modules(model: nn.Module) -> Iterator[tuple[Any, list[str]]]:
+    """Hooks, and the names by which they refer to modules."""
+    for hook, owner in _hooks(model).items():
+        names = [x.name for x in _outer_names(hook) if isinstance(x.value(), nn.Module)]
+        yield hook, names if owner is None else [*names, hook.__code__.co_varnames[0]]
+
+
+def _hooks(model: nn.Module) -> dict[Callable[..., Any], Any]:
+    """Hooks, and the modules that they are methods of."""
     scan = Snapshot(nn.Module())
-    found: dict[Callable[..., Any], None] = {}
+    found: dict[Callable[..., Any], Any] = {}
     for module in model.modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             scan._add_callable(hook, found)
@@ -469,7 +499,7 @@ def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
 def _methods(kind: Any) -> dict[Any, None]:
     """The forward of a class, and the methods that it calls."""
     found: dict[Any, None] = {}
-    waiting: list[Any] = [kind.forward]
+    waiting: list[Any] = [getattr(kind, "forward", None)]
     while waiting:
         function = waiting.pop()
         waiting.extend(_wrapped(function))
