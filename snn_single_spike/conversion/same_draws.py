@@ -80,11 +80,9 @@ class FoldedDraws(_Seeded):
     def _draw(self, func: Any, args: Any, kwargs: Any, generator: torch.Generator) -> Any:
         draw, place = len(self.order), self.place()
         whole, has_drawn = _seeded((draw, 0), generator, func, args, kwargs)
-        if not has_drawn:
-            return whole
         self.order.append(place)
         _, num_steps, batch = place
-        if not num_steps:
+        if not (num_steps and has_drawn):
             return whole
         shape = next(x.shape for x in tree_leaves(whole) if isinstance(x, Tensor))
         if _dimension(shape, num_steps * batch) is None:
@@ -154,11 +152,9 @@ class StepDraws(_Seeded):
 
     def _draw(self, func: Any, args: Any, kwargs: Any, generator: torch.Generator) -> Any:
         key = self._keys[-1] if self._keys else (-1, self.drawn)
-        out, has_drawn = _seeded(key, generator, func, args, kwargs)
-        if has_drawn:
-            self.drawn += 1
-            del self._keys[-1:]
-        return out
+        self.drawn += 1
+        del self._keys[-1:]
+        return _seeded(key, generator, func, args, kwargs)[0]
 
     @property
     def difference(self) -> str:

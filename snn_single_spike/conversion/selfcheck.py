@@ -371,7 +371,8 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
             # A slight change of the weights moves a membrane away from its threshold.
         else:
             return "", f"{difference}. {runs.advice}"
-    return f"it does not run on a copy in float64 ({type(failed).__name__}: {failed})", ""
+    error = f"{type(failed).__name__}: {failed}".partition("\n")[0]
+    return f"it does not run on a copy in float64 ({error})", ""
 
 
 def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
@@ -381,11 +382,16 @@ def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
     if layer:
         where, step = layer
         reason = f": {where} differs first at step {step}"
-        if step:
-            reason += ", so a value of a step before has an effect on it"
-            reason += f" (the loop changes {', '.join(loop.changed[:3])})" if loop.changed else ""
+        if step and loop.changed:
+            names = ", ".join(loop.changed[:3])
+            reason += f", and the loop changes {names}: a step before has an effect on it"
+        elif step:
+            reason += ", so steps or rows of the batch depend on one another"
         else:
-            reason += ", so the rows of the batch depend on one another"
+            reason += (
+                ", the first one: the rows of the batch depend on one another, or on a value of an "
+                "earlier call"
+            )
     names = [name for name, _ in folded.outputs]
     if names != [name for name, _ in loop.outputs]:
         return (

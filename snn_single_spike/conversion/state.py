@@ -154,6 +154,8 @@ class Snapshot:
             for name, value in module.__dict__.items():
                 if name not in INTERNAL:
                     self._add(module, name, value, index)
+                    if isinstance(value, types.FunctionType):
+                        functions[value] = None
             if not of_torch(kind):
                 for cls in kind.__mro__:
                     self._add_class(cls)
@@ -314,7 +316,8 @@ def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
         return all(
             flow_of(None, function, [name]).only_writes(name)
             for function in _functions(model)
-            if name in _names(function) or name in function.__code__.co_varnames
+            # A parameter with a default belongs to its function only.
+            if name in _names(function) or id(function) == holder
         )
     flows = [flow_of_module(module) for module in model.modules()]
     elsewhere = [
@@ -365,7 +368,9 @@ def _functions(model: nn.Module) -> tuple[Any, ...]:
     """The user's functions that a call can run, as far as they are named."""
     kinds: set[Any] = {type(module) for module in model.modules()}
     methods = (function for kind in kinds for function in _methods(kind))
-    return _followed((*_hooks(model), *methods))
+    values = (value for module in model.modules() for value in vars(module).values())
+    held = (value for value in values if isinstance(value, types.FunctionType))
+    return _followed((*_hooks(model), *methods, *held))
 
 
 def _are_states(value: Any) -> bool:
