@@ -221,11 +221,11 @@ class Flow:
         self, target: ast.AST, written: frozenset[Path], in_place: bool = False
     ) -> frozenset[Path]:
         if isinstance(target, ast.Name) and target.id in self._aliases:
-            path, _ = self._aliases[target.id]
+            aliased, _ = self._aliases[target.id]
             if not in_place:
                 del self._aliases[target.id]
-            elif not isinstance(self._resolve(path), (int, float, str)):
-                self._record(path, target, self.writes)
+            elif not isinstance(self._resolve(aliased), (int, float, str)):
+                self._record(aliased, target, self.writes)
             return written
         path = self._path(target)
         if isinstance(target, ast.Subscript) and not (path and path[-1][0] == "["):

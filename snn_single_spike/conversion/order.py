@@ -22,8 +22,8 @@ _ADVICE = (
 class Order:
     """Compares the shapes of dense sequences from call to call, and warns once.
 
-    A loader of `(batch, time, ...)` gives one size of the first dimension, a smaller one in the last
-    batch, and the first size again. Sequences of several lengths give more sizes, or a size for
+    A loader of `(batch, time, ...)` gives one size of the first dimension, a smaller one in the
+    last batch, and the first size again. Sequences of several lengths give more sizes, or a size for
     longer.
     """
 

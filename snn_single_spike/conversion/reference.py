@@ -65,7 +65,7 @@ def double_copy(model: Any, noise: bool = False) -> Any:
         if isinstance(module, BATCH_NORM):
             module.training = False
         if hasattr(module, "spike_format"):
-            module.spike_format = "dense"
+            vars(module)["spike_format"] = "dense"
     new.double()
     for module in new.modules():
         if not isinstance(module, SpikingNeuron):
@@ -94,7 +94,7 @@ def make_author_s(model: Any, one_step: bool) -> None:
     for path, neuron in list(model.named_modules()):
         if isinstance(neuron, SingleSpikeNeuron):
             unfold_neuron(neuron)
-            _hold_to_one_spike(neuron)  # type: ignore[arg-type]
+            _hold_to_one_spike(neuron)
             if one_step:
                 _carry_states(neuron, path)
 
@@ -126,7 +126,8 @@ def _carry_states(neuron: Any, path: str) -> None:
 
     A state that is not its own, as that of another neuron, has the effect that it has for snnTorch.
     """
-    plain, names = type(neuron).forward, state_names(type(neuron))
+    kind: Any = type(neuron)
+    plain, names = kind.forward, state_names(kind)
     kept: dict[str, Any] = {}
 
     def is_start(name: str, state: Any) -> bool:

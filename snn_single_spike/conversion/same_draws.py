@@ -135,7 +135,7 @@ def _joined(whole: Any, parts: Sequence[Any], rows: int) -> Any:
     if not isinstance(whole, Tensor):
         return whole
     dim = _dimension(whole.shape, rows)
-    return parts[-1] if dim is None else torch.cat(parts, dim)
+    return parts[-1] if dim is None else torch.cat(list(parts), dim)
 
 
 class StepDraws(_Seeded):

@@ -371,8 +371,8 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
             # A slight change of the weights moves a membrane away from its threshold.
         else:
             return "", f"{difference}. {runs.advice}"
-    error = f"{type(failed).__name__}: {failed}".partition("\n")[0]
-    return f"it does not run on a copy in float64 ({error})", ""
+    first_line = f"{type(failed).__name__}: {failed}".partition("\n")[0]
+    return f"it does not run on a copy in float64 ({first_line})", ""
 
 
 def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
@@ -383,8 +383,8 @@ def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
         where, step = layer
         reason = f": {where} differs first at step {step}"
         if step and loop.changed:
-            names = ", ".join(loop.changed[:3])
-            reason += f", and the loop changes {names}: a step before has an effect on it"
+            changed = ", ".join(loop.changed[:3])
+            reason += f", and the loop changes {changed}: a step before has an effect on it"
         elif step:
             reason += ", so steps or rows of the batch depend on one another"
         else:
