@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import snntorch as snn
@@ -24,10 +26,12 @@ from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
+from ..spikes import LazyCurrent
 from ..spikes.lazy import LazyTensor
 from .call import Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
 from .copies import computed_tensors
+from .formats import choose_formats
 from .loops import Rewritten, rewritten_methods
 from .reference import state_names
 from .selfcheck import SelfCheck
@@ -64,22 +68,41 @@ class Folded(SingleSpikeNeuron):
             named = {k: None if self._starts(s) else s for k, s in named.items()}
         self._check_call(*states, *named.values())
         self.time.called.append(self.path)
-        sequence = self.time.unfold(input_)
-        try:
-            out = super().forward(sequence, *states, **named)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"neuron {self.path!r}: {error}") from error
+        out = self._run_folded(input_, lambda sequence: (states, named))
         if isinstance(out, tuple):
-            folded = tuple(map(self.time.fold, out))
-            for state in folded[1:]:
+            for state in out[1:]:
                 mark_own_state(state, self.path)
-            return folded
-        return self.time.fold(out)
+        return out
+
+    def _run_folded(self, input_: Any, take_states: Callable[[Any], Any]) -> Any:
+        """Unfold the input, run over the sequence, and fold what the neuron returns.
+
+        ``take_states(sequence)`` returns the arguments that follow the input.
+        """
+        readers = self.time.readers
+        if readers is not None:
+            readers.read_by_neuron(self, input_)
+        with readers.paused() if readers is not None else nullcontext():
+            sequence = self.time.unfold(input_)
+            states, named = take_states(sequence)
+            try:
+                out = self._run_sequence(sequence, *states, **named)
+            except (TypeError, ValueError) as error:
+                raise ConversionError(f"neuron {self.path!r}: {error}") from error
+            out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+        if readers is not None:
+            readers.returned(self, out)
+        return out
+
+    def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        return super().forward(sequence, *states, **named)  # type: ignore[misc]
 
     def _starts(self, state: Any) -> bool:
         """Whether a state is of the last call, or the zeros of ``init_leaky()`` or the like."""
-        if is_own_state(state, self.path):
-            return True
+        return is_own_state(state, self.path) or self.starts_from_zeros(state)
+
+    def starts_from_zeros(self, state: Any) -> bool:
+        """Whether a state is the zeros of ``init_leaky()`` or the like."""
         own = any(state is vars(self).get(name) for name in STATES)
         return own and isinstance(state, Tensor) and not state.any()
 
@@ -90,14 +113,11 @@ class Folded(SingleSpikeNeuron):
         self.time.called.append(self.path)
         names = state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
-        sequence = self.time.unfold(input_)
-        shape = sequence.shape[1:]
-        given = loop.take_states(self, names, given, shape)
-        try:
-            out = super().forward(sequence, **given)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"neuron {self.path!r}: {error}") from error
-        out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+
+        def take_states(sequence: Any) -> Any:
+            return (), loop.take_states(self, names, given, sequence.shape[1:])
+
+        out = self._run_folded(input_, take_states)
         loop.returned(self, names, out)
         return out
 
@@ -123,7 +143,26 @@ class Folded(SingleSpikeNeuron):
         return type(self).__mro__[2].__name__  # the name of the single-spike class in repr()
 
 
-class FoldedLeaky(Folded, SingleSpikeLeaky): ...
+class FoldedLeaky(Folded, SingleSpikeLeaky):
+    """A Leaky, whose spikes may be spike times: see :mod:`~snn_single_spike.conversion.formats`."""
+
+    def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent):
+            return super()._run_sequence(sequence, *states, **named)
+        formats = self.time.formats
+        if formats is None or self.path in formats.membranes:
+            return super()._run_sequence(sequence.to_dense(), *states, **named)
+        out = super()._run_sequence(sequence, *states, **named)
+        if self.path in formats.linear:
+            return out
+        return (out[0].to_dense(), *out[1:]) if isinstance(out, tuple) else out.to_dense()
+
+    def _returns_times(self, input_: Any) -> bool:
+        if self.spike_format != "auto":
+            return super()._returns_times(input_)
+        formats = self.time.formats
+        lazy = isinstance(input_, LazyCurrent)
+        return formats is not None and (lazy or formats.spike_times(self, input_.shape))
 
 
 class FoldedSynaptic(Folded, SingleSpikeSynaptic): ...
@@ -195,7 +234,10 @@ def make_converted(
     original: Any = type(model)
     model.__class__ = _converted_class(original, loops.get("", ()))
     converted: Any = model
-    converted._single_spike = Conversion(time, num_steps, time_dim, looped=bool(loops), check=check)
+    auto = any(getattr(neuron, "spike_format", "") == "auto" for neuron in model.modules())
+    converted._single_spike = Conversion(
+        time, num_steps, time_dim, looped=bool(loops), check=check, auto=auto
+    )
 
 
 def original_class(model: Converted | Looped) -> type:
@@ -220,11 +262,13 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
                 "this module is a part of a converted model, such as a slice, and has no time "
                 "axis: convert the part itself"
             )
-        call = run_looped if self._single_spike.looped else run_converted
+        conversion = self._single_spike
+        call = run_looped if conversion.looped else run_converted
+        formatted = choose_formats(run, self) if conversion.auto else run
         if torch.compiler.is_compiling():
-            return call(self, run, args, kwargs)
+            return call(self, formatted, args, kwargs)
         check = SelfCheck(self, original.forward, run)
-        out = call(self, run, args, kwargs)
+        out = call(self, formatted, args, kwargs)
         check.after(args, kwargs)
         return out
 

@@ -23,8 +23,7 @@ class Order:
     """Compares the shapes of dense sequences from call to call, and warns once.
 
     A loader of `(batch, time, ...)` gives one size of the first dimension, a smaller one in the
-    last batch, and the first size again. Sequences of several lengths give more sizes, or a size for
-    longer.
+    last batch, and the first size again. Sequences of several lengths give other patterns.
     """
 
     def __init__(self) -> None:
