@@ -34,7 +34,7 @@ from .copies import computed_tensors
 from .formats import choose_formats
 from .loops import Rewritten, rewritten_methods
 from .reference import state_names
-from .selfcheck import SelfCheck
+from .selfcheck import SelfCheck, warn_unless_compared
 from .state import is_own_state, mark_own_state
 from .steps import active_loop
 
@@ -266,6 +266,8 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
         call = run_looped if conversion.looped else run_converted
         formatted = choose_formats(run, self) if conversion.auto else run
         if torch.compiler.is_compiling():
+            if not torch.compiler.is_dynamo_compiling():
+                warn_unless_compared(self)
             return call(self, formatted, args, kwargs)
         check = SelfCheck(self, original.forward, run)
         out = call(self, formatted, args, kwargs)

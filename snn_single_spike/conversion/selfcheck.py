@@ -26,13 +26,13 @@ from ..spikes.lazy import LazyTensor
 from .call import Decision, Run, run_folded
 from .checks import ConversionError
 from .kept import Kept
-from .place import of_torch
+from .place import of_torch, user_depth
 from .reference import InDouble, Layers, double_copy, make_author_s
 from .same_draws import FoldedDraws, Place, StepDraws
 from .state import INTERNAL, is_users_code
 from .steps import LoopRun
 
-__all__ = ["SelfCheck"]
+__all__ = ["SelfCheck", "warn_unless_compared"]
 
 _SAMPLES = 2
 _TOLERANCE = 1e-4
@@ -104,10 +104,23 @@ class SelfCheck:
             warnings.warn(
                 f"the model was not compared with a loop over time: {reason}. Compare them "
                 "yourself, or convert with check=False",
-                stacklevel=2,
+                stacklevel=user_depth(),
             )
         elif difference:
             raise ConversionError(difference)
+
+
+def warn_unless_compared(model: Any) -> None:
+    """Warn of an export of a model that has not been compared: an export computes no values."""
+    conversion = model._single_spike
+    if conversion.check is False or model.training in conversion.decisions:
+        return
+    if conversion.check or _has_own_code(model):
+        warnings.warn(
+            "the converted model is exported before its first call, which compares it with a loop "
+            "over time. Call it once on an input, in the mode that you export",
+            stacklevel=user_depth(),
+        )
 
 
 def _has_own_code(model: nn.Module) -> bool:
