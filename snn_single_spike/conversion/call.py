@@ -6,12 +6,13 @@ random numbers, and where: see :mod:`~snn_single_spike.conversion.chance`.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -496,6 +497,11 @@ class Run:
             return type(out)(*map(self._leave, out))
         if isinstance(out, (list, tuple)):
             return type(out)(map(self._leave, out))
+        if is_dataclass(out) and not isinstance(out, type):
+            new = copy.copy(out)
+            for part in fields(out):
+                object.__setattr__(new, part.name, self._leave(getattr(out, part.name)))
+            return new
         return out
 
 

@@ -44,7 +44,7 @@ def of_package(module: str) -> bool:
 
 
 def user_depth() -> int:
-    """The stack level, for warnings of the caller, of the code outside of torch and this package."""
+    """The stack level of the code that calls the model, for warnings."""
     frame, depth = sys._getframe(1), 1
     while frame.f_back is not None and of_package(frame.f_globals.get("__name__", "")):
         frame, depth = frame.f_back, depth + 1

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..modules._base import SingleSpikeNeuron
-from .checks import BATCH_NORM
 from .copies import copy_model, unfold_neuron
 from .same_draws import Place
 from .state import is_own_state, is_users_code, mark_own_state
@@ -51,7 +52,7 @@ class InDouble(TorchFunctionMode):
 
 
 def double_copy(model: Any, noise: bool = False) -> Any:
-    """A copy of a converted model in float64, with fixed statistics of BatchNorm.
+    """A copy of a converted model in float64, with fixed statistics of BatchNorm and the like.
 
     :param noise: whether the weights of the copy differ slightly
     """
@@ -62,7 +63,7 @@ def double_copy(model: Any, noise: bool = False) -> Any:
                 if not is_users_code(hook):  # such as a logger or a profiler
                     del hooks[key]
         module._backward_hooks.clear()
-        if isinstance(module, BATCH_NORM):
+        if _has_statistics(module):
             module.training = False
         if hasattr(module, "spike_format"):
             vars(module)["spike_format"] = "dense"
@@ -75,6 +76,13 @@ def double_copy(model: Any, noise: bool = False) -> Any:
             wave = torch.arange(parameter.numel(), device=parameter.device).add(i).cos()
             parameter.data.mul_(1 + 1e-5 * wave.view(parameter.shape).to(parameter.dtype))
     return new
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Whether torch updates values of a layer in training, at every step of a loop."""
+    if isinstance(module, (nn.modules.batchnorm._NormBase, _SpectralNorm)):
+        return True
+    return any(isinstance(x, SpectralNorm) for x in module._forward_pre_hooks.values())
 
 
 def _double_attributes(module: nn.Module) -> None:
@@ -165,7 +173,7 @@ class Layers:
     def __init__(self, model: nn.Module, place: Callable[[], Place]) -> None:
         self.calls: dict[str, list[tuple[Place, list[Tensor]]]] = {}
         self.kinds = {
-            path: getattr(module, "original", type(module)).__name__
+            path: vars(module).get("original", type(module)).__name__
             for path, module in model.named_modules()
         }
         self.place, self.running = place, True

@@ -327,10 +327,10 @@ class _LoopOutside(_Runs):
             list(_leaves(self.author(new, *run.at_step(step, args), **run.at_step(step, kwargs))))
             for step in range(run.extent[0])
         ]
-        return {
-            name: _over_time([values[index][1] for values in steps], run.time_dim)
+        return _Outputs(
+            (name, _over_time([values[index][1] for values in steps], run.time_dim))
             for index, (name, _) in enumerate(steps[0])
-        }
+        )
 
 
 def _over_time(values: list[Any], dim: int) -> Any:
@@ -339,6 +339,10 @@ def _over_time(values: list[Any], dim: int) -> Any:
         return torch.stack(values, min(dim, values[0].dim()))
     same = all(_is_same(values[0], x) for x in values)
     return values[0] if same else _Various()
+
+
+class _Outputs(list[tuple[str, Any]]):
+    """The parts of an output, with their places."""
 
 
 class _Various:
@@ -477,10 +481,11 @@ def _leaves(out: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The parts of an output, with their places."""
     if isinstance(out, LazyTensor):
         yield name, out.to_dense()
+    elif isinstance(out, _Outputs):
+        yield from out
     elif isinstance(out, dict):
         for key, value in out.items():
-            # The outputs of a loop over one-step forwards have their names already.
-            yield from _leaves(value, key if key[:1] in ("", "[") else f"{name}[{key!r}]")
+            yield from _leaves(value, f"{name}[{key!r}]")
     elif isinstance(out, (list, tuple)):
         for index, value in enumerate(out):
             yield from _leaves(value, f"{name}[{index}]")
