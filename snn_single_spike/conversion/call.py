@@ -33,10 +33,10 @@ from .chance import (
 from .checks import BATCH_NORM, ConversionError, shape_advice
 from .order import Order
 from .place import failing_layer
+from .running import LoopRun
 from .state import Snapshot, reject_changes
-from .steps import LoopRun
 
-__all__ = ["Conversion", "Time", "run_converted", "run_looped"]
+__all__ = ["Attempt", "Conversion", "Time", "run_converted", "run_looped"]
 
 _TENSORS = (Tensor, LazyTensor)
 
@@ -105,11 +105,13 @@ class Conversion:
     """Whether the model has its own loop over time, which runs all steps at once."""
     check: bool = True
     """Whether the first calls compare the model with its author's loop."""
+    keep_loop: Any = None
+    """A function that turns the model back if its first calls fail; None if they then raise."""
 
     def __reduce__(self) -> Any:
         decided: tuple[Any, ...] = ({}, set(), Order())
         made = (self.time, self.num_steps, self.time_dim, *decided, self.looped, self.check)
-        return Conversion, made
+        return Conversion, (*made, self.keep_loop)
 
 
 @dataclass
@@ -143,11 +145,16 @@ def run_converted(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
 
 def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     """Call a model with its own loop over time; ``forward`` runs all steps of the loop at once."""
-    if torch.compiler.is_compiling():
-        raise ConversionError(
-            "torch.compile and torch.export do not support a converted model with a loop over time "
-            "inside forward. Take the loop out of forward, and convert again"
-        )
+    if torch.compiler.is_compiling():  # torch.export
+        decision = model._single_spike.decisions.get(model.training)
+        run = LoopRun(model, model._single_spike.time)
+        if decision is not None and decision.expand:
+            raise ConversionError(
+                "torch.export does not support this model: layers before the first neuron draw "
+                "random numbers, or meet tensors of all steps, inside of the loop over time. Take "
+                "the loop out of forward, and convert again"
+            )
+        return run_folded(run, forward, args, kwargs)
     _reject_new_neurons(model)
     conversion = model._single_spike
     before = Snapshot(model)
@@ -443,6 +450,19 @@ class _Buffers:
             for buffer, before in self._saved:
                 if not torch.equal(buffer, before):  # a copy is a change of the user's buffers
                     buffer.copy_(before)
+
+
+class Attempt:
+    """The random states and buffers before a call, which may fail."""
+
+    def __init__(self, model: Any, args: Any, kwargs: Any) -> None:
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, _TENSORS)]
+        self._generators = Generators({x.device for x in inputs}, Snapshot(model).generators)
+        self._buffers = _Buffers(model)
+
+    def undo(self) -> None:
+        self._generators.rewind()
+        self._buffers.restore()
 
 
 def _input_tensors(given: Sequence[Any]) -> list[Tensor | LazyTensor]:

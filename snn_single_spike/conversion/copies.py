@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..modules._base import STATES
 from .checks import ConversionError
+from .place import depth_of_user
 from .state import computed_by_torch, membranes
 
 __all__ = ["copy_model", "unfold_neuron"]
@@ -62,6 +63,6 @@ def _computed_tensors(model: nn.Module) -> dict[int, Any]:
                     f"{name!r} of {type(module).__name__} was computed, in an earlier forward or "
                     "from parameters: the new model has its value, not its gradient. Compute it "
                     "in forward",
-                    stacklevel=4,  # the caller of convert() or revert()
+                    stacklevel=depth_of_user(),
                 )
     return memo

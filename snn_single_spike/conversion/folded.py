@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from typing import Any
 
 import snntorch as snn
@@ -25,12 +26,14 @@ from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
 from ..spikes.lazy import LazyTensor
-from .call import Conversion, Time, run_converted, run_looped
+from .call import Attempt, Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
-from .loops import Rewritten, rewritten_methods
-from .selfcheck import compare_with_loop
+from .copies import unfold_neuron
+from .methods import entry_of
+from .rewrite import Rewritten, rewritten_methods
+from .running import active_loop
+from .selfcheck import compare_with_loop, foreign_error
 from .state import is_own_state, mark_own_state
-from .steps import active_loop
 
 __all__ = [
     "FOLDED",
@@ -40,6 +43,7 @@ __all__ = [
     "Looped",
     "make_converted",
     "original_class",
+    "revert_in_place",
     "static_steps",
 ]
 
@@ -58,8 +62,8 @@ class Folded(SingleSpikeNeuron):
             return self._forward_in_loop(loop, input_, states, named)
         if not torch.compiler.is_compiling():
             # A membrane that the model keeps from its last call: every call starts from zeros.
-            states = tuple(None if self._starts(s) else s for s in states)
-            named = {k: None if self._starts(s) else s for k, s in named.items()}
+            states = tuple(None if self.starts(s) else s for s in states)
+            named = {k: None if self.starts(s) else s for k, s in named.items()}
         self._check_call(*states, *named.values())
         self.time.called.append(self.path)
         sequence = self.time.unfold(input_)
@@ -74,7 +78,7 @@ class Folded(SingleSpikeNeuron):
             return folded
         return self.time.fold(out)
 
-    def _starts(self, state: Any) -> bool:
+    def starts(self, state: Any) -> bool:
         """Whether a state is of the last call, or the zeros of ``init_leaky()`` or the like."""
         if is_own_state(state, self.path):
             return True
@@ -96,6 +100,8 @@ class Folded(SingleSpikeNeuron):
         except (TypeError, ValueError) as error:
             raise ConversionError(f"neuron {self.path!r}: {error}") from error
         out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+        for state in out[1:] if isinstance(out, tuple) else ():
+            mark_own_state(state, self.path)
         loop.returned(self, names, out)
         return out
 
@@ -155,6 +161,8 @@ FOLDED: dict[type, type] = {
 class Looped:
     """Mixed into the class of a part of a converted model that has a loop over time."""
 
+    __slots__ = ()
+    _original: type
     _rewritten: Rewritten
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -164,6 +172,8 @@ class Looped:
 class Converted:
     """Mixed into the class of a converted model."""
 
+    __slots__ = ()
+    _original: type
     _single_spike: Conversion
     _rewritten: Rewritten = ()
 
@@ -195,9 +205,20 @@ def make_converted(
     converted._single_spike = Conversion(time, num_steps, time_dim, looped=bool(loops), check=check)
 
 
+def revert_in_place(model: Any) -> None:
+    """Turn a converted model back into the model of its author, with snnTorch's neurons."""
+    model.__class__ = original_class(model)
+    del model._single_spike
+    for part in list(model.modules()):
+        if isinstance(part, Looped):
+            part.__class__ = original_class(part)
+        elif isinstance(part, Folded):
+            unfold_neuron(part)
+
+
 def original_class(model: Converted | Looped) -> type:
     """The class of the model before its conversion."""
-    return type(model).__mro__[2]
+    return type(model)._original
 
 
 def static_steps(model: Converted) -> int | None:
@@ -208,38 +229,87 @@ def static_steps(model: Converted) -> int | None:
 @functools.cache
 def _converted_class(original: Any, rewritten: Rewritten) -> Any:
     methods = rewritten_methods(original, rewritten)
-    run = methods.pop("forward", original.forward)
+    entry = entry_of(original)
+    author = getattr(original, entry)
+    run = methods.pop(entry, author)
 
-    @functools.wraps(original.forward)
+    @functools.wraps(author)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not hasattr(self, "_single_spike"):
             raise ConversionError(
                 "this module is a part of a converted model, such as a slice, and has no time "
                 "axis: convert the part itself"
             )
-        conversion = self._single_spike
-        if not conversion.looped:
+        if not self._single_spike.looped:
             return run_converted(self, run, args, kwargs)
-        first = conversion.check and self.training not in conversion.decisions
-        out = run_looped(self, run, args, kwargs)
-        if first:
-            try:
-                compare_with_loop(self, original.forward, run, args, kwargs)
-            except BaseException:
-                del conversion.decisions[self.training]  # the next call compares again
-                raise
-        return out
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(_run_uncompiled)(self, author, run, args, kwargs)
+        call = _run_or_keep_loop if self._single_spike.keep_loop else _run_checked
+        return call(self, author, run, args, kwargs)
 
-    names = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}
-    names |= {**methods, "_rewritten": rewritten}
-    return type(f"Converted{original.__name__}", (Converted, original), names)
+    names = {entry: forward, "__module__": original.__module__, "__doc__": original.__doc__}
+    return _derived(Converted, original, {**names, **methods})
+
+
+def _run_checked(model: Any, author: Any, run: Any, args: Any, kwargs: Any) -> Any:
+    """Call a model with its own loop; the first calls compare it with the author's loop."""
+    conversion = model._single_spike
+    new = model.training not in conversion.decisions
+    try:
+        out = run_looped(model, run, args, kwargs)
+    except ConversionError:
+        raise
+    except Exception as error:
+        if not new or torch.compiler.is_compiling():
+            raise
+        found = foreign_error(model, author, args, kwargs, error)
+        if found is error:
+            raise
+        raise found from error
+    if new and conversion.check and not torch.compiler.is_compiling():
+        try:
+            compare_with_loop(model, author, run, args, kwargs)
+        except BaseException:
+            del conversion.decisions[model.training]  # the next call compares again
+            raise
+    return out
+
+
+def _run_or_keep_loop(model: Any, author: Any, run: Any, args: Any, kwargs: Any) -> Any:
+    """Call a model that may keep its author's loop, which its first calls decide."""
+    conversion = model._single_spike
+    if model.training in conversion.decisions:
+        return _run_checked(model, author, run, args, kwargs)
+    attempt = Attempt(model, args, kwargs)
+    try:
+        return _run_checked(model, author, run, args, kwargs)
+    except ConversionError as error:
+        attempt.undo()
+        conversion.keep_loop(model, error)
+    return getattr(model, entry_of(type(model)))(*args, **kwargs)
+
+
+def _run_uncompiled(model: Any, author: Any, run: Any, args: Any, kwargs: Any) -> Any:
+    warnings.warn(
+        "torch.compile does not compile a converted model with a loop over time inside forward: "
+        "the model runs as it does without torch.compile. To compile it, take the loop out of "
+        "forward, and convert again",
+        stacklevel=2,
+    )
+    return _run_checked(model, author, run, args, kwargs)
 
 
 @functools.cache
 def _looped_class(original: Any, rewritten: Rewritten) -> Any:
     names = {"__module__": original.__module__, "__doc__": original.__doc__}
-    names |= {**rewritten_methods(original, rewritten), "_rewritten": rewritten}
-    return type(f"Converted{original.__name__}", (Looped, original), names)
+    return _derived(Looped, original, {**names, **rewritten_methods(original, rewritten)})
+
+
+def _derived(mixin: Any, original: Any, names: dict[str, Any]) -> Any:
+    """A subclass of the user's class. The class of an object can change to it: its layout is the
+    same, because the user's class is the first base."""
+    names |= {"_original": original, "__reduce_ex__": mixin.__reduce_ex__}
+    return type(f"Converted{original.__name__}", (original, mixin), names)
 
 
 def _rebuild(original: type, rewritten: Rewritten = ()) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 
 from torch import Tensor, nn
 
-from .place import of_package
+from .place import depth_of_user
 
 __all__ = ["Order"]
 
@@ -51,12 +50,4 @@ class Order:
 
     def _warn(self, sign: str) -> None:
         self.warned = True
-        warnings.warn(f"{sign}. {_ADVICE}", stacklevel=_depth())
-
-
-def _depth() -> int:
-    """The stack level of the caller of the model, outside of torch and of this package."""
-    frame, depth = sys._getframe(1), 1
-    while frame.f_back is not None and of_package(frame.f_globals.get("__name__", "")):
-        frame, depth = frame.f_back, depth + 1
-    return depth
+        warnings.warn(f"{sign}. {_ADVICE}", stacklevel=depth_of_user())

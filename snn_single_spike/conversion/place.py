@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
 from torch import nn
 
-__all__ = ["ENTRY", "failing_layer", "of_package", "of_torch", "user_line"]
+__all__ = ["ENTRY", "depth_of_user", "failing_layer", "of_package", "of_torch", "user_line"]
 
 ENTRY = "run_folded"  # the function that calls the forward of the user's model
 
@@ -34,6 +35,14 @@ def user_line(frame: FrameType | None, model: nn.Module) -> str:
     own = (x for x in frames if not of_package(x.f_globals.get("__name__", "")))
     line = next((f"{x.f_code.co_filename}:{x.f_lineno}" for x in own), "")
     return ", ".join(filter(None, (layer, line))) or "the model"
+
+
+def depth_of_user() -> int:
+    """The stack level of the caller outside of torch and of this package, for a warning."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and of_package(frame.f_globals.get("__name__", "")):
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 @functools.cache

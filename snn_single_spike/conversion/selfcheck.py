@@ -7,6 +7,7 @@ its threshold magnifies that.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from typing import Any
@@ -23,9 +24,10 @@ from .call import run_folded
 from .chance import Generators
 from .checks import BATCH_NORM, DROPOUT, ConversionError
 from .copies import copy_model, unfold_neuron
-from .steps import LoopRun
+from .place import failing_layer
+from .running import LoopRun
 
-__all__ = ["compare_with_loop"]
+__all__ = ["compare_with_loop", "foreign_error"]
 
 _SAMPLES = 2
 _TOLERANCE = 1e-4
@@ -103,6 +105,21 @@ def compare_with_loop(model: Any, loop: Any, folded: Any, args: Any, kwargs: Any
         )
 
 
+def foreign_error(model: Any, loop: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
+    """The error to raise where the converted model raises: the same one if the loop raises, too."""
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            _run_loop(model, loop, (args, kwargs))
+    except Exception:
+        return error
+    return ConversionError(
+        f"{failing_layer(model, error)}the converted model raises {type(error).__name__}: {error}. "
+        "The author's loop runs on this input. It does something that cannot run for all steps at "
+        "once. Take the loop out of forward, so that forward computes one step, and convert again"
+    )
+
+
 def _few(given: Any, tensors: list[Tensor], batch: int) -> Any:
     """The inputs of a few samples; all of them where the batch dimension is not clear."""
     dims = {id(x): [d for d, size in enumerate(x.shape) if size == batch] for x in tensors}
@@ -119,7 +136,7 @@ def _run_loop(model: Any, loop: Any, given: Any, noise: bool = False) -> Any:
     """Outputs and gradients of the author's loop."""
     new: Any = _double(model, noise)
     for part in [m for m in new.modules() if hasattr(m, "_rewritten")]:
-        part.__class__ = type(part).__mro__[2]
+        part.__class__ = type(part)._original
     for neuron in [m for m in new.modules() if isinstance(m, SingleSpikeNeuron)]:
         unfold_neuron(neuron)
         _hold_to_one_spike(neuron)
@@ -169,7 +186,7 @@ def _results(new: Any, call: Any, given: Any) -> Any:
     args, kwargs = tree_map(double, given)
     with _InDouble():
         out = call(args, kwargs)
-    leaves, _ = tree_flatten_with_path(out, is_leaf=lambda x: isinstance(x, LazyTensor))
+    leaves, _ = tree_flatten_with_path(_opened(out), is_leaf=lambda x: isinstance(x, LazyTensor))
     named = [(keystr(k), x.to_dense() if isinstance(x, LazyTensor) else x) for k, x in leaves]
     loss: Any = 0
     for _, x in named:
@@ -182,6 +199,20 @@ def _results(new: Any, call: Any, given: Any) -> Any:
         found = torch.autograd.grad(loss, [p for _, p in named_parameters], allow_unused=True)
         gradients = dict(zip((n for n, _ in named_parameters), found, strict=True))
     return named, gradients
+
+
+def _opened(out: Any) -> Any:
+    """Outputs in containers that torch knows: a dataclass is a dict of its fields."""
+    if dataclasses.is_dataclass(out) and not isinstance(out, type):
+        return {f.name: _opened(getattr(out, f.name)) for f in dataclasses.fields(out)}
+    return out
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    try:
+        return bool(mine == theirs) or mine is theirs
+    except (RuntimeError, ValueError):  # arrays, and objects that hold tensors
+        return repr(mine) == repr(theirs)
 
 
 def _is_close_call(model: Any, loop: Any, folded: Any, given: Any, whole: bool) -> bool:
@@ -204,7 +235,7 @@ def _difference(
     for (name, mine), (_, theirs) in zip(named, right, strict=True):
         where = f"output {name}" if name else "the output"
         if not isinstance(theirs, Tensor) or not isinstance(mine, Tensor):
-            if isinstance(theirs, Tensor) or isinstance(mine, Tensor) or mine != theirs:
+            if isinstance(theirs, Tensor) or isinstance(mine, Tensor) or not _same(mine, theirs):
                 return f"{where} is {mine!r}, and {theirs!r} in the author's loop"
             continue
         if mine.shape != theirs.shape:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..spikes.lazy import LazyTensor
 from .checks import ConversionError
 from .dataflow import flow_of, flow_of_module
+from .methods import entry_of
 from .place import of_package, of_torch
 
 __all__ = [
@@ -411,7 +412,7 @@ def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
 def _methods(kind: Any) -> dict[Any, None]:
     """The forward of a class, and the methods that it calls."""
     found: dict[Any, None] = {}
-    waiting: list[Any] = [kind.forward]
+    waiting: list[Any] = [getattr(kind, entry_of(kind))]
     while waiting:
         function = waiting.pop()
         waiting.extend(_wrapped(function))
