@@ -17,7 +17,7 @@ from typing import Any
 
 import snntorch as snn
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modules._base import STATES, SingleSpikeNeuron
 from ..modules.alpha import SingleSpikeAlpha
@@ -25,11 +25,12 @@ from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
-from ..spikes.lazy import LazyTensor
+from ..spikes.lazy import LazyTensor, materialize
 from .call import Attempt, Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
 from .copies import unfold_neuron
 from .methods import entry_of
+from .place import of_torch
 from .rewrite import Rewritten, rewritten_methods
 from .running import active_loop
 from .selfcheck import compare_with_loop, foreign_error
@@ -45,9 +46,11 @@ __all__ = [
     "original_class",
     "revert_in_place",
     "static_steps",
+    "use_dense_inputs",
 ]
 
 _TENSORS = (Tensor, LazyTensor)
+_OF_TORCH = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 class Folded(SingleSpikeNeuron):
@@ -205,6 +208,22 @@ def make_converted(
     converted._single_spike = Conversion(time, num_steps, time_dim, looped=bool(loops), check=check)
 
 
+def use_dense_inputs(model: nn.Module) -> None:
+    """Give dense spikes to layers of torch with another forward, as of quantization packages.
+
+    Such a forward may test whether its input is a tensor. Spike times are none.
+    """
+    for layer in model.modules():
+        kind: Any = type(layer)
+        own = isinstance(layer, _OF_TORCH) and not of_torch(kind.forward)
+        if own and not isinstance(layer, SingleSpikeNeuron):
+            layer.register_forward_pre_hook(_dense_inputs)
+
+
+def _dense_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(materialize(x, f"{type(layer).__name__}.forward") for x in inputs)
+
+
 def revert_in_place(model: Any) -> None:
     """Turn a converted model back into the model of its author, with snnTorch's neurons."""
     model.__class__ = original_class(model)
@@ -214,6 +233,9 @@ def revert_in_place(model: Any) -> None:
             part.__class__ = original_class(part)
         elif isinstance(part, Folded):
             unfold_neuron(part)
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if hook is _dense_inputs:
+                del part._forward_pre_hooks[key]
 
 
 def original_class(model: Converted | Looped) -> type:

@@ -14,7 +14,7 @@ from .checks import (
     warn_about_differences,
 )
 from .copies import copy_model
-from .folded import FOLDED, FoldedLeaky, make_converted
+from .folded import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
 from .loops import find_loops
 from .state import reject_state
 
@@ -57,6 +57,8 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
         if (kind := convertible_kind(neuron))
     ]
     _check_neurons(neurons, options.spike_format)
+    if options.spike_format == "times":
+        use_dense_inputs(new)
     rewritten = {path: each.rewritten for path, each in loops.items()}
     make_converted(new, time, options.num_steps, options.time_dim, rewritten, options.check)
     return new

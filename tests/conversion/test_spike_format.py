@@ -497,3 +497,22 @@ def test_losses_of_snntorch_and_their_gradients(loss):
         getattr(SF, loss)()(given, torch.tensor([1, 0, 3])).backward()
         grads.append(fast[1].weight.grad)
     torch.testing.assert_close(*grads)
+
+
+class Quantized(nn.Linear):
+    """As layers of quantization packages: what is no tensor has its tensor in .value."""
+
+    def forward(self, x):
+        x = x if isinstance(x, torch.Tensor) else x.value
+        return F.linear(x, self.weight.sign(), self.bias)
+
+
+def test_layers_of_torch_with_another_forward_receive_dense_spikes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), leaky(), Quantized(8, 4), leaky(output=True))
+    x = 3 * torch.rand(5, 3, 6)
+    fast = convert(net, spike_format="times")
+    with pytest.warns(MaterializationWarning, match=r"Quantized.forward.* does not support"):
+        spikes, _ = fast(x)
+    assert torch.equal(spikes.to_dense(), convert(net)(x)[0])
+    assert not revert(fast)[2]._forward_pre_hooks
