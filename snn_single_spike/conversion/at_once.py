@@ -150,6 +150,16 @@ class Loop:
             )
         return time.fold(sequence)
 
+    def fold_whole(self, sequence: Any) -> Any:
+        """As :meth:`fold`, for a sequence that the user has made."""
+        readers = self.time.readers
+        if readers is None:
+            return self.fold(sequence)
+        with readers.paused():
+            folded = self.fold(sequence)
+        readers.folded(folded, sequence)
+        return folded
+
     def unfold(self, value: Any) -> Any:
         """The steps of a value, (T, B, ...)."""
         if isinstance(value, LazyTensor):
@@ -218,6 +228,8 @@ class Loop:
                 )
             state.taken = place
             value = state.initial
+            if neuron.starts_from_zeros(value):
+                continue
             if isinstance(value, (Tensor, LazyTensor)) and value.shape == shape:
                 initial[name] = value  # snnTorch takes zeros for a state of another shape
         return initial
@@ -314,8 +326,10 @@ class Loop:
 
 
 def _version(state: Any) -> int:
-    tensor = isinstance(state, Tensor) and not state.is_inference()
-    return state._version if tensor else 0
+    try:
+        return state._version if isinstance(state, Tensor) else 0
+    except RuntimeError:  # of inference mode
+        return 0
 
 
 def _at(value: Any, path: tuple[Any, ...]) -> Any:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import snntorch as snn
@@ -25,10 +27,12 @@ from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
+from ..spikes import LazyCurrent
 from ..spikes.lazy import LazyTensor, materialize
 from .call import Attempt, Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
 from .copies import unfold_neuron
+from .formats import choose_formats
 from .methods import entry_of
 from .place import of_torch
 from .rewrite import Rewritten, rewritten_methods
@@ -69,24 +73,45 @@ class Folded(SingleSpikeNeuron):
             named = {k: None if self.starts(s) else s for k, s in named.items()}
         self._check_call(*states, *named.values())
         self.time.called.append(self.path)
-        sequence = self.time.unfold(input_)
-        try:
-            out = super().forward(sequence, *states, **named)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"neuron {self.path!r}: {error}") from error
+        out = self._run_folded(input_, lambda sequence: (states, named))
         if isinstance(out, tuple):
-            folded = tuple(map(self.time.fold, out))
-            for state in folded[1:]:
+            for state in out[1:]:
                 mark_own_state(state, self.path)
-            return folded
-        return self.time.fold(out)
+        return out
+
+    def _run_folded(self, input_: Any, take_states: Callable[[Any], Any]) -> Any:
+        """Unfold the input, run over the sequence, and fold what the neuron returns.
+
+        ``take_states(sequence)`` returns the arguments that follow the input.
+        """
+        readers = self.time.readers
+        if readers is not None:
+            readers.read_by_neuron(self, input_)
+        with readers.paused() if readers is not None else nullcontext():
+            sequence = self.time.unfold(input_)
+            states, named = take_states(sequence)
+            try:
+                out = self._run_sequence(sequence, *states, **named)
+            except (TypeError, ValueError) as error:
+                raise ConversionError(f"neuron {self.path!r}: {error}") from error
+            out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+        if readers is not None:
+            readers.returned(self, out)
+        return out
+
+    def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        return super().forward(sequence, *states, **named)  # type: ignore[misc]
 
     def starts(self, state: Any) -> bool:
         """Whether a state is of the last call, or the zeros of ``init_leaky()`` or the like."""
-        if is_own_state(state, self.path):
-            return True
+        return is_own_state(state, self.path) or self.starts_from_zeros(state)
+
+    def starts_from_zeros(self, state: Any) -> bool:
+        """Whether a state is the zeros of ``init_leaky()`` or the like."""
         own = any(state is vars(self).get(name) for name in STATES)
-        return own and isinstance(state, Tensor) and not state.any()
+        if not own or not isinstance(state, Tensor):
+            return False
+        return torch.compiler.is_compiling() or not state.any()
 
     def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
         """The loop over time of the user's forward carries the states."""
@@ -95,14 +120,11 @@ class Folded(SingleSpikeNeuron):
         self.time.called.append(self.path)
         names = _state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
-        sequence = self.time.unfold(input_)
-        shape = sequence.shape[1:]
-        given = loop.take_states(self, names, given, shape)
-        try:
-            out = super().forward(sequence, **given)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"neuron {self.path!r}: {error}") from error
-        out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+
+        def take_states(sequence: Any) -> Any:
+            return (), loop.take_states(self, names, given, sequence.shape[1:])
+
+        out = self._run_folded(input_, take_states)
         for state in out[1:] if isinstance(out, tuple) else ():
             mark_own_state(state, self.path)
         loop.returned(self, names, out)
@@ -136,7 +158,26 @@ def _state_names(neuron: type) -> tuple[str, ...]:
     return tuple(inspect.signature(neuron.forward).parameters)[2:]  # type: ignore[attr-defined]
 
 
-class FoldedLeaky(Folded, SingleSpikeLeaky): ...
+class FoldedLeaky(Folded, SingleSpikeLeaky):
+    """A Leaky, whose spikes may be spike times: see :mod:`~snn_single_spike.conversion.formats`."""
+
+    def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent):
+            return super()._run_sequence(sequence, *states, **named)
+        formats = self.time.formats
+        if formats is None or self.path in formats.membranes:
+            return super()._run_sequence(sequence.to_dense(), *states, **named)
+        out = super()._run_sequence(sequence, *states, **named)
+        if self.path in formats.linear:
+            return out
+        return (out[0].to_dense(), *out[1:]) if isinstance(out, tuple) else out.to_dense()
+
+    def _returns_times(self, input_: Any) -> bool:
+        if self.spike_format != "auto":
+            return super()._returns_times(input_)
+        formats = self.time.formats
+        lazy = isinstance(input_, LazyCurrent)
+        return formats is not None and (lazy or formats.spike_times(self, input_.shape))
 
 
 class FoldedSynaptic(Folded, SingleSpikeSynaptic): ...
@@ -205,7 +246,10 @@ def make_converted(
     original: Any = type(model)
     model.__class__ = _converted_class(original, loops.get("", ()))
     converted: Any = model
-    converted._single_spike = Conversion(time, num_steps, time_dim, looped=bool(loops), check=check)
+    auto = any(getattr(neuron, "spike_format", "") == "auto" for neuron in model.modules())
+    converted._single_spike = Conversion(
+        time, num_steps, time_dim, looped=bool(loops), check=check, auto=auto
+    )
 
 
 def use_dense_inputs(model: nn.Module) -> None:
@@ -263,7 +307,7 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
                 "axis: convert the part itself"
             )
         if not self._single_spike.looped:
-            return run_converted(self, run, args, kwargs)
+            return run_converted(self, _formatted(self, run), args, kwargs)
         if torch.compiler.is_dynamo_compiling():
             return torch.compiler.disable(_run_uncompiled)(self, author, run, args, kwargs)
         call = _run_or_keep_loop if self._single_spike.keep_loop else _run_checked
@@ -273,12 +317,17 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
     return _derived(Converted, original, {**names, **methods})
 
 
+def _formatted(model: Any, run: Any) -> Any:
+    """``run`` of a model that may choose the format of its spikes."""
+    return choose_formats(run, model) if model._single_spike.auto else run
+
+
 def _run_checked(model: Any, author: Any, run: Any, args: Any, kwargs: Any) -> Any:
     """Call a model with its own loop; the first calls compare it with the author's loop."""
     conversion = model._single_spike
     new = model.training not in conversion.decisions
     try:
-        out = run_looped(model, run, args, kwargs)
+        out = run_looped(model, _formatted(model, run), args, kwargs)
     except ConversionError:
         raise
     except Exception as error:

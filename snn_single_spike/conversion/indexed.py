@@ -34,8 +34,8 @@ class Indexed:
         if isinstance(value, (list, tuple)):
             return self._of_list(index)
         whole = isinstance(index, Steps) and index.values == tuple(range(loop.steps))
-        if isinstance(value, LazyTensor) and whole and value.shape[0] == loop.steps:
-            return loop.fold(value)
+        if whole and value.dim() > 1 and value.shape[0] == loop.steps:
+            return loop.fold_whole(value)
         part, rows = self._over_time(value, index)
         if part.dim() == 1:  # one number for each step
             return Scalars(part if rows is None else part[rows])

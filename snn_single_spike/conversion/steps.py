@@ -103,7 +103,7 @@ def _step_of(loop: Loop, iterable: Any) -> Any:
         return Steps(iterable)
     if isinstance(iterable, (list, tuple)):
         iterable = torch.stack(tuple(iterable))
-    return loop.fold(iterable)
+    return loop.fold_whole(iterable)
 
 
 def _holds(value: Any, kinds: Any) -> bool:
