@@ -206,7 +206,13 @@ def _reject_options(path: str, neuron: Any) -> None:
     for option, only, reason in NEEDS_THE_LOOP:
         if getattr(neuron, option, only) is only:
             continue
+        if option == "reset_delay":
+            if isinstance(neuron, snn.Leaky) or neuron.reset_mechanism == "none":
+                continue
+            reason = "here only a Leaky resets at the step of its spike"
         edit = f"Make it with {option}={only}"
+        if option == "reset_delay":
+            edit += ": the first spikes and the membranes before them are the same"
         if option == "all_to_all":
             edit = (
                 "Make it with all_to_all=False and a vector V, and without linear_features, "

@@ -33,6 +33,7 @@ from .call import Attempt, Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
 from .copies import unfold_neuron
 from .formats import choose_formats
+from .immediate import resets_at_spike, run_with_immediate_reset
 from .methods import entry_of
 from .place import of_torch
 from .rewrite import Rewritten, rewritten_methods
@@ -162,6 +163,12 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
     """A Leaky, whose spikes may be spike times: see :mod:`~snn_single_spike.conversion.formats`."""
 
     def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        if resets_at_spike(self):
+            given = states[0] if states else named.get("mem")
+            return run_with_immediate_reset(self, sequence, given)
+        return self._run_in_format(sequence, *states, **named)
+
+    def _run_in_format(self, sequence: Any, *states: Any, **named: Any) -> Any:
         if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent):
             return super()._run_sequence(sequence, *states, **named)
         formats = self.time.formats

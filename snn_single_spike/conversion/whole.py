@@ -15,6 +15,7 @@ from .checks import (
 )
 from .copies import copy_model
 from .folded import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
+from .immediate import resets_at_spike
 from .loops import find_loops
 from .state import reject_state
 
@@ -56,7 +57,7 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
         for path, neuron in new.named_modules()
         if (kind := convertible_kind(neuron))
     ]
-    _check_neurons(neurons, options.spike_format)
+    _check_neurons(neurons, options)
     if options.spike_format == "times":
         use_dense_inputs(new)
     rewritten = {path: each.rewritten for path, each in loops.items()}
@@ -64,10 +65,19 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
     return new
 
 
-def _check_neurons(neurons: list[Any], spike_format: str) -> None:
+def _check_neurons(neurons: list[Any], options: Options) -> None:
     if not neurons:
         raise ConversionError("the model has no snntorch neuron: there is nothing to convert")
-    if spike_format == "times" and not any(isinstance(neuron, FoldedLeaky) for neuron in neurons):
+    for neuron in neurons:
+        if resets_at_spike(neuron) and options.gradient != "masked":
+            raise ConversionError(
+                f"neuron {neuron.path!r} has reset_delay=False, which only gradient='masked' "
+                f"supports, not {options.gradient!r}: make it with reset_delay=True, which has the "
+                "same first spikes"
+            )
+    if options.spike_format == "times" and not any(
+        isinstance(neuron, FoldedLeaky) for neuron in neurons
+    ):
         found = ", ".join(sorted({neuron.original.__name__ for neuron in neurons}))
         raise ConversionError(
             f"spike_format='times' needs a snntorch.Leaky in the model, which only has {found}. "

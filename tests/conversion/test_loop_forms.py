@@ -1,6 +1,7 @@
 """The forms in which people write a loop over time, each compared with the author's loop."""
 
 import abc
+import copy
 import functools
 import warnings
 from dataclasses import dataclass
@@ -224,6 +225,40 @@ def test_a_form_gives_what_the_author_s_loop_gives(name):
         again = convert(net).eval()
         assert torch.equal(leaves(again(*inputs))[0], leaves(again(*inputs))[0])
     assert type(revert(fast)) is type(net)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+def test_a_reset_at_the_step_of_the_spike(reset):
+    torch.manual_seed(3)
+    net, x = awake(Net()), 0.6 * torch.rand(B, 6)
+    options = {"reset_delay": False, "reset_mechanism": reset, "learn_threshold": True}
+    net.lif1 = snn.Leaky(0.9, graded_spikes_factor=0.7, **options)
+    net.lif2 = snn.Leaky(torch.rand(4), learn_beta=True, **options)
+    fast = convert(net)
+    assert_as_author(net, fast, x)
+    times = convert(net, spike_format="times").eval()(x)
+    torch.testing.assert_close(times[1], fast.eval()(x)[1])
+    if reset != "none":
+        with pytest.raises(ConversionError, match="only gradient='masked'"):
+            convert(net, gradient="spike_time")
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_a_membrane_after_the_reset_is_that_of_snntorch(reset):
+    """A drive so weak that snnTorch's own neuron spikes once."""
+    torch.manual_seed(0)
+    lif, x = snn.Leaky(0.9, reset_delay=False, reset_mechanism=reset), 0.4 * torch.rand(12, 5, 30)
+    x[8:] = 0
+    mem, out = lif.init_leaky(), []
+    for step in x:
+        spk, mem = lif(step, mem)
+        out.append((spk, mem))
+    spikes, membranes = (torch.stack(values) for values in zip(*out, strict=True))
+    once = spikes.sum(0) == 1
+    assert once.float().mean() > 0.2
+    mine, mem = convert(nn.Sequential(nn.Identity(), copy.deepcopy(lif)))(x)
+    assert torch.equal(mine[:, once], spikes[:, once])
+    assert torch.allclose(mem[:, once], membranes[:, once], atol=1e-6)
 
 
 def test_a_state_that_a_layer_changes_is_refused():

@@ -136,7 +136,10 @@ REFUSED = {
         lambda: nn.Sequential(leaky(state_quant=lambda mem: mem)),
         r"'0'.*state_quant.*Make it with state_quant=False",
     ),
-    "immediate reset": (lambda: nn.Sequential(leaky(reset_delay=False)), "reset_delay=True"),
+    "immediate reset": (
+        lambda: nn.Sequential(snn.Synaptic(0.9, 0.8, reset_delay=False)),
+        "only a Leaky resets at the step.*Make it with reset_delay=True: the first spikes",
+    ),
     "no neuron": (lambda: nn.Sequential(nn.Linear(2, 2)), "no snntorch neuron"),
     "a neuron alone": (lambda: snn.Leaky(0.9), "single neuron"),
     "single-spike already": (
