@@ -140,7 +140,7 @@ class Loop:
             )
         time = self.time
         if time.batch is None:
-            time.batch = sequence.shape[1]
+            time.batch = sequence.shape[1] if sequence.shape[1] != 1 else self._likely_batch()
         if sequence.shape[1] == 1 and time.batch > 1:  # the same for every sample
             sequence = sequence.expand(-1, time.batch, *sequence.shape[2:])
         if time.batch != sequence.shape[1]:
@@ -149,6 +149,12 @@ class Loop:
                 f"loop have a batch of {time.batch}"
             )
         return time.fold(sequence)
+
+    def _likely_batch(self) -> int:
+        """The batch of the tensors from before the loop, if they have one; 1 otherwise."""
+        tensors = [x for x in self._local.values() if isinstance(x, (Tensor, LazyTensor))]
+        sizes = {x.shape[0] for x in tensors if x.dim() > 1}
+        return sizes.pop() if len(sizes) == 1 else 1
 
     def fold_whole(self, sequence: Any) -> Any:
         """As :meth:`fold`, for a sequence that the user has made."""

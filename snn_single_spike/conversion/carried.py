@@ -18,7 +18,7 @@ from torch import Tensor
 from ..spikes.lazy import LazyTensor
 from .running import KEEP, active_loop, refuse
 
-__all__ = ["Carried", "Scalars", "Steps", "Sum"]
+__all__ = ["Carried", "Scalars", "Steps", "Sum", "add_or_start"]
 
 _ELEMENTWISE = {
     *("add", "sub", "mul", "div", "true_divide", "rsub", "pow", "rpow", "maximum", "minimum"),
@@ -220,6 +220,15 @@ class Carried:
         Carried._no(mine)
 
 
+def add_or_start(total: Any, value: Any) -> Any:
+    """``value if total is None else total + value``"""
+    if isinstance(total, Sum):
+        return total + value
+    if isinstance(total, Carried) and total.initial is None:
+        return Sum(total, [value]) if _is_summand(value) else total._no()
+    return value if total is None else total + value
+
+
 class Sum(Carried):
     """A carried value to which every step adds."""
 
@@ -237,7 +246,7 @@ class Sum(Carried):
 
     def total(self, loop: Any) -> Any:
         """The value after the last step."""
-        out = self.initial
+        out = 0 if self.initial is None else self.initial
         for added in self.added:
             if type(added) in (int, float):
                 out = out + added * loop.steps

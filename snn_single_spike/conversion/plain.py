@@ -17,6 +17,14 @@ __all__ = ["Position", "names", "plain_loops", "position", "statements_at", "sto
 Position = tuple[int, int]
 """Line and column of a loop; lines from the first one of the function."""
 
+_OPPOSITES: dict[type, Any] = {
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
 _COMPREHENSIONS = (ast.ListComp, ast.GeneratorExp)
 
 
@@ -57,12 +65,15 @@ class _Plain(ast.NodeTransformer):
                     done += loop
                     statement = _Replace(comprehension, value).visit(statement)
             new: Any = self.visit(statement)
+            made = [new]
             if isinstance(new, ast.While) and self._is_loop(new):
-                done += self._counted(new, done)
-                continue
-            if isinstance(new, ast.For) and self._is_loop(new):
-                new.iter = _Bars().visit(new.iter)
-            done.append(new)
+                made = self._counted(new, done)
+            for each in made:
+                if isinstance(each, ast.For) and self._is_loop(each):
+                    each.iter = _Bars().visit(each.iter)
+                    done += _without_branches(each)
+                else:
+                    done.append(each)
         yield from done
 
     def _is_loop(self, node: Any) -> bool:
@@ -125,6 +136,57 @@ class _Plain(ast.NodeTransformer):
         made[0].iter.args, made[0].body = [bound], body
         made[1].value = copy.deepcopy(bound)
         return made
+
+
+def _without_branches(loop: ast.For) -> list[ast.stmt]:
+    """A loop, after what only its first step does, and before what only its last step does."""
+    if not isinstance(loop.target, ast.Name) or loop.orelse:
+        return [loop]
+    step, iterable = loop.target.id, loop.iter
+    ranges = isinstance(iterable, ast.Call) and ast.unparse(iterable.func) == "range"
+    if not ranges or len(iterable.args) != 1:  # type: ignore[attr-defined]
+        return [loop]
+    (count,) = iterable.args  # type: ignore[attr-defined]
+    if names(count) & stored_names(loop.body):
+        return [loop]
+    last = f"{ast.unparse(count)} - 1"
+    loop.body = _without_continue(loop.body)
+    before: list[ast.stmt] = []
+    behind: list[ast.stmt] = []
+    while len(loop.body) > 1 and _only_at(loop.body[0], step, "0"):
+        before += loop.body.pop(0).body  # type: ignore[attr-defined]
+    while len(loop.body) > 1 and _only_at(loop.body[-1], step, last):
+        behind = [*loop.body.pop().body, *behind]  # type: ignore[attr-defined]
+    return [*before, loop, *behind]
+
+
+def _only_at(statement: ast.stmt, step: str, number: str) -> bool:
+    """Whether a statement is ``if step == number``, whose body does not use the step."""
+    return (
+        isinstance(statement, ast.If)
+        and not statement.orelse
+        and ast.unparse(statement.test) == f"{step} == {number}"
+        and step not in names(*statement.body)
+        and not any(isinstance(n, (ast.Break, ast.Continue)) for n in ast.walk(statement))
+    )
+
+
+def _without_continue(body: list[ast.stmt]) -> list[ast.stmt]:
+    """``if test: continue`` with the rest of the body under the opposite test."""
+    for i, statement in enumerate(body[:-1]):
+        skips = isinstance(statement, ast.If) and not statement.orelse
+        if skips and [type(x) for x in statement.body] == [ast.Continue]:  # type: ignore[attr-defined]
+            rest = _without_continue(body[i + 1 :])
+            test = _opposite(statement.test)  # type: ignore[attr-defined]
+            return [*body[:i], ast.copy_location(ast.If(test, rest, []), statement)]
+    return body
+
+
+def _opposite(test: ast.expr) -> ast.expr:
+    if isinstance(test, ast.Compare) and type(test.ops[0]) in _OPPOSITES and len(test.ops) == 1:
+        opposite = ast.Compare(test.left, [_OPPOSITES[type(test.ops[0])]()], test.comparators)
+        return ast.copy_location(opposite, test)
+    return ast.copy_location(ast.UnaryOp(ast.Not(), test), test)
 
 
 class _Replace(ast.NodeTransformer):

@@ -219,22 +219,14 @@ class _Rewrite(ast.NodeTransformer):
         return node
 
     def visit_Assign(self, node: ast.Assign) -> Any:
-        """``out = out + [spk]`` is ``out += [spk]``."""
-        target, value = node.targets[0], node.value
-        adds = self.inside and isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add)
-        if (
-            adds
-            and len(node.targets) == 1
-            and isinstance(target, ast.Name)
-            and isinstance(value.right, ast.List)  # type: ignore[attr-defined]
-            and ast.unparse(value.left) == target.id  # type: ignore[attr-defined]
-        ):
-            return self.visit(
-                ast.copy_location(
-                    ast.AugAssign(target, ast.Add(), value.right),  # type: ignore[attr-defined]
-                    node,
-                )
-            )
+        """``out = out + [spk]`` is ``out += [spk]``; a sum may begin with its first value."""
+        target: Any = node.targets[0]
+        if self.inside and (value := _extended(node)) is not None:
+            return self.visit(ast.copy_location(ast.AugAssign(target, ast.Add(), value), node))
+        if self.inside and (value := _started(node)) is not None:
+            name = ast.copy_location(ast.Name(target.id, ast.Load()), node)
+            node.value = _call("add_or_start", name, self.visit(value), at=node)
+            return node
         self.generic_visit(node)
         return node
 
@@ -274,6 +266,35 @@ class _Rewrite(ast.NodeTransformer):
         if self.inside and isinstance(node.op, ast.Not):
             node.operand = _call("condition", node.operand, at=node)
         return node
+
+
+def _extended(node: ast.Assign) -> ast.expr | None:
+    """``[b]`` in ``a = a + [b]``."""
+    target, value = node.targets[0], node.value
+    if len(node.targets) > 1 or not isinstance(target, ast.Name):
+        return None
+    adds = isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add)
+    if not adds or not isinstance(value.right, ast.List):  # type: ignore[attr-defined]
+        return None
+    return value.right if ast.unparse(value.left) == target.id else None  # type: ignore[attr-defined]
+
+
+def _started(node: ast.Assign) -> ast.expr | None:
+    """``b`` in ``a = b if a is None else a + b``."""
+    target, value = node.targets[0], node.value
+    if (
+        len(node.targets) > 1
+        or not isinstance(target, ast.Name)
+        or not isinstance(value, ast.IfExp)
+    ):
+        return None
+    name, first = target.id, ast.unparse(value.body)
+    absent = ast.unparse(value.test) == f"{name} is None"
+    adds = isinstance(value.orelse, ast.BinOp) and isinstance(value.orelse.op, ast.Add)
+    if not absent or not adds or name in names(value.body):
+        return None
+    sides = {ast.unparse(value.orelse.left), ast.unparse(value.orelse.right)}  # type: ignore[attr-defined]
+    return value.body if sides == {name, first} else None
 
 
 def _iterables(node: ast.expr) -> tuple[bool, list[ast.expr]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..spikes.lazy import LazyTensor
 from .at_once import Loop
-from .carried import Carried, Scalars, Steps
+from .carried import Carried, Scalars, Steps, add_or_start
 from .checks import ConversionError
 from .indexed import Indexed
 from .running import active_loop, active_run, refuse
@@ -21,6 +21,7 @@ from .running import active_loop, active_run, refuse
 __all__ = [
     "REDUCTIONS",
     "Numbers",
+    "add_or_start",
     "append",
     "at_steps",
     "condition",

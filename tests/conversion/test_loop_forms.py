@@ -155,6 +155,41 @@ class Numbers(Net):
         return Out(torch.stack(out) + total, count + torch.cat(late).sum())
 
 
+class Branches(Net):
+    """What only the first step does, or the last one, or all but some; one row for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = nn.Parameter(torch.rand(T, 1, 6))
+
+    def forward(self, x):
+        late, total = [], None
+        for t in range(T):
+            if t == 0:
+                mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+            spk, mem1 = self.lif1(self.fc1(x + self.offset[t]), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            total = mem1 if total is None else total + mem1
+            if t == T - 1:
+                last = mem2
+        for t in range(T - 1):
+            if t < 2:
+                continue
+            late.append(t)
+        return last, total, late
+
+
+class Skips(Net):
+    def forward(self, x):
+        mem, out = self.lif1.init_leaky(), []
+        for t in range(T):
+            spk, mem = self.lif1(self.fc1(x), mem)
+            if t < 2:
+                continue
+            out.append(spk + mem)
+        return torch.stack(out)
+
+
 class Norms(Net):
     """A BatchNorm for every step, one for all steps, and one before the first neuron."""
 
@@ -207,6 +242,8 @@ FORMS = {
     "generator": (Generator, [SEQUENCE]),
     "layers": (Layers, [SEQUENCE]),
     "numbers": (Numbers, [SEQUENCE]),
+    "branches": (Branches, [(B, 6)]),
+    "continue": (Skips, [(B, 6)]),
     "BatchNorm": (Norms, [(B, 6)]),
     "layers with states": (OfStates, [SEQUENCE]),
 }
