@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..modules._base import STATES
 from .checks import ConversionError
-from .place import depth_of_user
+from .place import class_name, depth_of_user
 from .state import computed_by_torch, membranes
 
 __all__ = ["copy_model", "unfold_neuron"]
@@ -60,7 +60,7 @@ def _computed_tensors(model: nn.Module) -> dict[int, Any]:
             memo[id(value)] = value.detach().clone()
             if name not in module._buffers and name not in computed_by_torch(module):
                 warnings.warn(
-                    f"{name!r} of {type(module).__name__} was computed, in an earlier forward or "
+                    f"{name!r} of {class_name(module)} was computed, in an earlier forward or "
                     "from parameters: the new model has its value, not its gradient. Compute it "
                     "in forward",
                     stacklevel=depth_of_user(),

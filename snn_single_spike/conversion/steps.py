@@ -219,7 +219,8 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
     if name in ("view", "reshape") and folded:
         whole = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
         sizes = tuple(arguments[0]) if whole else arguments
-        if sizes and type(sizes[0]) is int and sizes[0] == batch:  # the rows of one step
+        number = bool(sizes) and isinstance(sizes[0], (int, torch.SymInt))
+        if number and sizes[0] == batch:  # the rows of one step
             arguments = (rows, *sizes[1:])
     if name == "numel" and folded:
         return value.numel() // loop.steps
