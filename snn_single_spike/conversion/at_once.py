@@ -224,7 +224,9 @@ class Loop:
                 continue
             place = neuron.path, parameters.index(name)
             tensor = isinstance(state, (Tensor, LazyTensor))
-            if tensor and neuron.starts(state) and self._holds(state, place):
+            if tensor and self._holds(state, place):
+                if not neuron.starts(state) and state.shape == shape:
+                    initial[name] = state
                 continue
             if not isinstance(state, Carried) or isinstance(state, Sum) or state.taken:
                 raise ConversionError(

@@ -32,6 +32,7 @@ __all__ = [
     "overridden_parts",
     "reject_neuron",
     "reject_unsupported_layers",
+    "reused_in_loop",
     "reused_neuron",
     "shape_advice",
     "warn_about_differences",
@@ -246,6 +247,14 @@ def reused_neuron(path: str) -> ConversionError:
         "time, take the loop out of forward: forward must compute one step, and return the spikes "
         "and the membrane of this step (no stacking). For an input that is the same at every step, "
         "convert with num_steps=. If several layers share the neuron, make one for each layer"
+    )
+
+
+def reused_in_loop(path: str) -> ConversionError:
+    """The error for a neuron that a loop over time inside forward calls again."""
+    return ConversionError(
+        f"neuron {path!r} is called more than once: twice in a loop over time, or in two loops of "
+        "one forward pass. Make a neuron for each place. The layers before it may stay shared"
     )
 
 

@@ -30,7 +30,7 @@ from ..modules.synaptic import SingleSpikeSynaptic
 from ..spikes import LazyCurrent
 from ..spikes.lazy import LazyTensor, materialize
 from .call import Attempt, Conversion, Time, run_converted, run_looped
-from .checks import ConversionError, reused_neuron
+from .checks import ConversionError, reused_in_loop, reused_neuron
 from .copies import unfold_neuron
 from .formats import choose_formats
 from .immediate import resets_at_spike, run_with_immediate_reset
@@ -117,7 +117,7 @@ class Folded(SingleSpikeNeuron):
     def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
         """The loop over time of the user's forward carries the states."""
         if self.path in self.time.called:
-            raise reused_neuron(self.path)
+            raise reused_in_loop(self.path)
         self.time.called.append(self.path)
         names = _state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}

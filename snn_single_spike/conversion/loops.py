@@ -17,7 +17,15 @@ from torch import nn
 
 from .checks import ConversionError
 from .dataflow import tree_of
-from .methods import Method, called_on_self, entry_of, find_method, replace_inside, self_path
+from .methods import (
+    Method,
+    called_on_self,
+    entry_of,
+    find_method,
+    method_of_call,
+    replace_inside,
+    self_path,
+)
 from .plain import names, plain_loops, position, stored_names
 from .rewrite import Rewritten, RewrittenMethod
 
@@ -119,9 +127,9 @@ class _Finder:
         if not self.loops:
             return ()
         for key, method in reversed(methods.items()):  # methods that reach others by super()
-            by_super = (called_on_self(n) for n in ast.walk(tree_of(method.function)))
-            for name, super_ in filter(None, by_super):
-                base = find_method(self.cls, name, method.depth) if super_ else None
+            for node in ast.walk(tree_of(method.function)):
+                called = called_on_self(node)
+                base = self._method(method, node) if called and called[1] else None
                 if base and (base.name, base.depth) in found and key not in found:
                     found[key] = RewrittenMethod(method.name, method.depth, (), False)
         return tuple(found.values())
@@ -151,11 +159,7 @@ class _Finder:
                     self._called(called, inner, found)
 
     def _method(self, method: Method, node: ast.AST) -> Method | None:
-        """The user's method that a call in another method runs."""
-        called = called_on_self(node)
-        if called is None:
-            return None
-        return find_method(self.cls, called[0], method.depth if called[1] else -1)
+        return method_of_call(self.cls, method, node)
 
     def _add(self, method: Method, tree: Any, node: Any, loop: ast.For | None) -> None:
         """Remember a loop, and whether its source shows that it cannot fold."""

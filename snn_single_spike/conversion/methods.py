@@ -11,7 +11,15 @@ from torch import nn
 
 from .place import of_package
 
-__all__ = ["Method", "called_on_self", "entry_of", "find_method", "replace_inside", "self_path"]
+__all__ = [
+    "Method",
+    "called_on_self",
+    "entry_of",
+    "find_method",
+    "method_of_call",
+    "replace_inside",
+    "self_path",
+]
 
 
 class Method(NamedTuple):
@@ -79,16 +87,35 @@ def replace_inside(decorated: Any, function: Any, new: Any) -> Any:
     return made
 
 
-def called_on_self(node: ast.AST) -> tuple[str, bool] | None:
-    """The name in ``self.name(...)`` or ``super().name(...)``, and whether it is super's."""
+def called_on_self(node: ast.AST) -> tuple[str, str] | None:
+    """The name of the method that a call runs on ``self``, and the class that it names.
+
+    The class is "" for ``self.name(...)``, "super" for ``super().name(...)`` and "Base" for
+    ``Base.name(self, ...)``.
+    """
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
         return None
     base = node.func.value
     if isinstance(base, ast.Name) and base.id == "self":
-        return node.func.attr, False
+        return node.func.attr, ""
+    if isinstance(base, ast.Name) and node.args and ast.unparse(node.args[0]) == "self":
+        return node.func.attr, base.id
     if isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "super":
-        return node.func.attr, True
+        return node.func.attr, "super"
     return None
+
+
+def method_of_call(cls: type, caller: Method, node: ast.AST) -> Method | None:
+    """The user's method that a call in another method runs on ``self``."""
+    called = called_on_self(node)
+    if called is None:
+        return None
+    name, by = called
+    if by in ("", "super"):
+        return find_method(cls, name, caller.depth if by else -1)
+    named = (depth for depth, base in enumerate(cls.__mro__) if base.__name__ == by)
+    depth = next(named, None)
+    return None if depth is None else find_method(cls, name, depth - 1)
 
 
 def self_path(node: ast.AST) -> tuple[str, ...] | None:

@@ -200,7 +200,7 @@ class _Rewrite(ast.NodeTransformer):
         self.generic_visit(node)
         function = node.func
         if (called := called_on_self(node)) and called[1]:
-            node.func = _call("rewritten", function, at=node)
+            node.func = _call("rewritten", ast.Name(self.owner, ast.Load()), function, at=node)
             return node
         if self.inside and ast.unparse(function) == "len" and len(node.args) == 1:
             return _call("length", *node.args, at=node)

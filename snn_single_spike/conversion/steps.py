@@ -111,11 +111,13 @@ def _holds(value: Any, kinds: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(x, kinds) for x in value)
 
 
-def rewritten(method: Any) -> Any:
-    """The form of a method that ``super()`` has found in which its loops run at once."""
-    owner, function = getattr(method, "__self__", None), getattr(method, "__func__", None)
+def rewritten(owner: Any, method: Any) -> Any:
+    """The form of a base class's method, bound or not, in which its loops run at once."""
+    function = getattr(method, "__func__", method)
     new = getattr(type(owner), "_rewritten_bases", {}).get(function)
-    return method if new is None else types.MethodType(new, owner)
+    if new is None:
+        return method
+    return new if function is method else types.MethodType(new, owner)
 
 
 def source(value: Any) -> Any:

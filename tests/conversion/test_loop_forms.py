@@ -81,6 +81,11 @@ class OverSuper(Net):
         return spk.mean(0), mem[-1]
 
 
+class OverBase(OverSuper):
+    def forward(self, x):
+        return Net.forward(self, x)[0].sum(0)
+
+
 class Hidden(nn.Module):
     def __init__(self):
         super().__init__()
@@ -225,8 +230,8 @@ class OfStates(nn.Module):
         self.layers = nn.Sequential(Keeps(), Keeps())
 
     def forward(self, x):
-        for layer in self.layers:
-            layer.mem = layer.lif.init_leaky()
+        self.layers[0].mem = self.layers[0].lif.init_leaky()
+        self.layers[1].mem = torch.full(x.shape[1:], 0.3)
         out = []
         for frame in x:
             out = out + [self.layers(frame)]  # noqa: RUF005
@@ -238,6 +243,7 @@ FORMS = {
     "__call__, a progress bar": (Called, [SEQUENCE]),
     "decorators, a counter": (Decorated, [SEQUENCE]),
     "super": (OverSuper, [(B, 6)]),
+    "base": (OverBase, [(B, 6)]),
     "comprehension": (Comprehensions, [SEQUENCE]),
     "generator": (Generator, [SEQUENCE]),
     "layers": (Layers, [SEQUENCE]),
