@@ -55,21 +55,29 @@ class Formats:
     """The readers of the spikes of a model."""
 
     linear: dict[str, list[int]] = field(default_factory=dict)
-    """Neurons whose spikes reach linear layers only: the outputs of these layers."""
+    """Neurons whose spikes reach linear layers with neurons only: the outputs of these layers."""
     membranes: set[str] = field(default_factory=set)
     """Neurons whose membrane is read."""
+    before_membranes: set[str] = field(default_factory=set)
+    """The neurons before these."""
 
     def spike_times(self, neuron: Any, shape: torch.Size) -> bool:
         """Whether a neuron with a dense current (T, B, *features) returns spike times."""
         outputs = self.linear.get(neuron.path)
-        if not outputs or not choice.is_measured(neuron.backend, neuron.threshold):
+        if not outputs or neuron.path in self.before_membranes:
             return False
-        return all(choice.spike_times_pay(shape, size) for size in outputs)
+        measured = choice.is_measured(neuron.backend, neuron.threshold)
+        return measured and all(choice.spike_times_pay(shape, size) for size in outputs)
 
     def input(self, x: Any, time: Any) -> Any:
         """The first input of the model, as events if they pay. A sequence, or folded."""
         outputs = self.linear.get(INPUT)
-        if not outputs or not isinstance(x, Tensor) or not choice.events_pay(x, min(outputs)):
+        if (
+            not outputs
+            or INPUT in self.before_membranes
+            or not isinstance(x, Tensor)
+            or not choice.events_pay(x, min(outputs))
+        ):
             return x
         if not time.num_steps:  # the model has its own loop over time
             return SpikeEvents.from_dense(x)
@@ -139,17 +147,17 @@ class Readers(TorchFunctionMode):
             self._paused = before
 
     def formats(self) -> Formats:
-        linear = {}
+        linear, before = {}, set()
         for path, readers in self._read.items():
-            fits = all(
-                hasattr(neuron, "spike_format")
-                and neuron._surrogate()[1] is None
-                and neuron.path not in self._membranes
+            supported = all(
+                hasattr(neuron, "spike_format") and neuron._surrogate()[1] is None
                 for _, neuron in readers
             )
-            if fits and path not in self._dense:
+            if supported and path not in self._dense:
                 linear[path] = [outputs for outputs, _ in readers]
-        return Formats(linear, self._membranes)
+                if any(neuron.path in self._membranes for _, neuron in readers):
+                    before.add(path)
+        return Formats(linear, self._membranes, before)
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from .. import backends
 from ..backends._compiling import is_traced
+from ._base import Spikes
 
+_STATES = (torch.float32, torch.float64)
 LEAST_OUTPUTS = 64
 LEAST_CURRENTS = 100_000
 """Elements (T * B * outputs) of a current: below, handling spike times takes the time saved."""
 LEAST_PRODUCTS = 20_000_000
 """Multiplications (T * B * inputs * outputs) of a linear layer on dense spikes."""
-_WIDE = 250
+_ENTRIES = 60
+_MOST_ROWS = 1 << 22
+_WIDE = 120
 _SHARE = 0.1
 _SAMPLED = 1 << 15
 
@@ -28,9 +32,7 @@ def is_measured(backend: str, like: Tensor) -> bool:
     """Whether the rules hold for tensors like ``like``."""
     if is_traced() or like.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    return like.dtype in (torch.float32, torch.float64) and (
-        backends.select(backend, "cpu") == "numba"
-    )
+    return like.dtype in _STATES and backends.select(backend, "cpu") == "numba"
 
 
 def spike_times_pay(shape: Sequence[int], outputs: int) -> bool:
@@ -44,7 +46,7 @@ def spike_times_pay(shape: Sequence[int], outputs: int) -> bool:
 def events_pay(dense: Tensor, outputs: int, backend: str = "auto") -> bool:
     """Whether a dense input is worth its conversion to events for a linear layer.
 
-    At most a tenth of the entries may be spikes, and fewer for a layer of less than 250 outputs,
+    At most a tenth of the entries may be spikes, and fewer for a layer of less than 120 outputs,
     in proportion. The share is that of a sample of the entries.
     """
     if not is_measured(backend, dense) or (dense.requires_grad and torch.is_grad_enabled()):
@@ -56,3 +58,15 @@ def events_pay(dense: Tensor, outputs: int, backend: str = "auto") -> bool:
     sample = flat[:: max(1, flat.numel() // _SAMPLED) | 1]  # an odd step meets all columns
     share = min(outputs, _WIDE) / _WIDE * _SHARE
     return int(sample.count_nonzero()) <= share * sample.numel()
+
+
+def current_pays(spikes: Spikes, weight: Tensor) -> bool:
+    """Whether the current (T, B, O) of a linear layer, as a tensor, is faster from events.
+
+    One event takes as long as about 60 entries of dense spikes. Its column of weights is kept for a
+    moment, so large ones take more.
+    """
+    if is_traced() or weight.dtype not in _STATES:
+        return False
+    events = len(spikes.events().times)
+    return events * _ENTRIES <= spikes.numel() and events * len(weight) <= _MOST_ROWS

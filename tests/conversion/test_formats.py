@@ -116,13 +116,14 @@ def formats_of(model, *inputs, **options):
 def test_neurons_whose_spikes_reach_linear_layers_only_are_found():
     x = torch.rand(5, 2, 20)
     found = formats_of(chain(20, 30, 25, 10), x)
-    assert found.linear == {"": [30], "1": [25]}
-    assert found.membranes == {"5"}  # returned, as is the layer before it
-    assert formats_of(chain(20, 30, 25, 10), x[0], num_steps=5).linear == {"1": [25]}
+    assert found.linear == {"": [30], "1": [25], "3": [10]}
+    assert found.membranes == {"5"}  # returned
+    assert found.before_membranes == {"3"}
+    assert formats_of(chain(20, 30, 25, 10), x[0], num_steps=5).linear == {"1": [25], "3": [10]}
     found = formats_of(Loop(), x)
-    assert found.linear == {"": [30], "lif1": [25]}
-    assert found.membranes == {"lif3"}
-    assert formats_of(Loop(records=True), x).linear == {"": [30]}
+    assert found.linear == {"": [30], "lif1": [25], "lif2": [10]}
+    assert found.before_membranes == {"lif2"}
+    assert formats_of(Loop(records=True), x).before_membranes == {"lif1", "lif2"}
     assert formats_of(Skip(), x).linear == {"": [30]}
     dropped = nn.Sequential(nn.Linear(20, 30), leaky(), nn.Dropout(0.5), nn.Linear(30, 9), leaky())
     assert formats_of(dropped, x).linear == {"": [30]}
@@ -152,11 +153,11 @@ def test_the_measured_rules_choose():
     wide = chain(200, 100, 80, 10)
     frames = (torch.rand(25, 60, 200) < 0.01).float()
     dense = [torch.Tensor] * 3
-    assert inputs_of_linear(convert(wide), frames) == [SpikeEvents, SpikeTimes, torch.Tensor]
+    assert inputs_of_linear(convert(wide), frames) == [SpikeEvents, SpikeTimes, SpikeTimes]
     assert inputs_of_linear(convert(wide), frames[:, :2]) == dense
     assert inputs_of_linear(convert(wide, spike_format="dense"), frames) == dense
     busy = (torch.rand(25, 60, 200) < 0.5).float()
-    assert inputs_of_linear(convert(wide), busy) == [torch.Tensor, SpikeTimes, torch.Tensor]
+    assert inputs_of_linear(convert(wide), busy) == [torch.Tensor, SpikeTimes, SpikeTimes]
     assert inputs_of_linear(convert(wide, backend="torch"), busy) == dense
     assert inputs_of_linear(convert(wide).bfloat16(), busy.bfloat16()) == dense
     with torch.autocast("cpu", torch.bfloat16):
