@@ -5,6 +5,7 @@
 - :mod:`~snn_single_spike.conversion.parts`, :mod:`~snn_single_spike.conversion.whole`: convert the
   parts of a model that convert, or the model as a whole
 - :mod:`~snn_single_spike.conversion.folded`: the classes of converted neurons and models
+- :mod:`~snn_single_spike.conversion.checked`: a call, with the comparison of the first calls
 - :mod:`~snn_single_spike.conversion.immediate`: neurons that reset at the step of their spike
 - :mod:`~snn_single_spike.conversion.selfcheck`: compares a loop in a forward with its conversion
 - :mod:`~snn_single_spike.conversion.copies`: copies of models

@@ -28,7 +28,7 @@ def convert(
     backend: str = "auto",
     spike_format: str = "auto",
     time_dim: int = 0,
-    check: bool = True,
+    check: bool | None = None,
     strict: bool = True,
 ) -> nn.Module:
     """
@@ -114,9 +114,9 @@ def convert(
         `(time, batch, ...)`. Defaults to 0
     :type time_dim: int, optional
 
-    :param check: for a model with its own loop over time: whether the first call, in training mode
-        and in eval mode, compares the model with the author's loop, on a few samples.
-        Defaults to True
+    :param check: whether the first call, in training mode and in eval mode, compares the model with
+        the author's, in a loop over time, on a few samples. Defaults to None: where the model has a
+        ``forward`` or hooks of its own
     :type check: bool, optional
 
     :param strict: if False, a loop over time that cannot run all its steps at once stays the

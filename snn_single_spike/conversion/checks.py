@@ -18,7 +18,7 @@ from ..modules._base import NEEDS_THE_LOOP, SingleSpikeNeuron
 from ..modules.readout import LeakyReadout
 from .dataflow import tree_of
 from .methods import entry_of
-from .place import depth_of_user, of_package
+from .place import of_package, user_depth
 from .source import called_in_loops
 
 __all__ = [
@@ -108,7 +108,7 @@ def reject_unsupported_layers(model: nn.Module, looped: Collection[str] = ()) ->
         _reject_whole_sequence_layers(path, module)
         if isinstance(module, SpikingNeuron):
             continue
-        if path not in looped and type(module).forward is not nn.Sequential.forward:
+        if path not in looped:
             _reject_loops(path, module)
 
 
@@ -232,9 +232,11 @@ def _reject_loops(path: str, module: nn.Module) -> None:
     neurons = {
         name for name, child in module.named_modules() if isinstance(child, SpikingNeuron) and name
     }
-    if not neurons:
+    # None in a module of torch.jit.script
+    forward = getattr(type(module), entry_of(type(module)), None)
+    if not neurons or forward in (None, nn.Sequential.forward):
         return
-    for called in called_in_loops(type(module), getattr(type(module), entry_of(type(module)))):
+    for called in called_in_loops(type(module), forward):
         hit = next((n for n in neurons if n == called or n.startswith(called + ".")), None)
         if hit:
             raise reused_neuron(f"{path}.{hit}" if path else hit)
@@ -294,14 +296,14 @@ def warn_about_differences(model: nn.Module, looped: Collection[str] = ()) -> No
             warnings.warn(
                 f"{path!r}: when training, BatchNorm takes its statistics over all time steps "
                 "together, not over each step; in eval mode nothing differs",
-                stacklevel=depth_of_user(),
+                stacklevel=user_depth(),
             )
         if isinstance(module, (*MAX_POOL, _ADAPTIVE)) and isinstance(previous, SpikingNeuron):
             name = "AdaptiveMaxPool" if isinstance(module, _ADAPTIVE) else "MaxPool"
             warnings.warn(
                 f"{path!r}: {name} after a neuron passes on every first "
                 "spike of its window, so a pooled unit can spike more than once",
-                stacklevel=depth_of_user(),
+                stacklevel=user_depth(),
             )
         if not path.endswith(".recurrent") and not isinstance(module, _PASSES):  # of an RLeaky
             previous = module
@@ -310,13 +312,13 @@ def warn_about_differences(model: nn.Module, looped: Collection[str] = ()) -> No
                 f"the source of {type(module).__name__}.forward is not available, so a loop over "
                 "time in it is not found, and forward is read as one step. If forward has the "
                 "loop, define the class in a file or a notebook",
-                stacklevel=depth_of_user(),
+                stacklevel=user_depth(),
             )
 
 
 def _hides_a_loop(module: nn.Module) -> bool:
     """Whether a class with neurons was defined where Python keeps no source, as by exec()."""
-    forward = inspect.unwrap(type(module).forward)
+    forward = inspect.unwrap(getattr(type(module), entry_of(type(module)), nn.Module.forward))
     if of_package(getattr(forward, "__module__", "") or "") or not inspect.isfunction(forward):
         return False
     neurons = any(isinstance(part, SpikingNeuron) for part in module.modules())

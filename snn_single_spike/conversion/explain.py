@@ -120,7 +120,7 @@ def _refusal(model: nn.Module, args: Any = (), kwargs: Any = None) -> str:
     """Why a model does not convert, or its converted copy does not run."""
     if isinstance(model, (Converted, SpikingNeuron)):
         return "It is converted already, or a single neuron"
-    options = Options(None, False, DEFAULT_GRADIENT, "auto", "dense", 0, check=True)
+    options = Options(None, False, DEFAULT_GRADIENT, "auto", "dense", 0, check=None)
     try:
         fast = convert_whole(model, options)
     except ConversionError as error:

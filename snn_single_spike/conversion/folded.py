@@ -10,9 +10,8 @@ support SpikeTimes receive them unchanged.
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -29,16 +28,16 @@ from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
 from ..spikes import LazyCurrent
 from ..spikes.lazy import LazyTensor, materialize
-from .call import Attempt, Conversion, Time, run_converted, run_looped
+from .call import Conversion, Time
+from .checked import call_model
 from .checks import ConversionError, reused_in_loop, reused_neuron
-from .copies import unfold_neuron
-from .formats import choose_formats
+from .copies import computed_tensors, unfold_neuron
 from .immediate import resets_at_spike, run_with_immediate_reset
 from .methods import entry_of
 from .place import of_torch
+from .reference import state_names
 from .rewrite import Rewritten, rewritten_methods
 from .running import active_loop
-from .selfcheck import compare_with_loop, foreign_error
 from .state import is_own_state, mark_own_state
 
 __all__ = [
@@ -119,7 +118,7 @@ class Folded(SingleSpikeNeuron):
         if self.path in self.time.called:
             raise reused_in_loop(self.path)
         self.time.called.append(self.path)
-        names = _state_names(self.original)
+        names = state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
 
         def take_states(sequence: Any) -> Any:
@@ -151,12 +150,6 @@ class Folded(SingleSpikeNeuron):
 
     def _get_name(self) -> str:
         return type(self).__mro__[2].__name__  # the name of the single-spike class in repr()
-
-
-@functools.cache
-def _state_names(neuron: type) -> tuple[str, ...]:
-    """The states that the forward of a snnTorch neuron takes, in its order."""
-    return tuple(inspect.signature(neuron.forward).parameters)[2:]  # type: ignore[attr-defined]
 
 
 class FoldedLeaky(Folded, SingleSpikeLeaky):
@@ -232,6 +225,13 @@ class Converted:
         # pickle cannot import the mixed class by name, so it is built again from the original.
         return _rebuild, (original_class(self), self._rewritten), self.__dict__
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # Membranes and records of the last call have graphs, which copy.deepcopy rejects.
+        memo.update(computed_tensors(self, warn=False))  # type: ignore[arg-type]
+        new = memo[id(self)] = _rebuild(original_class(self), self._rewritten)
+        new.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return new
+
 
 def make_converted(
     model: Any,
@@ -239,7 +239,7 @@ def make_converted(
     num_steps: int | None,
     time_dim: int = 0,
     loops: dict[str, Rewritten] | None = None,
-    check: bool = True,
+    check: bool | None = None,
 ) -> None:
     """Turn a model with folded neurons into a converted model, in place.
 
@@ -313,68 +313,10 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
                 "this module is a part of a converted model, such as a slice, and has no time "
                 "axis: convert the part itself"
             )
-        if not self._single_spike.looped:
-            return run_converted(self, _formatted(self, run), args, kwargs)
-        if torch.compiler.is_dynamo_compiling():
-            return torch.compiler.disable(_run_uncompiled)(self, author, run, args, kwargs)
-        call = _run_or_keep_loop if self._single_spike.keep_loop else _run_checked
-        return call(self, author, run, args, kwargs)
+        return call_model(self, author, run, args, kwargs)
 
     names = {entry: forward, "__module__": original.__module__, "__doc__": original.__doc__}
     return _derived(Converted, original, {**names, **methods})
-
-
-def _formatted(model: Any, run: Any) -> Any:
-    """``run`` of a model that may choose the format of its spikes."""
-    return choose_formats(run, model) if model._single_spike.auto else run
-
-
-def _run_checked(model: Any, author: Any, run: Any, args: Any, kwargs: Any) -> Any:
-    """Call a model with its own loop; the first calls compare it with the author's loop."""
-    conversion = model._single_spike
-    new = model.training not in conversion.decisions
-    try:
-        out = run_looped(model, _formatted(model, run), args, kwargs)
-    except ConversionError:
-        raise
-    except Exception as error:
-        if not new or torch.compiler.is_compiling():
-            raise
-        found = foreign_error(model, author, args, kwargs, error)
-        if found is error:
-            raise
-        raise found from error
-    if new and conversion.check and not torch.compiler.is_compiling():
-        try:
-            compare_with_loop(model, author, run, args, kwargs)
-        except BaseException:
-            del conversion.decisions[model.training]  # the next call compares again
-            raise
-    return out
-
-
-def _run_or_keep_loop(model: Any, author: Any, run: Any, args: Any, kwargs: Any) -> Any:
-    """Call a model that may keep its author's loop, which its first calls decide."""
-    conversion = model._single_spike
-    if model.training in conversion.decisions:
-        return _run_checked(model, author, run, args, kwargs)
-    attempt = Attempt(model, args, kwargs)
-    try:
-        return _run_checked(model, author, run, args, kwargs)
-    except ConversionError as error:
-        attempt.undo()
-        conversion.keep_loop(model, error)
-    return getattr(model, entry_of(type(model)))(*args, **kwargs)
-
-
-def _run_uncompiled(model: Any, author: Any, run: Any, args: Any, kwargs: Any) -> Any:
-    warnings.warn(
-        "torch.compile does not compile a converted model with a loop over time inside forward: "
-        "the model runs as it does without torch.compile. To compile it, take the loop out of "
-        "forward, and convert again",
-        stacklevel=2,
-    )
-    return _run_checked(model, author, run, args, kwargs)
 
 
 @functools.cache
@@ -386,7 +328,10 @@ def _looped_class(original: Any, rewritten: Rewritten) -> Any:
 def _derived(mixin: Any, original: Any, names: dict[str, Any]) -> Any:
     """A subclass of the user's class. The class of an object can change to it: its layout is the
     same, because the user's class is the first base."""
-    names |= {"_original": original, "__reduce_ex__": mixin.__reduce_ex__}
+    own = {
+        name: vars(mixin)[name] for name in ("__reduce_ex__", "__deepcopy__") if name in vars(mixin)
+    }
+    names |= {"_original": original, **own}
     return type(f"Converted{original.__name__}", (original, mixin), names)
 
 

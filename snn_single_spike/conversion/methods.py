@@ -37,7 +37,7 @@ class Method(NamedTuple):
 def entry_of(cls: Any) -> str:
     """The method that a call runs: ``__call__`` if a user's class has no ``forward``."""
     own = inspect.getattr_static(cls, "__call__", None)
-    missing = cls.forward is nn.Module.forward
+    missing = getattr(cls, "forward", None) is nn.Module.forward
     return "__call__" if missing and own is not vars(nn.Module)["__call__"] else "forward"
 
 

@@ -16,7 +16,7 @@ from .copies import copy_model
 from .folded import Converted, revert_in_place
 from .loops import find_loops
 from .methods import entry_of
-from .place import depth_of_user
+from .place import user_depth
 from .source import called_in_loops
 from .whole import Options, convert_whole
 
@@ -75,4 +75,4 @@ def _warn(part: nn.Module, path: str, error: ConversionError) -> None:
     where = f"layer {path!r} ({name})" if path else f"the model ({name})"
     own = "keeps its author's loop over time, with snnTorch's neurons"
     what = own if find_loops(part).rewritten else "does not convert as a whole"
-    warnings.warn(f"{where} {what}: {error}", stacklevel=depth_of_user())
+    warnings.warn(f"{where} {what}: {error}", stacklevel=user_depth())

@@ -13,10 +13,10 @@ from torch import nn
 __all__ = [
     "ENTRY",
     "class_name",
-    "depth_of_user",
     "failing_layer",
     "of_package",
     "of_torch",
+    "user_depth",
     "user_line",
 ]
 
@@ -45,18 +45,18 @@ def user_line(frame: FrameType | None, model: nn.Module) -> str:
     return ", ".join(filter(None, (layer, line))) or "the model"
 
 
-def depth_of_user() -> int:
-    """The stack level of the caller outside of torch and of this package, for a warning."""
-    frame, depth = sys._getframe(1), 1
-    while frame.f_back is not None and of_package(frame.f_globals.get("__name__", "")):
-        frame, depth = frame.f_back, depth + 1
-    return depth
-
-
 @functools.cache
 def of_package(module: str) -> bool:
     """Whether a module of Python is part of torch, snnTorch or this package."""
     return module.partition(".")[0] in ("torch", "snntorch", __name__.partition(".")[0])
+
+
+def user_depth() -> int:
+    """The stack level of the code that calls the model, for warnings."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and of_package(frame.f_globals.get("__name__", "")):
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def of_torch(code: Any) -> bool:

@@ -31,7 +31,7 @@ class Options(NamedTuple):
     backend: str
     spike_format: str
     time_dim: int
-    check: bool
+    check: bool | None
 
 
 def convert_whole(model: nn.Module, options: Options) -> nn.Module:
