@@ -28,7 +28,7 @@ class Kept:
 
     def __init__(self, model: nn.Module) -> None:
         snapshot = Snapshot(model)
-        self._names = snapshot.bound
+        self._names = [(binding, binding.value()) for binding in snapshot.bindings]
         self._attributes = [
             (module, _attributes(module))
             for module in model.modules()

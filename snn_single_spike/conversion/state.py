@@ -53,7 +53,8 @@ __all__ = [
 INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is_replica"}
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 _SIMPLE = {int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size}
-_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
+_CONTAINERS = (list, tuple, set, frozenset, collections.deque, dict)
+_BUILT_IN = {*_CONTAINERS}
 _LONGEST = 64  # elements of a container that are compared, at either end
 _DEPTH = 4
 _DRAWING = (DROPOUT, nn.RReLU, nn.MultiheadAttention)
@@ -135,7 +136,6 @@ class Snapshot:
         self._flags: list[Any] = []
         self.generators: list[torch.Generator] = []
         self.objects: list[Any] = []  # which are alive here, so that their ids stay their own
-        self.bound: list[tuple[Binding, Any]] = []
         self._registered = set(model.modules())
         functions: dict[Callable[..., Any], Any] = {}
         for index, module in enumerate(model.modules()):
@@ -164,10 +164,10 @@ class Snapshot:
                     if value is not None and not _is_statistic(module, name):
                         self._add(module, name, value)
                 functions.update(_methods(kind))
-        for binding in _bindings(tuple(functions)):
+        self.bindings = _bindings(tuple(functions))
+        for binding in self.bindings:
             value = binding.value()
-            self.bound.append((binding, value))
-            if inspect.isclass(value):
+            if isinstance(value, type):
                 self._add_class(value)
             else:
                 self._add(binding.holder, binding.name, value)
@@ -202,7 +202,7 @@ class Snapshot:
     def _add_class(self, cls: type) -> None:
         if not of_torch(cls) and is_users_class(cls):
             for name, value in vars(cls).items():
-                held = type(value) in _SIMPLE or isinstance(value, (*_SEQUENCES, dict))
+                held = type(value) in _SIMPLE or isinstance(value, _CONTAINERS)
                 if held and not name.startswith("__"):
                     self._add(cls, name, value)
 
@@ -228,17 +228,12 @@ class Snapshot:
             hidden = value not in self._registered and not of_torch(kind)
             held = [(k, v) for k, v in vars(value).items() if k not in INTERNAL or k == "_buffers"]
             return id(value), hidden and [(k, self._print(v, depth - 1)) for k, v in held]
-        if isinstance(value, (*_SEQUENCES, dict)):
-            items = _ends(value.items() if isinstance(value, dict) else value)
-            own = self._print_object(value, depth) if kind.__module__ != "builtins" else ()
+        if isinstance(value, _CONTAINERS):
+            own = () if kind in _BUILT_IN else self._print_object(value, depth)
             if isinstance(value, dict):
-                return (
-                    id(value),
-                    len(value),
-                    [(k, self._print(v, depth - 1)) for k, v in items],
-                    own,
-                )
-            return id(value), len(value), [self._print(x, depth - 1) for x in items], own
+                items = [(k, self._print(v, depth - 1)) for k, v in _ends(value.items())]
+                return id(value), len(value), items, own
+            return id(value), len(value), [self._print(x, depth - 1) for x in _ends(value)], own
         return id(value), *self._print_object(value, depth)
 
     def _print_object(self, value: Any, depth: int) -> tuple[Any, ...]:
