@@ -128,13 +128,15 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     :param spike_format: format of the returned spikes: a "dense" tensor, or
         :class:`snn_single_spike.SpikeTimes` ("times"). With "times" the current of an `nn.Linear`
-        from spike times is not computed, see :mod:`snn_single_spike.spikes`. Defaults to "dense"
+        or `nn.Conv2d` from spike times is not computed, see :mod:`snn_single_spike.spikes`.
+        Defaults to "dense"
     :type spike_format: str, optional, keyword only
 
     Inputs: \\input_, mem_0
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
-          float64, float16 or bfloat16; or the :class:`snn_single_spike.spikes.LazyCurrent` that
-          `nn.Linear` returns for spike times
+          float64, float16 or bfloat16; or the :class:`snn_single_spike.spikes.LazyCurrent` or
+          :class:`snn_single_spike.spikes.ConvCurrent` that `nn.Linear` or `nn.Conv2d` returns for
+          spike times
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default. The empty tensor of `reset_mem()` means zeros, too
 
