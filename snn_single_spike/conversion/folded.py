@@ -168,7 +168,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         if formats is None or self.path in formats.membranes:
             return super()._run_sequence(sequence.to_dense(), *states, **named)
         out = super()._run_sequence(sequence, *states, **named)
-        if self.path in formats.linear:
+        if self.path in formats.layers:
             return out
         return (out[0].to_dense(), *out[1:]) if isinstance(out, tuple) else out.to_dense()
 

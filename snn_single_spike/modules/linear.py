@@ -156,7 +156,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         """Whether a dense input is sparse enough to be converted to events."""
         fits = dense.dim() == 3 and dense.shape[2] == self.in_features
         fits = fits and dense.dtype == self.weight.dtype
-        return fits and choice.events_pay(dense, self.out_features, self.backend)
+        layer = choice.Layer(self.out_features, self.weight.numel())
+        return fits and choice.events_pay(dense, layer, self.backend)
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """

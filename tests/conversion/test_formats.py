@@ -73,9 +73,10 @@ def chain(*sizes):
 @pytest.fixture
 def always(monkeypatch):
     """Choose spike times and events wherever they are possible."""
-    for name in ("LEAST_OUTPUTS", "LEAST_CURRENTS", "LEAST_PRODUCTS"):
+    for name in ("LEAST_OUTPUTS", "LEAST_CURRENTS", "LEAST_PRODUCTS", "LEAST_CONV_PRODUCTS"):
         monkeypatch.setattr(choice, name, 0)
-    monkeypatch.setattr(choice, "_SHARE", 1000.0)
+    for name, value in (("_SHARE", 1000.0), ("_CONV_SHARE", 1000.0), ("_CONV_STEPS", 0)):
+        monkeypatch.setattr(choice, name, value)
 
 
 MODELS = {
@@ -110,7 +111,9 @@ def test_the_second_call_gives_what_dense_spikes_give(name, training, always):
 def formats_of(model, *inputs, **options):
     fast = convert(model, **options)
     fast(*inputs)
-    return fast._single_spike.formats[fast.training]
+    found = fast._single_spike.formats[fast.training]
+    outputs = {path: [layer.outputs for layer in layers] for path, layers in found.layers.items()}
+    return outputs, found
 
 
 def test_neurons_whose_spikes_reach_linear_layers_only_are_found():
