@@ -10,7 +10,7 @@ from . import functional, losses, memory, metrics  # noqa: E402
 from .conversion.api import ConversionError, convert, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
-from .modules.leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
+from .modules.leaky import FusedLeaky, LeakyState, SingleSpikeLeaky  # noqa: E402
 from .modules.linear import SingleSpikeLinear  # noqa: E402
 from .modules.readout import LeakyReadout  # noqa: E402
 from .modules.rleaky import SingleSpikeRLeaky  # noqa: E402
@@ -25,6 +25,7 @@ except PackageNotFoundError:  # a bare checkout on the path
 __all__ = [
     "AveragedSpikes",
     "ConversionError",
+    "FusedLeaky",
     "LeakyReadout",
     "LeakyState",
     "MaterializationWarning",

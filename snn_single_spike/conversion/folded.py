@@ -53,7 +53,7 @@ class Folded(SingleSpikeNeuron):
     path: str
     original: type
 
-    def forward(self, input_: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
+    def forward(self, input_: Tensor, *states: Tensor | None, **named: Any) -> Any:
         if (loop := active_loop()) is not None:
             return self._forward_in_loop(loop, input_, states, named)
         if not torch.compiler.is_compiling():

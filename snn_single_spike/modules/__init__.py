@@ -2,13 +2,14 @@
 
 from .alpha import SingleSpikeAlpha
 from .lapicque import SingleSpikeLapicque
-from .leaky import LeakyState, SingleSpikeLeaky
+from .leaky import FusedLeaky, LeakyState, SingleSpikeLeaky
 from .linear import SingleSpikeLinear
 from .readout import LeakyReadout
 from .rleaky import SingleSpikeRLeaky
 from .synaptic import SingleSpikeSynaptic
 
 __all__ = [
+    "FusedLeaky",
     "LeakyReadout",
     "LeakyState",
     "SingleSpikeAlpha",
