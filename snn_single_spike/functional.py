@@ -178,8 +178,7 @@ def run_single_spike(
         "syn_0": check_state("syn" if gain is None else "syn_exc", syn, current),
         "inh_0": check_state("syn_inh", inh, current),
     }
-    neurons = current.shape[1:].numel()
-    inputs["last_0"] = _last_spike(refractory, last, inputs["mem_0"], threshold_, neurons)
+    inputs["last_0"] = _last_spike(refractory, last, inputs["mem_0"], threshold_, current)
     spikes, membrane, syn_rec, inh_rec, times, final, _, phase = SingleSpike.apply(
         settings, *(inputs[name] for name in INPUTS)
     )
@@ -211,7 +210,7 @@ def _last_spike(
     last: Tensor | None,
     mem_0: Tensor | None,
     threshold: Tensor,
-    neurons: int,
+    current: Tensor,
 ) -> Tensor | None:
     """The step (M,) of the last spike before the sequence, as the operator reads it.
 
@@ -227,7 +226,7 @@ def _last_spike(
         on_cpu = threshold.device.type == "cpu" and not is_traced()
         if on_cpu and bool((threshold >= 0).all()):
             return None
-        mem_0 = threshold.new_zeros(neurons)
+        mem_0 = torch.zeros_like(current[0], dtype=threshold.dtype).flatten()
     above = mem_0.detach().view(-1, threshold.numel()) > threshold.detach()
     return torch.where(above, -1, lowest).flatten()
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .._surrogate import Surrogate
 from .._types import (
-    FREE,
     RESET_NOW,
     SPIKED,
     ForwardOutputs,
@@ -38,7 +37,8 @@ def _integrate(
     """Integrate ``rows`` (T, n) into ``out``, ``syn``, ``inh`` and ``phase``, (T, n) each.
 
     Returns the spike times and the states of the last step. Spike times are those of the first
-    spikes, T for a silent neuron; with ``phase``, those of the last spikes.
+    spikes, T for a silent neuron; with ``refractory``, those of the last spikes. A refractory
+    period needs ``phase``.
     """
     beta, theta, reset = neuron.beta, neuron.threshold, neuron.reset
     before, s, i = neuron.mem_0, neuron.syn_0, neuron.inh_0
@@ -85,11 +85,13 @@ def _integrate(
             syn[t] = s
         if inh is not None:
             inh[t] = i
-        if last is not None and fired is not None and phase is not None:
-            assert neuron.refractory is not None
-            free = t - last > neuron.refractory
-            spiked = torch.gt(v, theta, out=below) & free
-            phase[t] = FREE * free + SPIKED * spiked + RESET_NOW * fired
+        if last is not None and fired is not None:
+            spiked = v > theta
+            if phase is not None:
+                assert neuron.refractory is not None
+                free = t - last > neuron.refractory
+                spiked &= free
+                phase[t].copy_(free).add_(spiked, alpha=SPIKED).add_(fired, alpha=RESET_NOW)
             last, fired = last.masked_fill(spiked, t), spiked
             continue
         torch.gt(v, theta, out=below).logical_not_()  # not `<=`: NaN does not fire
@@ -112,7 +114,7 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
     phases: list[Tensor | None] = [None] * len(blocks)
     if out.phase is not None:
         phases = [out.phase[:, block] for block in blocks]
-    elif neuron.refractory is not None:
+    elif neuron.refractory:
         phases = [*workspace(num_steps, blocks, torch.uint8, device)]
     for block, mem, phase in zip(blocks, mems, phases, strict=True):
         part = cut(neuron, block, device, dtype)
@@ -127,9 +129,9 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
         silent = times == num_steps
         out.times[block] = times.masked_fill(silent, -1)
         at = times.clamp(max=num_steps - 1)[None]
-        if out.spikes is not None and phase is not None:
-            zero = part.graded_spikes_factor.new_zeros(())
-            out.spikes[:, block] = torch.where(phase & SPIKED != 0, part.graded_spikes_factor, zero)
+        if out.spikes is not None and neuron.refractory is not None:
+            spiked = mem > part.threshold if phase is None else phase & SPIKED != 0
+            out.spikes[:, block] = torch.where(spiked, part.graded_spikes_factor, 0.0)
         elif out.spikes is not None:
             peak = part.graded_spikes_factor.expand_as(times).masked_fill(silent, 0.0)
             spikes = out.spikes[:, block]
@@ -179,7 +181,9 @@ def neuron_backward(
         first = torch.where(times[block] < 0, num_steps, times[block])
         phase = None if saved.phase is None else saved.phase[:, block]
         if saved.recompute and saved.saved is not None:
-            if neuron.refractory is not None:
+            # The phases again, because their memory is saved; the membrane is not rounded here.
+            phase = None
+            if neuron.refractory:
                 phase = torch.empty(mem.shape, dtype=torch.uint8, device=device)
             _integrate(saved.saved[:, block].to(state), part, mem, phase=phase)
         history = History.of(part, first, mem, phase)
