@@ -270,19 +270,20 @@ def _adjoint_alpha(k, n, start, after, row, grad_inh, reset, parameters, scan):
 
 
 @part_of_caller
-def _finish(start, n, steps, after, into, kind, initial, parameters, scan):
+def _finish(start, n, steps, after, into, kind, initial, parameters, scan, once):
     """The gradients to parameters and to the states before the first step."""
     zero = after.dtype.type(0)
     decay, alpha, lam_s, lam_i = parameters.decay, parameters.alpha, scan.lam_s, scan.lam_i
-    subtract, zeroed = reset_steps(kind.reset, 0)
-    first, carried = scan.first, scan.slope
-    for j in range(n):
-        carried[j] = zero if first[j] == zeroed else after[j]
-        if first[j] == subtract:
-            scan.d_threshold[j] -= after[j]
+    if not once:  # a spike one step before the first
+        subtract, zeroed = reset_steps(kind.reset, 0)
+        carried = scan.slope[:n]
+        for j in range(n):
+            carried[j] = zero if scan.first[j] == zeroed else after[j]
+            scan.d_threshold[j] -= after[j] if scan.first[j] == subtract else zero
+        after = carried
     if given(into.beta):
         for j in range(n):
-            rest = lam_i[j] * initial.inh[j] if kind.inhibitory else carried[j] * initial.mem[j]
+            rest = lam_i[j] * initial.inh[j] if kind.inhibitory else after[j] * initial.mem[j]
             into.beta[start + j] = scan.d_beta[j] + rest if parameters.decay_passes[j] else zero
     if given(into.threshold):
         copy(scan.d_threshold, n, into.threshold[start : start + n])
@@ -300,7 +301,7 @@ def _finish(start, n, steps, after, into, kind, initial, parameters, scan):
                 into.feedback[start + j] = zero
     if given(into.mem_0):
         for j in range(n):
-            into.mem_0[start + j] = decay[j] * carried[j]
+            into.mem_0[start + j] = decay[j] * after[j]
     if given(into.syn_0):
         for j in range(n):
             into.syn_0[start + j] = alpha[j] * lam_s[j]
@@ -370,7 +371,7 @@ def _block(
         after = row
     if not once:
         load_history(*last_0, scan.first)
-    _finish(start, n, steps, after, into, kind, initial, parameters, scan)
+    _finish(start, n, steps, after, into, kind, initial, parameters, scan, once)
 
 
 @compiled

@@ -97,7 +97,8 @@ def _rows_again(
                 at = where(u > threshold, t, at)
                 zeroed, subtracted = at + lags.zero, at + lags.subtract
         store(mem, j, u)
-        store(first, j, at)
+        if not once:
+            store(first, j, at)
 
 
 @part_of_caller
@@ -179,15 +180,16 @@ def _clear(scan, n):
 
 
 @part_of_caller
-def _finish(start, n, mem_0, into, parameters, scan, lags):
+def _finish(start, n, mem_0, into, parameters, scan, lags, once):
     """The gradients to parameters and to the membrane before the first step."""
     zero = scan.lam.dtype.type(0)
     decay, lam, d_beta = parameters.decay, scan.lam, scan.d_beta
-    for j in range(n):  # a spike one step before the first
-        if scan.first[j] + lags.subtract == 0:
-            scan.d_threshold[j] -= lam[j]
-        if scan.first[j] + lags.zero == 0:
-            lam[j] = zero
+    if not once:
+        for j in range(n):  # a spike one step before the first
+            if scan.first[j] + lags.subtract == 0:
+                scan.d_threshold[j] -= lam[j]
+            if scan.first[j] + lags.zero == 0:
+                lam[j] = zero
     if given(into.beta):
         for j in range(n):
             total = d_beta[j] + lam[j] * mem_0[j]
@@ -284,7 +286,7 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
                 _rows_back(1, early, *block, slope, streams, path)
         if not once:
             load_history(*last_0)
-        _finish(start, n, initial.mem, into, parameters, scan, lags)
+        _finish(start, n, initial.mem, into, parameters, scan, lags, once)
     fence()
 
 
