@@ -9,7 +9,7 @@ from torch import nn
 
 from ..functional import DEFAULT_GRADIENT
 from ..modules._base import check_options
-from ..modules.leaky import SPIKE_FORMATS
+from ..modules.leaky import SPIKE_FORMATS, check_once
 from ..ops.validation import check_choice
 from .call import Time
 from .checks import (
@@ -41,6 +41,7 @@ def convert(
     share_parameters: bool = False,
     gradient: str = DEFAULT_GRADIENT,
     backend: str = "auto",
+    refractory: int | None = None,
     spike_format: str = "dense",
     time_dim: int = 0,
     check: bool = True,
@@ -71,6 +72,9 @@ def convert(
         spk_rec, mem_rec = fast(images)          # (batch, ...): the same image at every step;
                                                  # conv and pool before the first neuron run once
 
+        same = convert(net, refractory=0)
+        spk_rec, mem_rec = same(data)            # every spike of net, in less time
+
         fast = convert(net, spike_format="times")
         spikes, mem = fast(data)                 # SpikeTimes, and a membrane computed on first use
 
@@ -90,8 +94,13 @@ def convert(
       and :class:`snn_single_spike.SingleSpikeLeaky` support; ``to_dense()`` makes it a tensor;
     - for everything else: tensors.
 
+    With ``refractory=0`` the neurons keep all their spikes: outputs and gradients are those of the
+    given model, run step by step. (Matrix products over all steps may round differently.) A larger
+    number silences a neuron for as many steps after each spike. :class:`snntorch.Leaky`,
+    :class:`snntorch.Synaptic` and :class:`snntorch.Lapicque` support it, with dense spikes.
+
     When training, BatchNorm computes its statistics over time and batch. MaxPool after a neuron
-    can pass on more than one spike. convert() warns about both.
+    that spikes at most once can pass on more than one spike. convert() warns about both.
 
     :param model: model whose ``forward`` computes one time step, or loops over time
     :type model: torch.nn.Module
@@ -110,6 +119,10 @@ def convert(
 
     :param backend: see :mod:`snn_single_spike.backends`. Defaults to `"auto"`
     :type backend: str, optional
+
+    :param refractory: number of silent steps after each spike; 0 keeps every spike. Defaults to
+        None: at most one spike per neuron and sample
+    :type refractory: int, optional
 
     :param spike_format: format of the spikes that Leaky neurons return: `"dense"` tensors, or
         spike `"times"`. Both accept dense tensors, :class:`snn_single_spike.SpikeTimes` and
@@ -138,24 +151,25 @@ def convert(
     _check_model(model)
     if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
         raise ValueError(f"num_steps={num_steps!r} must be a positive integer or None")
-    check_options("Leaky", gradient, backend, {})
+    check_options("Leaky", gradient, backend, {}, refractory)
     check_choice("spike_format", spike_format, SPIKE_FORMATS)
+    check_once(spike_format, refractory)
     if time_dim not in (0, 1):
         raise ValueError(
             f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
         )
     loops = {path: found for path, part in model.named_modules() if (found := find_loops(part))}
-    reject_unsupported_layers(model, loops)
+    reject_unsupported_layers(model, loops, refractory)
     if loops and (num_steps is not None or time_dim):
         raise ConversionError(
             "the model has its own loop over time inside forward, which keeps its inputs and its "
             "number of steps: convert it without num_steps= and time_dim="
         )
     reject_state(model)
-    warn_about_differences(model)
+    warn_about_differences(model, refractory is None)
     new, time = copy_model(model, share_parameters), Time()
     neurons = [
-        _fold(neuron, kind, time, path, gradient, backend, spike_format)
+        _fold(neuron, kind, time, path, (gradient, backend, refractory), spike_format)
         for path, neuron in new.named_modules()
         if (kind := convertible_kind(neuron))
     ]
@@ -223,14 +237,13 @@ def _fold(
     kind: type,
     time: Time,
     path: str,
-    gradient: str,
-    backend: str,
+    options: tuple[str, str, int | None],
     spike_format: str,
 ) -> Any:
     """Turn a snnTorch neuron into its folded single-spike form, in place."""
     original = type(neuron)
     neuron.__class__ = FOLDED[kind]
-    neuron._init_single_spike(gradient, backend)
+    neuron._init_single_spike(*options)
     if isinstance(neuron, FoldedLeaky):
         neuron.spike_format = spike_format
     neuron.time, neuron.path, neuron.original = time, path, original

@@ -13,7 +13,7 @@ import snntorch as snn
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
-from ..modules._base import NEEDS_THE_LOOP, SingleSpikeNeuron
+from ..modules._base import NEEDS_THE_LOOP, REFRACTORY, SingleSpikeNeuron
 from ..modules.readout import LeakyReadout
 from .source import called_in_loops
 
@@ -76,7 +76,9 @@ def overridden_parts(neuron: nn.Module, kind: type) -> list[str]:
     )
 
 
-def reject_unsupported_layers(model: nn.Module, looped: Collection[str] = ()) -> None:
+def reject_unsupported_layers(
+    model: nn.Module, looped: Collection[str] = (), refractory: int | None = None
+) -> None:
     """Raise ConversionError for the first layer that cannot run over a whole sequence.
 
     ``looped`` are the paths of modules with a loop over time that can run all its steps at once.
@@ -88,6 +90,7 @@ def reject_unsupported_layers(model: nn.Module, looped: Collection[str] = ()) ->
         _reject_whole_sequence_layers(path, module)
         if isinstance(module, SpikingNeuron):
             _reject_neuron(path, module)
+            _reject_more_spikes(path, module, refractory)
         elif path not in looped and type(module).forward is not nn.Sequential.forward:
             _reject_loops(path, module)
 
@@ -182,6 +185,16 @@ def _reject_neuron(path: str, neuron: Any) -> None:
     )
 
 
+def _reject_more_spikes(path: str, neuron: Any, refractory: int | None) -> None:
+    kind: Any = convertible_kind(neuron)
+    if refractory is not None and kind.__name__ not in REFRACTORY:
+        raise ConversionError(
+            f"neuron {path!r} ({kind.__name__}) cannot be converted with refractory={refractory}: "
+            f"it spikes at most once here. Convert without refractory=, replace it by "
+            "snntorch.Leaky, or keep the loop"
+        )
+
+
 def _reject_options(path: str, neuron: Any) -> None:
     for option, only, reason in NEEDS_THE_LOOP:
         if getattr(neuron, option, only) is not only:
@@ -237,9 +250,10 @@ def shape_advice(num_steps: int, batch: int, static_input: bool) -> str:
     )
 
 
-def warn_about_differences(model: nn.Module) -> None:
+def warn_about_differences(model: nn.Module, once: bool = True) -> None:
     """Warn about layers that compute something else over a whole sequence than step by step.
 
+    ``once`` says that every neuron spikes at most once in the converted model.
     The warnings point at the caller of the function that calls this one.
     """
     previous: nn.Module | None = None
@@ -250,7 +264,7 @@ def warn_about_differences(model: nn.Module) -> None:
                 "together, not over each step; in eval mode nothing differs",
                 stacklevel=3,
             )
-        if isinstance(module, MAX_POOL) and isinstance(previous, SpikingNeuron):
+        if once and isinstance(module, MAX_POOL) and isinstance(previous, SpikingNeuron):
             warnings.warn(
                 f"{path!r}: MaxPool after a neuron passes on every first spike of its window, "
                 "so a pooled unit can spike more than once",

@@ -52,6 +52,7 @@ class Folded(SingleSpikeNeuron):
     time: Time
     path: str
     original: type
+    _continues = False
 
     def forward(self, input_: Tensor, *states: Tensor | None, **named: Any) -> Any:
         if (loop := active_loop()) is not None:

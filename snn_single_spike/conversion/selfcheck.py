@@ -1,8 +1,9 @@
 """Compares a model with its own loop over time with the author's loop, on a few samples.
 
-The author's loop runs with snnTorch's neurons, held to one spike and one reset. Both run on copies,
-in float64: folding time into the batch changes the rounding of matrix products, and a membrane near
-its threshold magnifies that.
+The author's loop runs with snnTorch's neurons, held to one spike and one reset, or to the
+refractory period that the model was converted with. Both run on copies, in float64: folding time
+into the batch changes the rounding of matrix products, and a membrane near its threshold magnifies
+that.
 """
 
 from __future__ import annotations
@@ -121,8 +122,10 @@ def _run_loop(model: Any, loop: Any, given: Any, noise: bool = False) -> Any:
     for part in [m for m in new.modules() if hasattr(m, "_rewritten")]:
         part.__class__ = type(part).__mro__[2]
     for neuron in [m for m in new.modules() if isinstance(m, SingleSpikeNeuron)]:
+        refractory = neuron.refractory
         unfold_neuron(neuron)
-        _hold_to_one_spike(neuron)
+        if refractory != 0:  # 0 is the author's neuron itself
+            _hold_to_spikes(neuron, refractory)
     return _results(new, lambda args, kwargs: loop(new, *args, **kwargs), given)
 
 
@@ -236,20 +239,22 @@ def _difference(
     return ""
 
 
-def _hold_to_one_spike(neuron: SpikingNeuron) -> None:
-    """Replace the functions of a neuron that read its threshold, for one forward pass."""
+def _hold_to_spikes(neuron: SpikingNeuron, refractory: int | None) -> None:
+    """Replace the functions of a neuron that read its threshold, for one forward pass.
+
+    The neuron is silent for ``refractory`` steps after a spike, and for ever if that is None.
+    """
     plain = type(neuron).fire
-    fired: Tensor | None = None
+    silent: Tensor | float = 0.0  # number of silent steps to come
     now: Tensor | None = None
 
     def fire(mem: Tensor) -> Tensor:
-        nonlocal fired, now
+        nonlocal silent, now
         spikes = plain(neuron, mem)
-        if fired is None:
-            fired = torch.zeros_like(spikes, dtype=torch.bool)
-        out = spikes * ~fired
+        silent = torch.as_tensor(silent).expand_as(mem)
+        out = spikes * (silent <= 0)
         now = (out != 0).detach()
-        fired = fired | now
+        silent = torch.where(now, math.inf if refractory is None else refractory, silent - 1)
         return out.to(mem.dtype)
 
     def mem_reset(mem: Tensor) -> Tensor:

@@ -119,6 +119,8 @@ class SingleSpikeNeuron:
     register_buffer: Callable[..., None]
     _buffers: dict[str, Tensor | None]
     _state_buffers: tuple[str, ...] = ()
+    _continues = True
+    """Whether a call may continue the sequence of an earlier one."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -243,7 +245,7 @@ class SingleSpikeNeuron:
         if result.final is not None:
             for name, value in zip(self._integrated(), result.final, strict=True):
                 setattr(self, name, value.detach().to(dtype))
-            if self.refractory is not None:
+            if self.refractory is not None and self._continues:
                 self.state = following(state, result, input_.shape[0])
         if dtype != input_.dtype:
             wide = ("spikes", "mem", "syn", "inh")

@@ -26,7 +26,7 @@ class Trace(NamedTuple):
     states: dict[str, Tensor]
     """"mem" and the synaptic currents, each (T, B, *features)."""
     times: Tensor
-    """First spike, -1 for a silent neuron (not with ``refractory``); interpolated under "spike_time"."""
+    """First spike, -1 for a silent neuron; interpolated under "spike_time"."""
 
 
 def clip(decay):
