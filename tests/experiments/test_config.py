@@ -131,11 +131,11 @@ def test_every_setting_has_a_flag():
         ),
         (
             {"neuron": "multi-spike", "gradient": "pre_spike"},
-            "--gradient pre_spike: multi-spike is a loop over time.*use --neuron single-spike",
+            "--gradient pre_spike: this rule is defined.*--neuron multi-spike is not.*use --neuron",
         ),
         (
             {"neuron": "single-spike-loop", "spike_format": "times"},
-            "--spike-format times: single-spike-loop is a loop over time.*or --spike-format dense",
+            "--spike-format times: --neuron single-spike-loop needs dense.*or --spike-format dense",
         ),
         (
             {"precision": "bfloat16", "spike_format": "times"},
