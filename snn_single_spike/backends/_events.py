@@ -80,3 +80,20 @@ def sort_by_time(times: Tensor, num_steps: int) -> Events:
     keep = torch.arange(times.shape[1], device=times.device) < fired[:, None]
     units = order.indices[keep].to(torch.int32)
     return Events(offsets_of(fired), order.values[keep], units, None, once=True)
+
+
+def collect_events(spikes: Tensor) -> Events:
+    """Events from dense spikes (T, B, N): every entry that is not 0."""
+    _, batch, units = spikes.shape
+    flat = spikes.reshape(-1)
+    where = flat.nonzero()[:, 0]
+    row = where // max(units, 1)  # of time and sample
+    sample, order = torch.sort(row % max(batch, 1), stable=True)
+    where, times = where[order], (row // max(batch, 1))[order]
+    values = flat[where]
+    return Events(
+        offsets_of(torch.bincount(sample, minlength=batch)),
+        times.to(torch.int32),
+        (where % max(units, 1)).to(torch.int32),
+        None if bool((values == 1).all()) else values,
+    )

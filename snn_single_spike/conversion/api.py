@@ -42,7 +42,7 @@ def convert(
     gradient: str = DEFAULT_GRADIENT,
     backend: str = "auto",
     refractory: int | None = None,
-    spike_format: str = "dense",
+    spike_format: str = "auto",
     time_dim: int = 0,
     check: bool = True,
 ) -> nn.Module:
@@ -77,6 +77,12 @@ def convert(
 
         fast = convert(net, spike_format="times")
         spikes, mem = fast(data)                 # SpikeTimes, and a membrane computed on first use
+
+    With ``spike_format="auto"`` the model takes and returns what it does with ``"dense"``. After
+    the first call it hands spike times from a Leaky to the next linear layer where the layer and
+    the neurons behind it are then faster, and makes events of a sparse input for its first linear
+    layer. The choice depends on the sizes, on whether gradients are enabled, and on who reads the
+    spikes: see docs/spike-times.md. The results differ by rounding.
 
     With ``spike_format="times"`` every :class:`snntorch.Leaky` returns
     :class:`snn_single_spike.SpikeTimes`, and the linear layers behind it compute their current
@@ -124,9 +130,9 @@ def convert(
         None: at most one spike per neuron and sample
     :type refractory: int, optional
 
-    :param spike_format: format of the spikes that Leaky neurons return: `"dense"` tensors, or
-        spike `"times"`. Both accept dense tensors, :class:`snn_single_spike.SpikeTimes` and
-        :class:`snn_single_spike.SpikeEvents` as input. Defaults to `"dense"`
+    :param spike_format: format of the spikes that Leaky neurons return: `"dense"` tensors, spike
+        `"times"`, or `"auto"`. All accept dense tensors, :class:`snn_single_spike.SpikeTimes` and
+        :class:`snn_single_spike.SpikeEvents` as input. Defaults to `"auto"`
     :type spike_format: str, optional
 
     :param time_dim: dimension of time in input and output tensors: 0 for `(time, batch, ...)`,
@@ -152,7 +158,7 @@ def convert(
     if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
         raise ValueError(f"num_steps={num_steps!r} must be a positive integer or None")
     check_options("Leaky", gradient, backend, {}, refractory)
-    check_choice("spike_format", spike_format, SPIKE_FORMATS)
+    check_choice("spike_format", spike_format, ("auto", *SPIKE_FORMATS))
     check_once(spike_format, refractory)
     if time_dim not in (0, 1):
         raise ValueError(

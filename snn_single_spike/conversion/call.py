@@ -54,6 +54,8 @@ class Time(threading.local):
         self.static_input = False  # whether the input is the same at every step
         self.called: list[str] = []  # paths of the neurons that have run
         self.folded: list[tuple[Any, Any]] = []  # while compiling: folded tensors, and their form
+        self.readers: Any = None  # spike_format="auto": in the first call, who reads the spikes,
+        self.formats: Any = None  # and in later calls, the formats that follow
 
     def __reduce__(self) -> Any:
         return Time, ()  # a copy is not running
@@ -105,11 +107,15 @@ class Conversion:
     """Whether the model has its own loop over time, which runs all steps at once."""
     check: bool = True
     """Whether the first calls compare the model with its author's loop."""
+    auto: bool = False
+    """Whether the model chooses the format of spikes: ``spike_format="auto"``."""
+    formats: dict[bool, Any] = field(default_factory=dict)
+    """The formats that follow from the first calls, by training or not."""
 
     def __reduce__(self) -> Any:
         decided: tuple[Any, ...] = ({}, set(), Order())
-        made = (self.time, self.num_steps, self.time_dim, *decided, self.looped, self.check)
-        return Conversion, made
+        options = (self.looped, self.check, self.auto)
+        return Conversion, (self.time, self.num_steps, self.time_dim, *decided, *options)
 
 
 @dataclass

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import snntorch as snn
@@ -24,9 +26,11 @@ from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
+from ..spikes import LazyCurrent
 from ..spikes.lazy import LazyTensor
 from .call import Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
+from .formats import choose_formats
 from .loops import Rewritten, rewritten_methods
 from .selfcheck import compare_with_loop
 from .state import is_own_state, mark_own_state
@@ -63,22 +67,41 @@ class Folded(SingleSpikeNeuron):
             named = {k: None if self._starts(s) else s for k, s in named.items()}
         self._check_call(*states, *named.values())
         self.time.called.append(self.path)
-        sequence = self.time.unfold(input_)
-        try:
-            out = super().forward(sequence, *states, **named)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"neuron {self.path!r}: {error}") from error
+        out = self._run_folded(input_, lambda sequence: (states, named))
         if isinstance(out, tuple):
-            folded = tuple(map(self.time.fold, out))
-            for state in folded[1:]:
+            for state in out[1:]:
                 mark_own_state(state, self.path)
-            return folded
-        return self.time.fold(out)
+        return out
+
+    def _run_folded(self, input_: Any, take_states: Callable[[Any], Any]) -> Any:
+        """Unfold the input, run over the sequence, and fold what the neuron returns.
+
+        ``take_states(sequence)`` returns the arguments that follow the input.
+        """
+        readers = self.time.readers
+        if readers is not None:
+            readers.read_by_neuron(self, input_)
+        with readers.paused() if readers is not None else nullcontext():
+            sequence = self.time.unfold(input_)
+            states, named = take_states(sequence)
+            try:
+                out = self._run_sequence(sequence, *states, **named)
+            except (TypeError, ValueError) as error:
+                raise ConversionError(f"neuron {self.path!r}: {error}") from error
+            out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+        if readers is not None:
+            readers.returned(self, out)
+        return out
+
+    def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        return super().forward(sequence, *states, **named)  # type: ignore[misc]
 
     def _starts(self, state: Any) -> bool:
         """Whether a state is of the last call, or the zeros of ``init_leaky()`` or the like."""
-        if is_own_state(state, self.path):
-            return True
+        return is_own_state(state, self.path) or self.starts_from_zeros(state)
+
+    def starts_from_zeros(self, state: Any) -> bool:
+        """Whether a state is the zeros of ``init_leaky()`` or the like."""
         own = any(state is vars(self).get(name) for name in STATES)
         return own and isinstance(state, Tensor) and not state.any()
 
@@ -89,14 +112,11 @@ class Folded(SingleSpikeNeuron):
         self.time.called.append(self.path)
         names = _state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
-        sequence = self.time.unfold(input_)
-        shape = sequence.shape[1:]
-        given = loop.take_states(self, names, given, shape)
-        try:
-            out = super().forward(sequence, **given)  # type: ignore[misc]
-        except (TypeError, ValueError) as error:
-            raise ConversionError(f"neuron {self.path!r}: {error}") from error
-        out = tuple(map(self.time.fold, out)) if isinstance(out, tuple) else self.time.fold(out)
+
+        def take_states(sequence: Any) -> Any:
+            return (), loop.take_states(self, names, given, sequence.shape[1:])
+
+        out = self._run_folded(input_, take_states)
         loop.returned(self, names, out)
         return out
 
@@ -128,7 +148,26 @@ def _state_names(neuron: type) -> tuple[str, ...]:
     return tuple(inspect.signature(neuron.forward).parameters)[2:]  # type: ignore[attr-defined]
 
 
-class FoldedLeaky(Folded, SingleSpikeLeaky): ...
+class FoldedLeaky(Folded, SingleSpikeLeaky):
+    """A Leaky, whose spikes may be spike times: see :mod:`~snn_single_spike.conversion.formats`."""
+
+    def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent):
+            return super()._run_sequence(sequence, *states, **named)
+        formats = self.time.formats
+        if formats is None or self.path in formats.membranes:
+            return super()._run_sequence(sequence.to_dense(), *states, **named)
+        out = super()._run_sequence(sequence, *states, **named)
+        if self.path in formats.linear:
+            return out
+        return (out[0].to_dense(), *out[1:]) if isinstance(out, tuple) else out.to_dense()
+
+    def _returns_times(self, input_: Any) -> bool:
+        if self.spike_format != "auto" or self.refractory is not None:
+            return super()._returns_times(input_)
+        formats = self.time.formats
+        lazy = isinstance(input_, LazyCurrent)
+        return formats is not None and (lazy or formats.spike_times(self, input_.shape))
 
 
 class FoldedSynaptic(Folded, SingleSpikeSynaptic): ...
@@ -193,7 +232,10 @@ def make_converted(
     original: Any = type(model)
     model.__class__ = _converted_class(original, loops.get("", ()))
     converted: Any = model
-    converted._single_spike = Conversion(time, num_steps, time_dim, looped=bool(loops), check=check)
+    auto = any(getattr(neuron, "spike_format", "") == "auto" for neuron in model.modules())
+    converted._single_spike = Conversion(
+        time, num_steps, time_dim, looped=bool(loops), check=check, auto=auto
+    )
 
 
 def original_class(model: Converted | Looped) -> type:
@@ -219,10 +261,11 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
                 "axis: convert the part itself"
             )
         conversion = self._single_spike
+        formatted = choose_formats(run, self) if conversion.auto else run
         if not conversion.looped:
-            return run_converted(self, run, args, kwargs)
+            return run_converted(self, formatted, args, kwargs)
         first = conversion.check and self.training not in conversion.decisions
-        out = run_looped(self, run, args, kwargs)
+        out = run_looped(self, formatted, args, kwargs)
         if first:
             try:
                 compare_with_loop(self, original.forward, run, args, kwargs)

@@ -291,6 +291,16 @@ class Loop:
             )
         return time.fold(sequence)
 
+    def fold_whole(self, sequence: Any) -> Any:
+        """As :meth:`fold`, for a sequence that the user has made."""
+        readers = self.time.readers
+        if readers is None:
+            return self.fold(sequence)
+        with readers.paused():
+            folded = self.fold(sequence)
+        readers.folded(folded, sequence)
+        return folded
+
     def unfold(self, value: Any) -> Any:
         """The steps of a value, (T, B, ...)."""
         if isinstance(value, LazyTensor):
@@ -340,6 +350,8 @@ class Loop:
                 )
             state.taken = neuron.path, parameters.index(name)
             value = state.initial
+            if neuron.starts_from_zeros(value):
+                continue
             if isinstance(value, (Tensor, LazyTensor)) and value.shape == shape:
                 initial[name] = value  # snnTorch takes zeros for a state of another shape
         return initial
@@ -432,9 +444,8 @@ class _Indexed:
             if not all(isinstance(x, Tensor) for x in value):
                 _refuse("the step indexes a list with elements other than tensors")
             return loop.fold(torch.stack(tuple(value[: loop.steps])))
-        lazy = isinstance(value, LazyTensor) and isinstance(index, Steps)
-        if lazy and value.shape[0] == loop.steps:
-            return loop.fold(value)
+        if isinstance(index, Steps) and value.shape[0] == loop.steps:
+            return loop.fold_whole(value)
         return loop.fold(self._over_time(value, index))
 
     def __setitem__(self, index: Any, new: Any) -> None:
@@ -542,7 +553,7 @@ def _step_of(loop: Loop, iterable: Any) -> Any:
         return Steps(loop.steps)
     if isinstance(iterable, (list, tuple)):
         iterable = torch.stack(tuple(iterable))
-    return loop.fold(iterable)
+    return loop.fold_whole(iterable)
 
 
 def source(value: Any) -> Any:

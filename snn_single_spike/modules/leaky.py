@@ -177,7 +177,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     def forward(
         self, input_: Any, mem: Tensor | None = None, *, state: LeakyState | None = None
     ) -> Any:
-        times = self.spike_format == "times"
+        times = self._returns_times(input_)
         if times:
             check_once(self.spike_format, self.refractory)
             self._check_hooks()
@@ -193,6 +193,10 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if times:
             spikes = spikes_of_result(result, self.graded_spikes_factor)
         return spikes if result.mem is None else (spikes, result.mem)
+
+    def _returns_times(self, input_: Any) -> bool:
+        """Whether this call returns spike times, not dense spikes."""
+        return self.spike_format == "times"
 
     def _check_hooks(self) -> None:
         """Reject backward hooks: torch calls those of layers that return tensors only."""

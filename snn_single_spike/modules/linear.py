@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import backends
-from ..backends._arrays import as_numpy
-from ..backends._compiling import is_traced
 from ..functional import run_single_spike_linear
 from ..ops.validation import UNPACK, check_current
-from ..spikes import LazyTensor, SpikeEvents, Spikes, SpikeTimes
+from ..spikes import LazyTensor, SpikeEvents, Spikes, SpikeTimes, choice
 from ..spikes.lazy import materialize
 from .leaky import LeakyState, SingleSpikeLeaky
 
 __all__ = ["SingleSpikeLinear"]
-
-# A dense input is converted to events if at most one in SPARSE of its entries is a spike, and the
-# layer has at least WIDE neurons. Measured speed-ups of the compiled CPU loops, forward and
-# backward: 784 to 1000 units at T=100: 3.5 at one in 50, 1.6 at one in 10. 1156 to 300 units at
-# T=300: 2.5 and 1.1. 784 to 100 units at T=25: 1.4 at one in 50, 1.0 at one in 20.
-SPARSE, WIDE = 32, 100
 
 
 class SingleSpikeLinear(SingleSpikeLeaky):
@@ -164,22 +154,9 @@ class SingleSpikeLinear(SingleSpikeLeaky):
 
     def _faster_from_spikes(self, dense: Tensor) -> bool:
         """Whether a dense input is sparse enough to be converted to events."""
-        if (
-            is_traced()
-            or self.out_features < WIDE
-            or dense.device.type != "cpu"  # counting would wait for a GPU
-            or backends.explain("cpu")[0] != "numba"  # plain torch multiplies dense tensors anyway
-            or dense.dtype not in (torch.float32, torch.float64)
-            or dense.dtype != self.weight.dtype
-            or torch.is_autocast_enabled("cpu")  # autocast multiplies in half precision
-            or (dense.requires_grad and torch.is_grad_enabled())
-            or dense.dim() != 3
-            or dense.shape[2] != self.in_features
-            or not dense.numel()
-        ):
-            return False
-        # torch.count_nonzero takes ten times as long.
-        return np.count_nonzero(as_numpy(dense)) * SPARSE <= dense.numel()
+        fits = dense.dim() == 3 and dense.shape[2] == self.in_features
+        fits = fits and dense.dtype == self.weight.dtype
+        return fits and choice.events_pay(dense, self.out_features, self.backend)
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """

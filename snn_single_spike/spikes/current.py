@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.current import EventCurrent
 from ..ops.validation import check_linear
+from . import choice
 from ._base import Spikes
 from .lazy import LazySequence, changed, implements, versions
 
@@ -90,7 +92,13 @@ class LazyCurrent(LazySequence):
         :raises RuntimeError: as :meth:`linear`
         """
         spikes, weight, bias = self.linear()
-        return self._leading(dense_linear(spikes.to_dense(), weight, bias))
+        if not choice.current_pays(spikes, weight):
+            return self._leading(dense_linear(spikes.to_dense(), weight, bias))
+        if spikes.height is not None:
+            weight = weight * spikes.height.to(weight.dtype)
+        events = spikes.events()[:4]
+        current = EventCurrent.apply(self.num_steps, spikes.carrier, weight, bias, *events)
+        return self._leading(current)
 
     def detach(self) -> LazyCurrent:
         """The same current without a gradient."""

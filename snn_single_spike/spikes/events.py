@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import backends
 from ..backends._compiling import is_traced
-from ..backends._events import Events, offsets_of
+from ..backends._events import Events, collect_events, offsets_of
 from ._base import (
     Spikes,
     check_dense,
@@ -114,16 +115,15 @@ class SpikeEvents(Spikes):
         :raises ValueError: `spikes` has fewer than three dimensions, or `T = 0`
         """
         check_dense(spikes)
-        flat, batch = spikes.detach().reshape(-1), spikes.shape[1]
-        where, units = _nonzero(flat), max(spikes.shape[2:].numel(), 1)
-        row = where // units  # of time and sample
-        sample, order = torch.sort(row % max(batch, 1), stable=True)
-        where, times = where[order], (row // max(batch, 1))[order]
-        values = flat[where]
-        offsets = offsets_of(torch.bincount(sample, minlength=batch))
-        heights = None if bool((values == 1).all()) else values
-        events = Events(offsets, times, where % units, heights)
-        return cls(events, spikes.shape[0], spikes.shape[2:], dtype=spikes.dtype)
+        flat = spikes.detach().flatten(2).contiguous()
+        backend, _ = backends.explain(spikes.device.type)
+        collect = collect_events
+        if backend == "numba" and spikes.dtype in (torch.float32, torch.float64):
+            collect = backends.load(backend, "linear").collect_events
+        new = object.__new__(cls)
+        new.num_steps, new.features = spikes.shape[0], spikes.shape[2:]
+        new.folded, new.dtype, new._events = False, spikes.dtype, collect(flat)
+        return new
 
     @classmethod
     def from_events(
@@ -248,13 +248,6 @@ class SpikeEvents(Spikes):
             f"SpikeEvents(shape={tuple(self.shape)}, events={len(self._events.times)}, "
             f"device={str(self.device)!r})"
         )
-
-
-def _nonzero(flat: Tensor) -> Tensor:
-    """Indices of the non-zero entries of a tensor (n,), int64."""
-    if flat.device.type != "cpu":
-        return flat.nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero((flat != 0).numpy()))  # three times as fast as torch
 
 
 def _check_events(

@@ -72,6 +72,7 @@ def test_equals_the_original_in_every_spike(name):
     spikes, mem = fast(x)
     assert torch.equal(spikes, expected[0])
     assert torch.allclose(mem, expected[1])
+    assert torch.equal(fast(x)[0], spikes)  # spike_format="auto" decides after the first call
     weights = torch.randn_like(mem)
     for spk, u in ((spikes, mem), expected):
         (spk * weights + u * weights.cos()).sum().backward()

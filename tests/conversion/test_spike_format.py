@@ -339,7 +339,7 @@ def test_autocast():
 
 def test_bad_calls():
     with pytest.raises(
-        ValueError, match="spike_format='time' is not known: use one of 'dense', 'tim"
+        ValueError, match="spike_format='time' is not known: use one of 'auto', 'dense', 'tim"
     ):
         convert(readme(), spike_format="time")
     with pytest.raises(

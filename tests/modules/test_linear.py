@@ -17,8 +17,8 @@ from snn_single_spike import (
     backends,
 )
 from snn_single_spike.functional import linear_readout, single_spike_leaky, single_spike_linear
-from snn_single_spike.modules import linear
 from snn_single_spike.ops.validation import GRADIENT_RULES
+from snn_single_spike.spikes import choice
 
 from tests.support.devices import device_of
 from tests.support.linear_modules import LEARNS, gradients, inputs, net_of, net_parameters
@@ -73,7 +73,7 @@ def sparse_problem(dtype, high=False):
     if high:
         dense *= torch.rand(dense.shape, generator=make).to(dtype) - 0.3
     torch.manual_seed(0)
-    layer = SingleSpikeLinear(12, linear.WIDE, 0.8, threshold=0.05, learn_beta=True).to(dtype)
+    layer = SingleSpikeLinear(12, 100, 0.8, threshold=0.05, learn_beta=True).to(dtype)
     return dense, layer
 
 
@@ -97,8 +97,8 @@ needs_numba = pytest.mark.skipif(
 def test_a_dense_input_that_is_nearly_all_zeros(high, dtype, found, monkeypatch):
     """The layer converts a sparse dense input to events, with the same results."""
     results = []
-    for few in (32, math.inf):  # at most one in SPARSE
-        monkeypatch.setattr(linear, "SPARSE", few)
+    for least in (0, math.inf):
+        monkeypatch.setattr(choice, "LEAST_PRODUCTS", least)
         dense, layer = sparse_problem(dtype, high)
         out = layer(dense)
         out.to_dense()[3:].square().sum().backward()
@@ -112,7 +112,9 @@ def test_a_dense_input_that_is_nearly_all_zeros(high, dtype, found, monkeypatch)
 @needs_numba
 def test_dense_inputs_that_are_multiplied(found, monkeypatch):
     few, layer = sparse_problem(torch.float32)
-    narrow = SingleSpikeLinear(12, linear.WIDE - 1, 0.8)
+    layer(few)  # small
+    monkeypatch.setattr(choice, "LEAST_PRODUCTS", 0)
+    narrow = SingleSpikeLinear(12, 20, 0.8)
     layer(torch.rand_like(few))
     narrow(few)
     layer(few.clone().requires_grad_())

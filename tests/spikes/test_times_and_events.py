@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snn_single_spike import SingleSpikeLinear, SpikeEvents, SpikeTimes
-from snn_single_spike.backends._events import Events
+from snn_single_spike.backends._events import Events, collect_events
 from snn_single_spike.functional import spike_count
 
 from tests.support.spikes import (
@@ -305,3 +305,22 @@ def test_events_out_of_order_in_unsigned_types():
 def test_types_of_dense_tensors_are_floating_point():
     with pytest.raises(TypeError, match="dtype=torch.int64 must be a floating-point type"):
         SpikeTimes(torch.zeros(2, 3, dtype=int), 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("units", [1, 15, 16, 50])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_events_are_collected_as_torch_collects_them(units, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    dense = torch.rand(6, 5, units, 2, dtype=torch.float64)
+    for spikes in (
+        dense * (dense > 0.8),
+        (dense > 0.5).double(),
+        -dense,
+        dense * 0,
+        dense * torch.nan,
+    ):
+        found = SpikeEvents.from_dense(spikes.transpose(0, 1)).events()
+        right = collect_events(spikes.transpose(0, 1).flatten(2))
+        assert (found.values is None) == (right.values is None)
+        for mine, expected in zip(found[:4], right[:4], strict=True):
+            torch.testing.assert_close(mine, expected, equal_nan=True)

@@ -21,7 +21,13 @@ from snn_single_spike.kernels.numba.linear_backward_closed_form import (
     linear_backward_closed_form_loop,
 )
 from snn_single_spike.kernels.numba.linear_backward_scan import linear_backward_scan_loop
-from snn_single_spike.kernels.numba.linear_events import pack_loop, sort_loop, unpack_loop
+from snn_single_spike.kernels.numba.linear_events import (
+    collect_events_loop,
+    count_events_loop,
+    pack_loop,
+    sort_loop,
+    unpack_loop,
+)
 from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_loop
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
@@ -122,6 +128,21 @@ def _events(events: Events, dtype: torch.dtype) -> arguments.Events:
         units=as_numpy(events.units),
         values=as_array(events.values, 1, dtype),
     )
+
+
+def collect_events(spikes: Tensor) -> Events:
+    """As :func:`snn_single_spike.backends._events.collect_events`, in one pass and a count."""
+    dense, ranges = as_numpy(spikes), _ranges(spikes.shape[1])
+    counts = torch.empty(spikes.shape[1], dtype=torch.int64)
+    in_threads(count_events_loop, [(*samples, dense, as_numpy(counts)) for samples in ranges])
+    offsets = offsets_of(counts)
+    total = int(offsets[-1])
+    times, units = (torch.empty(total, dtype=torch.int32) for _ in range(2))
+    heights = torch.empty(total, dtype=spikes.dtype)
+    ones = torch.empty(spikes.shape[1], dtype=torch.bool)
+    arrays = [as_numpy(x) for x in (offsets, times, units, heights, ones)]
+    in_threads(collect_events_loop, [(*samples, dense, *arrays) for samples in ranges])
+    return Events(offsets, times, units, None if bool(ones.all()) else heights)
 
 
 def sort_spikes(times: Tensor, num_steps: int) -> Events:

@@ -1,0 +1,252 @@
+"""Chooses the format of spikes in a converted model, for ``spike_format="auto"``.
+
+In the first call every neuron returns dense spikes, and :class:`Readers` records the functions that
+read them. A neuron whose spikes reach nothing but linear layers with neurons behind them can return
+spike times from the second call on. It does where the layer behind is then faster, by the rules of
+:mod:`snn_single_spike.spikes.choice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ..spikes import SpikeEvents, choice
+from ..spikes.lazy import LazyTensor
+
+__all__ = ["Formats", "Readers", "choose_formats"]
+
+INPUT = ""
+"""The path of the model's first input, which is no neuron."""
+
+_RESHAPES = {
+    *(torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view),
+}
+_OF_SHAPE = {
+    *("__get__", "__len__", "dim", "size", "numel", "nelement", "ndimension", "stride"),
+    *("is_contiguous", "is_floating_point", "is_complex", "element_size", "get_device", "type"),
+}
+"""Names of functions that read the shape, type or device of a tensor, if they return no tensor."""
+
+
+class _Known(NamedTuple):
+    """A tensor whose readers are recorded."""
+
+    tensor: Any
+    """Kept, so that no other tensor gets its id."""
+    role: str
+    """"spikes" (folded), the "current" of a linear layer on them, a "membrane", or the "sequence"
+    that a loop over time indexes."""
+    path: str
+    outputs: int = 0
+    """Size of the current."""
+
+
+@dataclass
+class Formats:
+    """The readers of the spikes of a model."""
+
+    linear: dict[str, list[int]] = field(default_factory=dict)
+    """Neurons whose spikes reach linear layers with neurons only: the outputs of these layers."""
+    membranes: set[str] = field(default_factory=set)
+    """Neurons whose membrane is read."""
+    before_membranes: set[str] = field(default_factory=set)
+    """The neurons before these."""
+
+    def spike_times(self, neuron: Any, shape: torch.Size) -> bool:
+        """Whether a neuron with a dense current (T, B, *features) returns spike times."""
+        outputs = self.linear.get(neuron.path)
+        if not outputs or neuron.path in self.before_membranes:
+            return False
+        measured = choice.is_measured(neuron.backend, neuron.threshold)
+        return measured and all(choice.spike_times_pay(shape, size) for size in outputs)
+
+    def input(self, x: Any, time: Any) -> Any:
+        """The first input of the model, as events if they pay. A sequence, or folded."""
+        outputs = self.linear.get(INPUT)
+        if (
+            not outputs
+            or INPUT in self.before_membranes
+            or not isinstance(x, Tensor)
+            or not choice.events_pay(x, min(outputs))
+        ):
+            return x
+        if not time.num_steps:  # the model has its own loop over time
+            return SpikeEvents.from_dense(x)
+        return time.fold(SpikeEvents.from_dense(time.unfold(x)))
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", "")
+
+
+def _keeps_spikes(function: Callable[..., Any], spikes: Tensor, kwargs: Any, out: Any) -> bool:
+    """Whether a function returns spike times unchanged, or in another shape."""
+    if function in _RESHAPES:
+        return out.dim() > 1 and out.shape[0] == spikes.shape[0]
+    return function is F.dropout and not (kwargs["training"] and kwargs["p"])
+
+
+class Readers(TorchFunctionMode):
+    """Records which functions read the spikes and membranes of a model, during one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, _Known] = {}
+        self._paused = False
+        self._dense: set[str] = set()  # neurons whose spikes are read by other functions
+        self._membranes: set[str] = set()
+        self._read: dict[str, list[tuple[int, Any]]] = {}  # linear layers, and the neurons behind
+
+    def given(self, x: Any, role: str) -> None:
+        """The first input of the model."""
+        if isinstance(x, (Tensor, LazyTensor)):
+            self._remember(_Known(x, role, INPUT))
+
+    def returned(self, neuron: Any, out: Any) -> None:
+        """What a neuron has returned, folded."""
+        if not hasattr(neuron, "spike_format"):
+            return  # its spikes are always dense
+        spikes, *membrane = out if isinstance(out, tuple) else (out,)
+        self._remember(_Known(spikes, "spikes", neuron.path))
+        for x in membrane:
+            self._remember(_Known(x, "membrane", neuron.path))
+
+    def read_by_neuron(self, neuron: Any, input_: Any) -> None:
+        known = self._known.get(id(input_))
+        if known is not None and known.role == "current":
+            self._read.setdefault(known.path, []).append((known.outputs, neuron))
+        elif known is not None:
+            self._other(known)
+
+    def left(self, out: Any, model: Any) -> None:
+        """What a model has returned, or keeps in its attributes."""
+        for known in self._among((out, *map(vars, model.modules()))):
+            self._other(known)
+
+    def folded(self, value: Any, of: Any) -> None:
+        """All steps of the sequence ``of``, which a loop over time has indexed."""
+        known = self._known.get(id(of))
+        if known is not None and known.role == "sequence":
+            self._remember(known._replace(tensor=value, role="spikes"))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def formats(self) -> Formats:
+        linear, before = {}, set()
+        # A neuron with a refractory period computes its membrane at every step.
+        membranes = self._membranes | {
+            neuron.path
+            for readers in self._read.values()
+            for _, neuron in readers
+            if neuron.refractory is not None
+        }
+        for path, readers in self._read.items():
+            supported = all(
+                hasattr(neuron, "spike_format") and neuron._surrogate()[1] is None
+                for _, neuron in readers
+            )
+            if supported and path not in self._dense:
+                linear[path] = [outputs for outputs, _ in readers]
+                if any(neuron.path in membranes for _, neuron in readers):
+                    before.add(path)
+        return Formats(linear, membranes, before)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if not self._paused:
+            self._saw(function, args, kwargs or {}, out)
+        return out
+
+    def _saw(self, function: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
+        found = list(self._among((args, kwargs)))
+        if not found or (_name(function) in _OF_SHAPE and not isinstance(out, Tensor)):
+            return
+        (first, *others) = found
+        if others or first.role != "spikes" or not args or first.tensor is not args[0]:
+            for known in found:
+                self._other(known)
+        elif function is F.linear and out.dim() in (2, 3):
+            self._remember(_Known(out, "current", first.path, out.shape[-1]))
+        elif _keeps_spikes(function, first.tensor, kwargs, out):
+            self._remember(first._replace(tensor=out))
+        else:
+            self._other(first)
+
+    def _remember(self, known: _Known) -> None:
+        self._known[id(known.tensor)] = known
+
+    def _among(self, values: Any) -> Iterator[_Known]:
+        for leaf in tree_leaves(values, is_leaf=lambda x: isinstance(x, LazyTensor)):
+            if id(leaf) in self._known:
+                yield self._known[id(leaf)]
+
+    def _other(self, known: _Known) -> None:
+        if known.role == "membrane":
+            self._membranes.add(known.path)
+        else:
+            self._dense.add(known.path)
+
+
+def choose_formats(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
+    """``forward`` of a model that was converted with ``spike_format="auto"``."""
+    conversion, training = model._single_spike, model.training
+    time, formats = conversion.time, conversion.formats.get(training)
+    if torch.compiler.is_compiling() or any(map(_is_watched, model.children())):
+        return forward
+
+    def first(model: Any, *args: Any, **kwargs: Any) -> Any:
+        readers = time.readers = Readers()
+        if args and conversion.looped:
+            readers.given(args[0], "sequence")
+        elif args and conversion.num_steps is None:
+            readers.given(args[0], "spikes")
+        try:
+            with readers:
+                out = forward(model, *args, **kwargs)
+            readers.left(out, model)
+        finally:
+            time.readers = None
+        conversion.formats[training] = readers.formats()
+        return out
+
+    def later(model: Any, *args: Any, **kwargs: Any) -> Any:
+        assert formats is not None
+        time.formats = formats
+        try:
+            if args:
+                args = (formats.input(args[0], time), *args[1:])
+            return forward(model, *args, **kwargs)
+        finally:
+            time.formats = None
+
+    return first if formats is None else later
+
+
+def _is_watched(part: torch.nn.Module) -> bool:
+    """Whether hooks see tensors inside of a part of the model, or torch.compile its code."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or hasattr(module, "_orig_mod")  # torch.compile(module)
+        for module in part.modules()
+    )

@@ -1,0 +1,198 @@
+"""Converted models that choose the format of spikes: spike_format="auto"."""
+
+import itertools
+
+import pytest
+import snntorch as snn
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from snn_single_spike import SpikeEvents, SpikeTimes, convert
+from snn_single_spike.spikes import choice
+
+from tests.support import networks
+from tests.support.networks import awake, leaky, loss_of, tensors
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*MaxPool after a neuron"),
+    pytest.mark.filterwarnings("ignore:.*when training, BatchNorm"),
+    pytest.mark.filterwarnings("error::snn_single_spike.MaterializationWarning"),
+]
+
+
+class Loop(nn.Module):
+    """A loop over time, whose hidden membranes are read or not."""
+
+    def __init__(self, records=False):
+        super().__init__()
+        self.records = records
+        self.fc1, self.lif1 = nn.Linear(20, 30), snn.Leaky(0.9)
+        self.fc2, self.lif2 = nn.Linear(30, 25), snn.Leaky(0.9, reset_mechanism="zero")
+        self.fc3, self.lif3 = nn.Linear(25, 10), snn.Leaky(0.8, learn_beta=True)
+
+    def forward(self, x):
+        mem1, mem2, mem3 = (lif.init_leaky() for lif in (self.lif1, self.lif2, self.lif3))
+        spikes, membranes, hidden = [], [], []
+        for step in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc1(x[step]), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spk3, mem3 = self.lif3(self.fc3(spk2.flatten(1)), mem3)
+            spikes.append(spk3)
+            membranes.append(mem3)
+            if self.records:
+                hidden.append(mem2)
+        return torch.stack(spikes), membranes, hidden
+
+
+class Skip(nn.Module):
+    """Spikes that something else than a linear layer reads, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(20, 30), leaky()
+        self.fc2, self.lif2 = nn.Linear(30, 30), leaky()
+        self.fc3, self.lif3 = nn.Linear(30, 30), leaky()
+        self.fc4, self.out = nn.Linear(30, 6), snn.Leaky(0.9)
+
+    def forward(self, x):
+        a = self.lif1(self.fc1(x))
+        b = self.lif2(self.fc2(a))
+        c = self.lif3(self.fc3(b)) + a
+        self.kept = c
+        return self.out(self.fc4(F.dropout(b, 0.2, self.training) + c))
+
+
+def chain(*sizes):
+    layers = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), leaky(output=len(layers) == 2 * len(sizes) - 4)]
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Choose spike times and events wherever they are possible."""
+    for name in ("LEAST_OUTPUTS", "LEAST_CURRENTS", "LEAST_PRODUCTS"):
+        monkeypatch.setattr(choice, name, 0)
+    monkeypatch.setattr(choice, "_SHARE", 1000.0)
+
+
+MODELS = {
+    **{name: networks.MODELS[name] for name in ("tutorial 5", "tutorial 6", "population")},
+    "chain": (lambda: chain(20, 30, 25, 10), (20,)),
+    "loop": (Loop, (20,)),
+    "records": (lambda: Loop(records=True), (20,)),
+    "skip": (Skip, (20,)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_second_call_gives_what_dense_spikes_give(name, training, always):
+    make, shape = MODELS[name]
+    model = awake(make()).double().train(training)
+    x = (torch.rand(7, 3, *shape, dtype=torch.float64) > 0.6).double() * 2
+    found = []
+    for spike_format in ("auto", "dense"):
+        fast = convert(model, spike_format=spike_format)
+        fast(x)
+        torch.manual_seed(7)  # of dropout
+        outs = tensors(fast(x))
+        loss_of(outs).backward()
+        found.append([*outs, *(p.grad for p in fast.parameters())])
+    assert all(type(mine) is torch.Tensor for mine in found[0])
+    assert any(right.any() for right in found[1])
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
+
+
+def formats_of(model, *inputs, **options):
+    fast = convert(model, **options)
+    fast(*inputs)
+    return fast._single_spike.formats[fast.training]
+
+
+def test_neurons_whose_spikes_reach_linear_layers_only_are_found():
+    x = torch.rand(5, 2, 20)
+    found = formats_of(chain(20, 30, 25, 10), x)
+    assert found.linear == {"": [30], "1": [25], "3": [10]}
+    assert found.membranes == {"5"}  # returned
+    assert found.before_membranes == {"3"}
+    assert formats_of(chain(20, 30, 25, 10), x[0], num_steps=5).linear == {"1": [25], "3": [10]}
+    found = formats_of(Loop(), x)
+    assert found.linear == {"": [30], "lif1": [25], "lif2": [10]}
+    assert found.before_membranes == {"lif2"}
+    assert formats_of(Loop(records=True), x).before_membranes == {"lif1", "lif2"}
+    assert formats_of(Skip(), x).linear == {"": [30]}
+    dropped = nn.Sequential(nn.Linear(20, 30), leaky(), nn.Dropout(0.5), nn.Linear(30, 9), leaky())
+    assert formats_of(dropped, x).linear == {"": [30]}
+    assert formats_of(dropped.eval(), x).linear == {"": [30], "1": [9]}
+    custom = chain(20, 30, 25)
+    custom[3].spike_grad = lambda x: torch.sigmoid(3 * x)
+    assert formats_of(custom, x).linear == {"": [30]}
+
+
+def inputs_of_linear(fast, x):
+    """The types of the inputs of linear layers in a call after the first."""
+    fast(x)
+    found = []
+    plain = F.linear
+
+    def linear(input_, *args):
+        found.append(type(input_))
+        return plain(input_, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "linear", linear)
+        fast(x)
+    return found
+
+
+def test_the_measured_rules_choose():
+    wide = chain(200, 100, 80, 10)
+    frames = (torch.rand(25, 60, 200) < 0.01).float()
+    dense = [torch.Tensor] * 3
+    assert inputs_of_linear(convert(wide), frames) == [SpikeEvents, SpikeTimes, SpikeTimes]
+    assert inputs_of_linear(convert(wide), frames[:, :2]) == dense
+    assert inputs_of_linear(convert(wide, spike_format="dense"), frames) == dense
+    busy = (torch.rand(25, 60, 200) < 0.5).float()
+    assert inputs_of_linear(convert(wide), busy) == [torch.Tensor, SpikeTimes, SpikeTimes]
+    assert inputs_of_linear(convert(wide, backend="torch"), busy) == dense
+    assert inputs_of_linear(convert(wide).bfloat16(), busy.bfloat16()) == dense
+    with torch.autocast("cpu", torch.bfloat16):
+        assert inputs_of_linear(convert(wide), busy) == dense
+    needs_gradient = frames.clone().requires_grad_()
+    assert inputs_of_linear(convert(wide), needs_gradient)[0] is torch.Tensor
+
+
+def test_hooks_see_dense_tensors(always):
+    fast = convert(chain(20, 30, 25))
+    seen = []
+    x = torch.rand(5, 2, 20)
+    fast(x)
+    handle = fast[1].register_forward_hook(lambda module, given, out: seen.append(type(out)))
+    fast(x)
+    handle.remove()
+    fast(x)
+    assert seen == [torch.Tensor]
+    fast[2].register_full_backward_hook(lambda *gradients: seen.append(gradients[2][0].shape))
+    loss_of(tensors(fast(x))).backward()
+    assert seen[1:] == [(10, 25)]
+
+
+def test_spike_times_as_inputs(always):
+    model = awake(chain(20, 30, 25)).double()
+    spikes = SpikeTimes(torch.randint(-1, 7, (3, 20)), 7, dtype=torch.float64)
+    fast = convert(model)
+    for _ in range(2):
+        spk, mem = fast(spikes)
+        right = convert(model, spike_format="dense")(spikes.to_dense())
+        torch.testing.assert_close((spk, mem), right)
+
+
+def test_compiled_parts_stay_dense(always):
+    model = chain(20, 30, 25)
+    model[0] = torch.compile(model[0], backend="eager")
+    fast = convert(model)
+    assert inputs_of_linear(fast, torch.rand(5, 2, 20)) == [torch.Tensor] * 2
