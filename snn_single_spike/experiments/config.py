@@ -61,7 +61,8 @@ class Config(BaseModel):
     )
     spike_format: Literal[SPIKE_FORMATS] = Field(  # type: ignore[valid-type]
         "times",
-        description="what layers pass on: dense tensors, or spike times (single-spike only)",
+        description="what layers pass on: dense tensors, or spike times; multi-spike layers "
+        "take spike times from the input, and pass on dense tensors",
     )
     gradient: Literal[GRADIENT_RULES] = Field(  # type: ignore[valid-type]
         "masked", description="gradient rule"

@@ -118,7 +118,9 @@ def _shown(value: Any) -> str:
 
 def _matters(config: Config, name: str) -> bool:
     """Whether the setting has an effect on a network of this kind of neuron."""
-    if name in ("gradient", "spike_format"):
+    if name == "spike_format":
+        return not config.neuron.endswith("loop")
+    if name == "gradient":
         return config.neuron == "single-spike"
     return name != "surrogate" or config.gradient != "spike_time"
 

@@ -184,6 +184,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
         if times and isinstance(input_, LazyCurrent) and zeros and state is None:
             return self._from_spikes(input_.unfold())
+        if isinstance(input_, LazyCurrent) and self.refractory is not None:
+            input_ = input_.to_dense()  # a neuron that spikes again needs the current of every step
         input_ = materialize(input_, self._get_name())
         # SpikeTimes hold the height in an attribute.
         height = {"graded_spikes_factor": 1.0} if times else {}

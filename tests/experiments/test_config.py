@@ -39,7 +39,8 @@ def test_every_recipe_can_be_run(name):
 
 def test_spike_times_are_the_default_where_they_are_supported():
     assert make({"dataset": "digits"}).spike_format == "times"
-    for flags in ({"neuron": "multi-spike"}, {"precision": "bfloat16"}):
+    assert make({"dataset": "digits", "neuron": "multi-spike"}).spike_format == "times"
+    for flags in ({"neuron": "multi-spike-loop"}, {"precision": "bfloat16"}):
         assert make({"dataset": "digits", **flags}).spike_format == "dense"
 
 
@@ -135,7 +136,7 @@ def test_every_setting_has_a_flag():
         ),
         (
             {"neuron": "single-spike-loop", "spike_format": "times"},
-            "--spike-format times: --neuron single-spike-loop needs dense.*or --spike-format dense",
+            "--spike-format times: single-spike-loop is a loop over time.*or --spike-format dense",
         ),
         (
             {"precision": "bfloat16", "spike_format": "times"},

@@ -13,6 +13,7 @@ from snn_single_spike import (
     SingleSpikeLeaky,
     SingleSpikeLinear,
     SingleSpikeSynaptic,
+    SpikeTimes,
 )
 from snn_single_spike.functional import single_spike_leaky
 from snn_single_spike.ops.validation import RESETS
@@ -298,3 +299,16 @@ def test_what_cannot_be_is_refused():
         lif(x, state=lif.state._replace(times=torch.zeros(3)))
     with pytest.raises(ValueError, match="mem has shape"):
         lif(x[:, :1], state=lif.state)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_linear_layer_from_spike_times_drives_every_spike():
+    """The current is made from the events, and no dense spikes of the input."""
+    spikes = SpikeTimes(torch.randint(-1, 70, (3, 30)), 70)
+    linear, results = torch.nn.Linear(30, 19), []
+    for given in (spikes, spikes.to_dense()):
+        spk, mem = FusedLeaky(0.9, threshold=0.1)(linear(given))
+        results.append((mem, *torch.autograd.grad((spk * mem).sum(), linear.parameters())))
+        assert spk.sum(0).max() > 1
+    for mine, right in zip(*results, strict=True):
+        assert torch.allclose(mine, right, atol=1e-5)
