@@ -129,6 +129,11 @@ def run_single_spike(
     check_current(current)
     check_choice("gradient", gradient, GRADIENT_RULES)
     refractory = check_refractory(refractory, gradient)
+    if refractory is not None and (gain is not None or feedback is not None):
+        raise ValueError(
+            f"refractory={refractory} is not supported by neurons with feedback or a gain, which "
+            "spike at most once: pass refractory=None"
+        )
     chosen = backends.select(backend, current.device.type)
     exact = gradient == "spike_time"
     threshold_ = check_parameter("threshold", threshold, current)

@@ -20,7 +20,8 @@ class LeakyState(NamedTuple):
     """The state of ``step()``, and of a ``forward`` that continues an earlier one."""
 
     mem: Tensor
-    """Membrane, `(B, *features)`; float32, or float64 for float64 input."""
+    """Membrane, `(B, *features)`; float32, or float64 for float64 input. After a call on half
+    precision it is rounded to the type of the input."""
     times: Tensor
     """Step of the last spike, `(B, *features)` int64; -1 for a neuron that has not fired yet."""
     num_steps: int

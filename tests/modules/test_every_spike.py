@@ -291,6 +291,10 @@ def test_what_cannot_be_is_refused():
         SingleSpikeLeaky(0.9)(x, state=LeakyState(x[0], torch.zeros(SHAPE), 3))
     with pytest.raises(ValueError, match=r"keep snntorch\.Alpha"):
         SingleSpikeAlpha(0.9, 0.8, refractory=0)
+    alpha = SingleSpikeAlpha(0.9, 0.8)
+    alpha.refractory = 0
+    with pytest.raises(ValueError, match="feedback or a gain, which spike at most once"):
+        alpha(x)
     lif = FusedLeaky(0.9)
     lif(x)
     with pytest.raises(TypeError, match="state= contains `mem`"):
