@@ -6,7 +6,7 @@ from ._checkout import expose_kernels
 
 expose_kernels()
 
-from . import functional, losses, memory, metrics  # noqa: E402
+from . import data, functional, losses, memory, metrics  # noqa: E402
 from .conversion.api import ConversionError, convert, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
@@ -38,6 +38,7 @@ __all__ = [
     "SpikeEvents",
     "SpikeTimes",
     "convert",
+    "data",
     "functional",
     "losses",
     "memory",

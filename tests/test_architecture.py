@@ -20,7 +20,7 @@ FLOORS = {
     "experiments": "Trainings of the papers: a user's own script could be written the same way.",
     "conversion nir": "Whole models: they recognize and replace modules.",
     "modules": "nn.Module with parameters and state; they call functions.",
-    "losses memory metrics functional": "Public functions: checks, and calls of operators.",
+    "data losses memory metrics functional": "Public functions: checks, and calls of operators.",
     "spikes": "Values: spike times, events, and tensors that are computed on first use.",
     "ops": "Registered operators with their gradients; they call a backend.",
     "backends": "Launches of kernels: one folder a backend, one file an operator.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,17 @@ def constant_when_compiled(function: F) -> F:
     """As ``torch.compiler.assume_constant_result``, which would import the compiler and triton."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@contextlib.contextmanager
+def outside_of_compiler() -> Iterator[None]:
+    """Run code in eager mode, in a function that is constant for ``torch.compile``."""
+    before = getattr(torch.compiler, "_is_compiling_flag", False)
+    torch.compiler._is_compiling_flag = False
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def is_traced() -> bool:

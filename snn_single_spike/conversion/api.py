@@ -44,7 +44,7 @@ def convert(
     refractory: int | None = None,
     spike_format: str = "auto",
     time_dim: int = 0,
-    check: bool = True,
+    check: bool | None = None,
 ) -> nn.Module:
     """
     Convert a snnTorch model to a model that computes whole sequences at once.
@@ -140,9 +140,9 @@ def convert(
         `(time, batch, ...)`. Defaults to 0
     :type time_dim: int, optional
 
-    :param check: for a model with its own loop over time: whether the first call, in training mode
-        and in eval mode, compares the model with the author's loop, on a few samples.
-        Defaults to True
+    :param check: whether the first call, in training mode and in eval mode, compares the model with
+        the author's, in a loop over time, on a few samples. Defaults to None: where the model has a
+        ``forward`` or hooks of its own
     :type check: bool, optional
 
     :return: model with inputs and outputs of shape `(time, batch, ...)`; those of the author, if

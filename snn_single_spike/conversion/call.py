@@ -6,12 +6,13 @@ random numbers, and where: see :mod:`~snn_single_spike.conversion.chance`.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from ..backends._compiling import constant_when_compiled, outside_of_compiler
 from ..modules._base import SingleSpikeNeuron
 from ..spikes.lazy import LazyTensor
 from .chance import (
@@ -36,7 +38,15 @@ from .place import failing_layer
 from .state import Snapshot, reject_changes
 from .steps import LoopRun
 
-__all__ = ["Conversion", "Time", "run_converted", "run_looped"]
+__all__ = [
+    "Conversion",
+    "Decision",
+    "Run",
+    "Time",
+    "run_converted",
+    "run_folded",
+    "run_looped",
+]
 
 _TENSORS = (Tensor, LazyTensor)
 
@@ -105,12 +115,15 @@ class Conversion:
     order: Order = field(default_factory=Order)
     looped: bool = False
     """Whether the model has its own loop over time, which runs all steps at once."""
-    check: bool = True
-    """Whether the first calls compare the model with its author's loop."""
+    check: bool | None = None
+    """Whether the first calls compare the model with its author's; None where it has own code."""
     auto: bool = False
     """Whether the model chooses the format of spikes: ``spike_format="auto"``."""
     formats: dict[bool, Any] = field(default_factory=dict)
     """The formats that follow from the first calls, by training or not."""
+    comparisons: dict[bool, int] = field(default_factory=dict)  # by training or not
+    comparing: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the thread that compares: the others go on."""
 
     def __reduce__(self) -> Any:
         decided: tuple[Any, ...] = ({}, set(), Order())
@@ -133,10 +146,9 @@ class Decision:
 
 def run_converted(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     """Call a converted model; ``forward`` is the function of its original class."""
-    run = _Run(model, forward, args, kwargs)
+    run = Run(model, forward, args, kwargs)
     if torch.compiler.is_compiling():
-        decision = model._single_spike.decisions.get(model.training)
-        return run.run_folded(expand=decision is None or decision.expand)
+        return run.run_folded(_expands_in_graph(model, args, kwargs))
     _reject_new_neurons(model)
     if not (run.static_input or run.time_dim) and isinstance(run.inputs[0], Tensor):
         model._single_spike.order.check(model, run.inputs[0])
@@ -145,6 +157,36 @@ def run_converted(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     after = reject_changes(model, before, model._single_spike.records)
     model._single_spike.decisions[model.training].settings = after.settings
     return out
+
+
+def _expands_in_graph(model: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a compiled graph expands a static input over time, found in a call in eager mode."""
+    lazy = any(isinstance(x, LazyTensor) for x in (*args, *kwargs.values()))
+    if torch.compiler.is_dynamo_compiling() and not lazy:
+        return _first_call(model, *args, **kwargs)
+    decision = model._single_spike.decisions.get(model.training)
+    return decision is None or decision.expand
+
+
+@constant_when_compiled
+def _first_call(model: Any, *args: Any, **kwargs: Any) -> bool:
+    """Call a model in eager mode, on the inputs that it is compiled for, unless it has been called.
+
+    The compiler runs this function while it traces. So compiled models raise as others do.
+    """
+    conversion = model._single_spike
+    decision = conversion.decisions.get(model.training)
+    with outside_of_compiler():
+        before = Snapshot(model)
+        if decision is None or not before.has_settings(decision.settings, conversion.records):
+            undo = _Undo(
+                model,
+                {x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor)},
+                before,
+            )
+            model.forward(*args, **kwargs)
+            undo()
+    return conversion.decisions[model.training].expand
 
 
 def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -159,7 +201,7 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     before = Snapshot(model)
     decision = conversion.decisions.get(model.training)
     run = LoopRun(model, conversion.time)
-    if decision is not None and decision.settings == before.settings:
+    if decision is not None and before.has_settings(decision.settings, conversion.records):
         run.expand = decision.expand
         if decision.expand:  # the layers before the first neuron find the sizes of the batch
             run.batches, run.indexed = decision.loops
@@ -174,28 +216,54 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
 
 def _decided_loop(run: LoopRun, forward: Any, args: Any, kwargs: Any, before: Snapshot) -> Any:
     """The output of a first call, and its decision."""
-    model = run.model
     inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, _TENSORS)]
-    generators = Generators({x.device for x in inputs}, before.generators)
-    buffers, outside = _Buffers(model), states_outside()
-    draws = LoopDraws(run, expandable=True)
-    expand = False
+    undo = _Undo(run.model, {x.device for x in inputs}, before)
+    runs = [run]
+
+    def observe(expandable: bool) -> Draws:
+        return LoopDraws(runs[-1], expandable, undo.generators)
+
+    def attempt(expand: bool) -> Any:
+        if expand:
+            runs.append(LoopRun(run.model, run.time, True, run.batches, run.indexed))
+        return run_folded(runs[-1], forward, args, kwargs)
+
+    out, draws, expand = _observed(observe, attempt, undo, expandable=True)
+    return out, Decision(draws.seen, expand, loops=(runs[-1].batches, runs[-1].indexed))
+
+
+def _observed(
+    observe: Callable[[bool], Draws], attempt: Callable[[bool], Any], undo: _Undo, expandable: bool
+) -> tuple[Any, Draws, bool]:
+    """The output of a call whose draws are observed, and whether it needed an expanded input.
+
+    :param observe: makes the observer; its argument is whether the call may be repeated
+    :param attempt: runs the call; its argument is whether to expand a static input over time
+    """
+    outside = states_outside()
+    draws = observe(expandable)
     try:
         with draws:
-            out = run_folded(run, forward, args, kwargs)
-        expand = draws.wrong
-    except StaticMeetsFolded:
+            out = attempt(False)
+        # Draws that torch.compile hides from the mode may come before the first neuron.
+        hidden = not (draws.seen or draws.initialised or undo.generators.unchanged())
+        expand = expandable and (draws.wrong or hidden)
+    except (DrawnOnce, StaticMeetsFolded):
         expand = True
     if expand:
         draws.rewind()
-        generators.rewind()
-        buffers.restore()
-        run = LoopRun(model, run.time, True, run.batches, run.indexed)
-        draws = LoopDraws(run, expandable=False)
+        undo()
+        draws = observe(False)
         with draws:
-            out = run_folded(run, forward, args, kwargs)
+            out = attempt(True)
     reject_draws_outside_of_torch(outside)
-    return out, Decision(draws.seen, expand, loops=(run.batches, run.indexed))
+    if draws.seen and undo.generators.unchanged():
+        raise WrongDraw(
+            "the forward of the model draws random numbers and sets the generator back, as "
+            "torch.random.fork_rng does. A loop over time would draw the same numbers at every "
+            "step, and a converted model draws others. Draw without it"
+        )
+    return out, draws, expand
 
 
 class StaticMeetsFolded(ConversionError):
@@ -222,49 +290,35 @@ def run_folded(run: LoopRun, forward: Any, args: Any, kwargs: Any) -> Any:
         ) from error
 
 
-def _decided(run: _Run, before: Snapshot) -> Any:
+def _decided(run: Run, before: Snapshot) -> Any:
     """The output of a call, whose random numbers are drawn as a loop over time draws them.
 
     A call that has drawn nothing so far, and draws now, is repeated under :class:`Draws`.
     """
     model = run.model
-    generators = Generators(run.devices, before.generators)
-    buffers = _Buffers(model)
+    undo = _Undo(model, run.devices, before)
     decision = model._single_spike.decisions.get(model.training)
-    if decision is not None and decision.settings == before.settings:
+    records = model._single_spike.records
+    if decision is not None and before.has_settings(decision.settings, records):
         out = run.run_folded(decision.expand)
-        if decision.draws or generators.unchanged():
+        if decision.draws or undo.generators.unchanged():
             return out
-        generators.rewind()
-        buffers.restore()
-    outside = states_outside()
-    expand, rows = False, (math.prod(run.extent),)
-    _check_own_hooks(run)
-    draws = Draws(model, rows, expandable=run.static_input)
-    try:
-        with draws:
-            out = run.run_folded(expand)
-        # Draws that torch.compile hides from the mode may come before the first neuron.
-        hidden = not (draws.seen or draws.initialised or generators.unchanged())
-        expand = run.static_input and hidden
-    except DrawnOnce:
-        expand = True
-    if expand:
-        draws.rewind()
-        generators.rewind()
-        buffers.restore()
-        draws = Draws(model, rows, expandable=False)
-        with draws:
-            out = run.run_folded(expand)
-    reject_draws_outside_of_torch(outside)
-    seen = draws.seen or not (draws.initialised or generators.unchanged())
+        undo()
+    rows = (math.prod(run.extent),)
+    _check_own_hooks(run, undo.generators)
+
+    def observe(expandable: bool) -> Draws:
+        return Draws(model, rows, expandable, undo.generators)
+
+    out, draws, expand = _observed(observe, run.run_folded, undo, expandable=run.static_input)
+    seen = draws.seen or not (draws.initialised or undo.generators.unchanged())
     if draws.seen:
-        _check_sizes(run, expand)
+        _check_sizes(run, expand, before)
     model._single_spike.decisions[model.training] = Decision(seen, expand)
     return out
 
 
-def _check_sizes(run: _Run, expand: bool) -> None:
+def _check_sizes(run: Run, expand: bool, before: Snapshot) -> None:
     """Reject a draw whose size is that of the batch by coincidence, as of a weight.
 
     Only a run with more samples shows the difference, so it is made only if another size is a
@@ -281,10 +335,8 @@ def _check_sizes(run: _Run, expand: bool) -> None:
     if not batch or not by_coincidence(batch):
         return
     more = run.with_samples(next(n for n in itertools.count(batch + 1) if not by_coincidence(n)))
-    if more is None:
-        return
-    generators, buffers = Generators(run.devices, ()), _Buffers(run.model)
-    draws = Draws(run.model, (math.prod(more.extent),), expandable=False)
+    undo = _Undo(run.model, run.devices, before)
+    draws = Draws(run.model, (math.prod(more.extent),), False, undo.generators)
     try:
         with torch.no_grad(), draws:
             more.run_folded(expand)
@@ -294,18 +346,17 @@ def _check_sizes(run: _Run, expand: bool) -> None:
         return  # the model does not accept this batch size
     finally:
         draws.rewind()
-        generators.rewind()
-        buffers.restore()
+        undo()
 
 
-def _check_own_hooks(run: _Run) -> None:
+def _check_own_hooks(run: Run, generators: Generators) -> None:
     """Reject draws in hooks of the model itself, which run before time is folded.
 
     torch has run them before this call, so they run again here.
     """
     model = run.model
     rows = (math.prod(run.extent),) if run.static_input else run.extent
-    draws = Draws(model, rows[::-1] if run.time_dim else rows, expandable=False)
+    draws = Draws(model, rows[::-1] if run.time_dim else rows, False, generators)
     try:
         for key, hook in model._forward_pre_hooks.items():
             with draws:
@@ -320,7 +371,7 @@ def _check_own_hooks(run: _Run) -> None:
         draws.rewind()
 
 
-class _Run:
+class Run:
     """One call of a converted model: its inputs, and the time axis that they have."""
 
     def __init__(self, model: Any, forward: Any, args: Any, kwargs: Any) -> None:
@@ -336,20 +387,35 @@ class _Run:
             self.extent = conversion.num_steps, inputs[0].shape[0]
         self.static_input = conversion.num_steps is not None
 
-    def with_samples(self, samples: int) -> _Run | None:
-        """The same call with more samples, which repeat; None for lazy inputs."""
-        if any(isinstance(x, LazyTensor) for x in self.inputs):
-            return None
+    def with_samples(self, samples: int) -> Run:
+        """The same call with another number of samples, which repeat; its inputs are dense."""
         dim = 0 if self.static_input else 1 - self.time_dim
 
-        def longer(x: Any) -> Any:
-            if not isinstance(x, Tensor) or x.dim() <= dim or x.shape[dim] != self.extent[1]:
+        def other(x: Any) -> Any:
+            if isinstance(x, LazyTensor):
+                x = x.samples(slice(samples)) if hasattr(x, "samples") else x  # spike times
+                return resized(x.to_dense(), 1)
+            return resized(x, dim)
+
+        def resized(x: Any, dim: int) -> Any:
+            if not isinstance(x, Tensor) or x.dim() <= dim or x.shape == (0,):
                 return x
             x = x if x.layout is torch.strided else x.to_dense()
-            return x.index_select(dim, torch.arange(samples, device=x.device) % x.shape[dim])
+            rows = torch.arange(samples, device=x.device) % max(x.shape[dim], 1)
+            return x.index_select(dim, rows)
 
-        kwargs = {name: longer(x) for name, x in self.kwargs.items()}
-        return _Run(self.model, self.forward, tuple(map(longer, self.args)), kwargs)
+        kwargs = {name: other(x) for name, x in self.kwargs.items()}
+        return Run(self.model, self.forward, tuple(map(other, self.args)), kwargs)
+
+    def at_step(self, step: int, given: Any) -> Any:
+        """The arguments of one step of a loop over time."""
+
+        def one(x: Any) -> Any:
+            if not isinstance(x, Tensor) or self.static_input:
+                return x
+            return None if x.shape == (0,) else x.select(self.time_dim, step)
+
+        return _mapped(one, given)
 
     def run_folded(self, expand: bool) -> Any:
         """Run the model's own forward; ``expand`` repeats a static input at every step."""
@@ -396,6 +462,8 @@ class _Run:
             return x
         if x.shape == (0,):  # a membrane from reset_mem() before the first call
             return None
+        if x.dim() < 2:
+            raise self._other_extent(x)
         if isinstance(x, Tensor):
             x = x if x.layout is torch.strided else x.to_dense()
             x = x.transpose(0, 1) if self.time_dim else x
@@ -429,14 +497,23 @@ class _Run:
             return type(out)(*map(self._leave, out))
         if isinstance(out, (list, tuple)):
             return type(out)(map(self._leave, out))
+        if is_dataclass(out) and not isinstance(out, type):
+            new = copy.copy(out)
+            for part in fields(out):
+                object.__setattr__(new, part.name, self._leave(getattr(out, part.name)))
+            return new
         return out
 
 
-class _Buffers:
-    """The buffers that a call in training can update, as they were before the call."""
+class _Undo:
+    """Sets generators and buffers back to the start of a call, so that it can be repeated.
 
-    def __init__(self, model: Any) -> None:
-        self._saved = [
+    The buffers are those that a call in training can update.
+    """
+
+    def __init__(self, model: Any, devices: Iterable[torch.device], before: Snapshot) -> None:
+        self.generators = Generators(devices, before.generators)
+        self._buffers = [
             (buffer, buffer.clone())
             for module in model.modules()
             if module.training and module._buffers and not isinstance(module, SpikingNeuron)
@@ -444,11 +521,18 @@ class _Buffers:
             if buffer is not None and not is_lazy(buffer)
         ]
 
-    def restore(self) -> None:
+    def __call__(self) -> None:
+        self.generators.rewind()
         with torch.no_grad():
-            for buffer, before in self._saved:
+            for buffer, before in self._buffers:
                 if not torch.equal(buffer, before):  # a copy is a change of the user's buffers
                     buffer.copy_(before)
+
+
+def _mapped(function: Callable[[Any], Any], given: Any) -> Any:
+    if isinstance(given, dict):
+        return {name: function(x) for name, x in given.items()}
+    return tuple(map(function, given))
 
 
 def _input_tensors(given: Sequence[Any]) -> list[Tensor | LazyTensor]:

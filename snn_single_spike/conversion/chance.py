@@ -30,8 +30,11 @@ __all__ = [
     "Generators",
     "LoopDraws",
     "WrongDraw",
+    "generator_of",
+    "is_random",
     "reject_draws_outside_of_torch",
     "states_outside",
+    "wrong_size",
 ]
 
 _INITIALISE = {"__init__", "reset_parameters", "initialize_parameters"}
@@ -49,6 +52,17 @@ class DrawnOnce(BaseException):
     """
 
 
+def wrong_size(where: str, shape: tuple[int, ...], rows: int) -> WrongDraw:
+    """The error for a draw that is the same at several steps."""
+    return WrongDraw(
+        f"{where} draws random numbers of shape {shape}. A loop over time draws them at every "
+        f"step, and a converted model runs all steps at once, as a batch of {rows} rows (time x "
+        "batch): one draw would serve several of them. Draw one entry for each row: "
+        "torch.rand_like(x), torch.rand(x.size(0), ...), or F.dropout(x) in place of dropout on "
+        "weights"
+    )
+
+
 class Draws(TorchDispatchMode):
     """Checks that every draw has one entry for each step and sample.
 
@@ -57,16 +71,21 @@ class Draws(TorchDispatchMode):
     :param expandable: whether a draw of another size, or before the first neuron, raises
         :class:`DrawnOnce`. Otherwise it is right if one of its sizes is a multiple of the rows, as
         of attention heads, and raises :class:`WrongDraw` if not
+    :param generators: the generators of the model, at the start of the call
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: Any, rows: tuple[int, ...], expandable: bool) -> None:
+    def __init__(
+        self, model: Any, rows: tuple[int, ...], expandable: bool, generators: Generators
+    ) -> None:
         super().__init__()
         self.model, self.rows, self.expandable = model, rows, expandable
+        self._known = generators.states()  # with their states after the last draw
         self.seen = False
+        self.wrong = False  # a draw of another size, which did not raise
         self.initialised = False  # parameters, as by lazy modules in their first call
-        self._before: dict[torch.Generator, Tensor] = {}  # before the first draw
+        self._before: list[tuple[torch.Generator, Tensor]] = []  # before every draw
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -81,15 +100,17 @@ class Draws(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _is_random(func):
+        if not is_random(func):
             return func(*args, **kwargs)
-        generator = _generator(args, kwargs)
+        generator = generator_of(args, kwargs)
         before = generator.get_state() if generator else None
         out = func(*args, **kwargs)
         if generator and before is not None:
-            if torch.equal(before, generator.get_state()):  # as dropout with p=0
+            after = generator.get_state()
+            if torch.equal(before, after):  # as dropout with p=0
                 return out
-            self._before.setdefault(generator, before)
+            self._before.append((generator, before))
+            self._reject_seeds(generator, before, after)
         if _is_initialising():
             self.initialised = True
         else:
@@ -97,6 +118,27 @@ class Draws(TorchDispatchMode):
             drawn = next(x for x in tree_leaves(out) if isinstance(x, Tensor))
             self._check(func, drawn.shape)
         return out
+
+    def _reject_seeds(self, generator: torch.Generator, before: Tensor, after: Tensor) -> None:
+        """Reject a draw that is the same at every step of a loop, as its generator starts anew."""
+        # An operator receives its generator in a new object of Python: states tell which it is.
+        known = next((g for g in self._known if torch.equal(g.get_state(), after)), None)
+        last = self._known.get(known) if known else None
+        if known is not None:
+            self._known[known] = after
+        if last is None:
+            if generator is default_generator(generator.device):
+                return
+            how = "draws from a torch.Generator that it has made, or keeps out of sight"
+        elif torch.equal(last, before) or not _is_new(generator, before):
+            return
+        else:
+            how = "seeds a random generator"
+        raise WrongDraw(
+            f"{user_line(sys._getframe(), self.model)} {how}. A loop over time would draw the same "
+            "numbers at every step, and a converted model draws others. Seed once, before the "
+            "model is called, and keep a torch.Generator as an attribute of the model"
+        )
 
     def _check(self, func: Any, shape: torch.Size) -> None:
         shuffles = getattr(func, "overloadpacket", None) in _SHUFFLES
@@ -111,13 +153,7 @@ class Draws(TorchDispatchMode):
                 "batch, so the permutation would mix time steps. Shuffle the samples before the "
                 "model"
             )
-        raise WrongDraw(
-            f"{where} draws random numbers of shape {tuple(shape)}. A loop over time draws them at "
-            "every step, and a converted model runs all steps at once, as a batch of "
-            f"{math.prod(self.rows)} rows (time x batch): one draw would serve several of them. "
-            "Draw one entry for each row: torch.rand_like(x), torch.rand(x.size(0), ...), or "
-            "F.dropout(x) in place of dropout on weights"
-        )
+        raise wrong_size(where, tuple(shape), math.prod(self.rows))
 
     def _is_right(self, shape: torch.Size) -> bool:
         if len(self.rows) > 1:
@@ -129,7 +165,7 @@ class Draws(TorchDispatchMode):
 
     def rewind(self) -> None:
         """Set the generators back to their states before the first draw."""
-        for generator, state in self._before.items():
+        for generator, state in reversed(self._before):
             generator.set_state(state)
 
 
@@ -138,11 +174,12 @@ class LoopDraws(Draws):
 
     :param run: the running call
     :param expandable: whether a draw of another size sets ``wrong``, and does not raise
+    :param generators: the generators of the model, at the start of the call
     """
 
-    def __init__(self, run: Any, expandable: bool) -> None:
-        super().__init__(run.model, (0,), expandable)
-        self.run, self.wrong = run, False
+    def __init__(self, run: Any, expandable: bool, generators: Generators) -> None:
+        super().__init__(run.model, (0,), expandable, generators)
+        self.run = run
 
     def _check(self, func: Any, shape: torch.Size) -> None:
         time = self.run.time
@@ -168,6 +205,10 @@ class Generators:
         defaults = (default_generator(device) for device in {torch.device("cpu"), *devices})
         self._states = [(g, g.get_state()) for g in (*defaults, *held) if g is not None]
 
+    def states(self) -> dict[torch.Generator, Tensor]:
+        """The states, by generator."""
+        return dict(self._states)
+
     def unchanged(self) -> bool:
         """Whether nothing was drawn since."""
         return all(_bytes(state) == _bytes(g.get_state()) for g, state in self._states)
@@ -176,6 +217,12 @@ class Generators:
         """Set the generators back."""
         for generator, state in self._states:
             generator.set_state(state)
+
+
+def _is_new(generator: torch.Generator, state: Tensor) -> bool:
+    """Whether a state is that of a generator that was seeded, and has drawn nothing."""
+    new = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    return torch.equal(state, new.get_state())
 
 
 def default_generator(device: torch.device) -> torch.Generator | None:
@@ -209,11 +256,11 @@ def reject_draws_outside_of_torch(before: tuple[Any, ...]) -> None:
 
 
 @functools.cache
-def _is_random(func: Callable[..., Any]) -> bool:
+def is_random(func: Callable[..., Any]) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
 
 
-def _generator(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Generator | None:
+def generator_of(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Generator | None:
     """The generator that an operator draws from."""
     given = (*args, *kwargs.values())
     for x in given:

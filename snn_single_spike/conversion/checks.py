@@ -91,7 +91,7 @@ def reject_unsupported_layers(
         if isinstance(module, SpikingNeuron):
             _reject_neuron(path, module)
             _reject_more_spikes(path, module, refractory)
-        elif path not in looped and type(module).forward is not nn.Sequential.forward:
+        elif path not in looped:
             _reject_loops(path, module)
 
 
@@ -209,9 +209,10 @@ def _reject_loops(path: str, module: nn.Module) -> None:
     neurons = {
         name for name, child in module.named_modules() if isinstance(child, SpikingNeuron) and name
     }
-    if not neurons:
+    forward = getattr(type(module), "forward", None)  # None in a module of torch.jit.script
+    if not neurons or forward in (None, nn.Sequential.forward):
         return
-    for called in called_in_loops(type(module), type(module).forward):
+    for called in called_in_loops(type(module), forward):
         hit = next((n for n in neurons if n == called or n.startswith(called + ".")), None)
         if hit:
             raise reused_neuron(f"{path}.{hit}" if path else hit)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..modules._base import STATES
 from .checks import ConversionError
-from .state import computed_by_torch, membranes
+from .state import computed_by_torch, detached, membranes
 
-__all__ = ["copy_model", "unfold_neuron"]
+__all__ = ["computed_tensors", "copy_model", "unfold_neuron"]
 
 
 def unfold_neuron(neuron: Any) -> None:
@@ -25,13 +26,13 @@ def unfold_neuron(neuron: Any) -> None:
         vars(neuron).pop(name, None)
 
 
-def copy_model(model: nn.Module, share: bool) -> nn.Module:
+def copy_model(model: nn.Module, share: bool, warn: bool = True) -> nn.Module:
     """A deep copy that shares parameters and buffers if ``share``.
 
     Unlike copy.deepcopy, it supports a model that holds tensors of an earlier forward pass, as
-    snnTorch's neurons do.
+    snnTorch's neurons do. ``warn`` is that of :func:`computed_tensors`.
     """
-    memo = _computed_tensors(model)
+    memo = computed_tensors(model, warn)
     if share:
         memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
     try:
@@ -43,12 +44,19 @@ def copy_model(model: nn.Module, share: bool) -> nn.Module:
         ) from error
 
 
-def _computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Replacements, by id, for tensors with a graph: deepcopy does not support them."""
+def computed_tensors(model: nn.Module, warn: bool = True) -> dict[int, Any]:
+    """Replacements, by id, for tensors with a graph: deepcopy does not support them.
+
+    :param warn: whether to warn of values that the copy does not compute again. Otherwise tensors
+        in containers are replaced, too
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         kept = membranes(module)
         for name, value in (*vars(module).items(), *module._buffers.items()):
+            if not warn and isinstance(value, (list, tuple, dict)):
+                for x in _with_graph(value, 4):
+                    memo.setdefault(id(x), detached(x))
             if isinstance(value, Tensor) and name in kept:  # of an earlier forward pass
                 memo[id(value)] = value.new_zeros(0)
                 continue
@@ -57,8 +65,8 @@ def _computed_tensors(model: nn.Module) -> dict[int, Any]:
             if name in STATES:
                 memo[id(value)] = value.new_zeros(0)
                 continue
-            memo[id(value)] = value.detach().clone()
-            if name not in module._buffers and name not in computed_by_torch(module):
+            memo[id(value)] = detached(value)
+            if warn and name not in module._buffers and name not in computed_by_torch(module):
                 warnings.warn(
                     f"{name!r} of {type(module).__name__} was computed, in an earlier forward or "
                     "from parameters: the new model has its value, not its gradient. Compute it "
@@ -66,3 +74,13 @@ def _computed_tensors(model: nn.Module) -> dict[int, Any]:
                     stacklevel=4,  # the caller of convert() or revert()
                 )
     return memo
+
+
+def _with_graph(value: Any, depth: int) -> Iterator[Tensor]:
+    """The tensors of a container that have a graph: records of an earlier forward pass."""
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            yield value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _with_graph(inner, depth - 1)

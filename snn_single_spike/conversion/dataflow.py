@@ -43,6 +43,9 @@ _METADATA = {
 }
 
 
+_BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try)
+
+
 class Flow:
     """Reads and writes of the functions that one call runs, in their order.
 
@@ -70,6 +73,8 @@ class Flow:
         self.after: frozenset[Path] = frozenset()
         self.complete = True
         self._names = set(names)
+        # Local names of attributes, with what was written when they were given.
+        self._aliases: dict[str, tuple[Path, frozenset[Path]]] = {}
         self._file = ""
         self._self = "self"
         self._running: list[Any] = []
@@ -82,11 +87,11 @@ class Flow:
             if any(_overlap(path, other) for other in read):
                 yield path, line
 
-    def only_writes(self, name: str) -> bool:
+    def only_writes(self, *name: str) -> bool:
         """Whether no value of an earlier call can be read from an attribute."""
-        carried = any(path[0] == name for path in self.carried)
+        carried = any(_overlap(path, name) for path in self.carried)
         reads = self.reads if carried else (*self.early, *self.passed)
-        return self.complete and not any(path[0] == name for path in reads)
+        return self.complete and not any(_overlap(path, name) for path in reads)
 
     def run(self, function: Callable[..., Any], written: frozenset[Path]) -> frozenset[Path]:
         """Analyse a function; returns the attributes that are certainly written after it."""
@@ -96,7 +101,8 @@ class Flow:
             return written
         if function in self._running:
             return written
-        outer = self._file, self._self, self._returns
+        outer = self._file, self._self, self._returns, self._aliases
+        self._aliases = {}
         self._running.append(function)
         self._returns = []
         self._file = inspect.getsourcefile(function) or ""
@@ -110,7 +116,7 @@ class Flow:
             end = self._block(node.body, written)
             ends = self._returns + ([] if end is None else [end])
             written = frozenset.intersection(*ends) if ends else written
-        self._file, self._self, self._returns = outer
+        self._file, self._self, self._returns, self._aliases = outer
         self._running.pop()
         return written
 
@@ -123,7 +129,10 @@ class Flow:
         for statement in statements:
             if written is None:
                 return None
+            before = self._aliases if isinstance(statement, _BRANCHES) else {}
+            self._aliases = dict(self._aliases)
             written = self._statement(statement, written)
+            self._aliases = {**before, **self._aliases}  # a branch may not run
         return written
 
     def _statement(self, node: ast.stmt, written: frozenset[Path]) -> frozenset[Path] | None:
@@ -176,6 +185,17 @@ class Flow:
 
     def _assign(self, node: Any, written: frozenset[Path]) -> frozenset[Path]:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if isinstance(node, ast.Assign) and len(targets) == 1:
+            pairs = list(_pairs(targets[0], node.value))
+            paths = [self._path(value) for _, value in pairs]
+            if all(paths) and all(isinstance(target, ast.Name) for target, _ in pairs):
+                # A name of an attribute reads it where the name is used.
+                named = {
+                    target.id: (path, written)
+                    for (target, _), path in zip(pairs, paths, strict=True)
+                }
+                self._aliases.update(named)
+                return written
         own: ast.AST | None = targets[0] if len(targets) == 1 else None
         if node.value is not None:
             # self.count = self.count + 1 reads the attribute for itself only.
@@ -183,7 +203,7 @@ class Flow:
             written = self._value(node.value, written, unread=unread)
         for target in targets:
             if isinstance(node, ast.AugAssign):
-                self._write(target, written)
+                self._write(target, written, in_place=True)
             elif node.value is not None:
                 written = self._target(target, written)
         return written
@@ -197,18 +217,27 @@ class Flow:
             return self._target(target.value, written)
         return self._write(target, written)
 
-    def _write(self, target: ast.AST, written: frozenset[Path]) -> frozenset[Path]:
-        if isinstance(target, ast.Subscript):
-            self._value(target.slice, written)
-            self._record(self._path(target.value), target, self.writes)
+    def _write(
+        self, target: ast.AST, written: frozenset[Path], in_place: bool = False
+    ) -> frozenset[Path]:
+        if isinstance(target, ast.Name) and target.id in self._aliases:
+            aliased, _ = self._aliases[target.id]
+            if not in_place:
+                del self._aliases[target.id]
+            elif not isinstance(self._resolve(aliased), (int, float, str)):
+                self._record(aliased, target, self.writes)
             return written
         path = self._path(target)
+        if isinstance(target, ast.Subscript) and not (path and path[-1][0] == "["):
+            self._value(target.slice, written)
+            self._record(path, target, self.writes)
+            return written
         if not path:
             if isinstance(target, ast.Attribute):
                 self.foreign_writes.add(target.attr)
             return written
         self._record(path, target, self.writes)
-        return written | {path} if isinstance(target, (ast.Attribute, ast.Name)) else written
+        return written | {path}
 
     def _if(self, node: ast.If, written: frozenset[Path]) -> frozenset[Path] | None:
         written = self._value(node.test, written)
@@ -255,11 +284,11 @@ class Flow:
         if isinstance(node, (ast.Attribute, ast.Subscript, ast.Name)):
             path = self._path(node)
             if path:
-                getter = inspect.getattr_static(type(self.owner), path[0], None)
-                if isinstance(getter, property) and getter.fget and not of_torch(getter.fget):
-                    return self.run(getter.fget, written)
+                getter = self._getter(path[0])
+                if getter is not None:
+                    return self.run(getter, written)
                 if not _METADATA & set(path[1:]):
-                    self._read(path, node, written, self.early)
+                    self._read(path, node, self._before(node, written), self.early)
             elif isinstance(node, ast.Name):
                 self.complete &= node.id != self._self
             elif isinstance(node, ast.Attribute):
@@ -287,7 +316,7 @@ class Flow:
         for argument in arguments:
             path = self._path(argument)
             if path and to_layer and (unread is None or ast.unparse(argument) != unread):
-                self._read(path, argument, written, self.passed)
+                self._read(path, argument, self._before(argument, written), self.passed)
             else:
                 written = self._value(argument, written, unread=unread)
         for keyword in node.keywords:
@@ -373,7 +402,7 @@ class Flow:
         """The submodule, and the name of its parameter, buffer or state, that a path leads to."""
         layer = self.owner
         for layer_path, name in itertools.pairwise(path):
-            layer = getattr(layer, layer_path, None)
+            layer = _part(layer, layer_path)
             if not isinstance(layer, nn.Module):
                 return None
             if isinstance(layer, SpikingNeuron) and name in STATES:
@@ -388,25 +417,51 @@ class Flow:
         return isinstance(node, ast.Name) and node.id == self._self
 
     def _path(self, node: ast.AST) -> Path | None:
-        """The attribute of self that an expression is, or is an element of."""
+        """The attribute of self that an expression is, or is an element of.
+
+        A constant key is a part of the path: self.cache["h"] is ("cache", "['h']").
+        """
         parts: list[str] = []
         while isinstance(node, (ast.Attribute, ast.Subscript)):
             if isinstance(node, ast.Subscript):
-                parts.clear()
+                key = node.slice
+                if isinstance(key, ast.Constant) and isinstance(key.value, (str, int)):
+                    parts.append(f"[{key.value!r}]")
+                else:
+                    parts.clear()
             else:
                 parts.append(node.attr)
             node = node.value
-        if isinstance(node, ast.Name) and node.id in self._names:
+        if isinstance(node, ast.Name) and node.id in self._aliases:
+            parts += reversed(self._aliases[node.id][0])
+        elif isinstance(node, ast.Name) and node.id in self._names:
             parts.append(node.id)
         elif not self._own(node):
             return None
         return tuple(reversed(parts)) or None
 
+    def _before(self, node: ast.AST, written: frozenset[Path]) -> frozenset[Path]:
+        """What was written when the value of an expression was: a name may hold the old value."""
+        while isinstance(node, (ast.Attribute, ast.Subscript)):
+            node = node.value
+        if not (isinstance(node, ast.Name) and node.id in self._aliases):
+            return written
+        path, then = self._aliases[node.id]
+        return then if _known(path, written) and not _known(path, then) else written
+
     def _resolve(self, path: Path) -> Any:
         value = self.owner
         for name in path:
-            value = getattr(value, name, None)
+            value = _part(value, name)
         return value
+
+    def _getter(self, name: str) -> Any:
+        """The user's function that computes an attribute."""
+        found = inspect.getattr_static(type(self.owner), name, None)
+        if isinstance(found, functools.cached_property):
+            return found.func
+        getter = found.fget if isinstance(found, property) else None
+        return None if getter is None or of_torch(getter) else getter
 
     def _is_module(self, path: Path) -> bool:
         return isinstance(self._resolve(path), nn.Module)
@@ -496,6 +551,25 @@ def _named(call: ast.Call, position: int = 1) -> Path | None:
     if len(call.args) > position and isinstance(call.args[position], ast.Constant):
         return (str(call.args[position].value),)  # type: ignore[attr-defined]
     return None
+
+
+def _pairs(target: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """The parts of an assignment, also of tuples."""
+    both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+    if both and len(target.elts) == len(value.elts):
+        yield from zip(target.elts, value.elts, strict=True)
+    else:
+        yield target, value
+
+
+def _part(value: Any, name: str) -> Any:
+    """An attribute, or the element with a constant key."""
+    if name[0] != "[":
+        return getattr(value, name, None)
+    try:
+        return value[ast.literal_eval(name[1:-1])]
+    except (LookupError, TypeError):
+        return None
 
 
 def _known(path: Path, written: frozenset[Path]) -> bool:

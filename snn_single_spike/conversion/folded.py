@@ -10,8 +10,8 @@ support SpikeTimes receive them unchanged.
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -30,9 +30,11 @@ from ..spikes import LazyCurrent
 from ..spikes.lazy import LazyTensor
 from .call import Conversion, Time, run_converted, run_looped
 from .checks import ConversionError, reused_neuron
+from .copies import computed_tensors
 from .formats import choose_formats
 from .loops import Rewritten, rewritten_methods
-from .selfcheck import compare_with_loop
+from .reference import state_names
+from .selfcheck import SelfCheck, warn_unless_compared
 from .state import is_own_state, mark_own_state
 from .steps import active_loop
 
@@ -110,7 +112,7 @@ class Folded(SingleSpikeNeuron):
         if self.path in self.time.called:
             raise reused_neuron(self.path)
         self.time.called.append(self.path)
-        names = _state_names(self.original)
+        names = state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
 
         def take_states(sequence: Any) -> Any:
@@ -140,12 +142,6 @@ class Folded(SingleSpikeNeuron):
 
     def _get_name(self) -> str:
         return type(self).__mro__[2].__name__  # the name of the single-spike class in repr()
-
-
-@functools.cache
-def _state_names(neuron: type) -> tuple[str, ...]:
-    """The states that the forward of a snnTorch neuron takes, in its order."""
-    return tuple(inspect.signature(neuron.forward).parameters)[2:]  # type: ignore[attr-defined]
 
 
 class FoldedLeaky(Folded, SingleSpikeLeaky):
@@ -211,6 +207,13 @@ class Converted:
         # pickle cannot import the mixed class by name, so it is built again from the original.
         return _rebuild, (original_class(self), self._rewritten), self.__dict__
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # Membranes and records of the last call have graphs, which copy.deepcopy rejects.
+        memo.update(computed_tensors(self, warn=False))  # type: ignore[arg-type]
+        new = memo[id(self)] = _rebuild(original_class(self), self._rewritten)
+        new.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return new
+
 
 def make_converted(
     model: Any,
@@ -218,7 +221,7 @@ def make_converted(
     num_steps: int | None,
     time_dim: int = 0,
     loops: dict[str, Rewritten] | None = None,
-    check: bool = True,
+    check: bool | None = None,
 ) -> None:
     """Turn a model with folded neurons into a converted model, in place.
 
@@ -261,17 +264,15 @@ def _converted_class(original: Any, rewritten: Rewritten) -> Any:
                 "axis: convert the part itself"
             )
         conversion = self._single_spike
+        call = run_looped if conversion.looped else run_converted
         formatted = choose_formats(run, self) if conversion.auto else run
-        if not conversion.looped:
-            return run_converted(self, formatted, args, kwargs)
-        first = conversion.check and self.training not in conversion.decisions
-        out = run_looped(self, formatted, args, kwargs)
-        if first:
-            try:
-                compare_with_loop(self, original.forward, run, args, kwargs)
-            except BaseException:
-                del conversion.decisions[self.training]  # the next call compares again
-                raise
+        if torch.compiler.is_compiling():
+            if not torch.compiler.is_dynamo_compiling():
+                warn_unless_compared(self)
+            return call(self, formatted, args, kwargs)
+        check = SelfCheck(self, original.forward, run)
+        out = call(self, formatted, args, kwargs)
+        check.after(args, kwargs)
         return out
 
     names = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
 from torch import nn
 
-__all__ = ["ENTRY", "failing_layer", "of_package", "of_torch", "user_line"]
+__all__ = ["ENTRY", "failing_layer", "of_package", "of_torch", "user_depth", "user_line"]
 
 ENTRY = "run_folded"  # the function that calls the forward of the user's model
 
@@ -40,6 +41,14 @@ def user_line(frame: FrameType | None, model: nn.Module) -> str:
 def of_package(module: str) -> bool:
     """Whether a module of Python is part of torch, snnTorch or this package."""
     return module.partition(".")[0] in ("torch", "snntorch", __name__.partition(".")[0])
+
+
+def user_depth() -> int:
+    """The stack level of the code that calls the model, for warnings."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and of_package(frame.f_globals.get("__name__", "")):
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def of_torch(code: Any) -> bool:

@@ -1,263 +1,529 @@
-"""Compares a model with its own loop over time with the author's loop, on a few samples.
+"""Compares a converted model with the author's, step by step, on a few samples.
 
-The author's loop runs with snnTorch's neurons, held to one spike and one reset, or to the
-refractory period that the model was converted with. Both run on copies, in float64: folding time
-into the batch changes the rounding of matrix products, and a membrane near its threshold magnifies
-that.
+The first call of a converted model runs the author's forward once more, with its loop over time, or
+in a loop over time if it computes one step. snnTorch's neurons are held to one spike and one reset,
+or to the refractory period of the model.
+Both models are copies in float64, and draw the same random numbers. The outputs of all layers are
+compared, and in training the gradients.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from snntorch._neurons.neurons import SpikingNeuron
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map
 
-from ..modules._base import SingleSpikeNeuron
+from ..backends._compiling import is_traced
 from ..spikes.lazy import LazyTensor
-from .call import run_folded
-from .chance import Generators
-from .checks import BATCH_NORM, DROPOUT, ConversionError
-from .copies import copy_model, unfold_neuron
+from .call import Decision, Run, run_folded
+from .checks import ConversionError
+from .kept import Kept
+from .place import of_torch, user_depth
+from .reference import InDouble, Layers, double_copy, make_author_s
+from .same_draws import FoldedDraws, Place, StepDraws
+from .state import INTERNAL, is_users_code
 from .steps import LoopRun
 
-__all__ = ["compare_with_loop"]
+__all__ = ["SelfCheck", "warn_unless_compared"]
 
 _SAMPLES = 2
 _TOLERANCE = 1e-4
-_MAKES = {
-    *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.linspace),
-    *(torch.tensor, torch.rand, torch.randn, torch.normal),
-}
+_MOST = 4  # comparisons of a model in one mode, of which flags of the model cause all but the first
 
 
-class _InDouble(TorchFunctionMode):
-    """Makes float64 of float32 wherever the code names it."""
+class SelfCheck:
+    """The comparison of one call, if it needs one.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            return args[0].double()
-        double = {torch.float32: torch.float64}
-        kwargs = {
-            key: double.get(x, x) if isinstance(x, torch.dtype) else x
-            for key, x in (kwargs or {}).items()
-        }
-        if any(isinstance(x, torch.dtype) for x in args):
-            args = [double.get(x, x) if isinstance(x, torch.dtype) else x for x in args]
-        if func in _MAKES and kwargs.get("dtype") is None:
-            made = func(*args, **kwargs)
-            return made.double() if made.dtype == torch.float32 else made
-        return func(*args, **kwargs)
-
-
-def compare_with_loop(model: Any, loop: Any, folded: Any, args: Any, kwargs: Any) -> None:
-    """Raise ConversionError if the author's loop gives other outputs or gradients.
-
-    :param loop: the author's forward
-    :param folded: the forward that runs all steps of the loop at once
+    :param author: the forward of the author's class
+    :param folded: the forward that runs all steps at once
     """
-    decision = model._single_spike.decisions[model.training]
-    batch = max(decision.loops[0], default=0)
-    given = tree_map(lambda x: x.to_dense() if isinstance(x, LazyTensor) else x, (args, kwargs))
-    tensors = [x for x in torch.utils._pytree.tree_leaves(given) if isinstance(x, Tensor)]
-    generators = Generators({x.device for x in tensors}, ())
-    samples = _few(given, tensors, batch)
+
+    def __init__(self, model: Any, author: Any, folded: Any) -> None:
+        self.model, self.author, self.folded = model, author, folded
+        self.conversion = model._single_spike
+        self._decision = self.conversion.decisions.get(model.training)
+        self._before: Any = None  # a copy of the model before its first call
+        if self._decision is None and self._is_wanted() and not _changes_layers(model):
+            self._before = _copy(model)
+
+    def after(self, args: Any, kwargs: Any) -> None:
+        """Compare, if the call was the first in its mode, or the first since a flag has changed.
+
+        :raises ConversionError: the converted model computes something else
+        """
+        conversion, mode = self.conversion, self.model.training
+        decision = conversion.decisions.get(mode)
+        made = conversion.comparisons.get(mode, 0)
+        if decision is self._decision or made >= _MOST or not self._is_wanted():
+            return
+        if not conversion.comparing.acquire(blocking=False):
+            return
+        try:
+            conversion.comparisons[mode] = made + 1
+            base = self._before
+            if base is None or _names(base) != _names(self.model):  # layers were made in the call
+                base = _copy(self.model)
+            self._compare(base, decision, args, kwargs)
+        except BaseException:
+            del conversion.decisions[mode]  # the next call compares again
+            conversion.comparisons[mode] = made
+            raise
+        finally:
+            conversion.comparing.release()
+
+    def _is_wanted(self) -> bool:
+        check, model = self.conversion.check, self.model
+        if check is None:
+            check = self.conversion.looped or _has_own_code(model)
+        functorch = torch._C._are_functorch_transforms_active()
+        return check and not (is_traced() or functorch or getattr(model, "_is_replica", False))
+
+    def _compare(self, base: Any, decision: Decision, args: Any, kwargs: Any) -> None:
+        kept = Kept(self.model)
+        try:
+            # A checkpoint around the model counts the tensors that autograd saves.
+            with warnings.catch_warnings(), saved_tensors_hooks(_itself, _itself):
+                warnings.simplefilter("ignore")
+                if isinstance(base, Exception):
+                    reason, difference = f"the model cannot be copied: {base}", ""
+                else:
+                    kind = _LoopInside if self.conversion.looped else _LoopOutside
+                    runs = kind(base, self.author, self.folded, decision, args, kwargs)
+                    reason, difference = _compare(runs, kept)
+        finally:
+            kept.restore()
+        if reason:
+            warnings.warn(
+                f"the model was not compared with a loop over time: {reason}. Compare them "
+                "yourself, or convert with check=False",
+                stacklevel=user_depth(),
+            )
+        elif difference:
+            raise ConversionError(difference)
+
+
+def warn_unless_compared(model: Any) -> None:
+    """Warn of an export of a model that has not been compared: an export computes no values."""
+    conversion = model._single_spike
+    if conversion.check is False or model.training in conversion.decisions:
+        return
+    if conversion.check or _has_own_code(model):
+        warnings.warn(
+            "the converted model is exported before its first call, which compares it with a loop "
+            "over time. Call it once on an input, in the mode that you export",
+            stacklevel=user_depth(),
+        )
+
+
+def _has_own_code(model: nn.Module) -> bool:
+    """Whether a model has a forward or a hook that is not torch's."""
+    return any(
+        not (
+            isinstance(module, SpikingNeuron) or of_torch(getattr(type(module), "forward", module))
+        )
+        or any(
+            is_users_code(hook) and not of_torch(hook)
+            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            if hasattr(hook, "__module__")
+        )
+        for module in model.modules()
+    )
+
+
+def _changes_layers(model: nn.Module) -> bool:
+    """Whether the first call makes weights."""
+    return any(map(is_lazy, (*model.parameters(), *model.buffers())))
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def _names(model: Any) -> list[str]:
+    return [path for path, _ in model.named_modules()] if isinstance(model, nn.Module) else []
+
+
+def _copy(model: Any) -> Any:
+    """A copy in float64, or the error why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = None
-            for inputs in (samples, given):
-                generators.rewind()
-                try:
-                    expected = _run_loop(model, loop, inputs)
-                except Exception:  # such as a fixed batch size
-                    continue
-                break
-            if expected is None:
-                reason = "the author's loop does not run on a copy in float64"
-            elif not generators.unchanged():
-                reason = "forward draws random numbers, and a loop draws others at every step"
-            else:
-                whole = inputs is given
-                difference = _difference(model, folded, inputs, whole, expected)
-                if difference and _is_close_call(model, loop, folded, inputs, whole):
-                    difference = ""
-                reason = ""
-    finally:
-        generators.rewind()
-    if reason:
-        warnings.warn(
-            f"the model was not compared with the author's loop: {reason}. Compare them yourself, "
-            "or convert with check=False",
-            stacklevel=2,
-        )
-    elif difference:
-        raise ConversionError(
-            f"{difference}. The steps of the loop depend on one another, or on the batch, in a way "
-            "that the source does not show. Take the loop out of forward, so that forward computes "
-            "one step and returns the spikes and the membrane of this step, and convert again"
-        )
-
-
-def _few(given: Any, tensors: list[Tensor], batch: int) -> Any:
-    """The inputs of a few samples; all of them where the batch dimension is not clear."""
-    dims = {id(x): [d for d, size in enumerate(x.shape) if size == batch] for x in tensors}
-    if batch <= _SAMPLES or any(len(found) > 1 for found in dims.values()):
-        return given
-
-    def few(x: Any) -> Any:
-        return x.narrow(dims[id(x)][0], 0, _SAMPLES) if dims.get(id(x)) else x
-
-    return tree_map(few, given)
-
-
-def _run_loop(model: Any, loop: Any, given: Any, noise: bool = False) -> Any:
-    """Outputs and gradients of the author's loop."""
-    new: Any = _double(model, noise)
-    for part in [m for m in new.modules() if hasattr(m, "_rewritten")]:
-        part.__class__ = type(part).__mro__[2]
-    for neuron in [m for m in new.modules() if isinstance(m, SingleSpikeNeuron)]:
-        refractory = neuron.refractory
-        unfold_neuron(neuron)
-        if refractory != 0:  # 0 is the author's neuron itself
-            _hold_to_spikes(neuron, refractory)
-    return _results(new, lambda args, kwargs: loop(new, *args, **kwargs), given)
-
-
-def _run_folded(model: Any, folded: Any, given: Any, whole: bool, noise: bool) -> Any:
-    new: Any = _double(model, noise)
-    for neuron in new.modules():
-        if hasattr(neuron, "spike_format"):
-            neuron.spike_format = "dense"
-    decision = model._single_spike.decisions[model.training]
-    sizes = [size if whole else min(size, _SAMPLES) for size in decision.loops[0]]
-
-    def call(args: Any, kwargs: Any) -> Any:
-        time = new._single_spike.time
-        run = LoopRun(new, time)
-        if decision.expand:
-            run = LoopRun(new, time, True, sizes, decision.loops[1])
-        return run_folded(run, folded, args, kwargs)
-
-    return _results(new, call, given)
-
-
-def _double(model: Any, noise: bool) -> Any:
-    """A copy in float64, without dropout, and with fixed statistics of BatchNorm."""
-    new = copy_model(model, False)
-    for module in new.modules():
-        module._forward_hooks.clear()
-        module._backward_hooks.clear()
-        if isinstance(module, (*BATCH_NORM, DROPOUT)):
-            module.training = False
-    new.double()
-    if noise:
-        for i, parameter in enumerate(new.parameters()):
-            wave = torch.arange(parameter.numel(), device=parameter.device).add(i).cos()
-            parameter.data.mul_(1 + 1e-5 * wave.view(parameter.shape).to(parameter.dtype))
-    return new
-
-
-def _results(new: Any, call: Any, given: Any) -> Any:
-    def double(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.detach().double() if x.is_floating_point() else x.detach()
-
-    args, kwargs = tree_map(double, given)
-    with _InDouble():
-        out = call(args, kwargs)
-    leaves, _ = tree_flatten_with_path(out, is_leaf=lambda x: isinstance(x, LazyTensor))
-    named = [(keystr(k), x.to_dense() if isinstance(x, LazyTensor) else x) for k, x in leaves]
-    loss: Any = 0
-    for _, x in named:
-        if isinstance(x, Tensor) and x.requires_grad and x.is_floating_point():
-            weight = torch.arange(x.numel(), device=x.device, dtype=x.dtype).add(1).cos()
-            loss = loss + (x * weight.view(x.shape)).sum()
-    gradients: dict[str, Any] = {}
-    if isinstance(loss, Tensor) and torch.is_grad_enabled():
-        named_parameters = [(n, p) for n, p in new.named_parameters() if p.requires_grad]
-        found = torch.autograd.grad(loss, [p for _, p in named_parameters], allow_unused=True)
-        gradients = dict(zip((n for n, _ in named_parameters), found, strict=True))
-    return named, gradients
-
-
-def _is_close_call(model: Any, loop: Any, folded: Any, given: Any, whole: bool) -> bool:
-    """Whether a slight change of the weights removes a difference: a membrane at its threshold."""
-    expected = _run_loop(model, loop, given, noise=True)
-    return not _difference(model, folded, given, whole, expected, noise=True)
-
-
-def _difference(
-    model: Any, folded: Any, given: Any, whole: bool, expected: Any, noise: bool = False
-) -> str:
-    """How the folded model differs from the author's loop; "" if it does not."""
-    try:
-        named, gradients = _run_folded(model, folded, given, whole, noise)
+            return double_copy(model)
     except Exception as error:
-        return f"the author's loop runs on a few samples, and the converted model raises: {error}"
-    right, right_gradients = expected
-    if [name for name, _ in named] != [name for name, _ in right]:
-        return f"the author's loop returns {len(right)} values, the converted one {len(named)}"
-    for (name, mine), (_, theirs) in zip(named, right, strict=True):
-        where = f"output {name}" if name else "the output"
+        return error
+
+
+@dataclasses.dataclass
+class _Result:
+    """Outputs, gradients by parameter, and outputs of layers."""
+
+    outputs: list[tuple[str, Any]]
+    gradients: dict[str, Any]
+    layers: Layers
+    changed: list[str]  # attributes whose values a loop over time has changed
+    model: Any = None
+
+
+class _Runs:
+    """The two ways to run a model, on copies."""
+
+    advice = ""
+
+    def __init__(
+        self, base: Any, author: Any, folded: Any, decision: Decision, args: Any, kwargs: Any
+    ) -> None:
+        self.base, self.author, self.folded, self.decision = base, author, folded, decision
+        self.given = args, kwargs
+        self.gradients = base.training and torch.is_grad_enabled()
+
+    def inputs(self) -> Iterator[tuple[Any, Any]]:
+        """Arguments of a few samples, and then of the whole batch."""
+        raise NotImplementedError
+
+    def loop(self, new: Any, args: Any, kwargs: Any) -> Any:
+        """Run the author's forward, for all steps."""
+        raise NotImplementedError
+
+    def fold(self, new: Any, args: Any, kwargs: Any) -> Any:
+        """Run all steps at once."""
+        raise NotImplementedError
+
+    def place(self, new: Any) -> Place:
+        """Where a model is that runs all steps at once."""
+        time = new._single_spike.time
+        return 0, time.num_steps, time.batch or 0
+
+    def of_folded(self, given: Any, noise: bool) -> tuple[_Result, list[Place]]:
+        """The results of all steps at once, and where random numbers were drawn."""
+        new = double_copy(self.base, noise)
+
+        def place() -> Place:
+            return self.place(new)
+
+        layers = Layers(new, place)
+        with FoldedDraws(new, place) as draws:
+            result = self._results(new, self.fold, given, layers)
+        return dataclasses.replace(result, model=new), draws.order
+
+    def second_call(self, first: _Result, given: Any) -> str:
+        """How a second call on the same input differs; "" if it does not."""
+        new = first.model
+        try:
+            with torch.no_grad(), InDouble(), FoldedDraws(new, lambda: self.place(new)):
+                again = list(_leaves(self.fold(new, *given)))
+        except Exception as error:
+            return f"a second call on the same input raises: {error}"
+        for (name, one), (_, two) in zip(first.outputs, again, strict=True):
+            if isinstance(one, Tensor) and isinstance(two, Tensor) and _gap(one, two) is not None:
+                return (
+                    f"{_output(name)} differs in a second call on the same input: the model keeps "
+                    "a state from call to call"
+                )
+        return ""
+
+    def of_loop(self, given: Any, order: list[Place], noise: bool) -> _Result:
+        """The results of the author's model."""
+        new = double_copy(self.base, noise)
+        make_author_s(new, one_step=isinstance(self, _LoopOutside))
+        layers, before = Layers(new, lambda: (0, 0, 0)), _contents(new)
+        with StepDraws(order) as draws:
+            result = self._results(new, self.loop, given, layers)
+        if draws.difference:
+            raise _Differs(draws.difference)
+        after = _contents(new)
+        changed = (name for name, x in after.items() if not _is_same(before.get(name), x))
+        return dataclasses.replace(result, changed=list(changed))
+
+    def _results(self, new: Any, call: Callable[..., Any], given: Any, layers: Layers) -> _Result:
+        with InDouble():
+            outputs = list(_leaves(call(new, *given)))
+        layers.running = False
+        loss: Any = 0
+        for _, x in outputs:
+            if isinstance(x, Tensor) and x.requires_grad and x.is_floating_point():
+                weight = torch.arange(x.numel(), device=x.device, dtype=x.dtype).add(1).cos()
+                loss = loss + (x * weight.view(x.shape)).sum()
+        gradients: dict[str, Any] = {}
+        named = [(name, p) for name, p in new.named_parameters() if p.requires_grad]
+        if isinstance(loss, Tensor) and self.gradients and named:
+            found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+            gradients = dict(zip((name for name, _ in named), found, strict=True))
+        return _Result(outputs, gradients, layers, [])
+
+
+class _LoopInside(_Runs):
+    """A model with its own loop over time."""
+
+    advice = (
+        "Take the loop out of forward, so that forward computes one step and returns the spikes "
+        "and the membrane of this step, and convert again"
+    )
+
+    def inputs(self) -> Iterator[tuple[Any, Any]]:
+        given, batch = self.given, max(self.decision.loops[0], default=0)
+        tensors = [x for x in tree_leaves(given) if isinstance(x, (Tensor, LazyTensor))]
+        dims = {id(x): [d for d, size in enumerate(x.shape) if size == batch] for x in tensors}
+
+        def few(x: Any) -> Any:
+            if not dims.get(id(x)):
+                return x
+            if hasattr(x, "samples"):  # spike times
+                return x.samples(slice(_SAMPLES))
+            return x.narrow(dims[id(x)][0], 0, _SAMPLES)
+
+        if batch > _SAMPLES and all(len(found) < 2 for found in dims.values()):
+            yield _double(tree_map(few, given))
+        yield _double(given)
+
+    def loop(self, new: Any, args: Any, kwargs: Any) -> Any:
+        return self.author(new, *args, **kwargs)
+
+    def fold(self, new: Any, args: Any, kwargs: Any) -> Any:
+        whole = all(
+            x.shape == y.shape
+            for x, y in zip(tree_leaves((args, kwargs)), tree_leaves(self.given), strict=True)
+            if isinstance(x, Tensor)
+        )
+        batches = self.decision.loops[0]
+        run = self._run = LoopRun(new, new._single_spike.time)
+        if self.decision.expand:
+            run.expand, run.indexed = True, self.decision.loops[1]
+            run.batches = [size if whole else min(size, _SAMPLES) for size in batches]
+        return run_folded(run, self.folded, args, kwargs)
+
+    def place(self, new: Any) -> Place:
+        _, num_steps, batch = super().place(new)
+        return self._run.number, num_steps, batch
+
+
+class _LoopOutside(_Runs):
+    """A model that computes one step."""
+
+    advice = (
+        "Change forward so that every row of its input is computed on its own, from this step "
+        "only: a leaky trace is a snntorch.Leaky with reset_mechanism='none'"
+    )
+
+    def inputs(self) -> Iterator[tuple[Any, Any]]:
+        run = Run(self.base, self.folded, *self.given)
+        few = run.with_samples(_SAMPLES + (run.extent[1] == _SAMPLES))  # never as many as there are
+        yield _double((few.args, few.kwargs))
+        yield _double(self.given)
+
+    def fold(self, new: Any, args: Any, kwargs: Any) -> Any:
+        return Run(new, self.folded, args, kwargs).run_folded(self.decision.expand)
+
+    def loop(self, new: Any, args: Any, kwargs: Any) -> Any:
+        run = Run(new, self.author, args, kwargs)
+        steps = [
+            list(_leaves(self.author(new, *run.at_step(step, args), **run.at_step(step, kwargs))))
+            for step in range(run.extent[0])
+        ]
+        return _Outputs(
+            (name, _over_time([values[index][1] for values in steps], run.time_dim))
+            for index, (name, _) in enumerate(steps[0])
+        )
+
+
+def _over_time(values: list[Any], dim: int) -> Any:
+    """The outputs of all steps, with time as the dimension ``dim``."""
+    if all(isinstance(x, Tensor) for x in values):
+        return torch.stack(values, min(dim, values[0].dim()))
+    same = all(_is_same(values[0], x) for x in values)
+    return values[0] if same else _Various()
+
+
+class _Outputs(list[tuple[str, Any]]):
+    """The parts of an output, with their places."""
+
+
+class _Various:
+    """An output other than a tensor that differs from step to step."""
+
+    def __repr__(self) -> str:
+        return "other at every step"
+
+
+class _Differs(Exception):
+    """The message says how the model differs from the author's."""
+
+
+def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
+    """Why no comparison was possible, and how the converted model differs."""
+    failed: Exception | None = None
+    for given in runs.inputs():
+        for noise in (False, True):
+            folded: Any = None
+            order: list[Place] = []
+            error: Exception | None = None
+            difference = ""
+            try:
+                folded, order = runs.of_folded(given, noise)
+            except _Differs as differs:
+                difference = str(differs)
+            except Exception as raised:
+                error = raised
+            kept.restore()  # both start from the same state of closures and globals
+            try:
+                loop = runs.of_loop(given, order, noise)
+            except _Differs as differs:
+                difference = difference or str(differs)
+            except Exception as raised:  # such as a fixed batch size
+                failed = error or raised
+                break
+            if error is not None:
+                difference = f"the loop over time runs, and the converted model raises: {error}"
+            difference = difference or _difference(runs, folded, loop)
+            difference = difference or runs.second_call(folded, given)
+            if not difference:
+                return "", ""
+            # A slight change of the weights moves a membrane away from its threshold.
+        else:
+            return "", f"{difference}. {runs.advice}"
+    first_line = f"{type(failed).__name__}: {failed}".partition("\n")[0]
+    return f"it does not run on a copy in float64 ({first_line})", ""
+
+
+def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
+    """How the folded model differs from the author's loop; "" if it does not."""
+    layer = _first_layer(folded, loop)
+    reason = ""
+    if layer:
+        where, step = layer
+        reason = f": {where} differs first at step {step}"
+        if step and loop.changed:
+            changed = ", ".join(loop.changed[:3])
+            reason += f", and the loop changes {changed}: a step before has an effect on it"
+        elif step:
+            reason += ", so steps or rows of the batch depend on one another"
+        else:
+            reason += (
+                ", the first one: the rows of the batch depend on one another, or on a value of an "
+                "earlier call"
+            )
+    names = [name for name, _ in folded.outputs]
+    if names != [name for name, _ in loop.outputs]:
+        return (
+            f"the author's loop returns {len(loop.outputs)} values, the converted model "
+            f"{len(names)}{reason}"
+        )
+    for (name, mine), (_, theirs) in zip(folded.outputs, loop.outputs, strict=True):
+        where = _output(name)
         if not isinstance(theirs, Tensor) or not isinstance(mine, Tensor):
-            if isinstance(theirs, Tensor) or isinstance(mine, Tensor) or mine != theirs:
-                return f"{where} is {mine!r}, and {theirs!r} in the author's loop"
+            if isinstance(theirs, Tensor) or isinstance(mine, Tensor) or not _is_same(mine, theirs):
+                return f"{where} is {mine!r}, and {theirs!r} in the author's loop{reason}"
             continue
         if mine.shape != theirs.shape:
             return (
                 f"{where} has shape {tuple(mine.shape)}, and {tuple(theirs.shape)} in the "
-                "author's loop"
+                f"author's loop{reason}"
             )
-        scale = theirs.detach().abs().double().nan_to_num().amax().item() if theirs.numel() else 0
-        close = torch.isclose(
-            mine.detach().double(),
-            theirs.detach().double(),
-            rtol=_TOLERANCE,
-            atol=_TOLERANCE * max(scale, 1e-3),
-            equal_nan=True,
-        )
-        if not close.all():
-            first = tuple(close.logical_not().nonzero()[0].tolist())
-            return f"{where} differs from that of the author's loop, first at index {first}"
-    masked = all(getattr(m, "gradient", "masked") == "masked" for m in model.modules())
-    if not (masked and model.training):
-        return ""
-    for name, theirs in right_gradients.items():
-        mine = gradients.get(name)
+        gap = _gap(mine, theirs)
+        if gap is not None:
+            return (
+                f"{where} differs from that of the author's loop, first at index {gap}"
+                f"{reason or '. Its steps or the rows of its batch depend on one another'}"
+            )
+    if layer and isinstance(runs, _LoopOutside):
+        return f"the model differs from the author's loop{reason}"
+    rules = {getattr(module, "gradient", "masked") for module in runs.base.modules()}
+    return _gradient_difference(folded, loop) if rules == {"masked"} else ""
+
+
+def _first_layer(folded: _Result, loop: _Result) -> tuple[str, int] | None:
+    """The first layer, in the order of their calls, and its first step that differs."""
+    for where, mine, theirs in folded.layers.pairs(loop.layers):
+        if (gap := _gap(mine, theirs)) is not None:
+            return where, gap[0]
+    return None
+
+
+def _gradient_difference(folded: _Result, loop: _Result) -> str:
+    for name, theirs in loop.gradients.items():
+        mine = folded.gradients.get(name)
         size = 0.0 if theirs is None else theirs.norm().item()
         gap = (0 if mine is None else mine) - (0 if theirs is None else theirs)
         gap = gap.norm().item() if isinstance(gap, Tensor) else 0.0
         if math.isfinite(size) and gap > _TOLERANCE * size + 1e-9:
-            return f"the gradient of {name!r} differs from that of the author's loop"
+            return (
+                f"the gradient of {name!r} differs from that of the author's loop: a step may "
+                "detach a value that the next step uses"
+            )
     return ""
 
 
-def _hold_to_spikes(neuron: SpikingNeuron, refractory: int | None) -> None:
-    """Replace the functions of a neuron that read its threshold, for one forward pass.
+def _gap(mine: Tensor, theirs: Tensor) -> tuple[int, ...] | None:
+    """The first index at which two tensors differ."""
+    scale = theirs.detach().abs().double().nan_to_num().amax().item() if theirs.numel() else 0
+    close = torch.isclose(
+        mine.detach().double(),
+        theirs.detach().double(),
+        rtol=_TOLERANCE,
+        atol=_TOLERANCE * max(scale, 1e-3),
+        equal_nan=True,
+    )
+    return None if close.all() else tuple(close.logical_not().nonzero()[0].tolist())
 
-    The neuron is silent for ``refractory`` steps after a spike, and for ever if that is None.
-    """
-    plain = type(neuron).fire
-    silent: Tensor | float = 0.0  # number of silent steps to come
-    now: Tensor | None = None
 
-    def fire(mem: Tensor) -> Tensor:
-        nonlocal silent, now
-        spikes = plain(neuron, mem)
-        silent = torch.as_tensor(silent).expand_as(mem)
-        out = spikes * (silent <= 0)
-        now = (out != 0).detach()
-        silent = torch.where(now, math.inf if refractory is None else refractory, silent - 1)
-        return out.to(mem.dtype)
+def _output(name: str) -> str:
+    return f"output {name}" if name else "the output"
 
-    def mem_reset(mem: Tensor) -> Tensor:
-        return torch.zeros_like(mem) if now is None else now.to(mem.dtype)
 
-    vars(neuron)["fire"], vars(neuron)["mem_reset"] = fire, mem_reset
+def _leaves(out: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The parts of an output, with their places."""
+    if isinstance(out, LazyTensor):
+        yield name, out.to_dense()
+    elif isinstance(out, _Outputs):
+        yield from out
+    elif isinstance(out, dict):
+        for key, value in out.items():
+            yield from _leaves(value, f"{name}[{key!r}]")
+    elif isinstance(out, (list, tuple)):
+        for index, value in enumerate(out):
+            yield from _leaves(value, f"{name}[{index}]")
+    elif dataclasses.is_dataclass(out) and not isinstance(out, type):
+        for field in dataclasses.fields(out):
+            yield from _leaves(getattr(out, field.name, None), f"{name}.{field.name}")
+    else:
+        yield name, out
+
+
+def _double(given: Any) -> Any:
+    def double(x: Any) -> Any:
+        if isinstance(x, LazyTensor):
+            x = x.to_dense()
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().double() if x.is_floating_point() else x.detach()
+
+    return tree_map(double, given, is_leaf=lambda x: isinstance(x, LazyTensor))
+
+
+def _is_same(one: Any, two: Any) -> bool:
+    """Whether two values are equal; of objects, whether they are of one type."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one.shape == two.shape and torch.equal(one, two)
+    simple = (int, float, bool, str, bytes, type(None))
+    if isinstance(one, simple) and isinstance(two, simple):
+        return one == two or (one != one and two != two)
+    return type(one) is type(two)
+
+
+def _contents(model: nn.Module) -> dict[str, Any]:
+    """The attributes of the user's code, and buffers, by path."""
+    return {
+        f"self.{path}.{name}" if path else f"self.{name}": x.clone() if isinstance(x, Tensor) else x
+        for path, module in model.named_modules()
+        if not isinstance(module, SpikingNeuron)
+        for name, x in (*vars(module).items(), *module._buffers.items())
+        if name not in INTERNAL
+    }

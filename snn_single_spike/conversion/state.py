@@ -9,7 +9,9 @@ reads, are allowed. So are membranes, which go back to their neuron only.
 
 from __future__ import annotations
 
+import array
 import collections
+import contextvars
 import functools
 import inspect
 import operator
@@ -19,7 +21,7 @@ import sys
 import sysconfig
 import types
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,26 +30,33 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from ..spikes.lazy import LazyTensor
-from .checks import ConversionError
+from .checks import DROPOUT, ConversionError
 from .dataflow import flow_of, flow_of_module
 from .place import of_package, of_torch
 
 __all__ = [
+    "INTERNAL",
+    "Binding",
     "Snapshot",
     "computed_by_torch",
+    "detached",
     "is_own_state",
+    "is_users_class",
+    "is_users_code",
     "mark_own_state",
     "membranes",
     "reject_changes",
     "reject_state",
 ]
 
-_INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is_replica"}
+INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is_replica"}
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 _SIMPLE = {int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size}
-_SEQUENCES = {list, tuple, set, frozenset, collections.deque}
+_CONTAINERS = (list, tuple, set, frozenset, collections.deque, dict)
+_BUILT_IN = {*_CONTAINERS}
 _LONGEST = 64  # elements of a container that are compared, at either end
 _DEPTH = 4
+_DRAWING = (DROPOUT, nn.RReLU, nn.MultiheadAttention)
 _MARK = "_single_spike_state_of"
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
 
@@ -64,7 +73,8 @@ def reject_state(model: nn.Module) -> None:
                 "init_hidden"
             )
         for name, line in flow.states():
-            raise _state_error(_layer(path, module), ".".join(("self", *name)), f" ({line})")
+            named = ".".join(("self", *(part for part in name if part[0] != "[")))
+            raise _state_error(_layer(path, module), named, f" ({line})")
 
 
 def _state_error(where: str, name: str, line: str = "") -> ConversionError:
@@ -86,6 +96,14 @@ def mark_own_state(state: Any, path: str) -> None:
 def is_own_state(state: Any, path: str) -> bool:
     """Whether a neuron has returned this tensor in an earlier call."""
     return getattr(state, _MARK, None) == path
+
+
+def detached(state: Tensor) -> Tensor:
+    """A copy without a graph, with the mark of its neuron."""
+    new = state.detach().clone()
+    if hasattr(state, _MARK):
+        setattr(new, _MARK, getattr(state, _MARK))
+    return new
 
 
 def membranes(module: nn.Module) -> set[str]:
@@ -113,11 +131,12 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self.values: dict[tuple[Any, str], Any] = {}
         self.weights: dict[tuple[nn.Module, str], Any] = {}
-        self.settings: dict[tuple[Any, str], Any] = {}
+        self.settings: dict[tuple[Any, str], Any] = {}  # numbers and flags, by attribute
+        self._flags: list[Any] = []
         self.generators: list[torch.Generator] = []
-        self._kept: list[Any] = []  # while an object lives, its id is its own
+        self.objects: list[Any] = []  # which are alive here, so that their ids stay their own
         self._registered = set(model.modules())
-        functions: dict[Callable[..., Any], None] = {}
+        functions: dict[Callable[..., Any], Any] = {}
         for index, module in enumerate(model.modules()):
             kind: Any = type(module)
             self._add_weights(module)
@@ -125,15 +144,18 @@ class Snapshot:
                 for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
                     self._add_callable(hook, functions)
             elif of_torch(kind):
+                if isinstance(module, _DRAWING):
+                    rates = (getattr(module, name, None) for name in ("p", "dropout"))
+                    self.settings[index, "training"] = module.training, *rates
                 continue
             if isinstance(module, SpikingNeuron):
                 continue
             self.settings[index, "training"] = module.training
             for name, value in module.__dict__.items():
-                if name not in _INTERNAL:
-                    self._add(module, name, value)
-                    if type(value) in _SIMPLE:
-                        self.settings[index, name] = value
+                if name not in INTERNAL:
+                    self._add(module, name, value, index)
+                    if isinstance(value, types.FunctionType):
+                        functions[value] = None
             if not of_torch(kind):
                 for cls in kind.__mro__:
                     self._add_class(cls)
@@ -141,9 +163,10 @@ class Snapshot:
                     if value is not None and not _is_statistic(module, name):
                         self._add(module, name, value)
                 functions.update(_methods(kind))
-        for binding in _bindings(tuple(functions)):
-            value = _value(binding)
-            if inspect.isclass(value):
+        self.bindings = _bindings(tuple(functions))
+        for binding in self.bindings:
+            value = binding.value()
+            if isinstance(value, type):
                 self._add_class(value)
             else:
                 self._add(binding.holder, binding.name, value)
@@ -159,7 +182,7 @@ class Snapshot:
             if value is not None and not nn.parameter.is_lazy(value):
                 self.weights[module, name] = value, self._print(value, 0)
 
-    def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], None]) -> None:
+    def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], Any]) -> None:
         while isinstance(hook, functools.partial):
             self._add(hook.func, "arguments", (hook.args, hook.keywords))
             hook = hook.func
@@ -173,39 +196,43 @@ class Snapshot:
             for name, value in getattr(holder, "__dict__", {}).items():
                 self._add(_Holder(holder, function), name, value)
         if inspect.isfunction(function):
-            functions[function] = None
+            functions[function] = holder if isinstance(holder, nn.Module) else None
 
     def _add_class(self, cls: type) -> None:
-        if not of_torch(cls) and _is_users_class(cls):
+        if not of_torch(cls) and is_users_class(cls):
             for name, value in vars(cls).items():
-                held = type(value) in _SIMPLE | _SEQUENCES or isinstance(value, dict)
+                held = type(value) in _SIMPLE or isinstance(value, _CONTAINERS)
                 if held and not name.startswith("__"):
                     self._add(cls, name, value)
 
-    def _add(self, holder: Any, name: str, value: Any) -> None:
+    def _add(self, holder: Any, name: str, value: Any, index: int | None = None) -> None:
+        self._flags = []
         self.values[holder, name] = self._print(value, _DEPTH)
-        if type(value) in _SIMPLE and not isinstance(holder, nn.Module):
-            self.settings[holder, name] = value
+        if self._flags:
+            # Replicas of a model have other modules, in the same order.
+            self.settings[holder if index is None else index, name] = self._flags
 
     def _print(self, value: Any, depth: int) -> Any:
         """A value that differs after any change of an object, short of deep ones."""
         kind = type(value)
         if kind in _SIMPLE:
+            self._flags.append(value)
             return kind, value
-        self._kept.append(value)
+        self.objects.append(value)
         if isinstance(value, Tensor):
             return id(value), None if value.is_inference() else value._version
         if depth == 0 or isinstance(value, (type, types.ModuleType)):
             return id(value)
         if isinstance(value, nn.Module):
             hidden = value not in self._registered and not of_torch(kind)
-            held = [(k, v) for k, v in vars(value).items() if k not in _INTERNAL or k == "_buffers"]
+            held = [(k, v) for k, v in vars(value).items() if k not in INTERNAL or k == "_buffers"]
             return id(value), hidden and [(k, self._print(v, depth - 1)) for k, v in held]
-        if kind in _SEQUENCES:
-            return id(value), len(value), [self._print(x, depth - 1) for x in _ends(value)]
-        if isinstance(value, dict):
-            items = _ends(value.items())
-            return id(value), len(value), [(k, self._print(v, depth - 1)) for k, v in items]
+        if isinstance(value, _CONTAINERS):
+            own = () if kind in _BUILT_IN else self._print_object(value, depth)
+            if isinstance(value, dict):
+                items = [(k, self._print(v, depth - 1)) for k, v in _ends(value.items())]
+                return id(value), len(value), items, own
+            return id(value), len(value), [self._print(x, depth - 1) for x in _ends(value)], own
         return id(value), *self._print_object(value, depth)
 
     def _print_object(self, value: Any, depth: int) -> tuple[Any, ...]:
@@ -228,13 +255,25 @@ class Snapshot:
         elif isinstance(value, types.GeneratorType):
             frame = value.gi_frame
             return (frame.f_lasti, self._print(frame.f_locals, depth - 1)) if frame else ()
-        elif isinstance(value, (Iterator, bytearray)):
+        elif isinstance(value, (bytearray, array.array)):
+            return (zlib.crc32(value),)
+        elif isinstance(value, contextvars.ContextVar):
+            return (self._print(value.get(None), depth - 1),)
+        elif isinstance(value, Iterator):
             return (repr(value), operator.length_hint(value))
-        elif isinstance(value, types.SimpleNamespace) or _is_users_class(type(value)):
+        elif isinstance(value, types.SimpleNamespace) or is_users_class(type(value)):
             slots = (s for c in type(value).__mro__ for s in getattr(c, "__slots__", ()))
             own = {s: getattr(value, s, None) for s in slots} | getattr(value, "__dict__", {})
             return tuple((k, self._print(v, depth - 1)) for k, v in _ends(own.items()))
         return ()
+
+    def has_settings(self, settings: dict[tuple[Any, str], Any], records: Iterable[Any]) -> bool:
+        """Whether numbers and flags are those given, but for records."""
+        if self.settings == settings:
+            return True
+        keys = self.settings.keys() | settings.keys()
+        changed = {key for key in keys if self.settings.get(key) != settings.get(key)}
+        return {name for _, name in changed} <= {name for _, name in records}
 
     def changes(self, after: Snapshot) -> Iterator[tuple[Any, str]]:
         """What has changed or is new, as holders and names."""
@@ -272,11 +311,15 @@ def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
         return all(
             flow_of(None, function, [name]).only_writes(name)
             for function in _functions(model)
-            if name in _names(function) or name in function.__code__.co_varnames
+            # A parameter with a default belongs to its function only.
+            if name in _names(function) or id(function) == holder
         )
     flows = [flow_of_module(module) for module in model.modules()]
-    elsewhere = [flow_of(None, hook) for hook in _hooks(model)]
-    if any(name in flow.foreign for flow in (*flows, *elsewhere)):
+    elsewhere = [
+        (flow_of(None, hook, modules), modules) for hook, modules in _hooks_with_modules(model)
+    ]
+    others = [flow for flow, _ in elsewhere]
+    if any(name in flow.foreign for flow in (*flows, *others)):
         return False
     if isinstance(holder, type):
         return not any(name in path for flow in flows for path in flow.reads)
@@ -284,15 +327,32 @@ def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
     if isinstance(value, (nn.Module, nn.Parameter)) or name in computed_by_torch(holder):
         return True  # made in the first call
     written = {path[0] for path in flow.writes}
-    if name not in written.union(*(other.foreign_writes for other in (*flows, *elsewhere))):
+    cached = inspect.getattr_static(type(holder), name, None)
+    if isinstance(cached, functools.cached_property) and name not in written:
+        return True
+    outside = (found.foreign_writes for found in (*flows, *others))
+    by_hooks = (
+        {path[1] for path in x.writes if path[0] in own and path[1:]} for x, own in elsewhere
+    )
+    if name not in written.union(*outside, *by_hooks):
         return False  # by code that was not analysed
+    if not all(hook.only_writes(own, name) for hook, modules in elsewhere for own in modules):
+        return False
     unread = not any(path[0] == name for path in flow.early)
     return flow.only_writes(name) or (flow.complete and unread and _are_states(value))
 
 
-def _hooks(model: nn.Module) -> dict[Callable[..., Any], None]:
+def _hooks_with_modules(model: nn.Module) -> Iterator[tuple[Any, list[str]]]:
+    """Hooks, and the names by which they refer to modules."""
+    for hook, owner in _hooks(model).items():
+        names = [x.name for x in _outer_names(hook) if isinstance(x.value(), nn.Module)]
+        yield hook, names if owner is None else [*names, hook.__code__.co_varnames[0]]
+
+
+def _hooks(model: nn.Module) -> dict[Callable[..., Any], Any]:
+    """Hooks, and the modules that they are methods of."""
     scan = Snapshot(nn.Module())
-    found: dict[Callable[..., Any], None] = {}
+    found: dict[Callable[..., Any], Any] = {}
     for module in model.modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             scan._add_callable(hook, found)
@@ -303,7 +363,9 @@ def _functions(model: nn.Module) -> tuple[Any, ...]:
     """The user's functions that a call can run, as far as they are named."""
     kinds: set[Any] = {type(module) for module in model.modules()}
     methods = (function for kind in kinds for function in _methods(kind))
-    return _followed((*_hooks(model), *methods))
+    values = (value for module in model.modules() for value in vars(module).values())
+    held = (value for value in values if isinstance(value, types.FunctionType))
+    return _followed((*_hooks(model), *methods, *held))
 
 
 def _are_states(value: Any) -> bool:
@@ -352,9 +414,20 @@ def _is_statistic(module: nn.Module, name: str) -> bool:
     return name in _STATISTICS and isinstance(module, nn.modules.batchnorm._NormBase)
 
 
-def _is_users_class(cls: type) -> bool:
+def is_users_class(cls: type) -> bool:
+    """Whether a class is defined in the user's code."""
     module = sys.modules.get(cls.__module__)
     return module is None or _is_users_module(module)
+
+
+def is_users_code(hook: Any) -> bool:
+    """Whether a hook is the user's or torch's, and not that of another package, as a logger's."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    if of_package(getattr(hook, "__module__", None) or type(hook).__module__):
+        return True
+    function = getattr(hook, "__func__", hook)
+    return _is_users(function if inspect.isfunction(function) else type(hook).__call__)
 
 
 class _Holder:
@@ -370,16 +443,31 @@ class _Holder:
         return id(self.value)
 
 
-class _Binding(NamedTuple):
+class Binding(NamedTuple):
     """A name of a function that means something outside of it: a closure, a global, a default."""
 
     holder: Any
     name: str
-    value: Callable[[], Any]
+    place: Any  # the dictionary of globals, the cell, or the parameter
+
+    def value(self) -> Any:
+        """The value now; None if there is none."""
+        if isinstance(self.place, dict):
+            return self.place.get(self.name)
+        if isinstance(self.place, inspect.Parameter):
+            return self.place.default
+        return getattr(self.place, "cell_contents", None)  # a cell may be empty
+
+    def set(self, value: Any) -> None:
+        """Set the value, but for a default."""
+        if isinstance(self.place, dict):
+            self.place[self.name] = value
+        elif isinstance(self.place, types.CellType):
+            self.place.cell_contents = value
 
 
 @functools.lru_cache(256)
-def _bindings(functions: tuple[Callable[..., Any], ...]) -> list[_Binding]:
+def _bindings(functions: tuple[Callable[..., Any], ...]) -> list[Binding]:
     """The names of functions, and of the functions that they call."""
     return [
         binding
@@ -401,7 +489,7 @@ def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
             continue
         found[function] = None
         for binding in _outer_names(function):
-            value = _value(binding)
+            value = binding.value()
             if inspect.isfunction(value):
                 waiting.append(value)
     return tuple(found)
@@ -411,7 +499,7 @@ def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
 def _methods(kind: Any) -> dict[Any, None]:
     """The forward of a class, and the methods that it calls."""
     found: dict[Any, None] = {}
-    waiting: list[Any] = [kind.forward]
+    waiting: list[Any] = [getattr(kind, "forward", None)]
     while waiting:
         function = waiting.pop()
         waiting.extend(_wrapped(function))
@@ -435,24 +523,21 @@ def _is_users(function: Any) -> bool:
     return not any(part in file for part in ("site-packages", "dist-packages", _STANDARD_LIBRARY))
 
 
-def _outer_names(function: Any) -> Iterator[_Binding]:
+def _outer_names(function: Any) -> Iterator[Binding]:
     names = _names(function)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        yield _Binding(id(function), name, functools.partial(getattr, cell, "cell_contents"))
-    for name, default in inspect.signature(function, follow_wrapped=False).parameters.items():
-        if default.default is not inspect.Parameter.empty:
-            yield _Binding(id(function), name, functools.partial(getattr, default, "default"))
+        yield Binding(id(function), name, cell)
+    for name, parameter in inspect.signature(function, follow_wrapped=False).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            yield Binding(id(function), name, parameter)
     space = function.__globals__
     for name in names & space.keys():
         value = space[name]
-        if isinstance(value, types.ModuleType):
-            if _is_users_module(value):
-                for inner in names & vars(value).keys():
-                    yield _Binding(
-                        value.__name__, inner, functools.partial(vars(value).__getitem__, inner)
-                    )
-        else:
-            yield _Binding(space.get("__name__"), name, functools.partial(space.__getitem__, name))
+        if not isinstance(value, types.ModuleType):
+            yield Binding(space.get("__name__"), name, space)
+        elif _is_users_module(value):
+            for inner in names & vars(value).keys():
+                yield Binding(value.__name__, inner, vars(value))
 
 
 @functools.cache
@@ -463,16 +548,9 @@ def _is_users_module(module: types.ModuleType) -> bool:
     return not any(part in file for part in ("site-packages", "dist-packages", _STANDARD_LIBRARY))
 
 
-def _is_code(binding: _Binding) -> bool:
-    value = _value(binding)
+def _is_code(binding: Binding) -> bool:
+    value = binding.value()
     return isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.ModuleType))
-
-
-def _value(binding: _Binding) -> Any:
-    try:
-        return binding.value()
-    except (KeyError, ValueError):
-        return None
 
 
 @functools.cache

@@ -4,10 +4,14 @@ The first line holds the settings and facts such as the machine. Each further li
 metrics of an epoch. The last line of a finished run holds the hidden spikes of a test sample.
 Several records may follow each other in one file, for example those of the seeds of one setting:
 `cat runs/a-0/run.jsonl runs/a-1/run.jsonl > a.jsonl`.
+
+Every line ends with a checksum of its content and of the lines of its run before it, so that a
+changed figure or a missing line is found. A run without checksums is read as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -51,9 +55,11 @@ def read(path: Path) -> list[Record]:
     except (OSError, UnicodeDecodeError):
         raise _not_a_run(path) from None
     records: list[Record] = []
+    chain = ""
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
+            chain = _checked(line, "" if "settings" in line else chain)
             if "settings" in line:
                 records.append(Record(line.pop("settings"), line))
             elif "raster" in line:
@@ -82,13 +88,14 @@ def read_header(path: Path) -> Record:
     try:
         with file.open(encoding="utf-8") as lines:
             header = json.loads(lines.readline())
+        _checked(header, "")
         return Record(header.pop("settings"), header)
     except OSError:
         raise _not_a_run(path) from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ExperimentError(
-            f"{file} is damaged in line 1, which holds the settings: restore the file, or start a "
-            "new run"
+            f"{file} is damaged in line 1, which holds the settings ({error}): restore the file, "
+            "or start a new run. To change settings, copy them to a .json or .toml file"
         ) from None
 
 
@@ -114,6 +121,19 @@ def _not_a_run(path: Path) -> ExperimentError:
     )
 
 
+def _checksum(line: dict[str, Any], chain: str) -> str:
+    """The checksum of a line behind lines with the checksum ``chain``."""
+    return hashlib.sha256((chain + json.dumps(line)).encode()).hexdigest()[:16]
+
+
+def _checked(line: dict[str, Any], chain: str) -> str:
+    """Remove the checksum of a line, and return it; ValueError if it does not match."""
+    found = line.pop("checksum", "")
+    if (found or chain) and found != _checksum(line, chain):
+        raise ValueError("its checksum does not match")
+    return str(found)
+
+
 class Log:
     """
     Writes the record of a run, epoch by epoch.
@@ -135,8 +155,8 @@ class Log:
                 ) from None
             self.writer = SummaryWriter(str(folder), purge_step=len(record.history) + 1)
         self.path = folder / NAME
-        text = "".join(json.dumps(line) + "\n" for line in record.lines())
-        write_bytes(self.path, text.encode())
+        self._chain = ""
+        write_bytes(self.path, "".join(map(self._text, record.lines())).encode())
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         self._append(metrics)
@@ -152,12 +172,18 @@ class Log:
     def _append(self, line: dict[str, Any]) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(self._text(line))
         except OSError as error:
             raise ExperimentError(
                 f"{self.path} cannot be written ({error.strerror or error}): free some space, and "
                 f"resume by snn-single-spike train --resume {self.path.parent}"
             ) from None
+
+    def _text(self, line: dict[str, Any]) -> str:
+        """The next line of the file, with its checksum."""
+        line = json.loads(json.dumps(line))  # as a reader finds it
+        self._chain = _checksum(line, self._chain)
+        return json.dumps({**line, "checksum": self._chain}) + "\n"
 
     def __enter__(self) -> Log:
         return self

@@ -128,20 +128,29 @@ def _register(
 ) -> None:
     """Register a class as a pytree node. The leaves are its tensors."""
 
+    def parts(x: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
+        tensors, options = state(x)
+        # A number of a graph with named dimensions is an output of the graph, not a constant.
+        symbolic = {k: value for k, value in options.items() if isinstance(value, torch.SymInt)}
+        fixed = {name: value for name, value in options.items() if name not in symbolic}
+        return tensors, symbolic, [list(tensors), list(symbolic), fixed]  # JSON has no tuples
+
     def flatten(x: Any) -> tuple[list[Any], Any]:
         if _is_distributed():
             _check_unused_parameters(x)
-        tensors, options = state(x)
-        return list(tensors.values()), [list(tensors), options]
+        tensors, symbolic, context = parts(x)
+        return [*tensors.values(), *symbolic.values()], context
 
     def flatten_with_keys(x: Any) -> tuple[list[Any], Any]:
-        tensors, options = state(x)
-        keyed = [(pytree.GetAttrKey(name), tensor) for name, tensor in tensors.items()]
-        return keyed, [list(tensors), options]  # lists, because JSON has no tuples
+        tensors, symbolic, context = parts(x)
+        named = {**tensors, **symbolic}
+        return [(pytree.GetAttrKey(name), value) for name, value in named.items()], context
 
     def unflatten(leaves: Any, context: Any) -> Any:
-        names, options = context
-        return make(dict(zip(names, leaves, strict=True)), options)
+        tensors, symbolic, options = context
+        named = dict(zip([*tensors, *symbolic], leaves, strict=True))
+        numbers = {name: named.pop(name) for name in symbolic}
+        return make(named, options | numbers)
 
     pytree.register_pytree_node(
         cls,

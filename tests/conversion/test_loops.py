@@ -251,18 +251,23 @@ def test_other_orders_and_options_are_refused():
         convert(Net(), num_steps=3)
 
 
-def test_random_numbers_are_drawn_at_every_step_and_the_check_says_that_it_is_not_made():
+def test_random_numbers_are_drawn_at_every_step_and_compared():
     poisson = body(
         "spk, mem = self.lif1(self.fc1((torch.rand_like(x) < x).float()), mem)",
         "out.append(mem)",
+        before="mem, out, x = self.lif1.init_leaky(), [], x + 0 * torch.rand(1)",
         loop="for t in range(5):",
     )
-    with pytest.warns(UserWarning, match="not compared.*draws random numbers"):
-        out = convert(poisson())(torch.full((B, 6), 0.5))
-    assert not torch.equal(out[1] - 0.9 * out[0], out[2] - 0.9 * out[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        convert(poisson(), check=False)(torch.full((B, 6), 0.5))
+        out = convert(poisson())(torch.full((B, 6), 0.5))
+    assert not torch.equal(out[1] - 0.9 * out[0], out[2] - 0.9 * out[1])
+    mixed = body(
+        "spk, mem = self.lif1(self.fc1(x[t] * torch.rand(len(x[t]), 1)), mem)",
+        "out.append(spk - spk.mean(0))",
+    )
+    with pytest.raises(ConversionError, match="differs from that of the author's loop"):
+        convert(awake(mixed()))(2 * torch.rand(T, B, 6))
 
 
 def test_spike_times_and_the_state_of_batch_norm():

@@ -229,7 +229,7 @@ def test_features_are_flattened_without_dense_spikes(caplog):
                 assert flat.shape == (15, 64)
             return flat
 
-    fast = convert(Flattens(), spike_format="times")
+    fast = convert(Flattens(), spike_format="times", check=False)  # a loop has dense spikes
     with caplog.at_level(logging.INFO, logger="snn_single_spike"):
         assert fast(torch.rand(5, 3, 1, 28, 28)).shape == (5, 3, 64)
     assert not caplog.records
@@ -497,3 +497,17 @@ def test_losses_of_snntorch_and_their_gradients(loss):
         getattr(SF, loss)()(given, torch.tensor([1, 0, 3])).backward()
         grads.append(fast[1].weight.grad)
     torch.testing.assert_close(*grads)
+
+
+def test_an_export_with_a_named_time_returns_its_number_of_steps(tmp_path):
+    layers = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9, init_hidden=True))
+    fast = convert(layers, spike_format="times")
+    x, longer = torch.rand(5, 4, 6) * 3, torch.rand(9, 4, 6) * 3
+    named = ({0: torch.export.Dim("time", min=2, max=100)},)
+    program = torch.export.export(fast, (x,), dynamic_shapes=named)
+    torch.export.save(program, tmp_path / "net.pt2")
+    for exported in (program, torch.export.load(tmp_path / "net.pt2")):
+        for given in (x, longer):
+            spikes = exported.module()(given)
+            assert type(spikes.num_steps) is int
+            assert torch.equal(spikes.to_dense(), fast(given).to_dense())

@@ -49,6 +49,18 @@ def changed(run, folder, *, settings=None, facts=None, last=None):
     return folder
 
 
+def test_a_changed_figure_is_found(runs, tmp_path):
+    broken = changed(runs / "single-0", tmp_path / "broken")
+    file = broken / record.NAME
+    text = (runs / "single-0" / record.NAME).read_text()
+    digits = [i for i, c in enumerate(text) if c.isdigit()]
+    for place in digits[:: max(len(digits) // 20, 1)]:
+        other = str((int(text[place]) + 1) % 10)
+        file.write_text(text[:place] + other + text[place + 1 :])
+        with pytest.raises(ExperimentError, match=r"is damaged in line \d .*its checksum"):
+            record.read(broken)
+
+
 def write(folder, lines):
     (folder / record.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -135,13 +136,24 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path, caplog):
     assert "it is rewritten from the checkpoint, of 1 epochs" in caplog.text
 
 
+def without_checksum(line):
+    """A line as earlier versions have written it."""
+    return re.sub(r', "checksum": "\w+"', "", line)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda lines: lines[:2], "has 1 epochs: it"),
-        (lambda lines: [*lines[:2], lines[1], lines[2]], "has 3 epochs: it"),
+        (lambda lines: [*lines[:2], lines[1], lines[2]], "damaged in line 3 (its checksum"),
+        (lambda lines: [lines[0], *lines[2:]], "damaged in line 2 (its checksum"),
         (
-            lambda lines: [lines[0], lines[1].replace("0.", "1."), lines[2]],
+            lambda lines: [lines[0], lines[1].replace("0.", "1.", 1), *lines[2:]],
+            "damaged in line 2 (its checksum does not match): it is rewritten",
+        ),
+        (lambda lines: [without_checksum(line) for line in lines], None),
+        (
+            lambda lines: [without_checksum(line).replace("0.", "1.") for line in lines],
             "with other figures: it",
         ),
         (lambda lines: lines, None),
