@@ -7,7 +7,7 @@ from ._checkout import expose_kernels
 expose_kernels()
 
 from . import data, functional, losses, memory, metrics  # noqa: E402
-from .conversion.api import ConversionError, convert, revert  # noqa: E402
+from .conversion.api import ConversionError, convert, explain, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
 from .modules.leaky import FusedLeaky, LeakyState, SingleSpikeLeaky  # noqa: E402
@@ -39,6 +39,7 @@ __all__ = [
     "SpikeTimes",
     "convert",
     "data",
+    "explain",
     "functional",
     "losses",
     "memory",

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from snn_single_spike import convert
 
 from tests.support.devices import ROOT
-from tests.support.pages import blocks_of, sections_of
+from tests.support.pages import blocks_of, execute, sections_of
 
 GUIDE, TIMES = ((ROOT / "docs" / name).read_text() for name in ("guide.md", "spike-times.md"))
 SECTIONS = {title: blocks_of(body) for title, body in sections_of(GUIDE).items()}
@@ -29,9 +29,9 @@ def run(code, page=GUIDE):
     beginning, *_ = blocks_of(page)
     space = {}
     torch.manual_seed(0)
-    exec(beginning, space)
+    execute(beginning, space)
     torch.manual_seed(1)
-    exec(code, space)
+    execute(code, space)
     return space
 
 

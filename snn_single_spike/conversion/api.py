@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
@@ -11,27 +9,14 @@ from ..functional import DEFAULT_GRADIENT
 from ..modules._base import check_options
 from ..modules.leaky import SPIKE_FORMATS, check_once
 from ..ops.validation import check_choice
-from .call import Time
-from .checks import (
-    ConversionError,
-    convertible_kind,
-    reject_unsupported_layers,
-    warn_about_differences,
-)
-from .copies import copy_model, unfold_neuron
-from .folded import (
-    FOLDED,
-    Converted,
-    Folded,
-    FoldedLeaky,
-    Looped,
-    make_converted,
-    original_class,
-)
-from .loops import find_loops
-from .state import reject_state
+from .checks import ConversionError
+from .copies import copy_model
+from .explain import explain
+from .folded import Converted, revert_in_place
+from .parts import convert_parts
+from .whole import Options, convert_whole
 
-__all__ = ["ConversionError", "convert", "revert"]
+__all__ = ["ConversionError", "convert", "explain", "revert"]
 
 
 def convert(
@@ -45,6 +30,7 @@ def convert(
     spike_format: str = "auto",
     time_dim: int = 0,
     check: bool | None = None,
+    strict: bool = True,
 ) -> nn.Module:
     """
     Convert a snnTorch model to a model that computes whole sequences at once.
@@ -105,8 +91,9 @@ def convert(
     number silences a neuron for as many steps after each spike. :class:`snntorch.Leaky`,
     :class:`snntorch.Synaptic` and :class:`snntorch.Lapicque` support it, with dense spikes.
 
-    When training, BatchNorm computes its statistics over time and batch. MaxPool after a neuron
-    that spikes at most once can pass on more than one spike. convert() warns about both.
+    When training, BatchNorm computes its statistics over time and batch; inside of a loop in
+    ``forward`` it computes them at every step, as the loop does. MaxPool after a neuron that spikes
+    at most once can pass on more than one spike. convert() warns about both.
 
     :param model: model whose ``forward`` computes one time step, or loops over time
     :type model: torch.nn.Module
@@ -145,6 +132,11 @@ def convert(
         ``forward`` or hooks of its own
     :type check: bool, optional
 
+    :param strict: if False, a loop over time that cannot run all its steps at once stays the
+        author's loop over snnTorch's neurons, and a warning says why. Parts of the model with loops
+        of their own are converted. :func:`explain` tells before. Defaults to True
+    :type strict: bool, optional
+
     :return: model with inputs and outputs of shape `(time, batch, ...)`; those of the author, if
         ``forward`` has the loop
     :rtype: torch.nn.Module
@@ -164,29 +156,16 @@ def convert(
         raise ValueError(
             f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
         )
-    loops = {path: found for path, part in model.named_modules() if (found := find_loops(part))}
-    reject_unsupported_layers(model, loops, refractory)
-    if loops and (num_steps is not None or time_dim):
-        raise ConversionError(
-            "the model has its own loop over time inside forward, which keeps its inputs and its "
-            "number of steps: convert it without num_steps= and time_dim="
-        )
-    reject_state(model)
-    warn_about_differences(model, refractory is None)
-    new, time = copy_model(model, share_parameters), Time()
-    neurons = [
-        _fold(neuron, kind, time, path, (gradient, backend, refractory), spike_format)
-        for path, neuron in new.named_modules()
-        if (kind := convertible_kind(neuron))
-    ]
-    _check_neurons(neurons, spike_format)
-    make_converted(new, time, num_steps, time_dim, loops, check)
-    return new
+    options = Options(
+        *(num_steps, share_parameters, gradient, backend, spike_format, time_dim, check),
+        refractory=refractory,
+    )
+    return convert_whole(model, options) if strict else convert_parts(model, options)
 
 
 def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     """
-    Convert a model of whole sequences back to the snnTorch model of one time step a call.
+    Convert a model of whole sequences back to the snnTorch model that it was.
 
     The new model has the current weights of ``model``, which is not changed. (snnTorch's own
     Lapicque does not train a beta.)
@@ -195,22 +174,20 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     :type model: torch.nn.Module
     :param share_parameters: as in :func:`convert`
     :type share_parameters: bool, optional
-    :return: model that computes one time step a call, with snnTorch neurons
+    :return: model with snnTorch neurons that computes one time step a call, or has its own loop
     :rtype: torch.nn.Module
     :raises TypeError: :func:`convert` did not return ``model``
     """
-    if not isinstance(model, Converted):
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    if not any(isinstance(part, Converted) for part in parts):
         raise TypeError(
             f"revert() expects a model that convert() returned, not a {type(model).__name__}: "
             "nothing to revert"
         )
-    new: Any = copy_model(model, share_parameters)
-    new.__class__ = original_class(new)
-    del new._single_spike
-    for part in [module for module in new.modules() if isinstance(module, Looped)]:
-        part.__class__ = original_class(part)
-    for neuron in [module for module in new.modules() if isinstance(module, Folded)]:
-        unfold_neuron(neuron)
+    new = copy_model(model, share_parameters)
+    for part in list(new.modules()):
+        if isinstance(part, Converted):
+            revert_in_place(part)
     return new
 
 
@@ -225,32 +202,3 @@ def _check_model(model: object) -> None:
             "network: make a single-spike neuron with the same arguments (SingleSpikeLeaky for "
             "snntorch.Leaky)"
         )
-
-
-def _check_neurons(neurons: list[Any], spike_format: str) -> None:
-    if not neurons:
-        raise ConversionError("the model has no snntorch neuron: there is nothing to convert")
-    if spike_format == "times" and not any(isinstance(neuron, FoldedLeaky) for neuron in neurons):
-        found = ", ".join(sorted({neuron.original.__name__ for neuron in neurons}))
-        raise ConversionError(
-            f"spike_format='times' needs a snntorch.Leaky in the model, which only has {found}. "
-            "These neurons return dense spikes: convert with spike_format='dense'"
-        )
-
-
-def _fold(
-    neuron: Any,
-    kind: type,
-    time: Time,
-    path: str,
-    options: tuple[str, str, int | None],
-    spike_format: str,
-) -> Any:
-    """Turn a snnTorch neuron into its folded single-spike form, in place."""
-    original = type(neuron)
-    neuron.__class__ = FOLDED[kind]
-    neuron._init_single_spike(*options)
-    if isinstance(neuron, FoldedLeaky):
-        neuron.spike_format = spike_format
-    neuron.time, neuron.path, neuron.original = time, path, original
-    return neuron

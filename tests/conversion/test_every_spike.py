@@ -111,6 +111,7 @@ def test_a_loop_inside_forward_is_compared_with_its_own_spikes(refractory):
             ConversionError,
             "'1' .RLeaky.* without refractory=",
         ),
+        (leaky(reset_delay=False), {}, ConversionError, "make it with reset_delay=True"),
         (leaky(), {"spike_format": "times"}, ValueError, "spike_format='dense'"),
         (leaky(), {"gradient": "spike_time"}, ValueError, "gradient='masked'"),
         (leaky(), {"refractory": -1}, ValueError, "0 or more"),

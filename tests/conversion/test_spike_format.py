@@ -499,6 +499,25 @@ def test_losses_of_snntorch_and_their_gradients(loss):
     torch.testing.assert_close(*grads)
 
 
+class Quantized(nn.Linear):
+    """As layers of quantization packages: what is no tensor has its tensor in .value."""
+
+    def forward(self, x):
+        x = x if isinstance(x, torch.Tensor) else x.value
+        return F.linear(x, self.weight.sign(), self.bias)
+
+
+def test_layers_of_torch_with_another_forward_receive_dense_spikes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), leaky(), Quantized(8, 4), leaky(output=True))
+    x = 3 * torch.rand(5, 3, 6)
+    fast = convert(net, spike_format="times")
+    with pytest.warns(MaterializationWarning, match=r"Quantized.forward.* does not support"):
+        spikes, _ = fast(x)
+    assert torch.equal(spikes.to_dense(), convert(net)(x)[0])
+    assert not revert(fast)[2]._forward_pre_hooks
+
+
 def test_an_export_with_a_named_time_returns_its_number_of_steps(tmp_path):
     layers = nn.Sequential(nn.Linear(6, 6), snn.Leaky(0.9, init_hidden=True))
     fast = convert(layers, spike_format="times")
