@@ -9,9 +9,11 @@ expose_kernels()
 from . import data, functional, losses, memory, metrics  # noqa: E402
 from .conversion.api import ConversionError, convert, explain, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
+from .modules.conv import SingleSpikeConv1d, SingleSpikeConv2d  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
 from .modules.leaky import FusedLeaky, LeakyState, SingleSpikeLeaky  # noqa: E402
 from .modules.linear import SingleSpikeLinear  # noqa: E402
+from .modules.pooling import FirstSpikePool2d  # noqa: E402
 from .modules.readout import LeakyReadout  # noqa: E402
 from .modules.rleaky import SingleSpikeRLeaky  # noqa: E402
 from .modules.synaptic import SingleSpikeSynaptic  # noqa: E402
@@ -25,11 +27,14 @@ except PackageNotFoundError:  # a bare checkout on the path
 __all__ = [
     "AveragedSpikes",
     "ConversionError",
+    "FirstSpikePool2d",
     "FusedLeaky",
     "LeakyReadout",
     "LeakyState",
     "MaterializationWarning",
     "SingleSpikeAlpha",
+    "SingleSpikeConv1d",
+    "SingleSpikeConv2d",
     "SingleSpikeLapicque",
     "SingleSpikeLeaky",
     "SingleSpikeLinear",

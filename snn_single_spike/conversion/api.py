@@ -71,19 +71,21 @@ def convert(
     spikes: see docs/spike-times.md. The results differ by rounding.
 
     With ``spike_format="times"`` every :class:`snntorch.Leaky` returns
-    :class:`snn_single_spike.SpikeTimes`, and the linear layers behind it compute their current
-    from the spike times. ``nn.Flatten``, reshapes that keep the first dimension, ``nn.Identity``,
-    Dropout in eval mode, and average pooling before a linear layer keep spike times. All other
-    layers (convolutions, normalisation, max pooling, additions, neurons other than Leaky) receive
-    dense tensors, and compute the same result. The model then returns:
+    :class:`snn_single_spike.SpikeTimes`, and the linear layers and convolutions behind it compute
+    their current from the spike times. ``nn.Flatten``, reshapes that keep the first dimension,
+    ``nn.Identity``, Dropout in eval mode, average pooling of spikes, and max pooling between a
+    convolution and its Leaky keep spike times. All other layers (normalization, max pooling of
+    spikes, additions, neurons other than Leaky) receive dense tensors, and compute the same result.
+    The model then returns:
 
     - for the spikes of a Leaky: :class:`snn_single_spike.SpikeTimes` of shape
       `(time, batch, ...)`;
-    - for the membrane of a Leaky behind a linear layer from spike times: an object of that shape.
+    - for the membrane of a Leaky behind such a layer: an object of that shape.
       The first torch function that uses it, or its ``to_dense()``, computes the tensor. Behind
       other layers the membrane is a tensor;
     - for the current of a last ``nn.Linear``: an object that :class:`snn_single_spike.LeakyReadout`
-      and :class:`snn_single_spike.SingleSpikeLeaky` support; ``to_dense()`` makes it a tensor;
+      and :class:`snn_single_spike.SingleSpikeLeaky` support; ``to_dense()`` makes it a tensor. That
+      of a last convolution is supported by :class:`snn_single_spike.SingleSpikeLeaky`;
     - for everything else: tensors.
 
     With ``refractory=0`` the neurons keep all their spikes: outputs and gradients are those of the

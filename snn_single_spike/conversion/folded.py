@@ -26,7 +26,7 @@ from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
-from ..spikes import LazyCurrent
+from ..spikes import ConvCurrent, LazyCurrent
 from ..spikes.lazy import LazyTensor, materialize
 from .call import Conversion, Time
 from .checked import call_model
@@ -163,7 +163,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         return self._run_in_format(sequence, *states, **named)
 
     def _run_in_format(self, sequence: Any, *states: Any, **named: Any) -> Any:
-        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent):
+        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent | ConvCurrent):
             return super()._run_sequence(sequence, *states, **named)
         formats = self.time.formats
         if formats is None or self.path in formats.membranes:
@@ -177,7 +177,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         if self.spike_format != "auto" or self.refractory is not None:
             return super()._returns_times(input_)
         formats = self.time.formats
-        lazy = isinstance(input_, LazyCurrent)
+        lazy = isinstance(input_, LazyCurrent | ConvCurrent)
         return formats is not None and (lazy or formats.spike_times(self, input_.shape))
 
 
