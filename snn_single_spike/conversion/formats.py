@@ -69,7 +69,8 @@ class Formats:
             return False
         if not choice.is_measured(neuron.backend, neuron.threshold):
             return False
-        return all(choice.spike_times_pay(*shape[:2], layer) for layer in layers)
+        num_steps, batch, *_ = shape
+        return all(choice.spike_times_pay(num_steps, batch, layer) for layer in layers)
 
     def input(self, x: Any, time: Any) -> Any:
         """The first input of the model, as events if they pay. A sequence, or folded."""
@@ -110,7 +111,8 @@ def _pools_side_by_side(function: Callable[..., Any], args: Any, kwargs: Any) ->
     """Whether a function is the max pooling that keeps the current of a convolution lazy."""
     if function not in (torch.max_pool1d, torch.max_pool2d, F.max_pool1d, F.max_pool2d):
         return False
-    given = dict(zip(("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"), args))
+    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    given = dict(zip(names, args, strict=False))
     given |= kwargs
     stride = given.get("stride")
     return (
@@ -176,6 +178,13 @@ class Readers(TorchFunctionMode):
 
     def formats(self) -> Formats:
         layers, before = {}, set()
+        # A neuron with a refractory period computes its membrane at every step.
+        membranes = self._membranes | {
+            neuron.path
+            for readers in self._read.values()
+            for _, neuron in readers
+            if neuron.refractory is not None
+        }
         for path, readers in self._read.items():
             supported = all(
                 hasattr(neuron, "spike_format") and neuron._surrogate()[1] is None
@@ -183,9 +192,9 @@ class Readers(TorchFunctionMode):
             )
             if supported and path not in self._dense:
                 layers[path] = [layer for layer, _ in readers]
-                if any(neuron.path in self._membranes for _, neuron in readers):
+                if any(neuron.path in membranes for _, neuron in readers):
                     before.add(path)
-        return Formats(layers, self._membranes, before)
+        return Formats(layers, membranes, before)
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

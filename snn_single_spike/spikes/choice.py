@@ -26,7 +26,6 @@ LEAST_CONV_PRODUCTS = 64_000_000
 _CONV_STEPS = 64
 _CONV_SHARE = 0.01
 _ENTRIES = 60
-_MOST_ROWS = 1 << 22
 _WIDE = 120
 _SHARE = 0.1
 _SAMPLED = 1 << 15
@@ -84,10 +83,8 @@ def events_pay(dense: Tensor, layer: Layer, backend: str = "auto") -> bool:
 def current_pays(spikes: Spikes, weight: Tensor) -> bool:
     """Whether the current (T, B, O) of a linear layer, as a tensor, is faster from events.
 
-    One event takes as long as about 60 entries of dense spikes. Its column of weights is kept for a
-    moment, so large ones take more.
+    One event takes at most as long as 60 entries of dense spikes.
     """
     if is_traced() or weight.dtype not in _STATES:
         return False
-    events = len(spikes.events().times)
-    return events * _ENTRIES <= spikes.numel() and events * len(weight) <= _MOST_ROWS
+    return len(spikes.events().times) * _ENTRIES <= spikes.numel()
