@@ -125,6 +125,8 @@ class Loop:
         self.run.batches[self.number :] = [self.time.batch or 0]
         self.run.loop = None
         self.time.num_steps, self.time.folded = 0, []
+        # The loop outlives forward, and would hold the tensors of the user's names.
+        self._local, self.outputs = {}, {}
 
     def index(self) -> Any:
         """The value of the loop variable."""

@@ -122,8 +122,8 @@ class Conversion:
     """Whether the model chooses the format of spikes: ``spike_format="auto"``."""
     keep_loop: Any = None
     """A function that turns the model back if its first calls fail; None if they then raise."""
-    formats: dict[bool, Any] = field(default_factory=dict)
-    """The formats that follow from the first calls, by training or not."""
+    formats: dict[Any, Any] = field(default_factory=dict)
+    """The formats that follow from the first calls, by what the readers of spikes depend on."""
     comparisons: dict[bool, int] = field(default_factory=dict)  # by training or not
     comparing: threading.Lock = field(default_factory=threading.Lock)
     """Held by the thread that compares: the others go on."""
@@ -215,6 +215,7 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
             run.batches, run.indexed = decision.loops
         out = run_folded(run, forward, args, kwargs)
     else:
+        conversion.formats.clear()  # a flag may have changed, and with it who reads spikes
         out, decision = _decided_loop(run, forward, args, kwargs, before)
         conversion.decisions[model.training] = decision
     after = reject_changes(model, before, conversion.records)
@@ -312,6 +313,7 @@ def _decided(run: Run, before: Snapshot) -> Any:
         if decision.draws or undo.generators.unchanged():
             return out
         undo()
+    model._single_spike.formats.clear()  # a flag has changed, which may change who reads spikes
     rows = (math.prod(run.extent),)
     _check_own_hooks(run, undo.generators)
 
@@ -409,8 +411,9 @@ class Run:
             if not isinstance(x, Tensor) or x.dim() <= dim or x.shape == (0,):
                 return x
             x = x if x.layout is torch.strided else x.to_dense()
-            rows = torch.arange(samples, device=x.device) % max(x.shape[dim], 1)
-            return x.index_select(dim, rows)
+            if not x.shape[dim]:
+                return x.new_zeros(*x.shape[:dim], samples, *x.shape[dim + 1 :])
+            return x.index_select(dim, torch.arange(samples, device=x.device) % x.shape[dim])
 
         kwargs = {name: other(x) for name, x in self.kwargs.items()}
         return Run(self.model, self.forward, tuple(map(other, self.args)), kwargs)

@@ -8,12 +8,17 @@ spike times from the second call on. It does where the layer behind is then fast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import ast
+import functools
+import gc
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, cast
 
 import torch
+from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -22,6 +27,8 @@ from torch.utils._pytree import tree_leaves
 from ..spikes import SpikeEvents, choice
 from ..spikes.choice import Layer
 from ..spikes.lazy import LazyTensor
+from .place import of_torch
+from .source import source_of_forward
 
 __all__ = ["Formats", "Readers", "choose_formats"]
 
@@ -32,10 +39,11 @@ _RESHAPES = {
     *(torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view),
 }
 _OF_SHAPE = {
-    *("__get__", "__len__", "dim", "size", "numel", "nelement", "ndimension", "stride"),
-    *("is_contiguous", "is_floating_point", "is_complex", "element_size", "get_device", "type"),
+    *("__len__", "dim", "size", "numel", "nelement", "ndimension", "stride", "is_contiguous"),
+    *("is_floating_point", "is_complex", "element_size", "get_device"),
 }
-"""Names of functions that read the shape, type or device of a tensor, if they return no tensor."""
+_PROPERTIES = {"shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu"}
+"""Names of functions and properties that read the shape, type or device of a tensor."""
 
 
 class _Known(NamedTuple):
@@ -49,6 +57,8 @@ class _Known(NamedTuple):
     path: str
     layer: Layer | None = None
     """The layer of the current."""
+    made_by: Any = None
+    """The node of autograd. A function of the user's own gives the same tensor another node."""
 
 
 @dataclass
@@ -84,8 +94,16 @@ class Formats:
         return time.fold(events) if time.num_steps else events
 
 
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", "")
+def _reads_shape(function: Callable[..., Any]) -> bool:
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        return getattr(function.__self__, "__name__", "") in _PROPERTIES  # type: ignore[attr-defined]
+    return name in _OF_SHAPE
+
+
+def _node(x: Any) -> Any:
+    with torch._C.DisableTorchFunction():  # the mode sees properties, too
+        return x.grad_fn if isinstance(x, Tensor) else None
 
 
 def _keeps_spikes(function: Callable[..., Any], spikes: Tensor, kwargs: Any, out: Any) -> bool:
@@ -97,10 +115,10 @@ def _keeps_spikes(function: Callable[..., Any], spikes: Tensor, kwargs: Any, out
 
 def _layer(function: Callable[..., Any], args: Sequence[Any], out: Tensor) -> Layer | None:
     """The layer that a function computes, with spikes as its first argument."""
-    if len(args) < 2 or not isinstance(args[1], Tensor):
+    if len(args) < 2 or not isinstance(args[1], Tensor) or args[1].layout is not torch.strided:
         return None
     weight = args[1]
-    if function is F.linear and out.dim() in (2, 3):
+    if function is F.linear and out.dim() == 2:
         return Layer(len(weight), weight.numel())
     if function in (F.conv1d, F.conv2d) and out.dim() == weight.dim():
         return Layer(len(weight), out[:1].numel() * weight[:1].numel(), convolution=True)
@@ -150,17 +168,30 @@ class Readers(TorchFunctionMode):
             self._remember(_Known(x, "membrane", neuron.path))
 
     def read_by_neuron(self, neuron: Any, input_: Any) -> None:
-        known = self._known.get(id(input_))
+        known = next(self._among(input_), None)
         if known is not None and known.role == "current":
             assert known.layer is not None
             self._read.setdefault(known.path, []).append((known.layer, neuron))
         elif known is not None:
             self._other(known)
 
-    def left(self, out: Any, model: Any) -> None:
-        """What a model has returned, or keeps in its attributes."""
+    def ended(self, out: Any, model: Any) -> None:
+        """The forward has ended: who holds a tensor now, holds it for later."""
         for known in self._among((out, *map(vars, model.modules()))):
             self._other(known)
+        if self._read.keys() - self._dense:
+            held = {id(x): known for x, known in self._held()}
+            for known in held.values():
+                self._other(known)
+
+    def _held(self) -> Iterator[tuple[Any, _Known]]:
+        """Tensors that objects, lists, closures, ... refer to. The caller holds the input."""
+        tensors = [known.tensor for known in self._known.values() if known.path != INPUT]
+        for holder in gc.get_referrers(*tensors):
+            if not isinstance(holder, (_Known, FrameType)) and holder is not tensors:
+                for x in gc.get_referents(holder):
+                    if id(x) in self._known:
+                        yield x, self._known[id(x)]
 
     def folded(self, value: Any, of: Any) -> None:
         """All steps of the sequence ``of``, which a loop over time has indexed."""
@@ -206,7 +237,7 @@ class Readers(TorchFunctionMode):
 
     def _saw(self, function: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
         found = list(self._among((args, kwargs)))
-        if not found or (_name(function) in _OF_SHAPE and not isinstance(out, Tensor)):
+        if not found or _reads_shape(function):
             return
         (first, *others) = found
         role = "" if others or not args or first.tensor is not args[0] else first.role
@@ -223,12 +254,16 @@ class Readers(TorchFunctionMode):
             self._other(first)
 
     def _remember(self, known: _Known) -> None:
-        self._known[id(known.tensor)] = known
+        self._known[id(known.tensor)] = known._replace(made_by=_node(known.tensor))
 
     def _among(self, values: Any) -> Iterator[_Known]:
         for leaf in tree_leaves(values, is_leaf=lambda x: isinstance(x, LazyTensor)):
-            if id(leaf) in self._known:
-                yield self._known[id(leaf)]
+            known = self._known.get(id(leaf))
+            if known is None:
+                continue
+            if _node(leaf) is not known.made_by:
+                self._other(known)
+            yield known
 
     def _other(self, known: _Known) -> None:
         if known.role == "membrane":
@@ -239,12 +274,25 @@ class Readers(TorchFunctionMode):
 
 def choose_formats(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
     """``forward`` of a model that was converted with ``spike_format="auto"``."""
-    conversion, training = model._single_spike, model.training
-    time, formats = conversion.time, conversion.formats.get(training)
-    if torch.compiler.is_compiling() or any(map(_is_watched, model.children())):
+    if torch.compiler.is_compiling() or _sees_tensors(model):
         return forward
+    conversion = model._single_spike
+    time = conversion.time
 
-    def first(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(model: Any, *args: Any, **kwargs: Any) -> Any:
+        key = _kind_of_call(model, args, kwargs)
+        time.formats = conversion.formats.get(key)
+        try:
+            if time.formats is None:
+                out, conversion.formats[key] = first(model, args, kwargs)
+                return out
+            if args:
+                args = (time.formats.input(args[0], time), *args[1:])
+            return forward(model, *args, **kwargs)
+        finally:
+            time.formats = None
+
+    def first(model: Any, args: Any, kwargs: Any) -> tuple[Any, Formats]:
         readers = time.readers = Readers()
         if args and conversion.looped:
             readers.given(args[0], "sequence")
@@ -253,23 +301,36 @@ def choose_formats(forward: Callable[..., Any], model: Any) -> Callable[..., Any
         try:
             with readers:
                 out = forward(model, *args, **kwargs)
-            readers.left(out, model)
         finally:
             time.readers = None
-        conversion.formats[training] = readers.formats()
-        return out
+        readers.ended(out, model)
+        return out, readers.formats()
 
-    def later(model: Any, *args: Any, **kwargs: Any) -> Any:
-        assert formats is not None
-        time.formats = formats
-        try:
-            if args:
-                args = (formats.input(args[0], time), *args[1:])
-            return forward(model, *args, **kwargs)
-        finally:
-            time.formats = None
+    return run
 
-    return first if formats is None else later
+
+def _kind_of_call(model: Any, args: Any, kwargs: Any) -> Any:
+    """What the readers of spikes depend on, apart from the sizes of a batch."""
+
+    def kind(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.dim(), x.dtype, x.requires_grad
+        return x if isinstance(x, (bool, int, float, str, type(None))) else type(x)
+
+    given = tuple(map(kind, args)), tuple((name, kind(x)) for name, x in kwargs.items())
+    parts = tuple((part, vars(part).get("spike_grad")) for part in model.modules())
+    return model.training, torch.is_grad_enabled(), given, parts
+
+
+def _sees_tensors(model: Any) -> bool:
+    """Whether code of the user's asks for tensors between the layers: hooks, ``isinstance``, ..."""
+    if torch.nn.modules.module._has_any_global_hook():
+        return True
+    return any(map(_is_watched, model.children())) or any(
+        _asks_for_types(cast(Hashable, type(part)))
+        for part in model.modules()
+        if not isinstance(part, SpikingNeuron)
+    )
 
 
 def _is_watched(part: torch.nn.Module) -> bool:
@@ -282,4 +343,16 @@ def _is_watched(part: torch.nn.Module) -> bool:
         or module._compiled_call_impl is not None
         or hasattr(module, "_orig_mod")  # torch.compile(module)
         for module in part.modules()
+    )
+
+
+@functools.cache
+def _asks_for_types(kind: Any) -> bool:
+    """Whether the forward of a class asks whether a value is a tensor."""
+    if of_torch(kind):
+        return False
+    return any(
+        (isinstance(node, ast.Name) and node.id in ("isinstance", "type", "issubclass"))
+        or (isinstance(node, ast.Attribute) and node.attr == "is_tensor")
+        for node in source_of_forward(kind)
     )

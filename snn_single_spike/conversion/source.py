@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["called_in_loops"]
+__all__ = ["called_in_loops", "source_of_forward"]
 
 
 def called_in_loops(owner: type, function: Callable[..., Any]) -> Iterator[str]:
@@ -23,6 +23,13 @@ def called_in_loops(owner: type, function: Callable[..., Any]) -> Iterator[str]:
                 yield from _called(repeated)
                 for inner in _called_methods(owner, repeated, set()):
                     yield from _called(_parse(inner))
+
+
+def source_of_forward(owner: Any) -> Iterator[ast.AST]:
+    """All nodes of the forward of a class, and of the methods that it calls."""
+    tree = _parse(owner.forward)
+    for method in (tree, *map(_parse, _called_methods(owner, tree, set()))):
+        yield from ast.walk(method)
 
 
 def _repeated(node: ast.AST) -> list[ast.AST]:

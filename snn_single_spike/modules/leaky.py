@@ -20,7 +20,7 @@ from ..functional import (
 )
 from ..ops.validation import check_choice, check_parameter
 from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
-from ..spikes.lazy import materialize
+from ..spikes.lazy import LastState, materialize
 from ._base import SingleSpikeNeuron
 from .state import LeakyState, checked
 
@@ -158,9 +158,9 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
           :class:`snn_single_spike.spikes.LazyMembrane`, which computes the tensor on its first
           use. In a compiled graph the membrane is a tensor
 
-    After a call `self.mem` holds the membrane of the last step, detached. Three calls do not
-    update `self.mem`: a call of a compiled module, a call of an exported module, and a call with
-    `spike_format="times"` on a current from spike times.
+    After a call `self.mem` holds the membrane of the last step, detached. After a call with
+    `spike_format="times"` on a current from spike times it is computed on its first use, before
+    the weights change. A call of a compiled or an exported module does not update `self.mem`.
 
     :raises ValueError: an option is not supported over a whole sequence
     :raises TypeError: a membrane is passed with `init_hidden=True`
@@ -232,18 +232,22 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             spikes = run_single_spike_conv(*current.convolution(), features=features, **neuron)
         else:
             spikes = run_single_spike_linear(*current.linear(), **neuron)
-        if self.init_hidden and not self.output:
-            return spikes
+        read = (current.weight, current.bias, current.spikes.height, self.beta, self.threshold)
 
-        def membrane() -> Tensor:
-            result = run_single_spike(current.to_dense(), want_spikes=False, **neuron)
+        def membrane(of: LazyCurrent | ConvCurrent) -> Tensor:
+            result = run_single_spike(of.to_dense(), want_spikes=False, **neuron)
             assert result.mem is not None
             return result.mem
 
+        if not torch.compiler.is_compiling():
+            last = current.detach()
+            kept: Any = LastState(LazyMembrane(last, read, lambda: membrane(last)))
+            self.mem = kept
+        if self.init_hidden and not self.output:
+            return spikes
         if torch.compiler.is_compiling():
-            return spikes, membrane()
-        read = (current.weight, current.bias, current.spikes.height, self.beta, self.threshold)
-        return spikes, LazyMembrane(current, read, membrane)
+            return spikes, membrane(current)
+        return spikes, LazyMembrane(current, read, lambda: membrane(current))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, spike_format={self.spike_format!r}"

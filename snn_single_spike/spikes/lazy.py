@@ -165,6 +165,10 @@ class LazyTensor:
             return args[0]
         if function in _KNOWN and args:
             return _KNOWN[function](args[0])
+        if function is torch.zeros_like and args:
+            options = {"dtype": args[0].dtype, "device": args[0].device, **(kwargs or {})}
+            options.pop("memory_format", None)
+            return torch.zeros(args[0].shape, **options)
         name = getattr(function, "__name__", str(function))
         changed = args[0] if args else None
         if name.endswith("_") and not name.startswith("_") and isinstance(changed, LazyTensor):
@@ -379,3 +383,30 @@ class LazyMembrane(LazySequence):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("A lazy membrane cannot be saved. Save mem.to_dense().")
+
+
+class LastState(LazyTensor):
+    """The membrane `(B, *features)` of the last step of a call, detached, computed on first use."""
+
+    def __init__(self, membrane: LazyMembrane) -> None:
+        self._membrane = membrane
+        self.shape, self.dtype, self.device = (
+            membrane.shape[1:],
+            membrane.dtype,
+            membrane.device,
+        )
+
+    def materialize(self, by: str) -> Tensor:
+        return self.to_dense()  # no warning: the user requested the membrane
+
+    def to_dense(self) -> Tensor:
+        """
+        The state as a tensor `(B, *features)`.
+
+        :rtype: torch.Tensor
+        :raises RuntimeError: as :meth:`LazyMembrane.to_dense`
+        """
+        return self._membrane.to_dense()[-1].detach()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return torch.zeros, (0,)  # a copy has not run

@@ -1,15 +1,20 @@
 """Converted models that choose the format of spikes: spike_format="auto"."""
 
+import copy
 import itertools
+import types
 
 import pytest
 import snntorch as snn
 import torch
 import torch.nn.functional as F
+from snntorch import utils
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from snn_single_spike import SpikeEvents, SpikeTimes, convert
 from snn_single_spike.spikes import choice
+from snn_single_spike.spikes.lazy import LastState
 
 from tests.support import networks
 from tests.support.networks import awake, leaky, loss_of, tensors
@@ -111,7 +116,7 @@ def test_the_second_call_gives_what_dense_spikes_give(name, training, always):
 def formats_of(model, *inputs, **options):
     fast = convert(model, **options)
     fast(*inputs)
-    found = fast._single_spike.formats[fast.training]
+    (found,) = fast._single_spike.formats.values()
     outputs = {path: [layer.outputs for layer in layers] for path, layers in found.layers.items()}
     return outputs, found
 
@@ -215,3 +220,98 @@ def test_compiled_parts_stay_dense(always):
     model[0] = torch.compile(model[0], backend="eager")
     fast = convert(model)
     assert inputs_of_linear(fast, torch.rand(5, 2, 20)) == [torch.Tensor] * 2
+
+
+class Binary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.x, ctx.weight = x, weight
+        return F.linear(x, weight.sign())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.weight.sign(), grad.t() @ ctx.x
+
+
+class Hidden(nn.Module):
+    """Two layers, and what users write between them."""
+
+    def __init__(self, how=""):
+        super().__init__()
+        self.how, self.kept, self.flag = how, types.SimpleNamespace(), False
+        self.fc1, self.lif1 = nn.Linear(20, 30), snn.Leaky(0.9)
+        self.fc2, self.lif2 = nn.Linear(30, 25), snn.Leaky(0.9)
+        self.fc3, self.lif3 = nn.Linear(25, 10), snn.Leaky(0.9)
+
+    def layer(self, spk):
+        if self.how == "function":
+            return Binary.apply(spk, self.fc2.weight)
+        if self.how == "checkpoint":
+            return checkpoint(self.fc2, spk, use_reentrant=True)
+        if self.how == "sparse":
+            return F.linear(spk, self.fc2.weight.detach().to_sparse()) + self.fc2.bias
+        return self.fc2(spk)
+
+    def forward(self, x, hidden=False):
+        spk1, _ = self.lif1(self.fc1(x))
+        spk2, mem2 = self.lif2(self.layer(spk1))
+        spk3, mem3 = self.lif3(self.fc3(spk2))
+        if self.how == "kept":
+            self.kept.spk, self.kept.mem = spk1, mem2
+        return (spk1, mem2, spk3, mem3) if hidden or self.flag else (spk3, mem3)
+
+
+@pytest.mark.parametrize("how", ["", "function", "checkpoint", "sparse", "kept"])
+@pytest.mark.filterwarnings("ignore:the model was not compared", "ignore:None of the inputs")
+def test_later_calls_give_what_first_calls_give(how, always):
+    model = awake(Hidden(how)).double()
+    x = (torch.rand(7, 3, 20, dtype=torch.float64) > 0.6).double() * 2
+    found = []
+    for spike_format in ("auto", "dense"):
+        fast = convert(model, spike_format=spike_format)
+        for _ in range(2):
+            fast.zero_grad()
+            outs = fast(x)
+            loss_of(tensors(outs)).backward()
+        seen = [*outs, *fast(x, hidden=True), fast.lif1.mem, fast.lif2.mem + 0]
+        fast.flag = True
+        seen += [*fast(x), *fast(x), *vars(fast.kept).values()]
+        fast.eval()
+        with torch.no_grad():
+            fast(x)
+        seen += fast(x)
+        found.append([*seen, *(p.grad for p in fast.parameters())])
+    for mine, right in zip(*found, strict=True):
+        assert type(mine) is type(right)
+        torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
+
+
+def test_models_that_ask_for_tensors_stay_dense(always):
+    class Asks(Hidden):
+        def forward(self, x):
+            return super().forward(x) if isinstance(x, torch.Tensor) else None
+
+    fast = convert(Asks())
+    assert inputs_of_linear(fast, torch.rand(5, 2, 20)) == [torch.Tensor] * 3
+
+
+def test_the_last_membrane_is_computed_on_its_first_use(always):
+    fast = convert(chain(20, 30, 25, 10))
+    for size in (3, 2):
+        fast(torch.rand(7, size, 20))
+    state = fast[3].mem
+    assert isinstance(state, LastState)
+    assert torch.equal(torch.zeros_like(state), torch.zeros(2, 25))
+    assert copy.deepcopy(fast)[3].mem.shape == (0,)
+    utils.reset(fast)
+    assert torch.equal(fast[3].mem, torch.zeros(2, 25))
+    fast(torch.rand(7, 2, 20))
+    with torch.no_grad():
+        fast[2].weight.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place since the neurons ran"):
+        fast[3].mem.sum()
+
+
+def test_an_empty_batch_in_the_first_call():
+    spk, mem = convert(Hidden())(torch.rand(5, 0, 20))
+    assert spk.shape == mem.shape == (5, 0, 10)
