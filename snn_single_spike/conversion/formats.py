@@ -42,7 +42,10 @@ _OF_SHAPE = {
     *("__len__", "dim", "size", "numel", "nelement", "ndimension", "stride", "is_contiguous"),
     *("is_floating_point", "is_complex", "element_size", "get_device"),
 }
-_PROPERTIES = {"shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu"}
+_PROPERTIES = {
+    *("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu"),
+    "_version",  # read by loops over time
+}
 """Names of functions and properties that read the shape, type or device of a tensor."""
 
 

@@ -116,7 +116,7 @@ def test_the_second_call_gives_what_dense_spikes_give(name, training, always):
 def formats_of(model, *inputs, **options):
     fast = convert(model, **options)
     fast(*inputs)
-    (found,) = fast._single_spike.formats.values()
+    found, *_ = fast._single_spike.formats.values()
     outputs = {path: [layer.outputs for layer in layers] for path, layers in found.layers.items()}
     return outputs, found
 
