@@ -7,7 +7,7 @@
 :class:`LazyCurrent`       the current of a linear layer from any of these
 ========================== ==============================================================
 
-Each class has the shape (T, B, *features) of the dense tensor. Operations that support spikes
+Each class has the shape `(T, B, *features)` of the dense tensor. Operations that support spikes
 receive them unchanged: ``torch.nn.Linear``, flattening, ``to()``, average pooling. Every other
 torch function and tensor method receives the dense tensor, and a :class:`MaterializationWarning`
 names the operation.
