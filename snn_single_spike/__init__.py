@@ -7,11 +7,13 @@ from ._checkout import expose_kernels
 expose_kernels()
 
 from . import data, functional, losses, memory, metrics  # noqa: E402
-from .conversion.api import ConversionError, convert, revert  # noqa: E402
+from .conversion.api import ConversionError, convert, explain, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
+from .modules.conv import SingleSpikeConv1d, SingleSpikeConv2d  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
 from .modules.leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
 from .modules.linear import SingleSpikeLinear  # noqa: E402
+from .modules.pooling import FirstSpikePool2d  # noqa: E402
 from .modules.readout import LeakyReadout  # noqa: E402
 from .modules.rleaky import SingleSpikeRLeaky  # noqa: E402
 from .modules.synaptic import SingleSpikeSynaptic  # noqa: E402
@@ -25,10 +27,13 @@ except PackageNotFoundError:  # a bare checkout on the path
 __all__ = [
     "AveragedSpikes",
     "ConversionError",
+    "FirstSpikePool2d",
     "LeakyReadout",
     "LeakyState",
     "MaterializationWarning",
     "SingleSpikeAlpha",
+    "SingleSpikeConv1d",
+    "SingleSpikeConv2d",
     "SingleSpikeLapicque",
     "SingleSpikeLeaky",
     "SingleSpikeLinear",
@@ -38,6 +43,7 @@ __all__ = [
     "SpikeTimes",
     "convert",
     "data",
+    "explain",
     "functional",
     "losses",
     "memory",

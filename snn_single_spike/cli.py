@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # What each command imports beyond the core installation: module and package
 _EXTRAS = {
@@ -30,6 +32,32 @@ def _seed(text: str) -> int:
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{value} must be between 0 and 2^32 - 1")
     return value
+
+
+def _target(text: str) -> tuple[Path, str]:
+    file, _, name = text.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} must be FILE.py:CLASS, such as net.py:Net")
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{file} is not a file")
+    return Path(file), name
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE, such as hidden=100")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be sizes, such as 100,4,784") from None
 
 
 def parser(train_flags: bool = True) -> argparse.ArgumentParser:
@@ -78,6 +106,31 @@ def parser(train_flags: bool = True) -> argparse.ArgumentParser:
         from .experiments.sources import add_flags
 
         add_flags(train)
+    explain = commands.add_parser(
+        "explain",
+        help="say what convert() would do with a snnTorch model, for each loop and each neuron",
+        description="The file is run as a module, and the class is made with its defaults. The "
+        "exit status is 0 if the model converts.",
+    )
+    explain.add_argument(
+        "target", type=_target, metavar="FILE.py:CLASS", help="a class, or a function that makes it"
+    )
+    explain.add_argument(
+        "--arg",
+        type=_argument,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the class, a Python literal or else a string; may be repeated",
+    )
+    explain.add_argument(
+        "--input",
+        type=_shape,
+        action="append",
+        default=[],
+        metavar="SIZES",
+        help="run a converted copy on a random input of this shape, such as 100,4,784",
+    )
     page = commands.add_parser("report", help="write one page with tables and figures from runs")
     page.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, or run.jsonl files"
@@ -99,9 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if absent:
         return _fail(f"{command} needs {', '.join(absent)}: pip install {' '.join(absent)}")
     options = parser(train_flags=command == "train").parse_args(given)
-    return {"info": _info, "demo": _demo, "train": _train, "report": _report}[options.command](
-        options
-    )
+    run = {"info": _info, "demo": _demo, "train": _train, "explain": _explain, "report": _report}
+    return run[options.command](options)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -140,6 +192,38 @@ def _train(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was saved", _INTERRUPTED)
     return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import torch
+
+    from .conversion.api import explain
+
+    path, name = options.target
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as an import does
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, name, None)
+        if not callable(make):
+            return _fail(f"{path} has no class {name}")
+        model = make(**dict(options.arg))
+    except Exception as error:
+        missing = isinstance(error, TypeError) and "argument" in str(error)
+        advice = ". Pass it with --arg NAME=VALUE" if missing else ""
+        return _fail(f"{path}:{name} cannot be made: {type(error).__name__}: {error}{advice}")
+    finally:
+        sys.path.pop(0)
+    try:
+        report = explain(model, *map(torch.rand, options.input))
+    except TypeError as error:  # not a module
+        return _fail(f"{path}:{name}: {error}")
+    print(report)
+    return 0 if report.converts else 1
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -1,22 +1,25 @@
 """Transforms of datasets: recordings and images to spikes, without dense frames.
 
 The transforms take one sample and return spikes with a batch of one. A ``DataLoader`` collates the
-samples, with any number of workers, and pins the batch.
+samples, with any number of workers, and pins the batch. :func:`collate` also takes recordings
+without events, for which tonic's ``Compose`` runs no transform.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from .spikes import SpikeEvents, SpikeTimes
 from .spikes._base import check_num_steps
 
-__all__ = ["ToSpikeEvents", "ToSpikeTimes"]
+__all__ = ["ToSpikeEvents", "ToSpikeTimes", "collate"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ToSpikeEvents:
 
     Example::
 
-        from snn_single_spike.data import ToSpikeEvents
+        from snn_single_spike.data import ToSpikeEvents, collate
 
         sensor_size = tonic.datasets.NMNIST.sensor_size
         transform = tonic.transforms.Compose([
@@ -38,7 +41,8 @@ class ToSpikeEvents:
             ToSpikeEvents(sensor_size, num_steps=300, time_window=1000),   # microseconds per step
         ])
         dataset = tonic.datasets.NMNIST("data", transform=transform)
-        for spikes, targets in DataLoader(dataset, batch_size=64, num_workers=2):
+        loader = DataLoader(dataset, batch_size=64, num_workers=2, collate_fn=collate)
+        for spikes, targets in loader:
             scores = net(spikes)                     # SpikeEvents (300, 64, 2, 34, 34)
 
     A `tonic.DiskCachedDataset` stores arrays, and would store dense frames. Pass the transform to
@@ -132,6 +136,35 @@ class ToSpikeEvents:
             late=late,
             dtype=self.dtype,
         )
+
+
+def collate(samples: Sequence[tuple[Any, ...]]) -> Any:
+    """
+    Collate samples of a dataset with :class:`ToSpikeEvents`, as the ``collate_fn`` of a
+    ``DataLoader``.
+
+    It does what torch's default does, and makes spikes of recordings without events. tonic's
+    ``Compose`` stops at an array without events, so such a recording is still an array.
+
+    :param samples: samples `(spikes, target, ...)`
+    :type samples: sequence of tuple
+    :return: `(spikes, targets, ...)` of the batch
+    :rtype: list
+    :raises ValueError: no recording of the batch has events
+    """
+    made = next((sample[0] for sample in samples if isinstance(sample[0], SpikeEvents)), None)
+
+    def spikes_of(recording: Any) -> Any:
+        if not isinstance(recording, np.ndarray) or len(recording):
+            return recording
+        if made is None:
+            raise ValueError(
+                f"none of the {len(samples)} recordings of a batch has events, so their shape is "
+                "unknown: remove recordings without events from the dataset"
+            )
+        return SpikeEvents.from_dense(torch.zeros(made.num_steps, 1, *made.features).to(made.dtype))
+
+    return default_collate([(spikes_of(first), *others) for first, *others in samples])
 
 
 @dataclass(frozen=True)

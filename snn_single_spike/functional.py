@@ -14,9 +14,10 @@ from torch import Tensor
 from . import backends
 from .backends._compiling import is_traced
 from .backends._events import Events
-from .backends._types import state_dtype
+from .backends._types import Convolution, state_dtype
 from .backends.torch.differentiable import clip_decay
 from .ops.carrier import carrier, carrier_of
+from .ops.conv import ConvSpikes
 from .ops.count import SpikeCount
 from .ops.gate import RuleGate
 from .ops.linear import LinearReadout, LinearSettings, LinearSpikes
@@ -29,6 +30,7 @@ from .ops.validation import (
     RESETS,
     NaNError,
     check_choice,
+    check_conv,
     check_current,
     check_linear,
     check_parameter,
@@ -37,8 +39,9 @@ from .ops.validation import (
     check_transforms,
 )
 from .spikes import SpikeEvents, Spikes, SpikeTimes
-from .spikes.current import dense_linear
+from .spikes.current import conv1d_as_2d, dense_conv, dense_linear, height_of_channels
 from .spikes.lazy import materialize
+from .spikes.pooling import pool_first_spikes
 from .spikes.times import first_steps
 
 __all__ = [
@@ -49,9 +52,12 @@ __all__ = [
     "Events",
     "NaNError",
     "SingleSpikes",
+    "first_spike_pool2d",
     "first_spike_time",
     "leaky_readout",
     "linear_readout",
+    "single_spike_conv1d",
+    "single_spike_conv2d",
     "single_spike_leaky",
     "single_spike_linear",
     "spike_count",
@@ -385,22 +391,21 @@ def first_spike_time(
 
 
 class _Current(NamedTuple):
-    """Shape and type of the current of a linear layer. The current itself is never computed."""
+    """Shape and type of the current of a layer. The current itself is never computed."""
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
 
-def _linear_inputs(
-    spikes: Spikes, weight: Tensor, bias: Tensor | None
-) -> tuple[_Current, LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """The description of the current, the settings, (carrier, weight, bias), and the events."""
+def _layer_inputs(
+    spikes: Spikes, weight: Tensor, height: Tensor | None, bias: Tensor | None
+) -> tuple[LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The settings, (carrier, weight, bias), and the events. ``height`` multiplies the weights."""
     state = state_dtype(weight.dtype)
-    shape = torch.Size((spikes.num_steps, spikes.batch, len(weight)))
     scaled = weight.to(state)
-    if spikes.height is not None:
-        scaled = scaled * spikes.height.to(state)
+    if height is not None:
+        scaled = scaled * height.to(state)
     drive = scaled.new_zeros(len(weight)) if bias is None else bias.to(state)
     events = spikes.events()
     settings = LinearSettings(
@@ -411,7 +416,16 @@ def _linear_inputs(
         track=torch.is_grad_enabled() and not torch.compiler.is_exporting(),
     )
     tensors = (spikes.carrier, scaled.contiguous(), drive.contiguous())
-    return _Current(shape, weight.dtype, weight.device), settings, tensors, tuple(events[:4])
+    return settings, tensors, tuple(events[:4])
+
+
+def _linear_inputs(
+    spikes: Spikes, weight: Tensor, bias: Tensor | None
+) -> tuple[_Current, LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The description of the current, and :func:`_layer_inputs`."""
+    shape = torch.Size((spikes.num_steps, spikes.batch, len(weight)))
+    current = _Current(shape, weight.dtype, weight.device)
+    return current, *_layer_inputs(spikes, weight, spikes.height, bias)
 
 
 def _per_output(name: str, value: Tensor | float, current: _Current) -> Tensor:
@@ -480,6 +494,99 @@ def run_single_spike_linear(
     )
 
 
+def run_single_spike_conv(
+    spikes: Spikes,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: Convolution,
+    beta: Tensor | float,
+    threshold: Tensor | float,
+    graded_spikes_factor: Tensor | float,
+    surrogate: Surrogate | None,
+    custom_surrogate: SpikeGrad | None,
+    gradient: str,
+    reset: str,
+    *,
+    features: torch.Size,
+    backend: str,
+) -> SpikeTimes:
+    """Check the arguments and run the operator on spike times.
+
+    ``features`` are those of the neurons, (O, height, width) or (O, width). ``weight`` has two
+    dimensions of the kernel in both cases. :func:`single_spike_conv2d` and
+    :func:`run_single_spike` describe the other arguments.
+    """
+    check_choice("gradient", gradient, GRADIENT_RULES)
+    exact = gradient == "spike_time"
+    custom = custom_surrogate is not None and not exact and torch.is_grad_enabled()
+    heights = height_of_channels(spikes)
+    if custom or heights is None or not spikes.prefer_events():
+        # Autograd differentiates a custom surrogate on the dense membrane.
+        by = "convolution with a custom spike_grad"
+        if heights is None:
+            by = "a convolution of spikes whose height differs in a channel"
+        dense = spikes.materialize(by) if custom or heights is None else spikes.to_dense()
+        result = run_single_spike(
+            dense_conv(dense, weight, bias, sizes).unflatten(2, features),
+            beta,
+            threshold,
+            1.0,
+            surrogate,
+            custom_surrogate,
+            gradient,
+            reset,
+            want_mem=False,
+            backend=backend,
+        )
+        return spikes_of_result(result, graded_spikes_factor)
+    chosen = backends.select(backend, weight.device.type, "conv")
+    shape = torch.Size((spikes.num_steps, spikes.batch, *features))
+    current = _Current(shape, weight.dtype, weight.device)
+    factor = None
+    if spikes.height is not None:
+        # A channel of the input is a column of the weights of its group.
+        by_group = heights.expand(sizes.channels).view(sizes.groups, 1, -1)
+        of_output = by_group.expand(-1, len(weight) // sizes.groups, -1)
+        factor = of_output.reshape(*weight.shape[:2], 1, 1)
+    settings, tensors, events = _layer_inputs(spikes, weight, factor, bias)
+    new, times, interpolated = ConvSpikes.apply(
+        settings._replace(
+            rule=gradient,
+            reset=reset,
+            surrogate=None if exact else surrogate,
+            backend=chosen,
+        ),
+        sizes,
+        *tensors,
+        clip_decay(_per_channel("beta", beta, current)),
+        _per_channel("threshold", threshold, current),
+        *events,
+    )
+    if surrogate is None and custom_surrogate is None:
+        new = new.detach()  # surrogate_disable of snnTorch; interpolated times keep a gradient
+    size = (spikes.batch, *features)
+    return SpikeTimes.of_neuron(
+        times.view(size),
+        spikes.num_steps,
+        _height(graded_spikes_factor, current),
+        weight.dtype,
+        new,
+        interpolated.view(size) if exact else None,
+    )
+
+
+def _per_channel(name: str, value: Tensor | float, current: _Current) -> Tensor:
+    """A parameter of (O, *maps) as (O, 1) if it is the same in a channel, else (O, positions)."""
+    channels, *maps = current.shape[2:]
+    flat = check_parameter(name, value, current)
+    if flat.numel() == 1:
+        return flat.expand(channels)[:, None].contiguous()
+    by_channel = flat.view(channels, -1)
+    assert isinstance(value, Tensor)
+    within = value.shape[-len(maps) :] if value.dim() > len(maps) else value.shape
+    return by_channel[:, :1].contiguous() if within.numel() == 1 else by_channel
+
+
 def spikes_of_result(result: Result, graded_spikes_factor: Tensor | float) -> SpikeTimes:
     """Spike times of neurons that were run on a dense current, with spikes of height 1."""
     spikes = result.spikes
@@ -506,17 +613,26 @@ def _height(factor: Tensor | float, like: Tensor | _Current) -> Tensor | None:
         return None
     if not torch.is_grad_enabled():
         height = height.detach()
-    features = like.shape[2:]
+    if height.numel() > 1:
+        assert isinstance(factor, Tensor)
+        height = height.view(like.shape[2:])
+        for dim in range(-min(factor.dim(), height.dim()), 0):
+            if factor.shape[dim] == 1:
+                height = height.narrow(dim, 0, 1)  # one value along this dimension
     # A copy: an optimizer changes the parameter in place, and the height of the spikes must stay.
-    return (height if height.numel() == 1 else height.view(features)).to(like.dtype, copy=True)
+    return height.to(like.dtype, copy=True)
 
 
-def _check_spikes(spikes: Any) -> Spikes:
+def _check_type(spikes: Any) -> None:
     if not isinstance(spikes, Spikes):
         raise TypeError(
             f"spikes must be SpikeTimes or SpikeEvents, not {type(spikes).__name__}: make them "
             "with SpikeTimes.from_dense(spikes) or SpikeEvents.from_dense(spikes)"
         )
+
+
+def _check_spikes(spikes: Any) -> Spikes:
+    _check_type(spikes)
     if len(spikes.features) != 1:
         raise ValueError(
             f"spikes has shape {tuple(spikes.shape)}, but one feature dimension is expected, "
@@ -590,6 +706,116 @@ def single_spike_linear(
         gradient,
         leaky_reset(reset_mechanism),
         backend,
+    )
+
+
+def single_spike_conv2d(
+    spikes: SpikeTimes | SpikeEvents,
+    weight: Tensor,
+    bias: Tensor | None,
+    beta: Tensor | float,
+    threshold: Tensor | float = 1.0,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    spike_grad: SpikeGrad | None = None,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+    reset_mechanism: str = "none",
+    graded_spikes_factor: Tensor | float = 1.0,
+) -> SpikeTimes:
+    """
+    A convolution and its single-spike neurons, from spike times to spike times.
+
+    The result equals :func:`single_spike_leaky` of `torch.nn.functional.conv2d` on every step of
+    `spikes.to_dense()`, with the same gradients by every rule. Every spike adds its patch of
+    weights to the outputs that it reaches once. No current `(T, B, out, height, width)` is stored
+    in the forward or in the backward pass.
+
+    Under a surrogate rule the backward pass visits every time step, a few samples at a time. A
+    hidden layer receives its gradient from the next convolution in the same way: the next layer
+    computes its adjoint a second time for these samples. Under `gradient="spike_time"` only steps
+    with spikes are visited, in all layers. Formulas as in :func:`single_spike_leaky`.
+
+    Example::
+
+        spikes = SpikeTimes(times, num_steps=100)                    # (B, 1, 28, 28)
+        hidden = single_spike_conv2d(spikes, weight, bias, beta=0.9, padding=2)
+        hidden.times                                                 # (B, out, 28, 28)
+
+    :param spikes: spikes of the layer before, with the features `(channels, height, width)`
+    :type spikes: SpikeTimes or SpikeEvents
+
+    :param weight: weights of shape `(out, channels / groups, height, width)`; float32 or float64,
+        half types are computed in float32
+    :type weight: torch.Tensor
+
+    :param bias: constant current of shape `(out,)`, or None
+    :type bias: torch.Tensor, optional
+
+    `stride`, `padding` (of zeros, a number, two numbers, `"same"` or `"valid"`), `dilation` and
+    `groups` as in :func:`torch.nn.functional.conv2d`. Other arguments as in
+    :func:`single_spike_leaky`, with parameters that broadcast to `(out, height, width)`, e.g.
+    `(out, 1, 1)`. With a custom surrogate, or if the height of the input spikes differs within a
+    channel, the layer is computed on dense tensors, with a :class:`MaterializationWarning`.
+
+    :return: spikes of shape `(T, B, out, height, width)`, with `interpolated_times` under
+        `gradient="spike_time"`
+    :rtype: SpikeTimes
+
+    :raises TypeError: `spikes` is a dense tensor
+    :raises ValueError: `spikes` has other feature dimensions, or does not fit `weight`
+    :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
+    """
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    _check_type(spikes)
+    sizes = check_conv(spikes, weight, bias, stride, padding, dilation, groups)
+    return run_single_spike_conv(
+        *(spikes, weight, bias, sizes, beta, threshold, graded_spikes_factor),
+        *split(spike_grad),
+        *(gradient, leaky_reset(reset_mechanism)),
+        features=torch.Size((len(weight), sizes.out_height, sizes.out_width)),
+        backend=backend,
+    )
+
+
+def single_spike_conv1d(
+    spikes: SpikeTimes | SpikeEvents,
+    weight: Tensor,
+    bias: Tensor | None,
+    beta: Tensor | float,
+    threshold: Tensor | float = 1.0,
+    *,
+    stride: int = 1,
+    padding: int | str = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    spike_grad: SpikeGrad | None = None,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+    reset_mechanism: str = "none",
+    graded_spikes_factor: Tensor | float = 1.0,
+) -> SpikeTimes:
+    """
+    A convolution in one dimension and its single-spike neurons: :func:`single_spike_conv2d` for
+    spikes with the features `(channels, length)` and weights `(out, channels / groups, length)`.
+
+    :return: spikes of shape `(T, B, out, length)`
+    :rtype: SpikeTimes
+
+    :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_conv2d`
+    """
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    _check_type(spikes)
+    maps, kernel, sizes = conv1d_as_2d(spikes, weight, bias, stride, padding, dilation, groups)
+    return run_single_spike_conv(
+        *(maps, kernel, bias, sizes, beta, threshold, graded_spikes_factor),
+        *split(spike_grad),
+        *(gradient, leaky_reset(reset_mechanism)),
+        features=torch.Size((len(weight), sizes.out_width)),
+        backend=backend,
     )
 
 
@@ -707,6 +933,48 @@ def linear_readout(
         *events,
     )
     return value.to(weight.dtype)
+
+
+def first_spike_pool2d(
+    spikes: SpikeTimes,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+) -> SpikeTimes:
+    """
+    The earliest spike of each window, from maps of spike times.
+
+    One spike at most leaves a window. (`torch.nn.MaxPool2d` of dense spikes lets every spike of a
+    window through that is alone at its step.) The gradient of a pooled unit flows to the unit with
+    the earliest spike, at every step, and of a silent window to its first unit.
+
+    Example::
+
+        pooled = first_spike_pool2d(spikes, 2)         # (T, B, C, 28, 28) -> (T, B, C, 14, 14)
+
+    :param spikes: spike times with the features `(channels, height, width)`
+    :type spikes: SpikeTimes
+
+    Other arguments as in :func:`torch.nn.functional.max_pool2d`. Padding is silent.
+
+    :return: the pooled spike times. `interpolated_times` are those of the earliest spikes
+    :rtype: SpikeTimes
+
+    :raises TypeError: `spikes` are not :class:`SpikeTimes`
+    :raises ValueError: the spikes are not maps, or their height differs within a channel
+    """
+    if not isinstance(spikes, SpikeTimes):
+        raise TypeError(
+            f"spikes must be SpikeTimes, not {type(spikes).__name__}: make them with "
+            "SpikeTimes.from_dense(spikes)"
+        )
+    if len(spikes.features) != 3:
+        raise ValueError(
+            f"the spikes have features {tuple(spikes.features)}, but maps (channels, height, "
+            "width) are expected"
+        )
+    return pool_first_spikes(spikes, kernel_size, stride, padding, ceil_mode)
 
 
 def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron") -> Tensor:

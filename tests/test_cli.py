@@ -172,3 +172,37 @@ def test_latency_code():
     assert coded.shape == (9, 1, 3)
     assert coded.sum(0).tolist() == [[1.0, 1.0, 1.0]]
     assert coded.argmax(0).tolist() == [[0, 4, 8]]
+
+
+NETWORK = """
+import snntorch as snn, torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, hidden, feedback=False):
+        super().__init__()
+        self.fc, self.lif, self.feedback = nn.Linear(6, hidden), snn.Leaky(0.9), feedback
+
+    def forward(self, x):
+        mem, out, last = self.lif.init_leaky(), [], 0
+        for t in range(len(x)):
+            spk, mem = self.lif(self.fc(x[t]) + (last if self.feedback else 0), mem)
+            out.append(spk)
+            last = spk
+        return torch.stack(out)
+"""
+
+
+def test_explain_says_whether_a_class_in_a_file_converts(tmp_path, capsys):
+    file = tmp_path / "network.py"
+    file.write_text(NETWORK)
+    command = ["explain", f"{file}:Net", "--input", "5,2,6", "--arg", "hidden=8"]
+    assert cli.main(command) == 0
+    assert "loop over time in forward" in capsys.readouterr().out
+    assert cli.main([*command, "--arg", "feedback=True"]) == 1
+    assert "'last' of the step before" in capsys.readouterr().out
+    assert cli.main(["explain", f"{file}:Net"]) == 1
+    assert "required positional argument: 'hidden'. Pass it with --arg" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["explain", str(file)])
+    assert "must be FILE.py:CLASS" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from snn_single_spike import MaterializationWarning, SpikeEvents, SpikeTimes
-from snn_single_spike.data import ToSpikeEvents, ToSpikeTimes
+from snn_single_spike.data import ToSpikeEvents, ToSpikeTimes, collate
 
 tonic = pytest.importorskip("tonic")
 SIZE = (6, 5, 2)
@@ -90,6 +90,23 @@ def test_loaders_and_caches_give_events(where, workers, tmp_path):
     dense = torch.cat([spikes.to_dense() for spikes, _ in batches], 1)
     for i in range(6):
         assert torch.equal(dense[:, i], transform(recording(i)).to_dense()[:, 0])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_recordings_that_lose_all_their_events(order):
+    chain = tonic.transforms.Compose(
+        [tonic.transforms.CropTime(max=100), ToSpikeEvents(SIZE, num_steps=3, time_window=50)]
+    )
+    early, late = recording(0).copy(), recording(0).copy()
+    late["t"] += 1000
+    samples = [(chain((early, late)[i].copy()), i) for i in order]
+    spikes, targets = collate(samples)
+    assert type(spikes) is SpikeEvents
+    assert spikes.shape == (3, 2, 2, 5, 6)
+    assert spikes.to_dense().sum((0, 2, 3, 4)).bool().tolist() == [i == 0 for i in order]
+    assert targets.tolist() == list(order)
+    with pytest.raises(ValueError, match=r"none of the 1 recordings .* has events"):
+        collate([(chain(late.copy()), 0)])
 
 
 def test_what_is_rejected():

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from snn_single_spike import convert
 
 from tests.support.devices import ROOT
-from tests.support.pages import blocks_of, sections_of
+from tests.support.pages import blocks_of, execute, sections_of
 
 GUIDE, TIMES = ((ROOT / "docs" / name).read_text() for name in ("guide.md", "spike-times.md"))
 SECTIONS = {title: blocks_of(body) for title, body in sections_of(GUIDE).items()}
@@ -29,9 +29,9 @@ def run(code, page=GUIDE):
     beginning, *_ = blocks_of(page)
     space = {}
     torch.manual_seed(0)
-    exec(beginning, space)
+    execute(beginning, space)
     torch.manual_seed(1)
-    exec(code, space)
+    execute(code, space)
     return space
 
 
@@ -167,6 +167,14 @@ def test_recordings_of_the_page_are_their_events():
     assert space["spk_rec"].shape == space["mem_rec"].shape == (STEPS, 3, 10)
 
 
+def test_a_loader_of_tonic_s_recordings_gives_events():
+    pytest.importorskip("tonic")
+    (network,), (loader,) = (TIMES_SECTIONS[t] for t in ("Event recordings", "Datasets of tonic"))
+    space = run(f"{network}\n{loader}", TIMES)
+    assert space["spikes"].shape == (STEPS, 1, 2, 8, 8)  # the last batch of three samples
+    assert space["spk_rec"].shape == (STEPS, 1, 10)
+
+
 def test_a_cost_of_spikes_has_a_gradient():
     (space,) = run_times("A cost of spikes", lower="0.2")
     free = cross_entropy(space["scores"], torch.tensor([3, 1, 4]))
@@ -180,7 +188,8 @@ def test_a_cost_of_spikes_has_a_gradient():
 
 def test_every_block_on_spike_times_is_tested():
     tested = {
-        *("Two layers", "Functions", "A whole model", "Event recordings", "A cost of spikes"),
+        *("Two layers", "Functions", "A whole model", "Event recordings", "Datasets of tonic"),
+        *("A cost of spikes",),
         "What stays spike times, and what becomes dense",
     }
     assert {title for title, blocks in TIMES_SECTIONS.items() if blocks} == tested

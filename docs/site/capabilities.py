@@ -47,12 +47,18 @@ INPUT_HEADINGS = ("layer", "from `SpikeTimes`", "from `SpikeEvents`")
 OPTION_HEADINGS = ("rules", "resets", "types", "backends")
 
 
+def accepts(layer: Layer, option: str) -> bool:
+    """Whether a constructor takes an option, by its name or among ``**options``."""
+    parameters = inspect.signature(layer).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def layers() -> dict[str, Layer]:
-    """The constructors of the public neurons and layers, one for each format of their spikes."""
+    """The constructors of the public layers with a backend, one for each format of their spikes."""
     found: dict[str, Layer] = {}
     for name in public_names(snn_single_spike, "modules"):
         layer = getattr(snn_single_spike, name)
-        if not issubclass(layer, nn.Module):
+        if not issubclass(layer, nn.Module) or not accepts(layer, "backend"):
             continue
         found[f"`{name}`"] = layer
         if "spike_format" in inspect.signature(layer).parameters:
@@ -68,7 +74,7 @@ def required(layer: Layer) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
 
-def build(layer: Layer, dtype: torch.dtype, **options: Any) -> nn.Module:
+def build(layer: Layer, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
     """The layer, behind a linear layer if it has no weights of its own."""
     if unknown := set(required(layer)) - ARGUMENTS.keys():
         raise KeyError(f"{layer} requires {unknown}: add values to ARGUMENTS")
@@ -79,11 +85,9 @@ def build(layer: Layer, dtype: torch.dtype, **options: Any) -> nn.Module:
     return (made if weighted else nn.Sequential(nn.Linear(6, 6), made)).to(dtype)
 
 
+@functools.cache
 def run(layer: Layer, kind: str, dtype: torch.dtype, **options: Any) -> set[str]:
     """Forward and backward; returns the operators that ran, and "dense" if spikes became dense."""
-    size = (1, 3, 3) if "kernel_size" in required(layer) else (6,)
-    spikes = torch.zeros(5, 2, *size, dtype=dtype)
-    spikes[1] = 1
     used: set[str] = set()
     load = backends.load
 
@@ -99,6 +103,10 @@ def run(layer: Layer, kind: str, dtype: torch.dtype, **options: Any) -> set[str]
         warnings.simplefilter("always")
         torch.manual_seed(0)
         network = build(layer, dtype, **options)
+        (weight,) = (p for name, p in network.named_parameters() if name.endswith("weight"))
+        _, features, *extents = weight.shape
+        spikes = torch.zeros(5, 2, features, *(2 * extent for extent in extents), dtype=dtype)
+        spikes[1] = 1
         out = network(INPUTS[kind](spikes))
         out = out[0] if isinstance(out, tuple) else out
         (out if isinstance(out, Tensor) else out.to_dense()).sum().backward()

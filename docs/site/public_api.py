@@ -37,10 +37,21 @@ def constant_doc(name: str) -> str:
     return ""
 
 
+def foreign(cls: type) -> list[str]:
+    """Public attributes of a class that are functions of other packages, such as torch's."""
+    package = cls.__module__.partition(".")[0]
+    return [
+        name
+        for name, value in inspect.getmembers(cls, callable)
+        if name[0] != "_" and str(getattr(value, "__module__", "")).partition(".")[0] != package
+    ]
+
+
 def entry(module: ModuleType, name: str) -> str:
     value = getattr(module, name)
     if inspect.isclass(value):
-        return f".. autoclass:: {name}\n   :members:\n   :exclude-members: forward, extra_repr\n"
+        left_out = ", ".join(["forward", "extra_repr", *foreign(value)])
+        return f".. autoclass:: {name}\n   :members:\n   :exclude-members: {left_out}\n"
     if callable(value):
         return f".. autofunction:: {name}\n"
     doc = constant_doc(name).replace("\n", "\n   ")
@@ -59,9 +70,11 @@ def entries(module_name: str, package: str = "") -> str:
     )
 
 
-def description(module_name: str, *names: str) -> str:
-    """The text of a module, and the entries of some of its names."""
+def description(module_name: str) -> str:
+    """The text of a module, and the entries of its public names that the package has not."""
     module = importlib.import_module(module_name)
+    package = importlib.import_module(module_name.partition(".")[0])
+    names = [name for name in getattr(module, "__all__", ()) if name not in package.__all__]
     entries_of_names = (entry(module, name) for name in names)
     return _block(f".. automodule:: {module_name}\n   :no-members:\n", *entries_of_names)
 

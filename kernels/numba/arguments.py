@@ -188,3 +188,103 @@ class LinearGradients(NamedTuple):
     threshold: np.ndarray
     current: np.ndarray
     """(T, B, O), overwritten."""
+
+
+class Patches(NamedTuple):
+    """The outputs of a convolution that its inputs reach."""
+
+    rows: np.ndarray
+    """(H, KH) int32: the row of outputs that a row of inputs reaches by each row of the kernel;
+    -1 for none."""
+    columns: np.ndarray
+    """(W, KW) int32: the same for columns."""
+    width: int
+    """Columns of the output."""
+    positions: int
+    """Positions of the output."""
+    group: int
+    """Input channels of a group."""
+    neurons: int
+    """Neurons of a channel: positions, or windows of a maximum over positions."""
+    windows: np.ndarray
+    """(positions,) int32: the window of a position, -1 for none. Empty without a maximum."""
+    members: np.ndarray
+    """(neurons, size) int32: the positions of a window."""
+
+
+class ConvLayer(NamedTuple):
+    """A convolution and its neurons.
+
+    A *cell* is one position of one group: its O / groups channels, padded to L lanes. A convolution
+    has groups * positions cells, and its neurons have groups * neurons. Q cells of neurons have
+    their own parameters: all, or one of each group.
+    """
+
+    weight: np.ndarray
+    """(C, KH * KW, L): by input channel and tap."""
+    bias: np.ndarray
+    """(groups, L)."""
+    beta: np.ndarray
+    """(Q, L), as ``threshold``, which is inf in the padding."""
+    threshold: np.ndarray
+    tables: np.ndarray
+    """(2 or 4, n + 1, Q, L): sums of powers of beta for 0 ... n steps, as ``tile.Tables``."""
+    out_channels: int
+    """Neurons of a cell."""
+
+
+class ConvState(NamedTuple):
+    """Work space of one sample of a convolution."""
+
+    mem: np.ndarray
+    """(cells of neurons, L)."""
+    slope: np.ndarray
+    """(cells of neurons, L): the derivative of ``mem`` by beta."""
+    rows: np.ndarray
+    """(4, L)."""
+    first: np.ndarray
+    """(cells of neurons, L) int32."""
+    counters: np.ndarray
+    """(3, cells of neurons) int32."""
+    step: tuple[np.ndarray, ...]
+    """:class:`ConvStep`."""
+
+
+class ConvStep(NamedTuple):
+    """Work space of one step of a convolution."""
+
+    current: np.ndarray
+    """(cells, L)."""
+    seen: np.ndarray
+    """(cells,) int32: when a cell was last reached."""
+    routed: np.ndarray
+    """(cells, L): the gradient of ``current``, if the neurons read the maximum of windows."""
+    reached: np.ndarray
+    """(3, KH * KW) int32: the cells that a unit reaches, the taps, and the cells of neurons."""
+
+
+class ConvImpulses(NamedTuple):
+    """Work space of one sample of a convolution whose adjoint has a closed form."""
+
+    lam: np.ndarray
+    """(cells of neurons, L), as ``at``, ``before`` and ``when``."""
+    at: np.ndarray
+    before: np.ndarray
+    when: np.ndarray
+    counters: np.ndarray
+    """(3, cells of neurons) int32."""
+    rows: np.ndarray
+    """(4, L)."""
+    total: np.ndarray
+    """(LANES,)."""
+    step: tuple[np.ndarray, ...]
+    """:class:`ConvStep`."""
+
+
+class ConvGradients(NamedTuple):
+    weight: np.ndarray
+    """(C, KH * KW, L), added to."""
+    bias: np.ndarray
+    """(groups, L), added to."""
+    inputs: np.ndarray
+    """(2, B, N), overwritten at units that spike: at the step of the spike, and the step before."""

@@ -61,7 +61,14 @@ class Events(NamedTuple):
         shape = (num_steps, len(self.offsets) - 1, units)
         spikes = torch.zeros(shape, dtype=dtype, device=self.times.device)
         heights = spikes.new_ones(1) if self.values is None else self.values.to(dtype)
-        where = (self.times.long(), self.samples(), self.units.long())
+        if self.padded:  # in a compiled graph, whose shapes do not depend on the spikes
+            spike = torch.arange(len(self.times), device=self.times.device)
+            samples = torch.searchsorted(self.offsets[1:], spike, right=True)
+            samples = samples.clamp(max=shape[1] - 1)
+            heights = heights * (spike < self.offsets[-1])
+        else:
+            samples = self.samples()
+        where = (self.times.long(), samples, self.units.long())
         return spikes.index_put_(where, heights, accumulate=True)
 
 

@@ -172,6 +172,69 @@ class LinearNeurons(NamedTuple):
         return Neuron(self.beta, self.threshold, height, clamp=False, reset=self.reset)
 
 
+class Convolution(NamedTuple):
+    """The sizes of a two-dimensional convolution from (C, H, W) to (O, out_height, out_width).
+
+    The current of a neuron may be the maximum of a window of the convolution at each step.
+    """
+
+    channels: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    stride_y: int
+    stride_x: int
+    top: int
+    """Zeros above the first row. The output size decides how many follow the last row."""
+    left: int
+    dilation_y: int
+    dilation_x: int
+    groups: int
+    pool_y: int = 1
+    """Rows of a window. Windows lie side by side; rows past the last whole window are not read."""
+    pool_x: int = 1
+
+    @property
+    def units(self) -> int:
+        """Inputs of one sample."""
+        return self.channels * self.height * self.width
+
+    @property
+    def pools(self) -> bool:
+        return self.pool_y * self.pool_x > 1
+
+    @property
+    def positions(self) -> int:
+        """Neurons of a channel."""
+        return (self.out_height // self.pool_y) * (self.out_width // self.pool_x)
+
+
+class ConvNeurons(NamedTuple):
+    """A convolution (O, C / groups, KH, KW) and its neurons, of the same floating type.
+
+    ``beta`` and ``threshold`` have one value for each channel, or for each channel and position.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    """(O,)."""
+    beta: Tensor
+    """(O, 1 or positions), between 0 and 1."""
+    threshold: Tensor
+    """(O, 1 or positions)."""
+    reset: str
+    """One of :data:`KERNEL_RESETS`."""
+
+    def neuron(self, positions: int) -> Neuron:
+        """The neurons (O * positions,) without the convolution."""
+        height = torch.ones_like(self.bias[:1])
+        beta, threshold = (
+            x.expand(len(x), positions).flatten() for x in (self.beta, self.threshold)
+        )
+        return Neuron(beta, threshold, height, clamp=False, reset=self.reset)
+
+
 class ClosedFormAdjoint(NamedTuple):
     """An adjoint in closed form: lam[k] = h[k] + beta lam[k+1], (B, O) each."""
 
@@ -198,10 +261,18 @@ class GradientFactors(NamedTuple):
         rows = self.rows(samples)
         return rows if self.weight is None else rows @ self.weight
 
+    def part(self, low: int) -> GradientFactors:
+        """The same gradient, with samples counted from ``low``."""
+        return GradientFactors(
+            lambda samples: self.rows(slice(samples.start + low, samples.stop + low)), self.weight
+        )
+
     def plus(self, other: GradientFactors) -> GradientFactors:
-        """The sum of two products, as one product of longer factors."""
-        assert self.weight is not None
-        assert other.weight is not None
+        """The sum of two gradients; of two products, as one product of longer factors."""
+        if self.weight is None or other.weight is None:
+            return GradientFactors(
+                lambda samples: self.to_dense(samples) + other.to_dense(samples), None
+            )
         return GradientFactors(
             lambda samples: torch.cat([self.rows(samples), other.rows(samples)], 2),
             torch.cat([self.weight, other.weight]),
@@ -217,3 +288,17 @@ class LinearGradients(NamedTuple):
     threshold: Tensor
     current: Tensor | None
     """(T, B, O) if the adjoint itself is requested; the backend overwrites it."""
+
+
+class ConvGradients(NamedTuple):
+    """Gradients of a convolution and its neurons, in the shapes of :class:`ConvNeurons`.
+
+    None is a gradient that is not requested. ``weight`` to ``threshold`` are requested together.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    beta: Tensor | None
+    threshold: Tensor | None
+    current: Tensor | None
+    """(T, B, O * positions): the adjoint itself."""

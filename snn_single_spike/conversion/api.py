@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
@@ -11,27 +9,14 @@ from ..functional import DEFAULT_GRADIENT
 from ..modules._base import check_options
 from ..modules.leaky import SPIKE_FORMATS
 from ..ops.validation import check_choice
-from .call import Time
-from .checks import (
-    ConversionError,
-    convertible_kind,
-    reject_unsupported_layers,
-    warn_about_differences,
-)
-from .copies import copy_model, unfold_neuron
-from .folded import (
-    FOLDED,
-    Converted,
-    Folded,
-    FoldedLeaky,
-    Looped,
-    make_converted,
-    original_class,
-)
-from .loops import find_loops
-from .state import reject_state
+from .checks import ConversionError
+from .copies import copy_model
+from .explain import explain
+from .folded import Converted, revert_in_place
+from .parts import convert_parts
+from .whole import Options, convert_whole
 
-__all__ = ["ConversionError", "convert", "revert"]
+__all__ = ["ConversionError", "convert", "explain", "revert"]
 
 
 def convert(
@@ -44,6 +29,7 @@ def convert(
     spike_format: str = "auto",
     time_dim: int = 0,
     check: bool | None = None,
+    strict: bool = True,
 ) -> nn.Module:
     """
     Convert a snnTorch model to a model that computes whole sequences at once.
@@ -81,23 +67,26 @@ def convert(
     spikes: see docs/spike-times.md. The results differ by rounding.
 
     With ``spike_format="times"`` every :class:`snntorch.Leaky` returns
-    :class:`snn_single_spike.SpikeTimes`, and the linear layers behind it compute their current
-    from the spike times. ``nn.Flatten``, reshapes that keep the first dimension, ``nn.Identity``,
-    Dropout in eval mode, and average pooling before a linear layer keep spike times. All other
-    layers (convolutions, normalisation, max pooling, additions, neurons other than Leaky) receive
-    dense tensors, and compute the same result. The model then returns:
+    :class:`snn_single_spike.SpikeTimes`, and the linear layers and convolutions behind it compute
+    their current from the spike times. ``nn.Flatten``, reshapes that keep the first dimension,
+    ``nn.Identity``, Dropout in eval mode, average pooling of spikes, and max pooling between a
+    convolution and its Leaky keep spike times. All other layers (normalization, max pooling of
+    spikes, additions, neurons other than Leaky) receive dense tensors, and compute the same result.
+    The model then returns:
 
     - for the spikes of a Leaky: :class:`snn_single_spike.SpikeTimes` of shape
       `(time, batch, ...)`;
-    - for the membrane of a Leaky behind a linear layer from spike times: an object of that shape.
+    - for the membrane of a Leaky behind such a layer: an object of that shape.
       The first torch function that uses it, or its ``to_dense()``, computes the tensor. Behind
       other layers the membrane is a tensor;
     - for the current of a last ``nn.Linear``: an object that :class:`snn_single_spike.LeakyReadout`
-      and :class:`snn_single_spike.SingleSpikeLeaky` support; ``to_dense()`` makes it a tensor;
+      and :class:`snn_single_spike.SingleSpikeLeaky` support; ``to_dense()`` makes it a tensor. That
+      of a last convolution is supported by :class:`snn_single_spike.SingleSpikeLeaky`;
     - for everything else: tensors.
 
-    When training, BatchNorm computes its statistics over time and batch. MaxPool after a neuron
-    can pass on more than one spike. convert() warns about both.
+    When training, BatchNorm computes its statistics over time and batch; inside of a loop in
+    ``forward`` it computes them at every step, as the loop does. MaxPool after a neuron can pass on
+    more than one spike. convert() warns about both.
 
     :param model: model whose ``forward`` computes one time step, or loops over time
     :type model: torch.nn.Module
@@ -132,6 +121,11 @@ def convert(
         ``forward`` or hooks of its own
     :type check: bool, optional
 
+    :param strict: if False, a loop over time that cannot run all its steps at once stays the
+        author's loop over snnTorch's neurons, and a warning says why. Parts of the model with loops
+        of their own are converted. :func:`explain` tells before. Defaults to True
+    :type strict: bool, optional
+
     :return: model with inputs and outputs of shape `(time, batch, ...)`; those of the author, if
         ``forward`` has the loop
     :rtype: torch.nn.Module
@@ -150,29 +144,13 @@ def convert(
         raise ValueError(
             f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
         )
-    loops = {path: found for path, part in model.named_modules() if (found := find_loops(part))}
-    reject_unsupported_layers(model, loops)
-    if loops and (num_steps is not None or time_dim):
-        raise ConversionError(
-            "the model has its own loop over time inside forward, which keeps its inputs and its "
-            "number of steps: convert it without num_steps= and time_dim="
-        )
-    reject_state(model)
-    warn_about_differences(model)
-    new, time = copy_model(model, share_parameters), Time()
-    neurons = [
-        _fold(neuron, kind, time, path, gradient, backend, spike_format)
-        for path, neuron in new.named_modules()
-        if (kind := convertible_kind(neuron))
-    ]
-    _check_neurons(neurons, spike_format)
-    make_converted(new, time, num_steps, time_dim, loops, check)
-    return new
+    options = Options(num_steps, share_parameters, gradient, backend, spike_format, time_dim, check)
+    return convert_whole(model, options) if strict else convert_parts(model, options)
 
 
 def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     """
-    Convert a model of whole sequences back to the snnTorch model of one time step a call.
+    Convert a model of whole sequences back to the snnTorch model that it was.
 
     The new model has the current weights of ``model``, which is not changed. (snnTorch's own
     Lapicque does not train a beta.)
@@ -181,22 +159,20 @@ def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     :type model: torch.nn.Module
     :param share_parameters: as in :func:`convert`
     :type share_parameters: bool, optional
-    :return: model that computes one time step a call, with snnTorch neurons
+    :return: model with snnTorch neurons that computes one time step a call, or has its own loop
     :rtype: torch.nn.Module
     :raises TypeError: :func:`convert` did not return ``model``
     """
-    if not isinstance(model, Converted):
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    if not any(isinstance(part, Converted) for part in parts):
         raise TypeError(
             f"revert() expects a model that convert() returned, not a {type(model).__name__}: "
             "nothing to revert"
         )
-    new: Any = copy_model(model, share_parameters)
-    new.__class__ = original_class(new)
-    del new._single_spike
-    for part in [module for module in new.modules() if isinstance(module, Looped)]:
-        part.__class__ = original_class(part)
-    for neuron in [module for module in new.modules() if isinstance(module, Folded)]:
-        unfold_neuron(neuron)
+    new = copy_model(model, share_parameters)
+    for part in list(new.modules()):
+        if isinstance(part, Converted):
+            revert_in_place(part)
     return new
 
 
@@ -211,33 +187,3 @@ def _check_model(model: object) -> None:
             "network: make a single-spike neuron with the same arguments (SingleSpikeLeaky for "
             "snntorch.Leaky)"
         )
-
-
-def _check_neurons(neurons: list[Any], spike_format: str) -> None:
-    if not neurons:
-        raise ConversionError("the model has no snntorch neuron: there is nothing to convert")
-    if spike_format == "times" and not any(isinstance(neuron, FoldedLeaky) for neuron in neurons):
-        found = ", ".join(sorted({neuron.original.__name__ for neuron in neurons}))
-        raise ConversionError(
-            f"spike_format='times' needs a snntorch.Leaky in the model, which only has {found}. "
-            "These neurons return dense spikes: convert with spike_format='dense'"
-        )
-
-
-def _fold(
-    neuron: Any,
-    kind: type,
-    time: Time,
-    path: str,
-    gradient: str,
-    backend: str,
-    spike_format: str,
-) -> Any:
-    """Turn a snnTorch neuron into its folded single-spike form, in place."""
-    original = type(neuron)
-    neuron.__class__ = FOLDED[kind]
-    neuron._init_single_spike(gradient, backend)
-    if isinstance(neuron, FoldedLeaky):
-        neuron.spike_format = spike_format
-    neuron.time, neuron.path, neuron.original = time, path, original
-    return neuron

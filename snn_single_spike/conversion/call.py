@@ -35,8 +35,8 @@ from .chance import (
 from .checks import BATCH_NORM, ConversionError, shape_advice
 from .order import Order
 from .place import failing_layer
+from .running import LoopRun
 from .state import Snapshot, reject_changes
-from .steps import LoopRun
 
 __all__ = [
     "Conversion",
@@ -46,6 +46,7 @@ __all__ = [
     "run_converted",
     "run_folded",
     "run_looped",
+    "undo_of",
 ]
 
 _TENSORS = (Tensor, LazyTensor)
@@ -119,6 +120,8 @@ class Conversion:
     """Whether the first calls compare the model with its author's; None where it has own code."""
     auto: bool = False
     """Whether the model chooses the format of spikes: ``spike_format="auto"``."""
+    keep_loop: Any = None
+    """A function that turns the model back if its first calls fail; None if they then raise."""
     formats: dict[bool, Any] = field(default_factory=dict)
     """The formats that follow from the first calls, by training or not."""
     comparisons: dict[bool, int] = field(default_factory=dict)  # by training or not
@@ -127,7 +130,7 @@ class Conversion:
 
     def __reduce__(self) -> Any:
         decided: tuple[Any, ...] = ({}, set(), Order())
-        options = (self.looped, self.check, self.auto)
+        options = (self.looped, self.check, self.auto, self.keep_loop)
         return Conversion, (self.time, self.num_steps, self.time_dim, *decided, *options)
 
 
@@ -191,11 +194,16 @@ def _first_call(model: Any, *args: Any, **kwargs: Any) -> bool:
 
 def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     """Call a model with its own loop over time; ``forward`` runs all steps of the loop at once."""
-    if torch.compiler.is_compiling():
-        raise ConversionError(
-            "torch.compile and torch.export do not support a converted model with a loop over time "
-            "inside forward. Take the loop out of forward, and convert again"
-        )
+    if torch.compiler.is_compiling():  # torch.export
+        decision = model._single_spike.decisions.get(model.training)
+        run = LoopRun(model, model._single_spike.time)
+        if decision is not None and decision.expand:
+            raise ConversionError(
+                "torch.export does not support this model: layers before the first neuron draw "
+                "random numbers, or meet tensors of all steps, inside of the loop over time. Take "
+                "the loop out of forward, and convert again"
+            )
+        return run_folded(run, forward, args, kwargs)
     _reject_new_neurons(model)
     conversion = model._single_spike
     before = Snapshot(model)
@@ -527,6 +535,12 @@ class _Undo:
             for buffer, before in self._buffers:
                 if not torch.equal(buffer, before):  # a copy is a change of the user's buffers
                     buffer.copy_(before)
+
+
+def undo_of(model: Any, args: Any, kwargs: Any) -> Callable[[], None]:
+    """Sets generators and buffers back to this moment, before a call that may fail."""
+    inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, _TENSORS)]
+    return _Undo(model, {x.device for x in inputs}, Snapshot(model))
 
 
 def _mapped(function: Callable[[Any], Any], given: Any) -> Any:

@@ -5,6 +5,7 @@ Every error names the layer, the reason and the edit.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Collection
 from typing import Any
@@ -15,6 +16,9 @@ from torch import nn
 
 from ..modules._base import NEEDS_THE_LOOP, SingleSpikeNeuron
 from ..modules.readout import LeakyReadout
+from .dataflow import tree_of
+from .methods import entry_of
+from .place import of_package, user_depth
 from .source import called_in_loops
 
 __all__ = [
@@ -26,7 +30,9 @@ __all__ = [
     "base_neuron",
     "convertible_kind",
     "overridden_parts",
+    "reject_neuron",
     "reject_unsupported_layers",
+    "reused_in_loop",
     "reused_neuron",
     "shape_advice",
     "warn_about_differences",
@@ -38,14 +44,27 @@ CONVERTIBLE: tuple[type, ...] = (snn.Leaky, snn.Synaptic, snn.Alpha, snn.Lapicqu
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUT = nn.modules.dropout._DropoutNd
 MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_ADAPTIVE = nn.modules.pooling._AdaptiveMaxPoolNd
+_PASSES = (DROPOUT, nn.Identity, nn.Flatten, nn.Unflatten)  # a spike stays a spike behind them
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
-# Why a neuron has no single-spike form, and the neuron that comes nearest.
+_WHOLE = "it computes whole sequences itself, without a reset"
+_LINEAR = "nn.Linear and snntorch.Leaky"
+# Why a neuron has no single-spike form, and what comes nearest.
 _NOT_CONVERTIBLE: dict[str, tuple[str, str]] = {
-    "SLSTM": ("its gates are non-linear in its own past", "Leaky"),
-    "SConv2dLSTM": ("its gates are non-linear in its own past", "Leaky"),
-    "RSynaptic": ("its spikes are fed back into it", "Synaptic"),
+    "SLSTM": ("its gates are non-linear in its own past", "snntorch.Leaky"),
+    "SConv2dLSTM": ("its gates are non-linear in its own past", "snntorch.Leaky"),
+    "RSynaptic": ("its spikes are fed back into it", "snntorch.Synaptic"),
+    "StateLeaky": (_WHOLE, "snntorch.Leaky(beta), which computes one step"),
+    "LinearLeaky": (_WHOLE, _LINEAR),
+    "AssociativeLeaky": (_WHOLE, _LINEAR),
+    "LeakyParallel": ("it has weights between its neurons, over time", _LINEAR),
+    "DeltaLeaky": ("it fires when its membrane changes", "snntorch.Leaky"),
 }
+_OR_KEEP = (
+    "or keep the loop: convert(net, strict=False) keeps the loops that cannot be converted, and "
+    "converts the other parts"
+)
 
 
 class ConversionError(ValueError):
@@ -79,16 +98,17 @@ def overridden_parts(neuron: nn.Module, kind: type) -> list[str]:
 def reject_unsupported_layers(model: nn.Module, looped: Collection[str] = ()) -> None:
     """Raise ConversionError for the first layer that cannot run over a whole sequence.
 
-    ``looped`` are the paths of modules with a loop over time that can run all its steps at once.
+    ``looped`` are the paths of modules with a loop over time inside ``forward``.
     """
     for path, module in model.named_modules():
+        reject_neuron(path, module)
         _reject_compiled(path, module)
         _reject_hidden_neurons(path, module)
-        _reject_layers_over_time(path, module)
+        _reject_layers_over_time(path, module, path.rpartition(".")[0] in looped)
         _reject_whole_sequence_layers(path, module)
         if isinstance(module, SpikingNeuron):
-            _reject_neuron(path, module)
-        elif path not in looped:
+            continue
+        if path not in looped:
             _reject_loops(path, module)
 
 
@@ -121,15 +141,10 @@ def _reject_hidden_neurons(path: str, module: nn.Module) -> None:
             )
 
 
-def _reject_layers_over_time(path: str, module: nn.Module) -> None:
+def _reject_layers_over_time(path: str, module: nn.Module, in_loop: bool) -> None:
     """Layers with separate weights or statistics for every time step, or with recurrence."""
     name = type(module).__name__
-    if isinstance(module, snn.LeakyParallel):
-        raise ConversionError(
-            f"neuron {path!r} ({name}) cannot be converted: it has weights between its "
-            "neurons, over time. Replace it by nn.Linear and snntorch.Leaky"
-        )
-    if _is_batch_norm_through_time(module):
+    if _is_batch_norm_through_time(module) and not in_loop:
         raise ConversionError(
             f"layer {path!r} cannot be converted: it has one BatchNorm for every time step "
             "(BatchNormTT), and all steps run at once. Use one BatchNorm for all steps"
@@ -152,11 +167,6 @@ def _is_batch_norm_through_time(module: nn.Module) -> bool:
 
 
 def _reject_whole_sequence_layers(path: str, module: nn.Module) -> None:
-    if isinstance(module, SingleSpikeNeuron):
-        raise ConversionError(
-            f"neuron {path!r} is already a {type(module).__name__}, but convert() expects neurons "
-            "of snnTorch: use the model without convert(), it takes whole sequences"
-        )
     if isinstance(module, LeakyReadout):
         raise ConversionError(
             f"layer {path!r} is a LeakyReadout, which takes whole sequences, but convert() expects "
@@ -165,30 +175,56 @@ def _reject_whole_sequence_layers(path: str, module: nn.Module) -> None:
         )
 
 
-def _reject_neuron(path: str, neuron: Any) -> None:
-    if convertible_kind(neuron):
+def reject_neuron(path: str, neuron: Any) -> None:
+    """Raise ConversionError for a neuron without a single-spike form."""
+    name, base = type(neuron).__name__, base_neuron(neuron)
+    parallel = isinstance(neuron, snn.LeakyParallel)
+    if not isinstance(neuron, (SpikingNeuron, snn.LeakyParallel)):
+        return
+    if isinstance(neuron, SingleSpikeNeuron):
+        raise ConversionError(
+            f"neuron {path!r} is already a {name}, but convert() expects neurons of snnTorch: use "
+            "the model without convert(), it takes whole sequences"
+        )
+    if not parallel and convertible_kind(neuron):
         _reject_options(path, neuron)
         return
-    name, base = type(neuron).__name__, base_neuron(neuron)
-    if base:
+    if base and name not in _NOT_CONVERTIBLE:
         overridden = ", ".join(overridden_parts(neuron, base))
-        reason, nearest = f"it overrides {overridden} of snntorch.{base.__name__}", base.__name__
+        reason = f"it overrides {overridden} of snntorch.{base.__name__}"
+        nearest = f"snntorch.{base.__name__}"
     else:
-        no_form = ("it has no single-spike form here", "Leaky")
-        reason, nearest = _NOT_CONVERTIBLE.get(name, no_form)
+        no_form = ("it has no single-spike form here", "snntorch.Leaky")
+        known = (c.__name__ for c in type(neuron).__mro__ if c.__name__ in _NOT_CONVERTIBLE)
+        reason, nearest = _NOT_CONVERTIBLE.get(next(known, name), no_form)
     raise ConversionError(
-        f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by "
-        f"snntorch.{nearest}, or keep the loop"
+        f"neuron {path!r} ({name}) cannot be converted: {reason}. Replace it by {nearest}, "
+        f"{_OR_KEEP}"
     )
 
 
 def _reject_options(path: str, neuron: Any) -> None:
     for option, only, reason in NEEDS_THE_LOOP:
-        if getattr(neuron, option, only) is not only:
-            raise ConversionError(
-                f"neuron {path!r} cannot be converted: {option}={getattr(neuron, option)!r}, and "
-                f"{reason}. Make it with {option}={only}"
+        if getattr(neuron, option, only) is only:
+            continue
+        if option == "reset_delay":
+            if isinstance(neuron, snn.Leaky) or neuron.reset_mechanism == "none":
+                continue
+            reason = "here only a Leaky resets at the step of its spike"
+        edit = f"Make it with {option}={only}"
+        if option == "reset_delay":
+            edit += ": the first spikes and the membranes before them are the same"
+        if option == "all_to_all":
+            edit = (
+                "Make it with all_to_all=False and a vector V, and without linear_features, "
+                "conv2d_channels and kernel_size, which snnTorch does not accept then: every "
+                "neuron drives itself only, and the key 'V' replaces 'recurrent.weight' in "
+                "checkpoints"
             )
+        raise ConversionError(
+            f"neuron {path!r} cannot be converted: {option}={getattr(neuron, option)!r}, and "
+            f"{reason}. {edit}, {_OR_KEEP}"
+        )
 
 
 def _reject_loops(path: str, module: nn.Module) -> None:
@@ -196,7 +232,8 @@ def _reject_loops(path: str, module: nn.Module) -> None:
     neurons = {
         name for name, child in module.named_modules() if isinstance(child, SpikingNeuron) and name
     }
-    forward = getattr(type(module), "forward", None)  # None in a module of torch.jit.script
+    # None in a module of torch.jit.script
+    forward = getattr(type(module), entry_of(type(module)), None)
     if not neurons or forward in (None, nn.Sequential.forward):
         return
     for called in called_in_loops(type(module), forward):
@@ -212,6 +249,14 @@ def reused_neuron(path: str) -> ConversionError:
         "time, take the loop out of forward: forward must compute one step, and return the spikes "
         "and the membrane of this step (no stacking). For an input that is the same at every step, "
         "convert with num_steps=. If several layers share the neuron, make one for each layer"
+    )
+
+
+def reused_in_loop(path: str) -> ConversionError:
+    """The error for a neuron that a loop over time inside forward calls again."""
+    return ConversionError(
+        f"neuron {path!r} is called more than once: twice in a loop over time, or in two loops of "
+        "one forward pass. Make a neuron for each place. The layers before it may stay shared"
     )
 
 
@@ -238,24 +283,43 @@ def shape_advice(num_steps: int, batch: int, static_input: bool) -> str:
     )
 
 
-def warn_about_differences(model: nn.Module) -> None:
+def warn_about_differences(model: nn.Module, looped: Collection[str] = ()) -> None:
     """Warn about layers that compute something else over a whole sequence than step by step.
 
-    The warnings point at the caller of the function that calls this one.
+    :param looped: paths of modules with a loop over time inside ``forward``, which take the
+        statistics of BatchNorm at every step
     """
     previous: nn.Module | None = None
     for path, module in model.named_modules():
-        if isinstance(module, BATCH_NORM):
+        in_loop = any(not p or path.startswith(f"{p}.") for p in looped)
+        if isinstance(module, BATCH_NORM) and not in_loop:
             warnings.warn(
                 f"{path!r}: when training, BatchNorm takes its statistics over all time steps "
                 "together, not over each step; in eval mode nothing differs",
-                stacklevel=3,
+                stacklevel=user_depth(),
             )
-        if isinstance(module, MAX_POOL) and isinstance(previous, SpikingNeuron):
+        if isinstance(module, (*MAX_POOL, _ADAPTIVE)) and isinstance(previous, SpikingNeuron):
+            name = "AdaptiveMaxPool" if isinstance(module, _ADAPTIVE) else "MaxPool"
             warnings.warn(
-                f"{path!r}: MaxPool after a neuron passes on every first spike of its window, "
-                "so a pooled unit can spike more than once",
-                stacklevel=3,
+                f"{path!r}: {name} after a neuron passes on every first "
+                "spike of its window, so a pooled unit can spike more than once",
+                stacklevel=user_depth(),
             )
-        if not path.endswith(".recurrent"):  # inside an RLeaky
+        if not path.endswith(".recurrent") and not isinstance(module, _PASSES):  # of an RLeaky
             previous = module
+        if _hides_a_loop(module):
+            warnings.warn(
+                f"the source of {type(module).__name__}.forward is not available, so a loop over "
+                "time in it is not found, and forward is read as one step. If forward has the "
+                "loop, define the class in a file or a notebook",
+                stacklevel=user_depth(),
+            )
+
+
+def _hides_a_loop(module: nn.Module) -> bool:
+    """Whether a class with neurons was defined where Python keeps no source, as by exec()."""
+    forward = inspect.unwrap(getattr(type(module), entry_of(type(module)), nn.Module.forward))
+    if of_package(getattr(forward, "__module__", "") or "") or not inspect.isfunction(forward):
+        return False
+    neurons = any(isinstance(part, SpikingNeuron) for part in module.modules())
+    return neurons and tree_of(forward) is None

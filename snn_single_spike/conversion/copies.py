@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..modules._base import STATES
 from .checks import ConversionError
+from .place import class_name, user_depth
 from .state import computed_by_torch, detached, membranes
 
 __all__ = ["computed_tensors", "copy_model", "unfold_neuron"]
@@ -67,10 +68,10 @@ def computed_tensors(model: nn.Module, warn: bool = True) -> dict[int, Any]:
             memo[id(value)] = detached(value)
             if warn and name not in module._buffers and name not in computed_by_torch(module):
                 warnings.warn(
-                    f"{name!r} of {type(module).__name__} was computed, in an earlier forward or "
+                    f"{name!r} of {class_name(module)} was computed, in an earlier forward or "
                     "from parameters: the new model has its value, not its gradient. Compute it "
                     "in forward",
-                    stacklevel=4,  # the caller of convert() or revert()
+                    stacklevel=user_depth(),
                 )
     return memo
 

@@ -19,6 +19,7 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
 from ..modules._base import STATES
+from .methods import entry_of
 from .place import of_torch
 
 __all__ = ["Flow", "flow_of", "flow_of_module"]
@@ -509,7 +510,8 @@ def flow_of(owner: Any, function: Callable[..., Any], names: Iterable[str] = ())
 
 def flow_of_module(module: nn.Module) -> Flow:
     """The flow of the forward of a module, empty if the forward is torch's."""
-    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
+    entry: Any = getattr(module, entry_of(type(module)))
+    forward = inspect.unwrap(getattr(entry, "__func__", entry))
     if isinstance(module, SpikingNeuron) or not inspect.isfunction(forward) or of_torch(forward):
         return Flow(module)
     return flow_of(module, forward)

@@ -18,7 +18,7 @@ from typing import Any
 
 import snntorch as snn
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modules._base import STATES, SingleSpikeNeuron
 from ..modules.alpha import SingleSpikeAlpha
@@ -26,17 +26,19 @@ from ..modules.lapicque import SingleSpikeLapicque
 from ..modules.leaky import SingleSpikeLeaky
 from ..modules.rleaky import SingleSpikeRLeaky
 from ..modules.synaptic import SingleSpikeSynaptic
-from ..spikes import LazyCurrent
-from ..spikes.lazy import LazyTensor
-from .call import Conversion, Time, run_converted, run_looped
-from .checks import ConversionError, reused_neuron
-from .copies import computed_tensors
-from .formats import choose_formats
-from .loops import Rewritten, rewritten_methods
+from ..spikes import ConvCurrent, LazyCurrent
+from ..spikes.lazy import LazyTensor, materialize
+from .call import Conversion, Time
+from .checked import call_model
+from .checks import ConversionError, reused_in_loop, reused_neuron
+from .copies import computed_tensors, unfold_neuron
+from .immediate import resets_at_spike, run_with_immediate_reset
+from .methods import entry_of
+from .place import of_torch
 from .reference import state_names
-from .selfcheck import SelfCheck, warn_unless_compared
+from .rewrite import Rewritten, rewritten_methods
+from .running import active_loop
 from .state import is_own_state, mark_own_state
-from .steps import active_loop
 
 __all__ = [
     "FOLDED",
@@ -46,10 +48,13 @@ __all__ = [
     "Looped",
     "make_converted",
     "original_class",
+    "revert_in_place",
     "static_steps",
+    "use_dense_inputs",
 ]
 
 _TENSORS = (Tensor, LazyTensor)
+_OF_TORCH = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 class Folded(SingleSpikeNeuron):
@@ -64,8 +69,8 @@ class Folded(SingleSpikeNeuron):
             return self._forward_in_loop(loop, input_, states, named)
         if not torch.compiler.is_compiling():
             # A membrane that the model keeps from its last call: every call starts from zeros.
-            states = tuple(None if self._starts(s) else s for s in states)
-            named = {k: None if self._starts(s) else s for k, s in named.items()}
+            states = tuple(None if self.starts(s) else s for s in states)
+            named = {k: None if self.starts(s) else s for k, s in named.items()}
         self._check_call(*states, *named.values())
         self.time.called.append(self.path)
         out = self._run_folded(input_, lambda sequence: (states, named))
@@ -97,19 +102,21 @@ class Folded(SingleSpikeNeuron):
     def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
         return super().forward(sequence, *states, **named)  # type: ignore[misc]
 
-    def _starts(self, state: Any) -> bool:
+    def starts(self, state: Any) -> bool:
         """Whether a state is of the last call, or the zeros of ``init_leaky()`` or the like."""
         return is_own_state(state, self.path) or self.starts_from_zeros(state)
 
     def starts_from_zeros(self, state: Any) -> bool:
         """Whether a state is the zeros of ``init_leaky()`` or the like."""
         own = any(state is vars(self).get(name) for name in STATES)
-        return own and isinstance(state, Tensor) and not state.any()
+        if not own or not isinstance(state, Tensor):
+            return False
+        return torch.compiler.is_compiling() or not state.any()
 
     def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
         """The loop over time of the user's forward carries the states."""
         if self.path in self.time.called:
-            raise reused_neuron(self.path)
+            raise reused_in_loop(self.path)
         self.time.called.append(self.path)
         names = state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
@@ -118,6 +125,8 @@ class Folded(SingleSpikeNeuron):
             return (), loop.take_states(self, names, given, sequence.shape[1:])
 
         out = self._run_folded(input_, take_states)
+        for state in out[1:] if isinstance(out, tuple) else ():
+            mark_own_state(state, self.path)
         loop.returned(self, names, out)
         return out
 
@@ -147,7 +156,13 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
     """A Leaky, whose spikes may be spike times: see :mod:`~snn_single_spike.conversion.formats`."""
 
     def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
-        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent):
+        if resets_at_spike(self):
+            given = states[0] if states else named.get("mem")
+            return run_with_immediate_reset(self, sequence, given)
+        return self._run_in_format(sequence, *states, **named)
+
+    def _run_in_format(self, sequence: Any, *states: Any, **named: Any) -> Any:
+        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent | ConvCurrent):
             return super()._run_sequence(sequence, *states, **named)
         formats = self.time.formats
         if formats is None or self.path in formats.membranes:
@@ -161,7 +176,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         if self.spike_format != "auto":
             return super()._returns_times(input_)
         formats = self.time.formats
-        lazy = isinstance(input_, LazyCurrent)
+        lazy = isinstance(input_, LazyCurrent | ConvCurrent)
         return formats is not None and (lazy or formats.spike_times(self, input_.shape))
 
 
@@ -190,6 +205,8 @@ FOLDED: dict[type, type] = {
 class Looped:
     """Mixed into the class of a part of a converted model that has a loop over time."""
 
+    __slots__ = ()
+    _original: type
     _rewritten: Rewritten
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -199,6 +216,8 @@ class Looped:
 class Converted:
     """Mixed into the class of a converted model."""
 
+    __slots__ = ()
+    _original: type
     _single_spike: Conversion
     _rewritten: Rewritten = ()
 
@@ -240,9 +259,39 @@ def make_converted(
     )
 
 
+def use_dense_inputs(model: nn.Module) -> None:
+    """Give dense spikes to layers of torch with another forward, as of quantization packages.
+
+    Such a forward may test whether its input is a tensor. Spike times are none.
+    """
+    for layer in model.modules():
+        kind: Any = type(layer)
+        own = isinstance(layer, _OF_TORCH) and not of_torch(kind.forward)
+        if own and not isinstance(layer, SingleSpikeNeuron):
+            layer.register_forward_pre_hook(_dense_inputs)
+
+
+def _dense_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(materialize(x, f"{type(layer).__name__}.forward") for x in inputs)
+
+
+def revert_in_place(model: Any) -> None:
+    """Turn a converted model back into the model of its author, with snnTorch's neurons."""
+    model.__class__ = original_class(model)
+    del model._single_spike
+    for part in list(model.modules()):
+        if isinstance(part, Looped):
+            part.__class__ = original_class(part)
+        elif isinstance(part, Folded):
+            unfold_neuron(part)
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if hook is _dense_inputs:
+                del part._forward_pre_hooks[key]
+
+
 def original_class(model: Converted | Looped) -> type:
     """The class of the model before its conversion."""
-    return type(model).__mro__[2]
+    return type(model)._original
 
 
 def static_steps(model: Converted) -> int | None:
@@ -253,37 +302,37 @@ def static_steps(model: Converted) -> int | None:
 @functools.cache
 def _converted_class(original: Any, rewritten: Rewritten) -> Any:
     methods = rewritten_methods(original, rewritten)
-    run = methods.pop("forward", original.forward)
+    entry = entry_of(original)
+    author = getattr(original, entry)
+    run = methods.pop(entry, author)
 
-    @functools.wraps(original.forward)
+    @functools.wraps(author)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not hasattr(self, "_single_spike"):
             raise ConversionError(
                 "this module is a part of a converted model, such as a slice, and has no time "
                 "axis: convert the part itself"
             )
-        conversion = self._single_spike
-        call = run_looped if conversion.looped else run_converted
-        formatted = choose_formats(run, self) if conversion.auto else run
-        if torch.compiler.is_compiling():
-            if not torch.compiler.is_dynamo_compiling():
-                warn_unless_compared(self)
-            return call(self, formatted, args, kwargs)
-        check = SelfCheck(self, original.forward, run)
-        out = call(self, formatted, args, kwargs)
-        check.after(args, kwargs)
-        return out
+        return call_model(self, author, run, args, kwargs)
 
-    names = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}
-    names |= {**methods, "_rewritten": rewritten}
-    return type(f"Converted{original.__name__}", (Converted, original), names)
+    names = {entry: forward, "__module__": original.__module__, "__doc__": original.__doc__}
+    return _derived(Converted, original, {**names, **methods})
 
 
 @functools.cache
 def _looped_class(original: Any, rewritten: Rewritten) -> Any:
     names = {"__module__": original.__module__, "__doc__": original.__doc__}
-    names |= {**rewritten_methods(original, rewritten), "_rewritten": rewritten}
-    return type(f"Converted{original.__name__}", (Looped, original), names)
+    return _derived(Looped, original, {**names, **rewritten_methods(original, rewritten)})
+
+
+def _derived(mixin: Any, original: Any, names: dict[str, Any]) -> Any:
+    """A subclass of the user's class. The class of an object can change to it: its layout is the
+    same, because the user's class is the first base."""
+    own = {
+        name: vars(mixin)[name] for name in ("__reduce_ex__", "__deepcopy__") if name in vars(mixin)
+    }
+    names |= {"_original": original, **own}
+    return type(f"Converted{original.__name__}", (original, mixin), names)
 
 
 def _rebuild(original: type, rewritten: Rewritten = ()) -> Any:

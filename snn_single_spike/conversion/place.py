@@ -10,7 +10,15 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["ENTRY", "failing_layer", "of_package", "of_torch", "user_depth", "user_line"]
+__all__ = [
+    "ENTRY",
+    "class_name",
+    "failing_layer",
+    "of_package",
+    "of_torch",
+    "user_depth",
+    "user_line",
+]
 
 ENTRY = "run_folded"  # the function that calls the forward of the user's model
 
@@ -61,5 +69,11 @@ def _layer(model: nn.Module, frames: Iterable[FrameType]) -> str:
     for frame in frames:
         module = frame.f_locals.get("self")
         if id(module) in paths:
-            return f"layer {paths[id(module)]!r} ({type(module).__name__})"
+            return f"layer {paths[id(module)]!r} ({class_name(module)})"
     return ""
+
+
+def class_name(module: Any) -> str:
+    """The name of the class that the user has written, or of snnTorch's neuron."""
+    kind = getattr(type(module), "_original", None) or vars(module).get("original", type(module))
+    return str(kind.__name__)

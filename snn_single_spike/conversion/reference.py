@@ -98,7 +98,7 @@ def make_author_s(model: Any, one_step: bool) -> None:
         from call to call
     """
     for part in [module for module in model.modules() if hasattr(module, "_rewritten")]:
-        part.__class__ = type(part).__mro__[2]
+        part.__class__ = type(part)._original
     for path, neuron in list(model.named_modules()):
         if isinstance(neuron, SingleSpikeNeuron):
             unfold_neuron(neuron)
@@ -124,7 +124,9 @@ def _hold_to_one_spike(neuron: SpikingNeuron) -> None:
         return out.to(mem.dtype)
 
     def mem_reset(mem: Tensor) -> Tensor:
-        return torch.zeros_like(mem) if now is None else now.to(mem.dtype)
+        if now is None or not getattr(neuron, "reset_delay", True):
+            return torch.zeros_like(mem)  # the neuron has been reset at its spike
+        return now.to(mem.dtype)
 
     vars(neuron)["fire"], vars(neuron)["mem_reset"] = fire, mem_reset
 

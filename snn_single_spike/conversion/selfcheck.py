@@ -26,13 +26,13 @@ from ..spikes.lazy import LazyTensor
 from .call import Decision, Run, run_folded
 from .checks import ConversionError
 from .kept import Kept
-from .place import of_torch, user_depth
+from .place import failing_layer, of_torch, user_depth
 from .reference import InDouble, Layers, double_copy, make_author_s
+from .running import LoopRun
 from .same_draws import FoldedDraws, Place, StepDraws
 from .state import INTERNAL, is_users_code
-from .steps import LoopRun
 
-__all__ = ["SelfCheck", "warn_unless_compared"]
+__all__ = ["SelfCheck", "foreign_error", "warn_unless_compared"]
 
 _SAMPLES = 2
 _TOLERANCE = 1e-4
@@ -121,6 +121,27 @@ def warn_unless_compared(model: Any) -> None:
             "over time. Call it once on an input, in the mode that you export",
             stacklevel=user_depth(),
         )
+
+
+def foreign_error(model: Any, author: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
+    """The error to raise where a model with its own loop raises: the same if the loop raises."""
+    kept = Kept(model)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), InDouble():
+            warnings.simplefilter("ignore")
+            new = double_copy(model)
+            make_author_s(new, one_step=False)
+            given = _double((args, kwargs))
+            author(new, *given[0], **given[1])
+    except Exception:
+        return error
+    finally:
+        kept.restore()
+    return ConversionError(
+        f"{failing_layer(model, error)}the converted model raises {type(error).__name__}: {error}. "
+        "The author's loop runs on this input. It does something that cannot run for all steps at "
+        f"once. {_LoopInside.advice}"
+    )
 
 
 def _has_own_code(model: nn.Module) -> bool:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..spikes.lazy import LazyTensor
 from .checks import DROPOUT, ConversionError
 from .dataflow import flow_of, flow_of_module
+from .methods import entry_of
 from .place import of_package, of_torch
 
 __all__ = [
@@ -499,7 +500,7 @@ def _followed(functions: tuple[Any, ...]) -> tuple[Any, ...]:
 def _methods(kind: Any) -> dict[Any, None]:
     """The forward of a class, and the methods that it calls."""
     found: dict[Any, None] = {}
-    waiting: list[Any] = [getattr(kind, "forward", None)]
+    waiting: list[Any] = [getattr(kind, entry_of(kind), None)]
     while waiting:
         function = waiting.pop()
         waiting.extend(_wrapped(function))

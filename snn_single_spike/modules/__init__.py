@@ -1,17 +1,22 @@
 """The neuron modules: snnTorch's neurons with at most one spike, over a whole sequence."""
 
 from .alpha import SingleSpikeAlpha
+from .conv import SingleSpikeConv1d, SingleSpikeConv2d
 from .lapicque import SingleSpikeLapicque
 from .leaky import LeakyState, SingleSpikeLeaky
 from .linear import SingleSpikeLinear
+from .pooling import FirstSpikePool2d
 from .readout import LeakyReadout
 from .rleaky import SingleSpikeRLeaky
 from .synaptic import SingleSpikeSynaptic
 
 __all__ = [
+    "FirstSpikePool2d",
     "LeakyReadout",
     "LeakyState",
     "SingleSpikeAlpha",
+    "SingleSpikeConv1d",
+    "SingleSpikeConv2d",
     "SingleSpikeLapicque",
     "SingleSpikeLeaky",
     "SingleSpikeLinear",

@@ -14,11 +14,12 @@ from ..functional import (
     clip_decay,
     leaky_reset,
     run_single_spike,
+    run_single_spike_conv,
     run_single_spike_linear,
     spikes_of_result,
 )
 from ..ops.validation import check_choice, check_parameter, check_state
-from ..spikes import LazyCurrent, LazyMembrane
+from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
 from ..spikes.lazy import materialize
 from ._base import SingleSpikeNeuron
 
@@ -127,13 +128,15 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     :param spike_format: format of the returned spikes: a "dense" tensor, or
         :class:`snn_single_spike.SpikeTimes` ("times"). With "times" the current of an `nn.Linear`
-        from spike times is not computed, see :mod:`snn_single_spike.spikes`. Defaults to "dense"
+        or `nn.Conv2d` from spike times is not computed, see :mod:`snn_single_spike.spikes`.
+        Defaults to "dense"
     :type spike_format: str, optional, keyword only
 
     Inputs: \\input_, mem_0
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
-          float64, float16 or bfloat16; or the :class:`snn_single_spike.spikes.LazyCurrent` that
-          `nn.Linear` returns for spike times
+          float64, float16 or bfloat16; or the :class:`snn_single_spike.spikes.LazyCurrent` or
+          :class:`snn_single_spike.spikes.ConvCurrent` that `nn.Linear` or `nn.Conv2d` returns for
+          spike times
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default. The empty tensor of `reset_mem()` means zeros, too
 
@@ -169,7 +172,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if times:
             self._check_hooks()
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
-        if times and isinstance(input_, LazyCurrent) and zeros:
+        if times and isinstance(input_, LazyCurrent | ConvCurrent) and zeros:
             return self._from_spikes(input_.unfold())
         input_ = materialize(input_, self._get_name())
         # SpikeTimes hold the height in an attribute.
@@ -193,37 +196,36 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
                 'spike_format="dense", or remove the hook'
             )
 
-    def _from_spikes(self, current: LazyCurrent) -> Any:
-        """Open the current of a linear layer, and run the layer with these neurons."""
-        layer = current.linear()
+    def _from_spikes(self, current: LazyCurrent | ConvCurrent) -> Any:
+        """Open the current of a layer, and run the layer with these neurons."""
         surrogate, custom = self._surrogate()
-        neuron = (self.beta, self.threshold, self.graded_spikes_factor, surrogate, custom)
-        how = (self.gradient, self._reset())
-        spikes = run_single_spike_linear(
-            *layer,
-            beta=self.beta,
-            threshold=self.threshold,
-            graded_spikes_factor=self.graded_spikes_factor,
-            surrogate=surrogate,
-            custom_surrogate=custom,
-            gradient=self.gradient,
-            reset=self._reset(),
-            backend=self.backend,
-        )
+        neuron: dict[str, Any] = {
+            "beta": self.beta,
+            "threshold": self.threshold,
+            "graded_spikes_factor": self.graded_spikes_factor,
+            "surrogate": surrogate,
+            "custom_surrogate": custom,
+            "gradient": self.gradient,
+            "reset": self._reset(),
+            "backend": self.backend,
+        }
+        spikes: SpikeTimes
+        if isinstance(current, ConvCurrent):
+            features = current.features
+            spikes = run_single_spike_conv(*current.convolution(), features=features, **neuron)
+        else:
+            spikes = run_single_spike_linear(*current.linear(), **neuron)
         if self.init_hidden and not self.output:
             return spikes
 
         def membrane() -> Tensor:
-            result = run_single_spike(
-                current.to_dense(), *neuron, *how, want_spikes=False, backend=self.backend
-            )
+            result = run_single_spike(current.to_dense(), want_spikes=False, **neuron)
             assert result.mem is not None
             return result.mem
 
         if torch.compiler.is_compiling():
             return spikes, membrane()
-        source, weight, bias = layer
-        read = (weight, bias, source.height, self.beta, self.threshold)
+        read = (current.weight, current.bias, current.spikes.height, self.beta, self.threshold)
         return spikes, LazyMembrane(current, read, membrane)
 
     def extra_repr(self) -> str:

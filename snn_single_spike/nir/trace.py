@@ -105,6 +105,8 @@ class Trace:
     def _exportable(self, path: str, module: Any, given: Any, out: Any) -> nn.Module | None:
         if not isinstance(module, SpikingNeuron):
             return exportable_layer(path, module, given, self.leading)
+        if not getattr(module, "reset_delay", True) and module.reset_mechanism != "none":
+            reject(path, module, "reset_delay=False", "Make it with reset_delay=True")
         spikes = out[0] if isinstance(out, tuple) else out
         layer = exportable_neuron(path, module, spikes.shape[self.leading :])
         self.resets[path] = module.reset_mechanism

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..backends._types import GradientFactors
+from .factored_gradient import FactoredGradient
+
 
 def carrier(num_steps: int, batch: int, units: int, like: Tensor) -> Tensor:
     """A carrier (T, B, N) without a gradient."""
@@ -49,17 +52,57 @@ class Windows(Protocol):
 class _Pooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, given: Tensor, windows: Windows) -> Tensor:
-        ctx.windows = windows
+        ctx.windows, ctx.units = windows, given.shape[2]
         num_steps, batch, _ = given.shape
         return carrier(num_steps, batch, windows.num_pooled, given)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # The reshape multiplies the factors of a FactoredGradient.
-        sums = ctx.windows.to_maps(grad.reshape(grad.shape))
-        return ctx.windows.spread(sums, 0).flatten(2), None
+        windows: Windows = ctx.windows
+
+        def through(pooled: Tensor) -> Tensor:
+            return windows.spread(windows.to_maps(pooled), 0).flatten(2)
+
+        if not isinstance(grad, FactoredGradient):
+            return through(grad), None
+        factors = grad.factors
+        rows = GradientFactors(lambda samples: through(factors.to_dense(samples)), None)
+        like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
+        return FactoredGradient(grad.shape[0], grad.shape[1], rows, None, like), None
 
 
 def pooled_carrier(given: Tensor, windows: Windows) -> Tensor:
     """The carrier of the sums over windows, from the carrier of their units."""
     return _Pooled.apply(given, windows)
+
+
+class _Chosen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, units: Tensor) -> Tensor:
+        ctx.save_for_backward(units)
+        num_steps, batch, ctx.units = given.shape
+        return carrier(num_steps, batch, units.shape[1], given)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (units,) = ctx.saved_tensors
+
+        def through(rows: Tensor, chosen: Tensor) -> Tensor:
+            to_units = rows.new_zeros(*rows.shape[:2], ctx.units)
+            return to_units.scatter_add_(2, chosen.expand(len(rows), -1, -1), rows)
+
+        if not isinstance(grad, FactoredGradient):
+            return through(grad, units), None
+        factors, at_spikes = grad.factors, grad.at_spikes
+        rows = GradientFactors(
+            lambda samples: through(factors.to_dense(samples), units[samples]), None
+        )
+        if at_spikes is not None:
+            at_spikes = through(at_spikes, units)  # the chosen unit spikes at the same step
+        like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
+        return FactoredGradient(grad.shape[0], grad.shape[1], rows, at_spikes, like), None
+
+
+def chosen_carrier(given: Tensor, units: Tensor) -> Tensor:
+    """The carrier of some units (B, n) of each sample, from the carrier of all."""
+    return _Chosen.apply(given, units)

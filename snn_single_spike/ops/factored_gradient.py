@@ -16,7 +16,9 @@ class FactoredGradient(Tensor):
     """Gradient (T, B, N) to the spikes that a linear layer reads: its adjoint times its weights.
 
     The layer that returned the spikes multiplies the factors for a few samples at a time, or at its
-    spike times only. Any other operation receives the dense product.
+    spike times only. Any other operation receives the dense product. The gradient to the spikes
+    that a convolution reads is one factor without weights, which is computed for a few samples at a
+    time. Then ``like`` is a tensor (..., N) of its type.
     """
 
     factors: GradientFactors
@@ -26,12 +28,17 @@ class FactoredGradient(Tensor):
 
     @staticmethod
     def __new__(
-        cls, num_steps: int, batch: int, factors: GradientFactors, at_spikes: Tensor | None
+        cls,
+        num_steps: int,
+        batch: int,
+        factors: GradientFactors,
+        at_spikes: Tensor | None,
+        like: Tensor | None = None,
     ) -> FactoredGradient:
-        weight = factors.weight
+        weight = factors.weight if like is None else like
         assert weight is not None
         new: FactoredGradient = Tensor._make_wrapper_subclass(
-            cls, (num_steps, batch, weight.shape[1]), dtype=weight.dtype, device=weight.device
+            cls, (num_steps, batch, weight.shape[-1]), dtype=weight.dtype, device=weight.device
         )
         new.factors, new.at_spikes = factors, at_spikes
         return new
@@ -45,7 +52,9 @@ class FactoredGradient(Tensor):
         if self.at_spikes is not None and other.at_spikes is not None:
             at_spikes = self.at_spikes + other.at_spikes
         factors = self.factors.plus(other.factors)
-        return FactoredGradient(self.shape[0], self.shape[1], factors, at_spikes)
+        num_steps, batch, units = self.shape
+        like = torch.empty((0, units), dtype=self.dtype, device=self.device)
+        return FactoredGradient(num_steps, batch, factors, at_spikes, like)
 
     def __coerce_same_metadata_as_tangent__(self, *expected: Any) -> Tensor:
         # The layer that returned the spikes may be compiled: it was traced with a dense gradient.

@@ -216,6 +216,9 @@ register(
 )
 
 
+_ELEMENTS = 1 << 22  # most elements of a dense gradient of some samples
+
+
 class LinearSettings(NamedTuple):
     """Arguments of :class:`LinearSpikes` and :class:`LinearReadout` that are not tensors."""
 
@@ -233,17 +236,18 @@ class LinearSettings(NamedTuple):
     backend: str = "torch"
 
 
-_CURE = (
-    "Compute from dense spikes: nn.Linear of spikes.to_dense(), then the neurons with "
-    'spike_format="dense" (also an option of convert).'
-)
-
-
-def _check_backward(place: str, weight: Tensor, *grads: Tensor | None) -> None:
+def check_backward(
+    place: str, weight: Tensor, *grads: Tensor | None, layer: str = "linear layer"
+) -> None:
     """Reject a backward pass that torch records, or runs for several gradients at once."""
-    place = f"{place} behind a linear layer of shape {tuple(weight.shape)}) from spike times"
-    refuse_recorded(place, _CURE)
-    refuse_batched(place, _CURE, *grads)
+    module = "nn.Conv2d" if layer == "convolution" else "nn.Linear"
+    cure = (
+        f"Compute from dense spikes: {module} of spikes.to_dense(), then the neurons with "
+        'spike_format="dense" (also an option of convert).'
+    )
+    place = f"{place} behind a {layer} of shape {tuple(weight.shape)}) from spike times"
+    refuse_recorded(place, cure)
+    refuse_batched(place, cure, *grads)
 
 
 class LinearSpikes(torch.autograd.Function):
@@ -301,7 +305,7 @@ class LinearSpikes(torch.autograd.Function):
         grad, _, grad_times = grads
         settings: LinearSettings = ctx.settings
         weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
-        _check_backward("single_spike_linear (SingleSpikeLeaky", weight, grad, grad_times)
+        check_backward("single_spike_linear (SingleSpikeLeaky", weight, grad, grad_times)
         layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
         # A compiled graph passes zeros for outputs without a gradient.
@@ -337,7 +341,7 @@ def _through_times(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the rule "spike_time", whose adjoint has a closed form."""
     at, before, direct = through_crossing(
-        _rise(grad, times),
+        rise(grad, times),
         None if grad_times is None else grad_times.flatten(),
         times.flatten().long(),
         crossing.flatten(1),
@@ -355,15 +359,27 @@ def _through_times(
     return *linear, d_beta, direct.view(times.shape).sum(0)
 
 
-def _rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
+def rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
     """dL/dS[t*] - dL/dS[t*-1] of every neuron, (B * O,)."""
     if grad is None:
         return None
     if isinstance(grad, FactoredGradient) and grad.at_spikes is not None:
         at, before = grad.at_spikes
         return torch.where(times >= 0, at - before, 0.0).flatten()
-    dense = grad.to_dense() if isinstance(grad, FactoredGradient) else grad
-    flat, steps = dense.reshape(dense.shape[0], -1), times.flatten().long()
+    if isinstance(grad, FactoredGradient):
+        batch = len(times)
+        size = max(_ELEMENTS // (grad.shape[0] * max(grad.shape[2], 1)), 1)
+        parts = [slice(low, min(low + size, batch)) for low in range(0, batch, size)]
+        rises = [_dense_rise(grad.factors.to_dense(part), times[part]) for part in parts]
+        return torch.cat(rises) if rises else grad.to_dense().flatten()
+    return _dense_rise(grad, times)
+
+
+def _dense_rise(grad: Tensor, times: Tensor) -> Tensor:
+    num_steps = grad.shape[0]
+    flat, steps = grad.reshape(num_steps, -1), times.flatten().long()
+    if num_steps == 1:  # the same at every step
+        return torch.where((steps == 0), flat[0], 0.0)
     return at_steps(flat, steps) - at_steps(flat, steps, back=1)
 
 
@@ -416,7 +432,7 @@ def _through_closed_form(
     to_input = None
     if need_input:
         if traced:
-            to_input = _dense_adjoint(num_steps, beta, adjoint) @ weight
+            to_input = dense_adjoint(num_steps, beta, adjoint) @ weight
         else:
             scan = backends.load(backend, "neuron").neuron_backward
             rows = functools.partial(adjoint_rows, scan, num_steps, beta, adjoint)
@@ -426,7 +442,7 @@ def _through_closed_form(
     return to_input, grad_weight, grad_bias
 
 
-def _dense_adjoint(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> Tensor:
+def dense_adjoint(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> Tensor:
     """lam (T, B, O) in operations that a compiler can trace."""
     step = torch.arange(num_steps, device=beta.device).view(-1, 1, 1)
     if adjoint.every is not None:
@@ -481,7 +497,7 @@ class LinearReadout(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         settings: LinearSettings = ctx.settings
         weight, beta, sensitivity, step, *tensors = ctx.saved_tensors
-        _check_backward("linear_readout (LeakyReadout", weight, grad)
+        check_backward("linear_readout (LeakyReadout", weight, grad)
         _, need_input, _, _, need_beta, *_ = ctx.needs_input_grad
         unused = (None,) * len(tensors)
         d_beta = (sensitivity * grad).sum(0) if need_beta else None

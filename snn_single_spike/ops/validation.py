@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends._compiling import is_traced
-from ..backends._types import GRADIENT_RULES, REDUCTIONS, RESETS, state_dtype
+from ..backends._types import GRADIENT_RULES, REDUCTIONS, RESETS, Convolution, state_dtype
 
 __all__ = ["GRADIENT_RULES", "REDUCTIONS", "RESETS"]
 
@@ -200,6 +200,106 @@ def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
                 f"bias has shape {tuple(bias.shape)}, but the linear layer has {len(weight)} "
                 f"outputs: pass a bias of shape ({len(weight)},), or None"
             )
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    """A size of one or two dimensions, as torch takes it."""
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(sizes) not in (1, 2) or not all(isinstance(x, int) for x in sizes):
+        raise ValueError(f"{name}={value!r} must be an integer, or one for each dimension")
+    return (sizes[0], sizes[-1])
+
+
+def check_conv(
+    spikes: Any,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Convolution:
+    """The sizes of a convolution of spikes (C, H, W) by weights (O, C / groups, KH, KW)."""
+    check_transforms()
+    if weight.dim() != 4:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, but (out, in / groups, height, width) is "
+            "expected"
+        )
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"weight has dtype {weight.dtype}, but must be floating-point: use weight.float()"
+        )
+    if len(spikes.features) != 3:
+        raise ValueError(
+            f"the spikes have features {tuple(spikes.features)}, but maps (channels, height, "
+            "width) are expected: reshape them, e.g. spikes.reshape(time, batch, 1, 28, 28)"
+        )
+    channels, *size = spikes.features
+    if groups < 1 or channels % groups or len(weight) % groups:
+        raise ValueError(
+            f"groups={groups} must divide the {channels} channels of the spikes and the "
+            f"{len(weight)} channels of the output"
+        )
+    if channels // groups != weight.shape[1]:
+        raise ValueError(
+            f"the spikes have {channels} channels, but the convolution takes "
+            f"{weight.shape[1] * groups}: construct the layer with in_channels={channels}"
+        )
+    check_device("weight", weight, spikes.device, "spikes")
+    if bias is not None:
+        check_device("bias", bias, spikes.device, "spikes")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}, but the convolution has {len(weight)} "
+                f"output channels: pass a bias of shape ({len(weight)},), or None"
+            )
+    strides, dilations = _pair("stride", stride), _pair("dilation", dilation)
+    if min(strides) < 1 or min(dilations) < 1:
+        raise ValueError(f"stride={stride!r} and dilation={dilation!r} must be at least 1")
+    spans = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
+    if padding == "same":
+        if strides != (1, 1):
+            raise ValueError("padding='same' requires stride=1, as in torch")
+        before, total = [span // 2 for span in spans], spans
+    else:
+        check_padding(padding)
+        before = list(_pair("padding", 0 if padding == "valid" else padding))
+        total = [2 * x for x in before]
+    out = [
+        (extent + pad - span - 1) // step + 1
+        for extent, pad, span, step in zip(size, total, spans, strides, strict=True)
+    ]
+    if not torch.compiler.is_compiling() and min(out) < 1:
+        raise ValueError(
+            f"the spikes have maps of {size[0]} x {size[1]}, smaller than the kernel of "
+            f"{weight.shape[2]} x {weight.shape[3]} with padding={padding!r} and "
+            f"dilation={dilation!r}: pad the maps, or use a smaller kernel"
+        )
+    (height, width), (out_height, out_width), (top, left) = size, out, before
+    (down, across), (down_dilation, across_dilation) = strides, dilations
+    return Convolution(
+        channels=channels,
+        height=height,
+        width=width,
+        out_height=out_height,
+        out_width=out_width,
+        stride_y=down,
+        stride_x=across,
+        top=top,
+        left=left,
+        dilation_y=down_dilation,
+        dilation_x=across_dilation,
+        groups=groups,
+    )
+
+
+def check_padding(padding: Any) -> None:
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(f"padding={padding!r} must be a number, 'same' or 'valid'")
+    elif min(_pair("padding", padding)) < 0:
+        raise ValueError(f"padding={padding!r} must not be negative")
 
 
 def check_recording(name: str, value: Tensor, differentiable: bool = True) -> None:

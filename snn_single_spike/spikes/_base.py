@@ -114,6 +114,12 @@ def check_num_steps(num_steps: Any) -> int:
     return number
 
 
+def each(size: Any, dimensions: int) -> tuple[int, ...]:
+    """A size of a window as one number for each dimension."""
+    sizes = tuple(map(operator.index, size if isinstance(size, Sequence) else (size,)))
+    return sizes * dimensions if len(sizes) == 1 else sizes
+
+
 def check_index(index: Any) -> None:
     """Reject an index that does not select samples of a batch."""
     if isinstance(index, slice):

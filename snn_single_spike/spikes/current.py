@@ -1,39 +1,29 @@
-"""The current of a linear layer from spike times, computed on its first use."""
+"""The current of a linear layer or convolution from spike times, computed on its first use."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..backends import _convolution as convolution
+from ..backends._types import Convolution
 from ..ops.current import EventCurrent
-from ..ops.validation import check_linear
+from ..ops.validation import check_conv, check_linear
 from . import choice
-from ._base import Spikes
+from ._base import Spikes, each
 from .lazy import LazySequence, changed, implements, versions
 
-__all__ = ["LazyCurrent", "dense_linear"]
+__all__ = ["ConvCurrent", "LazyCurrent", "dense_conv", "dense_linear", "height_of_channels"]
 
 
-class LazyCurrent(LazySequence):
-    """
-    The current `(T, B, out)` of a linear layer from spike times or events, not computed yet.
+class _WeightedSpikes(LazySequence):
+    """The base of the currents: spikes, weights and a bias, nothing computed."""
 
-    `torch.nn.Linear` and `torch.nn.functional.linear` return a LazyCurrent for :class:`SpikeTimes`
-    and :class:`SpikeEvents` with one feature dimension. Neurons and readouts of this package read
-    the spikes and the weights with :meth:`linear`, and never store the current.
-
-    :param spikes: spikes with one feature dimension
-    :type spikes: SpikeTimes or SpikeEvents
-
-    :param weight: weights of shape `(out, in)`
-    :type weight: torch.Tensor
-
-    :param bias: constant current of shape `(out,)`, or None
-    :type bias: torch.Tensor, optional
-    """
+    kind: str
 
     def __init__(self, spikes: Spikes, weight: Tensor, bias: Tensor | None) -> None:
         if not torch.is_grad_enabled():
@@ -52,10 +42,6 @@ class LazyCurrent(LazySequence):
         return self.spikes.batch
 
     @property
-    def features(self) -> torch.Size:  # type: ignore[override]
-        return self.weight.shape[:1]
-
-    @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
         return self.weight.dtype
 
@@ -68,6 +54,56 @@ class LazyCurrent(LazySequence):
         bias = self.bias is not None and self.bias.requires_grad
         return self.spikes.requires_grad or self.weight.requires_grad or bias
 
+    def _opened(self) -> tuple[Spikes, Tensor, Tensor | None]:
+        if changed((self.weight, self.bias), self._versions):
+            raise RuntimeError(
+                f"The current of a {self.kind} is computed on its first use, and the weight or "
+                "bias of the layer has been changed in place since the layer ran. Use the current "
+                "before this change, e.g. call current.to_dense() ahead of optimizer.step()."
+            )
+        return self.spikes, self.weight, self.bias
+
+    def detach(self) -> Any:
+        """The same current without a gradient."""
+        bias = None if self.bias is None else self.bias.detach()
+        return self._is_like(spikes=self.spikes.detach(), weight=self.weight.detach(), bias=bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._opened()  # raises if the layer has changed
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._versions = versions((self.weight, self.bias))  # a copy has new counters
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, of={self.spikes})"
+
+
+class LazyCurrent(_WeightedSpikes):
+    """
+    The current `(T, B, out)` of a linear layer from spike times or events, not computed yet.
+
+    `torch.nn.Linear` and `torch.nn.functional.linear` return a LazyCurrent for :class:`SpikeTimes`
+    and :class:`SpikeEvents` with one feature dimension. Neurons and readouts of this package read
+    the spikes and the weights with :meth:`linear`, and never store the current.
+
+    :param spikes: spikes with one feature dimension
+    :type spikes: SpikeTimes or SpikeEvents
+
+    :param weight: weights of shape `(out, in)`
+    :type weight: torch.Tensor
+
+    :param bias: constant current of shape `(out,)`, or None
+    :type bias: torch.Tensor, optional
+    """
+
+    kind = "linear layer"
+
+    @property
+    def features(self) -> torch.Size:  # type: ignore[override]
+        return self.weight.shape[:1]
+
     def linear(self) -> tuple[Spikes, Tensor, Tensor | None]:
         """
         The spikes, the weight and the bias from which the current is computed.
@@ -76,13 +112,7 @@ class LazyCurrent(LazySequence):
         :raises RuntimeError: the weight or the bias has been changed in place since the layer was
             called
         """
-        if changed((self.weight, self.bias), self._versions):
-            raise RuntimeError(
-                "The current of a linear layer is computed on its first use, and the weight or "
-                "bias of the layer has been changed in place since the layer ran. Use the current "
-                "before this change, e.g. call current.to_dense() ahead of optimizer.step()."
-            )
-        return self.spikes, self.weight, self.bias
+        return self._opened()
 
     def to_dense(self) -> Tensor:
         """
@@ -100,21 +130,118 @@ class LazyCurrent(LazySequence):
         current = EventCurrent.apply(self.num_steps, spikes.carrier, weight, bias, *events)
         return self._leading(current)
 
-    def detach(self) -> LazyCurrent:
-        """The same current without a gradient."""
-        bias = None if self.bias is None else self.bias.detach()
-        return self._is_like(spikes=self.spikes.detach(), weight=self.weight.detach(), bias=bias)
 
-    def __getstate__(self) -> dict[str, Any]:
-        self.linear()  # raises if the layer has changed
-        return self.__dict__
+class ConvCurrent(_WeightedSpikes):
+    """
+    The current `(T, B, out, *maps)` of a convolution from spike times or events, not computed yet.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._versions = versions((self.weight, self.bias))  # a copy has new counters
+    `torch.nn.Conv1d` and `torch.nn.Conv2d` return a ConvCurrent for :class:`SpikeTimes` and
+    :class:`SpikeEvents`. :class:`snn_single_spike.SingleSpikeLeaky` with `spike_format="times"`
+    reads the spikes and the weights with :meth:`convolution`, and never stores the current. Max
+    pooling of a ConvCurrent returns a ConvCurrent, if its windows lie side by side.
 
-    def __repr__(self) -> str:
-        return f"LazyCurrent(shape={tuple(self.shape)}, of={self.spikes})"
+    :param spikes: spikes with the features `(channels, height, width)`
+    :type spikes: SpikeTimes or SpikeEvents
+
+    :param weight: weights of shape `(out, in / groups, height, width)`
+    :type weight: torch.Tensor
+
+    :param bias: constant current of shape `(out,)`, or None
+    :type bias: torch.Tensor, optional
+
+    :param sizes: the sizes of the convolution
+    :type sizes: Convolution
+
+    :param features: the features of the current: `(out, height, width)`, or `(out, width)` of a
+        convolution in one dimension
+    :type features: torch.Size
+    """
+
+    kind = "convolution"
+
+    def __init__(
+        self,
+        spikes: Spikes,
+        weight: Tensor,
+        bias: Tensor | None,
+        sizes: Convolution,
+        features: torch.Size,
+    ) -> None:
+        super().__init__(spikes, weight, bias)
+        self.sizes = sizes
+        self.features = features
+
+    def convolution(self) -> tuple[Spikes, Tensor, Tensor | None, Convolution]:
+        """
+        The spikes, the weight, the bias and the sizes from which the current is computed.
+
+        :raises RuntimeError: the weight or the bias has been changed in place since the layer was
+            called
+        """
+        return (*self._opened(), self.sizes)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        dimensions = _MAX_POOLS.get(function)
+        if dimensions and args and isinstance(args[0], ConvCurrent):
+            pooled = args[0]._max_pool(dimensions, *args[1:], **(kwargs or {}))
+            if pooled is not None:
+                return pooled
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def _max_pool(
+        self,
+        dimensions: int,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> ConvCurrent | None:
+        """The maximum of windows side by side; None for other windows."""
+        channels, *maps = self.features
+        windows = each(kernel_size, dimensions)
+        strides = windows if stride is None or stride == [] else each(stride, dimensions)
+        plain = strides == windows and set(each(padding, dimensions)) == {0}
+        plain = plain and set(each(dilation, dimensions)) == {1}
+        if (
+            not plain
+            or ceil_mode
+            or return_indices
+            or self.sizes.pools
+            or len(maps) != dimensions
+            or not all(1 <= size <= extent for size, extent in zip(windows, maps, strict=True))
+        ):
+            return None
+        sizes = self.sizes._replace(pool_y=(1, *windows)[-2], pool_x=windows[-1])
+        whole = (extent // size for extent, size in zip(maps, windows, strict=True))
+        return self._is_like(sizes=sizes, features=torch.Size((channels, *whole)))
+
+    def to_dense(self) -> Tensor:
+        """
+        The current as a tensor `(T, B, *features)`, differentiable, in the type of the weights.
+
+        :rtype: torch.Tensor
+        :raises RuntimeError: as :meth:`convolution`
+        """
+        spikes, weight, bias, sizes = self.convolution()
+        dense = dense_conv(spikes.to_dense(), weight, bias, sizes)
+        return self._leading(dense.unflatten(2, self.features))
+
+
+_MAX_POOLS: dict[Any, int] = {
+    F.max_pool1d: 1,
+    torch.max_pool1d: 1,
+    F.max_pool2d: 2,
+    torch.max_pool2d: 2,
+}
 
 
 @implements(F.linear)
@@ -131,3 +258,98 @@ def dense_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer on dense spikes, in the type of the weights, without autocast."""
     with torch.autocast(spikes.device.type, enabled=False):
         return F.linear(spikes.to(weight.dtype), weight, bias)
+
+
+@implements(F.conv2d)
+def _conv2d(
+    spikes: Spikes,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    sizes = check_conv(spikes, weight, bias, stride, padding, dilation, groups)
+    features = torch.Size((len(weight), sizes.out_height, sizes.out_width))
+    return _conv(spikes, weight, bias, sizes, features)
+
+
+@implements(F.conv1d)
+def _conv1d(
+    spikes: Spikes,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    spikes, weight, sizes = conv1d_as_2d(spikes, weight, bias, stride, padding, dilation, groups)
+    return _conv(spikes, weight, bias, sizes, torch.Size((len(weight), sizes.out_width)))
+
+
+def conv1d_as_2d(
+    spikes: Any,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> tuple[Spikes, Tensor, Convolution]:
+    """A convolution in one dimension as a convolution of maps with one row."""
+    if weight.dim() != 3 or len(spikes.features) != 2:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)} and the spikes have features "
+            f"{tuple(spikes.features)}, but (out, in / groups, length) and (channels, length) are "
+            "expected"
+        )
+
+    def across(value: Any, down: int) -> Any:
+        if isinstance(value, str):
+            return value
+        return (down, value[0] if isinstance(value, (tuple, list)) else value)
+
+    channels, length = spikes.features
+    maps = spikes._with_features((channels, 1, length))
+    kernel = weight.unsqueeze(2)
+    how = (across(stride, 1), across(padding, 0), across(dilation, 1))
+    return maps, kernel, check_conv(maps, kernel, bias, *how, groups)
+
+
+def _conv(
+    spikes: Spikes, weight: Tensor, bias: Tensor | None, sizes: Convolution, features: torch.Size
+) -> Any:
+    if height_of_channels(spikes) is None:
+        dense = spikes.materialize("a convolution of spikes whose height differs in a channel")
+    elif spikes.prefer_events():
+        return ConvCurrent(spikes, weight, bias, sizes, features)
+    else:
+        dense = spikes.to_dense()
+    if spikes.folded:
+        dense = dense.unflatten(0, (spikes.num_steps, spikes.batch))
+    current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
+    return current.flatten(0, 1) if spikes.folded else current
+
+
+def height_of_channels(spikes: Spikes) -> Tensor | None:
+    """The height of the spikes of each channel (C,), or (1,) for all channels.
+
+    None if the height differs within a channel: then it cannot be a factor of the weights.
+    """
+    height = spikes.height
+    if height is None:
+        return torch.ones(1, dtype=spikes.dtype, device=spikes.device)
+    one_value = all(
+        size == 1 or step == 0
+        for size, step in zip(height.shape[1:], height.stride()[1:], strict=True)
+    )
+    return height.flatten(1)[:, 0] if one_value else None
+
+
+def dense_conv(spikes: Tensor, weight: Tensor, bias: Tensor | None, sizes: Convolution) -> Tensor:
+    """The current (T, B, O * positions) of dense spikes (T, B, *features), without autocast."""
+    with torch.autocast(spikes.device.type, enabled=False):
+        flat = spikes.flatten(2).to(weight.dtype)
+        return convolution.current(flat, weight, bias, sizes)

@@ -1,4 +1,4 @@
-"""Average pooling of maps of spike times, without dense maps."""
+"""Average and first-spike pooling of maps of spike times, without dense maps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from ..backends._compiling import is_traced
 from ..backends._events import Events, offsets_of
-from ..ops.carrier import pooled_carrier
-from ._base import Spikes
+from ..ops.carrier import chosen_carrier, pooled_carrier
+from ._base import Spikes, each
+from .current import height_of_channels
 from .lazy import implements
 from .times import SpikeTimes
 
-__all__ = ["AveragedSpikes"]
+__all__ = ["AveragedSpikes", "pool_first_spikes"]
 
 # An average pooling is faster on events than on dense maps if at most one in SPARSE entries of the
 # dense spikes is a spike. Single spikes are always that sparse from 20 steps on. Measured
@@ -167,9 +168,9 @@ def _average(pool: Callable[..., Any], dimensions: int) -> Callable[..., Any]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Any:
-        windows = _each(kernel_size, dimensions)
-        strides = windows if stride is None or stride == [] else _each(stride, dimensions)
-        borders = _each(padding, dimensions)
+        windows = each(kernel_size, dimensions)
+        strides = windows if stride is None or stride == [] else each(stride, dimensions)
+        borders = each(padding, dimensions)
         sizes = (windows, strides, borders)
         sound = all(len(x) == dimensions for x in sizes) and min(*windows, *strides) > 0
         given = functools.partial(
@@ -202,10 +203,45 @@ def _unit_height(height: Tensor | None) -> bool:
     return readable and not height.requires_grad and bool((height == 1).all())
 
 
-def _each(size: Any, dimensions: int) -> tuple[int, ...]:
-    sizes = tuple(map(operator.index, size if isinstance(size, Sequence) else (size,)))
-    return sizes * dimensions if len(sizes) == 1 else sizes
-
-
 implements(F.avg_pool1d)(_average(F.avg_pool1d, 1))
 implements(F.avg_pool2d)(_average(F.avg_pool2d, 2))
+
+
+def pool_first_spikes(
+    spikes: SpikeTimes, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool
+) -> SpikeTimes:
+    """The earliest spike of each window, as of ``functional.first_spike_pool2d``.
+
+    Interpolated times decide between spikes of one step, and then the order of the units in the
+    window.
+    """
+    height = height_of_channels(spikes)
+    if height is None:
+        raise ValueError(
+            "first_spike_pool2d does not support spikes whose height differs within a channel: use "
+            "a graded_spikes_factor of shape (channels, 1, 1) in the layer before"
+        )
+    moments = spikes.interpolated_times
+    exact = spikes.times if moments is None else moments.detach()
+    lateness = torch.where(spikes.times < 0, torch.inf, exact.to(torch.float64))
+    earliest, where = F.max_pool2d(
+        -lateness, kernel_size, stride, padding, ceil_mode=ceil_mode, return_indices=True
+    )
+    channels, *maps = spikes.features
+    first_unit = torch.arange(channels, device=spikes.device) * math.prod(maps)
+    units = (where + first_unit.view(-1, 1, 1)).flatten(1)
+    features = earliest.shape[1:]
+    chosen = spikes.times.flatten(1).gather(1, units.to(torch.int64)).unflatten(1, features)
+    if moments is not None:
+        moments = moments.flatten(1).gather(1, units).unflatten(1, features)
+    given = spikes.carrier
+    new = spikes._is_like(
+        times=chosen,
+        interpolated_times=moments,
+        carrier=None if given is None else chosen_carrier(given, units),
+        height=None,
+        _events=None,
+    )
+    if spikes.height is not None:
+        new.height = height.expand(channels).view(-1, 1, 1).expand(features)
+    return new

@@ -8,33 +8,12 @@ import pytest
 import snntorch as snn
 import torch
 from snntorch import utils
-from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
 from snn_single_spike import ConversionError, convert, revert
 
+from tests.support.loops import B, Net, T, author, backward, body, leaves
 from tests.support.networks import Tutorial5Loop, awake
-from tests.support.single_spike_loop import hold_to_one_spike
-
-T, B = 7, 3
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.num_steps = T
-        self.fc1, self.lif1 = nn.Linear(6, 12), snn.Leaky(beta=0.9, learn_beta=True)
-        self.fc2, self.lif2 = nn.Linear(12, 4), snn.Leaky(beta=0.8, learn_threshold=True)
-
-    def forward(self, x):
-        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
-        spk_rec, mem_rec = [], []
-        for _ in range(self.num_steps):
-            spk1, mem1 = self.lif1(self.fc1(x), mem1)
-            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-            spk_rec.append(spk2)
-            mem_rec.append(mem2)
-        return torch.stack(spk_rec, dim=0), torch.stack(mem_rec, dim=0)
 
 
 class LastAxis(Net):
@@ -132,30 +111,6 @@ IDIOMS = {
 }
 
 
-def leaves(out):
-    if isinstance(out, torch.Tensor):
-        return [out]
-    if not isinstance(out, (list, tuple, dict)):
-        return [torch.tensor(out)]
-    return [x for value in (out.values() if isinstance(out, dict) else out) for x in leaves(value)]
-
-
-def author(net, *inputs):
-    net = copy.deepcopy(net)
-    for neuron in net.modules():
-        if isinstance(neuron, SpikingNeuron):
-            hold_to_one_spike(neuron)
-    return net, leaves(net(*inputs))
-
-
-def backward(outs):
-    sum(
-        (x * torch.arange(1, x.numel() + 1).view(x.shape).cos()).sum()
-        for x in outs
-        if x.requires_grad
-    ).backward()
-
-
 @pytest.mark.filterwarnings("ignore:.*BatchNorm takes")
 @pytest.mark.parametrize("name", IDIOMS)
 def test_a_loop_gives_what_the_author_s_loop_gives(name):
@@ -199,39 +154,38 @@ def test_the_class_of_tutorial_5():
         assert torch.allclose(mine, right, atol=1e-5)
 
 
-def body(
-    *lines, before="mem, out = self.lif1.init_leaky(), []", loop="for t in range(x.shape[0]):"
-):
-    """A class with a loop of these lines."""
-    import linecache
-
-    text = ["class Made(Net):", " def forward(self, x):", f"  {before}", f"  {loop}"]
-    text += [f"   {line}" for line in lines] + ["  return torch.stack(out)", ""]
-    source = "\n".join(text)
-    name = f"<made {hash(source)}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-    space = {"Net": Net, "torch": torch, "__name__": "made"}
-    exec(compile(source, name, "exec"), space)
-    return space["Made"]
-
-
 STEP = "spk, mem = self.lif1(self.fc1(x[t]), mem)"
-# ruff: noqa: E501
+TWO_STEPS = [STEP, "spk, mem = self.lif1(self.fc1(x[t]), mem)"]
+FRESH = "spk, _ = self.lif1(self.fc1(x[t]), self.lif1.init_leaky())"
+APPEND = "out.append(spk)"
 HAZARDS = {
-    "trace": ([STEP, "trace = 0.9 * trace + spk", "out.append(trace)"], "'trace' of the step before"),
+    "trace": (
+        [STEP, "trace = 0.9 * trace + spk", "out.append(trace)"],
+        "'trace' of the step before",
+    ),
     "previous": ([STEP, "out.append(spk + last)", "last = mem"], "'last' of the step before"),
-    "clamp": ([STEP, "mem = mem.clamp(max=1)", "out.append(spk)"], "'lif1': its state 'mem'"),
-    "number": ([STEP, "out.append(spk * t)"], "number of the time step"),
-    "neighbour": ([STEP, "out.append(spk + x[t - 1].sum())"], "number of the time step"),
-    "branch": ([STEP, "if spk.sum() > 1:", " spk = 2 * spk", "out.append(spk)"], "branch depends"),
-    "break": ([STEP, "out.append(spk)", "if x is None:", " break"], "leaves the loop early"),
-    "item": ([STEP, "out.append(spk * spk.max().item())"], r"\.item\(\)"),
+    "clamp": ([STEP, "mem = mem.clamp(max=1)", APPEND], "'lif1': its state 'mem'"),
+    "clamp in place": ([STEP, "mem.detach().clamp_(max=0)", APPEND], "'lif1': its state 'mem'"),
+    "branch": ([STEP, "if spk.sum() > 1:", " spk = 2 * spk", APPEND], "branch depends"),
+    "branch on the step": ([STEP, "if t > 2:", " spk = 2 * spk", APPEND], "branch differs"),
+    "break": ([STEP, APPEND, "if x is None:", " break"], "leaves the loop early"),
+    "item": ([STEP, "out.append(spk * spk.flatten().max(0)[0].item())"], r"\.item\(\)"),
     "batch": ([STEP, "out.append(spk - spk.mean(0))"], "differs from that of the author's loop"),
-    "reduced": ([STEP, "out.append(spk.sum())"], "one entry for each sample"),
-    "fresh state": (["spk, _ = self.lif1(self.fc1(x[t]), self.lif1.init_leaky())", "out.append(spk)"],
-                    "not its own state"),
-    "twice": ([STEP, "spk, mem = self.lif1(self.fc1(x[t]), mem)", "out.append(spk)"], "more than once"),
-}  # fmt: skip
+    "loss": ([STEP, "out.append((spk - mem).norm(dim=None))"], "one entry for each sample"),
+    "fresh state": ([FRESH, APPEND], "not its own state"),
+    "twice": ([*TWO_STEPS, APPEND], "more than once"),
+    "two writes": ([STEP, "x[t // 2] = mem[:, :6]", APPEND], "several steps write to one place"),
+    "the records": ([STEP, "out.append(spk + len(out))"], "reads a list to which it appends"),
+    "the last record": (
+        [STEP, "out.append(spk + out[-1] if out else spk)"],
+        "reads a list to which it appends",
+    ),
+    "self": (["spk, mem = run(self, x[t], mem)", APPEND], r"passes self to run\(\)"),
+    "torch.tensor": (
+        [STEP, "out.append(spk * torch.tensor(t / 2))"],
+        "converted model raises RuntimeError",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", HAZARDS)
@@ -243,10 +197,7 @@ def test_steps_that_depend_on_one_another_are_refused(name):
         convert(awake(body(*lines, before=before)()))(2 * torch.rand(T, B, 6))
 
 
-def test_other_orders_and_options_are_refused():
-    backwards = body(STEP, "out.append(spk)", loop="for t in range(x.shape[0] - 1, -1, -1):")
-    with pytest.raises(ConversionError, match=r"range\(6, -1, -1\).*order from 0"):
-        convert(backwards())(torch.rand(T, B, 6))
+def test_a_model_with_its_own_loop_has_its_own_steps():
     with pytest.raises(ConversionError, match="without num_steps="):
         convert(Net(), num_steps=3)
 

@@ -282,11 +282,14 @@ def test_warnings_name_the_layers_that_make_dense_tensors():
     with pytest.warns(MaterializationWarning) as warned:
         model(torch.rand(5, 2, 1, 6, 6))
     said = [str(warning.message) for warning in warned]
-    assert any(
-        m.startswith("conv2d in layer 'block.conv' (Conv2d) does not support SpikeTimes")
-        for m in said
+    assert any(m.startswith("__add__ in ") and "support ConvCurrent" in m for m in said)
+    assert any(m.startswith("add in ") and "support SpikeTimes" in m for m in said)
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), leaky()), nn.ConvTranspose2d(4, 2, 3), leaky()
     )
-    assert any(m.startswith("add in ") or m.startswith("__add__") for m in said)
+    with pytest.warns(MaterializationWarning) as warned:
+        convert(net, spike_format="times")(torch.rand(5, 2, 1, 6, 6))
+    assert "in layer '1' (ConvTranspose2d) does not support SpikeTimes" in str(warned[0].message)
 
 
 def test_compiled_and_exported_models_return_spike_times():
@@ -497,6 +500,25 @@ def test_losses_of_snntorch_and_their_gradients(loss):
         getattr(SF, loss)()(given, torch.tensor([1, 0, 3])).backward()
         grads.append(fast[1].weight.grad)
     torch.testing.assert_close(*grads)
+
+
+class Quantized(nn.Linear):
+    """As layers of quantization packages: what is no tensor has its tensor in .value."""
+
+    def forward(self, x):
+        x = x if isinstance(x, torch.Tensor) else x.value
+        return F.linear(x, self.weight.sign(), self.bias)
+
+
+def test_layers_of_torch_with_another_forward_receive_dense_spikes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), leaky(), Quantized(8, 4), leaky(output=True))
+    x = 3 * torch.rand(5, 3, 6)
+    fast = convert(net, spike_format="times")
+    with pytest.warns(MaterializationWarning, match=r"Quantized.forward.* does not support"):
+        spikes, _ = fast(x)
+    assert torch.equal(spikes.to_dense(), convert(net)(x)[0])
+    assert not revert(fast)[2]._forward_pre_hooks
 
 
 def test_an_export_with_a_named_time_returns_its_number_of_steps(tmp_path):

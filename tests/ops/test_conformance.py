@@ -18,6 +18,7 @@ from snn_single_spike.backends._types import (
     TENSORS,
 )
 
+from tests.support import conv_problems
 from tests.support.covering import spread
 from tests.support.devices import device_of, runnable
 from tests.support.linear_problems import KINDS, assert_close, on, problem, run
@@ -85,6 +86,18 @@ def check_linear(kind, rule, reset, reduction, surrogate, backend):
 def test_linear_layers_and_their_readout(kind, rule, reset, reduction, surrogate, cpu_backend):
     """Linear layers from spike times and from events."""
     check_linear(kind, rule, reset, reduction, surrogate, cpu_backend)
+
+
+CONVOLUTIONS = list(dict.fromkeys((*row[:3], row[4]) for row in LINEAR))
+
+
+@pytest.mark.parametrize(("kind", "rule", "reset", "surrogate"), CONVOLUTIONS)
+def test_convolutions(kind, rule, reset, surrogate, cpu_backend):
+    """Convolutions from spike times and from events."""
+    case = conv_problems.Case((2, 4, 4), 3, (2, 3), {"padding": (0, 1)})
+    layer, dense = conv_problems.layer_of(case), conv_problems.spikes_of(case, 8, 2, kind)
+    given = (case, layer, dense, kind, rule, reset, cpu_backend, 1e-10)
+    conv_problems.check(*given, path="steps", surrogate=surrogate)
 
 
 @pytest.mark.parametrize("backend", runnable("triton"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,15 @@ def run_blocks(blocks: list[str], **given: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     space = dict(given)
     for block in blocks:
-        exec(block, space)
+        execute(block, space)
     return space
+
+
+def execute(code: str, space: dict[str, Any]) -> None:
+    """Run code whose source Python can show, as a notebook does."""
+    name = f"<block {hash(code)}>"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    exec(compile(code, name, "exec"), space)
 
 
 def anchors_of(text: str) -> set[str]:

@@ -30,7 +30,9 @@ def hold_to_one_spike(neuron: SpikingNeuron) -> None:
         return out.to(mem.dtype)  # some surrogates return float32
 
     def mem_reset(mem: Tensor) -> Tensor:
-        return torch.zeros_like(mem) if now is None else now.to(mem.dtype)
+        if now is None or not getattr(neuron, "reset_delay", True):
+            return torch.zeros_like(mem)  # the neuron has been reset at its spike
+        return now.to(mem.dtype)
 
     vars(neuron)["fire"], vars(neuron)["mem_reset"] = fire, mem_reset
 

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_single_spike.kernels.numba import arguments
 from snn_single_spike.kernels.numba.arguments import SpikeGradient
 from snn_single_spike.kernels.numba.block import BLOCK
 from snn_single_spike.kernels.numba.compiling import RULES
 from snn_single_spike.kernels.numba.surrogate import SURROGATES
 
 from .._arrays import as_numpy
+from .._events import Events
 from .._surrogate import Surrogate
 from ..memory import empty
 
@@ -43,8 +45,8 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
     left = iter(calls)
 
     def work() -> None:
-        for arguments in left:
-            kernel(*arguments)
+        for call in left:
+            kernel(*call)
 
     threads = min(torch.get_num_threads(), len(calls))
     helpers = []
@@ -90,6 +92,15 @@ def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.n
             tensor.detach()
         )
     return as_numpy(tensor)
+
+
+def as_events(events: Events, dtype: torch.dtype) -> arguments.Events:
+    return arguments.Events(
+        offsets=as_numpy(events.offsets),
+        times=as_numpy(events.times),
+        units=as_numpy(events.units),
+        values=as_array(events.values, 1, dtype),
+    )
 
 
 def spike_gradient(rule: str, surrogate: Surrogate, dtype: torch.dtype) -> SpikeGradient:

@@ -42,7 +42,7 @@ from .._types import (
     LinearNeurons,
 )
 from ..memory import empty
-from ._launch import as_array, in_threads, plain, spike_gradient
+from ._launch import as_array, as_events, in_threads, plain, spike_gradient
 
 _FEW = 64  # rows of weights that the product is taken with inside the loop
 _ROWS_BYTES = 4 << 20  # of a piece of the gradient to dense spikes, made and read in turns
@@ -121,15 +121,6 @@ def _layer(
     )
 
 
-def _events(events: Events, dtype: torch.dtype) -> arguments.Events:
-    return arguments.Events(
-        offsets=as_numpy(events.offsets),
-        times=as_numpy(events.times),
-        units=as_numpy(events.units),
-        values=as_array(events.values, 1, dtype),
-    )
-
-
 def collect_events(spikes: Tensor) -> Events:
     """As :func:`snn_single_spike.backends._events.collect_events`, in one pass and a count."""
     dense, ranges = as_numpy(spikes), _ranges(spikes.shape[1])
@@ -172,7 +163,7 @@ def linear_first_spikes(
         sensitivity=as_array(sensitivity, 3, dtype),
     )
     neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
-    given = plain(_events(events, dtype), neurons, num_steps, out)
+    given = plain(as_events(events, dtype), neurons, num_steps, out)
     in_threads(
         linear_first_spikes_loop,
         [
@@ -201,7 +192,7 @@ def linear_readout(
         step=as_array(step, 2, torch.int64),
     )
     neurons = _layer(packed, dtype, bias, beta, None)
-    given = plain(_events(events, dtype), neurons, num_steps, REDUCTIONS[reduction], out)
+    given = plain(as_events(events, dtype), neurons, num_steps, REDUCTIONS[reduction], out)
     in_threads(
         linear_readout_loop,
         [
@@ -237,7 +228,7 @@ def linear_backward_closed_form(
         when=as_array(adjoint.when, 2, torch.int64),
     )
     neurons = _layer(packed, dtype, None, beta, None)
-    given = plain(_events(events, dtype), neurons, num_steps, impulses)
+    given = plain(as_events(events, dtype), neurons, num_steps, impulses)
     calls = []
     for number, (k, part) in enumerate(parts):
         gradients = arguments.ClosedFormGradients(
@@ -280,7 +271,9 @@ def linear_backward_scan(
     by_range = _zeros((ranges, *packed.shape), packed.dtype)
     bias, beta, threshold = np.zeros((3, ranges, out_features), packed.dtype)
     neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
-    given = plain(_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times))
+    given = plain(
+        as_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times)
+    )
     through = spike_gradient(rule, surrogate, dtype)
     for low in range(0, batch, piece):
         samples = slice(low, min(low + piece, batch))

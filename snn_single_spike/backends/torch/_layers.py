@@ -1,0 +1,178 @@
+"""A layer of weights and its neurons from spike times, by dense products.
+
+The functions compute the dense product and the dense loops of :mod:`.neuron` for a few samples at a
+time. Memory does not grow with the batch. Computation takes as long as on dense tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._events import Events
+from .._surrogate import Surrogate
+from .._types import (
+    ClosedFormAdjoint,
+    ForwardOutputs,
+    GradientFactors,
+    Neuron,
+    OutputGradients,
+    Saved,
+)
+from ..adjoint import adjoint_rows
+from .neuron import neuron_backward, neuron_forward
+
+_ELEMENTS = 1 << 22  # most elements of a dense tensor of some samples
+
+
+class Product:
+    """The product of dense spikes (T, n, units) and weights, and its transposes."""
+
+    weight: Tensor
+    units: int
+    features: int
+
+    def current(self, spikes: Tensor) -> Tensor:
+        """(T, n, features)."""
+        raise NotImplementedError
+
+    def to_weight(self, lam: Tensor, spikes: Tensor) -> Tensor:
+        """The gradient of the weights from that of the current, (T, n, features)."""
+        raise NotImplementedError
+
+    def to_input(self, lam: Tensor, spikes: Tensor) -> Tensor:
+        """The gradient of the spikes, (T, n, units)."""
+        raise NotImplementedError
+
+
+def without_autocast(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of events that computes in the type of its weights, as the other backends do."""
+
+    @functools.wraps(function)
+    def computed(events: Events, *arguments: Any) -> None:
+        with torch.autocast(events.times.device.type, enabled=False):
+            function(events, *arguments)
+
+    return computed
+
+
+def pieces(num_steps: int, batch: int, product: Product) -> Iterator[slice]:
+    """Samples whose dense tensors have few elements."""
+    size = max(_ELEMENTS // (num_steps * max(product.units, product.features)), 1)
+    return (slice(low, min(low + size, batch)) for low in range(0, batch, size))
+
+
+def dense(events: Events, num_steps: int, product: Product, samples: slice) -> Tensor:
+    """The dense spikes (T, n, units) of some samples."""
+    return events.part(samples).to_dense(num_steps, product.units, product.weight.dtype)
+
+
+def first_spikes(
+    events: Events,
+    num_steps: int,
+    product: Product,
+    neuron: Neuron,
+    times: Tensor,
+    crossing: Tensor | None,
+    sensitivity: Tensor | None,
+) -> None:
+    batch, features = times.shape
+    neuron = neuron._replace(reset="none")
+    for part in pieces(num_steps, batch, product):
+        current = product.current(dense(events, num_steps, product, part)).flatten(1)
+        n = part.stop - part.start
+        first = times.new_empty(n * features, dtype=torch.int64)
+        around = current.new_empty(2, n * features)
+        mem = torch.empty_like(current) if sensitivity is not None else None
+        out = ForwardOutputs(None, mem, None, None, around, None, first)
+        neuron_forward(current, neuron, out)
+        times[part] = first.view(n, features).to(times.dtype)
+        if crossing is not None:
+            crossing[:, part] = around.view(2, n, features)
+        if sensitivity is not None and mem is not None:
+            # p[t] = dV[t]/dbeta = V[t-1] + beta p[t-1]: the membrane itself is integrated.
+            late = torch.cat([torch.zeros_like(mem[:1]), mem[:-1]])
+            slope = torch.empty_like(late)
+            never = neuron._replace(threshold=torch.full_like(neuron.threshold, torch.inf))
+            unused = torch.empty_like(first)
+            outputs = ForwardOutputs(None, slope, None, None, None, None, unused)
+            neuron_forward(late, never, outputs)
+            for place, step in enumerate((first - 1, first)):
+                at = torch.where(first >= 0, step.clamp(min=0), 0)
+                value = slope.gather(0, at[None])[0]
+                fires = (first >= 0) & (step >= 0)
+                sensitivity[place, part] = torch.where(fires, value, 0).view(n, features)
+
+
+def backward_closed_form(
+    events: Events,
+    num_steps: int,
+    product: Product,
+    beta: Tensor,
+    adjoint: ClosedFormAdjoint,
+    grad_weight: Tensor,
+    grad_inputs: Tensor | None,
+) -> Tensor:
+    """Add to the gradient of the weights. Returns the adjoint summed over time, (features,)."""
+    batch = len(events.offsets) - 1
+    total = beta.new_zeros(product.features)
+    for part in pieces(num_steps, batch, product):
+        lam = adjoint_rows(neuron_backward, num_steps, beta, adjoint, part)
+        spikes = dense(events, num_steps, product, part)
+        grad_weight += product.to_weight(lam, spikes)
+        total += lam.sum((0, 1))
+        if grad_inputs is not None:
+            through = product.to_input(lam, spikes)
+            grad_inputs[0, part] = (through * spikes).sum(0)
+            grad_inputs[1, part] = (through[:-1] * spikes[1:]).sum(0)
+    return total
+
+
+def backward_scan(
+    events: Events,
+    num_steps: int,
+    product: Product,
+    neuron: Neuron,
+    times: Tensor,
+    grad_spikes: GradientFactors,
+    rule: str,
+    surrogate: Surrogate,
+    grad_weight: Tensor | None,
+    grad_current: Tensor | None,
+) -> Tensor:
+    """Add to the gradient of the weights, and write that of the current.
+
+    Returns the adjoint summed over time, and the gradients of beta and threshold, (3, features).
+    """
+    batch, features = times.shape
+    totals = neuron.beta.new_zeros(3, features)
+    for part in pieces(num_steps, batch, product):
+        spikes = dense(events, num_steps, product, part)
+        current = product.current(spikes).flatten(1)
+        n = spikes.shape[1]
+        lam = torch.empty_like(current)
+        beta, threshold = (current.new_empty(n * features) for _ in range(2))
+        neuron_backward(
+            num_steps,
+            current.dtype,
+            Saved(current, recompute=True),
+            neuron,
+            times[part].flatten().long(),
+            OutputGradients(grad_spikes.to_dense(part).flatten(1)),
+            rule,
+            surrogate,
+            {"current": lam, "beta": beta, "threshold": threshold},
+        )
+        lam = lam.view(num_steps, n, features)
+        if grad_weight is not None:
+            grad_weight.add_(product.to_weight(lam, spikes))
+        totals += torch.stack(
+            (lam.sum((0, 1)), beta.view(n, features).sum(0), threshold.view(n, features).sum(0))
+        )
+        if grad_current is not None:
+            grad_current[:, part] = lam
+    return totals

@@ -1,0 +1,349 @@
+"""One loop over time, which runs all its steps at once.
+
+Inside the loop a tensor is either the same at every step, `(B, ...)`, or folded, `(T * B, ...)`.
+:mod:`~snn_single_spike.conversion.carried` has the values that are no tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snntorch._neurons.neurons import SpikingNeuron
+from torch import Tensor
+
+from ..spikes.lazy import LazyTensor
+from .carried import Carried, Scalars, Steps, Sum
+from .checks import ConversionError
+from .indexed import norms_by_step
+from .running import KEEP, active_run, refuse
+from .state import mark_own_state
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """One loop over time: all its steps run at once, between ``start`` and ``end``."""
+
+    def __init__(
+        self,
+        owner: Any,
+        steps: int,
+        index: Any,
+        local: dict[str, Any],
+        stored: tuple[str, ...],
+        attributes: tuple[str, ...],
+        written_into: tuple[str, ...],
+    ) -> None:
+        run = active_run()
+        assert run is not None
+        self.run, self.time, self.owner, self.steps, self._index = (
+            run,
+            run.time,
+            owner,
+            steps,
+            index,
+        )
+        self.stored, self.attributes, self.written_into = stored, attributes, written_into
+        self.number, run.number = run.number, run.number + 1
+        self.entered: dict[str, Any] = {}
+        self.slots: list[tuple[str, tuple[Any, ...], Carried]] = []
+        self.outputs: dict[tuple[str, int], Any] = {}
+        self._versions: dict[tuple[str, int], Any] = {}
+        self.names = {id(value): name for name, value in local.items()}
+        self.lists: dict[int, Any] = {}
+        self._records: dict[int, list[tuple[int, Any]]] = {}  # entries of lists, with their steps
+        self._read: set[int] = set()  # lists that the loop reads
+        self._saved: dict[str, Any] = {}
+        self.chosen: tuple[bool, ...] | None = None  # the steps at which a branch runs
+        self.one_step = False  # while layers run that the number of the step has selected
+        self._held: list[tuple[Any, str, Any, tuple[str, int]]] = []  # states in other modules
+        self._local = local
+        for value in (*local.values(), *vars(owner).values()):
+            self._find_lists(value)
+        for name in stored:
+            if name in local:
+                self.entered[name] = self._carry(name, (), local[name])
+        for name in written_into:
+            if name in local and isinstance(local[name], (list, dict)):
+                self._carry(name, (), local[name])
+
+    def _find_lists(self, value: Any, depth: int = 3) -> None:
+        if isinstance(value, list):
+            self.lists[id(value)] = value
+        if depth and isinstance(value, (list, tuple, dict)):
+            for inner in value.values() if isinstance(value, dict) else value:
+                self._find_lists(inner, depth - 1)
+
+    def _carry(self, name: str, path: tuple[Any, ...], value: Any) -> Any:
+        """A value with :class:`Carried` leaves; lists and dicts change in place."""
+        if type(value) is tuple:
+            return tuple(self._carry(name, (*path, i), x) for i, x in enumerate(value))
+        if isinstance(value, (list, dict)):
+            for key, x in value.items() if isinstance(value, dict) else enumerate(value):
+                value[key] = self._carry(name, (*path, key), x)
+            return value
+        if isinstance(value, Carried):
+            return value
+        carried = Carried(name, value)
+        self.slots.append((name, path, carried))
+        return carried
+
+    def __enter__(self) -> Loop:
+        run, time = self.run, self.time
+        if run.loop is not None:
+            refuse("a loop over time runs inside of another loop over time")
+        run.loop = self
+        time.num_steps, time.batch, time.static_input = self.steps, None, False
+        for name in self.attributes:
+            if name in vars(self.owner):
+                self._saved[name] = vars(self.owner)[name]
+                setattr(self.owner, name, self._carry(f"self.{name}", (), self._saved[name]))
+        if run.expand:
+            self._expand()
+        self._norms = norms_by_step(self, run.model)
+        self._norms.__enter__()
+        return self
+
+    def _expand(self) -> None:
+        batch = self.time.batch = self.run.batches[self.number]
+        for name, value in self._local.items():
+            own = name in self.stored or name in self.written_into
+            if own or (self.number, name) in self.run.indexed:
+                continue
+            if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
+                self.entered[name] = value.expand(self.steps, *value.shape).flatten(0, 1)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._norms.__exit__()
+        if kind is not None:
+            self.run.loop_failed = self.steps, self.time.batch or 0
+            for name, value in self._saved.items():
+                setattr(self.owner, name, value)
+            self._close()
+
+    def _close(self) -> None:
+        self.run.batches[self.number :] = [self.time.batch or 0]
+        self.run.loop = None
+        self.time.num_steps, self.time.folded = 0, []
+
+    def index(self) -> Any:
+        """The value of the loop variable."""
+        return self._index(self)
+
+    def fold(self, sequence: Any) -> Any:
+        """(T, B, ...) to (T * B, ...)."""
+        if sequence.dim() < 2:
+            refuse(
+                f"a step of a tensor of shape {tuple(sequence.shape)} has no batch dimension. "
+                "Index sequences with time and batch by the step: x[t] of (time, batch, ...), or "
+                "x[:, t] of (batch, time, ...)"
+            )
+        time = self.time
+        if time.batch is None:
+            time.batch = sequence.shape[1] if sequence.shape[1] != 1 else self._likely_batch()
+        if sequence.shape[1] == 1 and time.batch > 1:  # the same for every sample
+            sequence = sequence.expand(-1, time.batch, *sequence.shape[2:])
+        if time.batch != sequence.shape[1]:
+            refuse(
+                f"one step of a sequence has {sequence.shape[1]} rows, and other tensors of this "
+                f"loop have a batch of {time.batch}"
+            )
+        return time.fold(sequence)
+
+    def _likely_batch(self) -> int:
+        """The batch of the tensors from before the loop, if they have one; 1 otherwise."""
+        tensors = [x for x in self._local.values() if isinstance(x, (Tensor, LazyTensor))]
+        sizes = {x.shape[0] for x in tensors if x.dim() > 1}
+        return sizes.pop() if len(sizes) == 1 else 1
+
+    def fold_whole(self, sequence: Any) -> Any:
+        """As :meth:`fold`, for a sequence that the user has made."""
+        readers = self.time.readers
+        if readers is None:
+            return self.fold(sequence)
+        with readers.paused():
+            folded = self.fold(sequence)
+        readers.folded(folded, sequence)
+        return folded
+
+    def unfold(self, value: Any) -> Any:
+        """The steps of a value, (T, B, ...)."""
+        if isinstance(value, LazyTensor):
+            value = value.to_dense()
+        rows = value.shape[0] if value.dim() else None
+        if rows is not None and self.time.batch is None:
+            self.time.batch = rows
+        if rows is None or rows not in (self.steps * self.time.batch, self.time.batch):
+            refuse(
+                f"a value of shape {tuple(value.shape)} leaves the loop, but {self.steps} steps x "
+                f"{self.time.batch} samples are expected as its rows: one entry for each sample. "
+                "The code reduces over the batch, or reshapes with a fixed batch size. Keep the "
+                "batch inside of the loop, and reduce after the loop"
+            )
+        return self.time.unfold(value)
+
+    def each(self, value: Any) -> list[Any]:
+        """One value for each step."""
+        if isinstance(value, (Tensor, LazyTensor)):
+            return list(self.unfold(value).unbind(0))
+        if type(value) in (tuple, list):
+            return list(map(type(value), zip(*map(self.each, value), strict=True)))
+        if type(value) is dict:
+            parts = {key: self.each(x) for key, x in value.items()}
+            return [{key: part[t] for key, part in parts.items()} for t in range(self.steps)]
+        if isinstance(value, Steps):
+            return list(value.values)
+        if isinstance(value, Scalars):
+            return list(value.values.unbind(0))
+        if isinstance(value, Carried):
+            value._no()
+        if type(value) in (int, float, bool, str, type(None)):
+            return [value] * self.steps
+        refuse(f"a {type(value).__name__} cannot leave a loop over time: append tensors")
+
+    def record(self, target: list[Any], value: Any, rows: bool = False) -> None:
+        """Append a value at every step, or at the chosen ones."""
+        entries = self._records.setdefault(id(target), [])
+        chosen = self.chosen or [True] * self.steps
+        for step, entry in enumerate(self.each(value)):
+            if chosen[step]:
+                entries.append((step, entry.unsqueeze(0) if rows else entry))
+
+    def reads(self, value: Any) -> None:
+        """Remember that the loop reads a list."""
+        if isinstance(value, list):
+            self._read.add(id(value))
+
+    def take_states(
+        self, neuron: Any, parameters: tuple[str, ...], given: dict[str, Any], shape: Any
+    ) -> dict[str, Any]:
+        """The states of a neuron before the first step."""
+        initial: dict[str, Any] = {}
+        for name, state in given.items():
+            if state is None:
+                continue
+            place = neuron.path, parameters.index(name)
+            tensor = isinstance(state, (Tensor, LazyTensor))
+            if tensor and self._holds(state, place):
+                if not neuron.starts(state) and state.shape == shape:
+                    initial[name] = state
+                continue
+            if not isinstance(state, Carried) or isinstance(state, Sum) or state.taken:
+                raise ConversionError(
+                    f"neuron {neuron.path!r} is given a state {name!r} that is not its own state "
+                    "of the step before, in a loop over time. Carry it from step to step, "
+                    "unchanged: spk, mem = lif(x, mem), or leave it out"
+                )
+            state.taken = place
+            value = state.initial
+            if neuron.starts_from_zeros(value):
+                continue
+            if isinstance(value, (Tensor, LazyTensor)) and value.shape == shape:
+                initial[name] = value  # snnTorch takes zeros for a state of another shape
+        return initial
+
+    def _holds(self, state: Any, place: tuple[str, int]) -> bool:
+        """Whether a module keeps a state from step to step; :meth:`end` checks what it keeps."""
+        for module in self.run.model.modules():
+            for name, value in vars(module).items():
+                if value is state and not isinstance(module, SpikingNeuron):
+                    self._held.append((module, name, state, place))
+                    return True
+        return False
+
+    def returned(self, neuron: Any, parameters: tuple[str, ...], out: Any) -> None:
+        """Remember the states that a neuron has returned."""
+        if isinstance(out, tuple):
+            states = out[len(out) - len(parameters) :]
+            for position, state in enumerate(states):
+                self.outputs[neuron.path, position] = state
+                self._versions[neuron.path, position] = _version(state)
+
+    def end(self, local: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
+        """Check what the loop carries, and give names their values of the last step."""
+        for target, entries in self._records.items():
+            if target in self._read:
+                refuse(
+                    "the loop reads a list to which it appends. A converted model runs all steps "
+                    f"at once, so the list is filled after the loop. Read it there, or {KEEP}"
+                )
+            entries.sort(key=lambda entry: entry[0])  # several entries of a step keep their order
+            self.lists[target].extend(entry for _, entry in entries)
+        ends = {name: local[name] for name in self.stored if name in local}
+        held = {**local, **{f"self.{n}": getattr(self.owner, n, None) for n in self.attributes}}
+        fixed = {id(carried) for _, _, carried in self.slots}
+        own = {}
+        for name, path, carried in self.slots:
+            last = _at(held.get(name), path)
+            if last is not carried:
+                fixed.discard(id(carried))
+            if isinstance(last, Sum) and last.origin is carried:
+                own[id(last)] = True
+            if carried.taken and not self._is_returned(last, carried.taken):
+                raise self._changed(carried.taken[0], carried.name)
+        for module, name, _, place in self._held:
+            state = vars(module).get(name)
+            if not self._is_returned(state, place):
+                raise self._changed(place[0], name)
+            setattr(module, name, last := self._leave(state))
+            mark_own_state(last, place[0])
+        self._fixed, self._own = fixed, own
+        result = {name: self._leave(value) for name, value in ends.items() if name in needed}
+        for name, value in self._local.items():
+            if name in self.written_into and isinstance(value, (list, dict)):
+                self._leave(value)
+            if name not in self.stored and name in self.entered:
+                result[name] = value  # it was expanded
+        for name in self.attributes:
+            if name in vars(self.owner):
+                setattr(self.owner, name, self._leave(vars(self.owner)[name]))
+        self._close()
+        return result
+
+    def _is_returned(self, state: Any, place: tuple[str, int]) -> bool:
+        """Whether a state is what the neuron has returned, unchanged."""
+        same = place in self.outputs and self.outputs[place] is state
+        return same and self._versions[place] == _version(state)
+
+    def _changed(self, path: str, name: str) -> ConversionError:
+        return ConversionError(
+            f"neuron {path!r}: its state {name!r} is not passed on to the next step as the neuron "
+            "returned it. A converted model runs all steps at once, so a loop must not change a "
+            "state (clamp, detach, noise, a reset of its own): pass on the state that the neuron "
+            f"returns, or {KEEP}"
+        )
+
+    def _leave(self, value: Any) -> Any:
+        if isinstance(value, (Steps, Scalars)):
+            return value.values[-1]
+        if isinstance(value, Sum):
+            if id(value) not in self._own:
+                value._no()
+            return value.total(self)
+        if isinstance(value, Carried):
+            return value.initial if id(value) in self._fixed else value._no()
+        if isinstance(value, (Tensor, LazyTensor)):
+            folded = value.dim() and value.shape[0] == self.steps * (self.time.batch or 0)
+            return self.unfold(value)[-1] if folded else value
+        if type(value) is tuple:
+            return tuple(map(self._leave, value))
+        if isinstance(value, (list, dict)):
+            for key, x in list(value.items()) if isinstance(value, dict) else enumerate(value):
+                value[key] = self._leave(x)
+        return value
+
+
+def _version(state: Any) -> int:
+    try:
+        return state._version if isinstance(state, Tensor) else 0
+    except RuntimeError:  # of inference mode
+        return 0
+
+
+def _at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        try:
+            value = value[key]
+        except (LookupError, TypeError, ConversionError):
+            return None
+    return value

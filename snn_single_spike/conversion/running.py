@@ -1,0 +1,64 @@
+"""Which call of a model with folded loops, and which of its loops, runs in this thread."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+
+from .checks import ConversionError
+from .place import user_line
+
+__all__ = ["KEEP", "LoopRun", "active_loop", "active_run", "refuse"]
+
+KEEP = "take the loop out of forward, so that forward computes one step"
+_active = threading.local()
+
+
+@dataclass
+class LoopRun:
+    """One call of a model with folded loops.
+
+    :param time: the time axis that the neurons of the model share
+    :param expand: whether tensors from before a loop are repeated at every step. Otherwise the
+        layers that use them run once
+    """
+
+    model: Any
+    time: Any
+    expand: bool = False
+    batches: list[int] = field(default_factory=list)  # of every loop, found by an earlier run
+    indexed: set[tuple[int, str]] = field(default_factory=set)  # names that a step indexes
+    loop: Any = None
+    number: int = 0
+    loop_failed: tuple[int, int] | None = None  # steps and batch of a loop that raised
+
+    def __enter__(self) -> LoopRun:
+        self.outer = active_run()
+        self.time.called, self.time.folded, self.number = [], [], 0
+        _active.run = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _active.run = self.outer
+
+
+def active_run() -> LoopRun | None:
+    """The running call of a model with folded loops, in this thread."""
+    return getattr(_active, "run", None)
+
+
+def active_loop() -> Any:
+    """The loop over time that is running in this thread; None outside of loops."""
+    run = active_run()
+    return run.loop if run else None
+
+
+def refuse(reason: str) -> NoReturn:
+    """Raise ConversionError with the line of the user's code that runs."""
+    run = active_run()
+    where = user_line(sys._getframe(1), run.model if run else torch.nn.Module())
+    raise ConversionError(f"{where}: {reason}")

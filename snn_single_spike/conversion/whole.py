@@ -1,0 +1,96 @@
+"""Converts a model as a whole: all its neurons, and all its loops over time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .call import Time
+from .checks import (
+    ConversionError,
+    convertible_kind,
+    reject_unsupported_layers,
+    warn_about_differences,
+)
+from .copies import copy_model
+from .folded import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
+from .immediate import resets_at_spike
+from .loops import find_loops
+from .state import reject_state
+
+__all__ = ["Options", "convert_whole"]
+
+
+class Options(NamedTuple):
+    """The options of :func:`~snn_single_spike.convert`."""
+
+    num_steps: int | None
+    share_parameters: bool
+    gradient: str
+    backend: str
+    spike_format: str
+    time_dim: int
+    check: bool | None
+
+
+def convert_whole(model: nn.Module, options: Options) -> nn.Module:
+    """A converted copy of a model.
+
+    :raises ConversionError: a layer, or a loop over time, that cannot run all steps at once
+    """
+    found = {path: find_loops(part) for path, part in model.named_modules()}
+    loops = {path: loops for path, loops in found.items() if loops.rewritten}
+    reject_unsupported_layers(model, loops)
+    for each in loops.values():
+        each.reject()
+    if loops and (options.num_steps is not None or options.time_dim):
+        raise ConversionError(
+            "the model has its own loop over time inside forward, which keeps its inputs and its "
+            "number of steps: convert it without num_steps= and time_dim="
+        )
+    reject_state(model)
+    warn_about_differences(model, loops)
+    new, time = copy_model(model, options.share_parameters), Time()
+    neurons = [
+        _fold(neuron, kind, time, path, options)
+        for path, neuron in new.named_modules()
+        if (kind := convertible_kind(neuron))
+    ]
+    _check_neurons(neurons, options)
+    if options.spike_format == "times":
+        use_dense_inputs(new)
+    rewritten = {path: each.rewritten for path, each in loops.items()}
+    make_converted(new, time, options.num_steps, options.time_dim, rewritten, options.check)
+    return new
+
+
+def _check_neurons(neurons: list[Any], options: Options) -> None:
+    if not neurons:
+        raise ConversionError("the model has no snntorch neuron: there is nothing to convert")
+    for neuron in neurons:
+        if resets_at_spike(neuron) and options.gradient != "masked":
+            raise ConversionError(
+                f"neuron {neuron.path!r} has reset_delay=False, which only gradient='masked' "
+                f"supports, not {options.gradient!r}: make it with reset_delay=True, which has the "
+                "same first spikes"
+            )
+    if options.spike_format == "times" and not any(
+        isinstance(neuron, FoldedLeaky) for neuron in neurons
+    ):
+        found = ", ".join(sorted({neuron.original.__name__ for neuron in neurons}))
+        raise ConversionError(
+            f"spike_format='times' needs a snntorch.Leaky in the model, which only has {found}. "
+            "These neurons return dense spikes: convert with spike_format='dense'"
+        )
+
+
+def _fold(neuron: Any, kind: type, time: Time, path: str, options: Options) -> Any:
+    """Turn a snnTorch neuron into its folded single-spike form, in place."""
+    original = type(neuron)
+    neuron.__class__ = FOLDED[kind]
+    neuron._init_single_spike(options.gradient, options.backend)
+    if isinstance(neuron, FoldedLeaky):
+        neuron.spike_format = options.spike_format
+    neuron.time, neuron.path, neuron.original = time, path, original
+    return neuron

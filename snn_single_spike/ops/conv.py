@@ -1,0 +1,368 @@
+"""The operators of convolutions from spike times, and their gradients.
+
+As in :mod:`.linear`, a carrier takes the place of the dense spikes. The gradient to a carrier is a
+:class:`FactoredGradient` with one factor: a function that computes the adjoint of a few samples and
+the transposed convolution of it. No tensor of the size of the dense current is kept, in the forward
+or in the backward pass. A compiled layer returns the dense product.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends import _convolution as convolution
+from ..backends._compiling import is_traced
+from ..backends._events import Events
+from ..backends._surrogate import Surrogate
+from ..backends._types import (
+    ClosedFormAdjoint,
+    ConvGradients,
+    ConvNeurons,
+    Convolution,
+    GradientFactors,
+    schema,
+)
+from ..backends.adjoint import adjoint_rows
+from ._library import New, allocate, allocate_fake, given, given_of, register, take
+from .carrier import carrier
+from .crossing import interpolate, through_crossing
+from .factored_gradient import FactoredGradient, factors_of, rows_of
+from .linear import LinearSettings, check_backward, dense_adjoint, rise
+
+
+def _conv_first_spikes(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    events, num_steps = take(Events, arguments), next(arguments)
+    layer, conv = take(ConvNeurons, arguments), take(Convolution, arguments)
+    want_crossing, want_sensitivity, backend = arguments
+    weight, batch = layer.weight, events.offsets.shape[0] - 1
+    shape, dtype, device = (batch, weight.shape[0] * conv.positions), weight.dtype, weight.device
+    crossing = new(want_crossing, (2, *shape), dtype, device)
+    sensitivity = new(want_sensitivity, (2, *shape), dtype, device)
+    times = new(True, shape, torch.int32, device)
+    if new is not allocate_fake and batch:
+        backends.load(backend, "conv").conv_first_spikes(
+            events.trimmed(), num_steps, layer, conv, times, given(crossing), given(sensitivity)
+        )
+    return crossing, sensitivity, times
+
+
+def _conv_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    events, num_steps = take(Events, arguments), next(arguments)
+    weight, beta = next(arguments), next(arguments)
+    conv, adjoint = take(Convolution, arguments), take(ClosedFormAdjoint, arguments)
+    want_inputs, backend = arguments
+    batch, dtype, device = events.offsets.shape[0] - 1, weight.dtype, weight.device
+    grad_weight = new(True, tuple(weight.shape), dtype, device)
+    grad_bias = new(True, (weight.shape[0],), dtype, device)
+    grad_inputs = new(want_inputs, (2, batch, conv.units), dtype, device)
+    if new is not allocate_fake:
+        for gradient in (grad_weight, grad_bias, grad_inputs):
+            gradient.zero_()
+        backends.load(backend, "conv").conv_backward_closed_form(
+            events.trimmed(),
+            num_steps,
+            weight,
+            beta,
+            conv,
+            adjoint,
+            grad_weight,
+            grad_bias,
+            given(grad_inputs),
+        )
+    return grad_weight, grad_bias, grad_inputs
+
+
+def _backward_scan(
+    new: New,
+    events: Events,
+    num_steps: int,
+    layer: ConvNeurons,
+    conv: Convolution,
+    times: Tensor,
+    factors: GradientFactors | None,
+    rule: str,
+    surrogate: Surrogate,
+    *,
+    want_parameters: bool,
+    want_current: bool,
+    backend: str,
+) -> ConvGradients:
+    dtype, device = layer.weight.dtype, layer.weight.device
+    weight, bias, beta, threshold = (
+        new(want_parameters, tuple(x.shape), dtype, device) for x in layer[:4]
+    )
+    current = new(want_current, (num_steps, *times.shape), dtype, device)
+    out = ConvGradients(weight, bias, beta, threshold, current)
+    if factors is not None:
+        into = given_of(out)
+        for gradient in into[:4]:
+            if gradient is not None:
+                gradient.zero_()
+        backends.load(backend, "conv").conv_backward_scan(
+            events.trimmed(), num_steps, layer, conv, times, factors, rule, surrogate, into
+        )
+    return out
+
+
+def _conv_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
+    arguments = iter(rest)
+    events, num_steps = take(Events, arguments), next(arguments)
+    layer, conv = take(ConvNeurons, arguments), take(Convolution, arguments)
+    times, grad, rule = next(arguments), next(arguments), next(arguments)
+    surrogate = take(Surrogate, arguments)
+    want_current, backend = arguments
+    factors = None if new is allocate_fake else rows_of(grad, None)
+    return _backward_scan(  # type: ignore[return-value]
+        new,
+        events,
+        num_steps,
+        layer,
+        conv,
+        times,
+        factors,
+        rule,
+        surrogate,
+        want_parameters=True,
+        want_current=want_current,
+        backend=backend,
+    )
+
+
+_EVENTS = f"{schema(Events)}, SymInt num_steps"
+register(
+    f"conv_first_spikes({_EVENTS}, {schema(ConvNeurons)}, {schema(Convolution)}, bool crossing, "
+    "bool sensitivity, str backend) -> "
+    "(Tensor out_crossing, Tensor out_sensitivity, Tensor out_times)",
+    _conv_first_spikes,
+)
+register(
+    f"conv_backward_closed_form({_EVENTS}, Tensor weight, Tensor beta, {schema(Convolution)}, "
+    f"{schema(ClosedFormAdjoint)}, bool inputs, str backend) -> "
+    "(Tensor out_weight, Tensor out_bias, Tensor out_inputs)",
+    _conv_backward_closed_form,
+)
+register(
+    f"conv_backward_scan({_EVENTS}, {schema(ConvNeurons)}, {schema(Convolution)}, Tensor spiked, "
+    f"Tensor grad_spikes, str rule, {schema(Surrogate)}, bool current, str backend) -> "
+    "(Tensor out_weight, Tensor out_bias, Tensor out_beta, Tensor out_threshold, "
+    "Tensor out_current)",
+    _conv_backward_scan,
+)
+
+
+class ConvSpikes(torch.autograd.Function):
+    """First spikes of the leaky neurons behind a convolution, from the spikes of the layer before.
+
+    ``given_`` is the carrier of the input. ``weight`` is (O, C / groups, KH, KW), ``bias`` is (O,).
+    ``beta`` (between 0 and 1) and ``threshold`` are (O, 1) or (O, positions). ``events`` are the
+    four tensors of :class:`Events`. Returns the carrier (T, B, O * positions) of the new spikes,
+    their times (B, O * positions) int32, and interpolated times under "spike_time", else an empty
+    tensor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        settings: LinearSettings,
+        conv: Convolution,
+        given_: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        beta: Tensor,
+        threshold: Tensor,
+        *events: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        exact = settings.rule == "spike_time"
+        _, _, _, _, _, need_beta, *_ = ctx.needs_input_grad
+        crossing, sensitivity, times = torch.ops.snn_single_spike.conv_first_spikes(
+            *(*events, settings.once, settings.padded, settings.num_steps),
+            *(weight, bias, beta, threshold, settings.reset),
+            *conv,
+            exact,
+            exact and settings.track and need_beta,
+            settings.backend,
+        )
+        ctx.save_for_backward(weight, bias, beta, threshold, times, crossing, sensitivity, *events)
+        ctx.settings, ctx.conv = settings, conv
+        ctx.set_materialize_grads(False)
+        interpolated = weight.new_empty(0)
+        if exact:
+            theta = _flat(threshold, conv)
+            moments = interpolate(times.flatten().long(), crossing.flatten(1), theta)
+            interpolated = moments.view(times.shape)
+            ctx.mark_non_differentiable(times)
+        else:
+            ctx.mark_non_differentiable(times, interpolated)
+        new = carrier(settings.num_steps, times.shape[0], times.shape[1], weight)
+        if settings.surrogate is None and not exact:
+            ctx.mark_non_differentiable(new)
+        return new, times, interpolated
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, _, grad_times = grads
+        settings: LinearSettings = ctx.settings
+        weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
+        place = "single_spike_conv2d (SingleSpikeLeaky"
+        check_backward(place, weight, grad, grad_times, layer="convolution")
+        layer = ConvNeurons(weight, bias, beta, threshold, settings.reset)
+        exact = settings.rule == "spike_time"
+        # A compiled graph passes zeros for outputs without a gradient.
+        grad = grad if exact or settings.surrogate is not None else None
+        grad_times = grad_times if exact else None
+        unused = (None,) * len(tensors)
+        if (grad is None and grad_times is None) or not times.numel():
+            zeros = (torch.zeros_like(x) for x in (weight, bias, beta, threshold))
+            return None, None, None, *zeros, *unused
+        events = take(Events, iter((*tensors, settings.once, settings.padded)))
+        _, _, need_input, *_ = ctx.needs_input_grad
+        through = _Backward(settings, ctx.conv, events, layer, times, need_input)
+        if exact:
+            found = through.times(crossing, sensitivity, grad, grad_times)
+        else:
+            assert grad is not None
+            found = through.spikes(grad)
+        return None, None, *found, *unused
+
+
+def _flat(parameter: Tensor, conv: Convolution) -> Tensor:
+    """A parameter (O, 1 or positions) as one value for each neuron, (O * positions,)."""
+    return parameter.expand(len(parameter), conv.positions).flatten()
+
+
+class _Backward:
+    """The backward pass of one layer: gradients to the input, the weights and the parameters."""
+
+    def __init__(
+        self,
+        settings: LinearSettings,
+        conv: Convolution,
+        events: Events,
+        layer: ConvNeurons,
+        times: Tensor,
+        need_input: bool,
+    ) -> None:
+        self.settings, self.conv, self.events = settings, conv, events
+        self.layer, self.spiked, self.need_input = layer, times, need_input
+
+    def times(
+        self,
+        crossing: Tensor,
+        sensitivity: Tensor,
+        grad: Tensor | None,
+        grad_times: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """By the rule "spike_time", whose adjoint has a closed form."""
+        settings, conv, layer, spiked = self.settings, self.conv, self.layer, self.spiked
+        at, before, direct = through_crossing(
+            rise(grad, spiked),
+            None if grad_times is None else grad_times.flatten(),
+            spiked.flatten().long(),
+            crossing.flatten(1),
+            _flat(layer.threshold, conv),
+        )
+        assert at is not None
+        assert before is not None
+        assert direct is not None
+        at, before = at.view(spiked.shape), before.view(spiked.shape)
+        adjoint = ClosedFormAdjoint(None, at, before, spiked.long())
+        traced = is_traced()
+        grad_weight, grad_bias, inputs = torch.ops.snn_single_spike.conv_backward_closed_form(
+            *self.events,
+            settings.num_steps,
+            *(layer.weight, layer.beta),
+            *conv,
+            *adjoint,
+            self.need_input and settings.at_spikes and not traced,
+            settings.backend,
+        )
+        decay = _flat(layer.beta, conv)
+        to_input = None
+        if traced and self.need_input:
+            lam = dense_adjoint(settings.num_steps, decay, adjoint)
+            to_input = self._product(lam, slice(0, len(spiked)))
+        elif self.need_input:
+            scan = backends.load(settings.backend, "neuron").neuron_backward
+            rows = functools.partial(adjoint_rows, scan, settings.num_steps, decay, adjoint)
+            to_input = self._to_input(rows, given(inputs))
+        d_beta = None
+        if sensitivity.numel():
+            d_beta = self._of(before * sensitivity[0] + at * sensitivity[1], layer.beta)
+        d_threshold = self._of(direct.view(spiked.shape), layer.threshold)
+        return to_input, grad_weight, grad_bias, d_beta, d_threshold
+
+    def _of(self, values: Tensor, parameter: Tensor) -> Tensor:
+        """Values (B, O * positions), summed to the shape of a parameter."""
+        return values.sum(0).view(len(parameter), -1).sum_to_size(parameter.shape)
+
+    def _to_input(
+        self, rows: Callable[[slice], Tensor], at_spikes: Tensor | None
+    ) -> FactoredGradient:
+        """The gradient to the input spikes, from the rows of the adjoint (T, n, O * positions)."""
+        return FactoredGradient(
+            self.settings.num_steps,
+            len(self.spiked),
+            GradientFactors(lambda samples: self._product(rows(samples), samples), None),
+            at_spikes,
+            like=self.layer.weight.new_empty(0, self.conv.units),
+        )
+
+    def _product(self, lam: Tensor, samples: slice) -> Tensor:
+        """The transposed convolution of the adjoint of some samples."""
+        num_steps, weight, conv = self.settings.num_steps, self.layer.weight, self.conv
+        if is_traced():  # all samples, in operations that a compiler can trace
+            dense = self.events.to_dense(num_steps, conv.units, weight.dtype)
+            return convolution.to_input(lam, dense, weight, conv)
+        module = backends.load(self.settings.backend, "conv")
+        return module.conv_to_input(self._events_of(samples), num_steps, weight, conv, lam)
+
+    def _events_of(self, samples: slice) -> Events:
+        events = self.events.trimmed().part(samples)
+        return events._replace(offsets=events.offsets - events.offsets[0])
+
+    def spikes(self, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """By a surrogate rule, from a scan over all steps."""
+        settings, conv, layer = self.settings, self.conv, self.layer
+        assert settings.surrogate is not None
+        num_steps, rule, surrogate = settings.num_steps, settings.rule, settings.surrogate
+        if is_traced():
+            *gradients, current = torch.ops.snn_single_spike.conv_backward_scan(
+                *(*self.events, num_steps, *layer, *conv, self.spiked, grad, rule, *surrogate),
+                *(self.need_input, settings.backend),
+            )
+            every = slice(0, len(self.spiked))
+            return self._product(current, every) if self.need_input else None, *gradients
+        factors = factors_of(grad)
+
+        def scan(samples: slice, wanted: GradientFactors, want_parameters: bool) -> ConvGradients:
+            return _backward_scan(
+                allocate,
+                self._events_of(samples),
+                num_steps,
+                layer,
+                conv,
+                self.spiked[samples],
+                wanted,
+                rule,
+                surrogate,
+                want_parameters=want_parameters,
+                want_current=not want_parameters,
+                backend=settings.backend,
+            )
+
+        def rows(samples: slice) -> Tensor:
+            # A second scan of a few samples takes less than to keep the adjoint of all samples.
+            found = scan(samples, factors.part(samples.start), want_parameters=False).current
+            assert found is not None
+            return found
+
+        *gradients, _ = scan(slice(0, len(self.spiked)), factors, want_parameters=True)
+        return self._to_input(rows, None) if self.need_input else None, *gradients
