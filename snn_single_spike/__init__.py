@@ -11,7 +11,7 @@ from .conversion.api import ConversionError, convert, explain, revert  # noqa: E
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
 from .modules.conv import SingleSpikeConv1d, SingleSpikeConv2d  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
-from .modules.leaky import LeakyState, SingleSpikeLeaky  # noqa: E402
+from .modules.leaky import FusedLeaky, LeakyState, SingleSpikeLeaky  # noqa: E402
 from .modules.linear import SingleSpikeLinear  # noqa: E402
 from .modules.pooling import FirstSpikePool2d  # noqa: E402
 from .modules.readout import LeakyReadout  # noqa: E402
@@ -28,6 +28,7 @@ __all__ = [
     "AveragedSpikes",
     "ConversionError",
     "FirstSpikePool2d",
+    "FusedLeaky",
     "LeakyReadout",
     "LeakyState",
     "MaterializationWarning",

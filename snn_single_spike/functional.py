@@ -14,7 +14,7 @@ from torch import Tensor
 from . import backends
 from .backends._compiling import is_traced
 from .backends._events import Events
-from .backends._types import Convolution, state_dtype
+from .backends._types import FREE, Convolution, state_dtype
 from .backends.torch.differentiable import clip_decay
 from .ops.carrier import carrier, carrier_of
 from .ops.conv import ConvSpikes
@@ -35,6 +35,7 @@ from .ops.validation import (
     check_linear,
     check_parameter,
     check_recording,
+    check_refractory,
     check_state,
     check_transforms,
 )
@@ -85,8 +86,8 @@ class SingleSpikes(NamedTuple):
     mem: Tensor | None
     """`(T, B, *features)`, type of the input: the membrane. None with ``return_mem=False``."""
     times: Tensor
-    """`(B, *features)`: step of the first spike, -1 for a silent neuron. int64, or
-    floating-point and differentiable under ``gradient="spike_time"``."""
+    """`(B, *features)`: step of the spike, -1 for a silent neuron. int64, or floating-point and
+    differentiable under ``gradient="spike_time"``. With ``refractory``: step of the last spike."""
 
 
 class Result(NamedTuple):
@@ -118,6 +119,8 @@ def run_single_spike(
     syn: Tensor | None = None,
     inh: Tensor | None = None,
     clamp: bool = True,
+    refractory: int | None = None,
+    last: Tensor | None = None,
     want_spikes: bool = True,
     want_mem: bool = True,
     want_final: bool = False,
@@ -128,10 +131,17 @@ def run_single_spike(
 
     :class:`snn_single_spike.backends._types.Neuron` describes the neuron and ``reset``.
     :func:`snn_single_spike.ops.surrogate.split` returns ``surrogate`` and ``custom_surrogate``.
-    ``want_mem`` returns the synaptic currents, too.
+    ``want_mem`` returns the synaptic currents, too. ``last`` (B, *features) is the step of the last
+    spike before the sequence, negative.
     """
     check_current(current)
     check_choice("gradient", gradient, GRADIENT_RULES)
+    refractory = check_refractory(refractory, gradient)
+    if refractory is not None and (gain is not None or feedback is not None):
+        raise ValueError(
+            f"refractory={refractory} is not supported by neurons with feedback or a gain, which "
+            "spike at most once: pass refractory=None"
+        )
     chosen = backends.select(backend, current.device.type)
     exact = gradient == "spike_time"
     threshold_ = check_parameter("threshold", threshold, current)
@@ -141,6 +151,8 @@ def run_single_spike(
     track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     # Custom surrogate: the operator returns the membrane, and autograd differentiates the rest.
     composed = track and want_spikes and custom_surrogate is not None and not exact
+    # The operator sums the gradient to the height at one spike only.
+    apart = composed or (refractory is not None and factor.requires_grad)
     learns = any(isinstance(x, Tensor) and x.requires_grad for x in (current, beta, feedback))
     if composed and feedback is not None and learns:
         raise ValueError(
@@ -151,6 +163,7 @@ def run_single_spike(
     settings = Settings(
         clamp=clamp,
         reset=reset,
+        refractory=refractory,
         rule=gradient,
         surrogate=None if exact else surrogate,
         spikes_move_times=exact and not (surrogate is None and custom_surrogate is None),
@@ -159,6 +172,7 @@ def run_single_spike(
             mem=want_mem or composed,
             syn=want_mem and alpha is not None,
             final=want_final,
+            phase=composed and bool(refractory),
         ),
         # A second integration costs plain torch a whole pass, and the fused loops almost nothing.
         recompute=(not want_mem and chosen != "torch") if recompute is None else recompute,
@@ -169,7 +183,7 @@ def run_single_spike(
         "current": current.flatten(1).contiguous(),
         "beta": check_parameter("beta", beta, current),
         "threshold": threshold_,
-        "graded_spikes_factor": torch.ones_like(factor) if composed else factor,
+        "graded_spikes_factor": torch.ones_like(factor) if apart else factor,
         "alpha": None if alpha is None else check_parameter("alpha", alpha, current),
         "gain": None if gain is None else check_parameter("gain", gain, current),
         "feedback": None if feedback is None else check_parameter("V", feedback, current),
@@ -177,7 +191,8 @@ def run_single_spike(
         "syn_0": check_state("syn" if gain is None else "syn_exc", syn, current),
         "inh_0": check_state("syn_inh", inh, current),
     }
-    spikes, membrane, syn_rec, inh_rec, times, final, _ = SingleSpike.apply(
+    inputs["last_0"] = _last_spike(refractory, last, inputs["mem_0"], threshold_, current)
+    spikes, membrane, syn_rec, inh_rec, times, final, _, phase = SingleSpike.apply(
         settings, *(inputs[name] for name in INPUTS)
     )
     shape = current.shape
@@ -186,7 +201,12 @@ def run_single_spike(
     times = times.view(shape[1:])
     if composed and custom_surrogate is not None and spikes is not None and membrane is not None:
         crossings = custom_surrogate(membrane.to(threshold_.dtype) - _broadcast(threshold_, shape))
-        spikes = RuleGate.apply(crossings, spikes, times, gradient)
+        if phase.numel():
+            free = (phase & FREE != 0).view(shape)
+            crossings = torch.where(free, crossings, crossings.detach())
+        closes = times if refractory is None else torch.full_like(times, -1)
+        spikes = RuleGate.apply(crossings, spikes, closes, gradient)
+    if apart and spikes is not None:
         spikes = (spikes * _broadcast(factor, shape)).to(current.dtype)
     return Result(
         spikes,
@@ -196,6 +216,32 @@ def run_single_spike(
         times,
         final.view(len(final), *shape[1:]) if want_final else None,
     )
+
+
+def _last_spike(
+    refractory: int | None,
+    last: Tensor | None,
+    mem_0: Tensor | None,
+    threshold: Tensor,
+    current: Tensor,
+) -> Tensor | None:
+    """The step (M,) of the last spike before the sequence, as the operator reads it.
+
+    Without a refractory period the membrane says whether the neuron spiked one step before, as in
+    snnTorch.
+    """
+    if refractory is None:
+        return None
+    lowest = -refractory - 2
+    if refractory:
+        return None if last is None else last.flatten().clamp(lowest, -1).contiguous()
+    if mem_0 is None:
+        on_cpu = threshold.device.type == "cpu" and not is_traced()
+        if on_cpu and bool((threshold >= 0).all()):
+            return None
+        mem_0 = torch.zeros_like(current[0], dtype=threshold.dtype).flatten()
+    above = mem_0.detach().view(-1, threshold.numel()) > threshold.detach()
+    return torch.where(above, -1, lowest).flatten()
 
 
 def _broadcast(parameter: Tensor, shape: torch.Size) -> Tensor:
@@ -213,6 +259,7 @@ def single_spike_leaky(
     backend: str = "auto",
     reset_mechanism: str = "none",
     graded_spikes_factor: Tensor | float = 1.0,
+    refractory: int | None = None,
     return_spikes: bool = True,
     return_mem: bool = True,
     recompute: bool | None = None,
@@ -292,6 +339,14 @@ def single_spike_leaky(
         features. Defaults to 1
     :type graded_spikes_factor: float or torch.Tensor, optional
 
+    :param refractory: number of silent steps after each spike. A neuron may then spike again, and
+        every spike resets the neuron. With 0 the spikes and the membrane are those of
+        :class:`snntorch.Leaky`: an initial membrane above the threshold is reset, too. With `T` or
+        more they are those of one spike per sample. `gradient` must be `"masked"`, which is then
+        backpropagation through time with a detached reset, closed in the refractory period.
+        Defaults to None: at most one spike
+    :type refractory: int, optional
+
     :param return_spikes: compute the dense spikes. Defaults to True
     :type return_spikes: bool, optional
 
@@ -324,12 +379,15 @@ def single_spike_leaky(
         gradient,
         leaky_reset(reset_mechanism),
         mem=mem,
+        refractory=refractory,
         want_spikes=return_spikes,
         want_mem=return_mem,
         recompute=recompute,
         backend=backend,
     )
-    return SingleSpikes(result.spikes, result.mem, result.times)
+    # A spike before the sequence is no spike of the sequence.
+    times = result.times if refractory is None else result.times.clamp(min=-1)
+    return SingleSpikes(result.spikes, result.mem, times)
 
 
 def first_spike_time(

@@ -704,6 +704,13 @@ def test_what_a_subclass_does_is_not_lost():
         export_to_nir(net, torch.rand(STEPS, BATCH, 8))
 
 
+@pytest.mark.parametrize(("refractory", "edit"), [(0, r"revert\(\) the model"), (3, "without")])
+def test_a_refractory_period_is_refused_by_name(refractory, edit):
+    fast = convert(nn.Sequential(nn.Linear(8, 4), snn.Leaky(0.9)), refractory=refractory)
+    with pytest.raises(ValueError, match=f"'1'.*it has refractory={refractory}.*{edit}"):
+        export_to_nir(fast, torch.rand(STEPS, BATCH, 8))
+
+
 class OneNeuron(nn.Module):
     def __init__(self, name="lif", change=False, named=False):
         super().__init__()

@@ -10,7 +10,7 @@ from tests.support.devices import ROOT
 from tests.support.pages import blocks_of, run_blocks
 
 README = (ROOT / "README.md").read_text()
-EQUIVALENT, CONVERSION, TIMES = blocks_of(README)
+EQUIVALENT, EVERY_SPIKE, CONVERSION, TIMES = blocks_of(README)
 
 
 def swap():
@@ -44,11 +44,15 @@ def test_the_contract_holds():
     fired = space["spk"].sum(0)
     assert 0 < fired.mean() < 1
     assert space["grad"].any()
+    every = run_blocks([EVERY_SPIKE], torch=torch, current=space["current"])
+    assert every["spk"].sum(0).max() > 1
 
 
 def test_the_conversion_shown_runs():
     net = nn.Sequential(nn.Linear(5, 4), snn.Leaky(0.9, init_hidden=True, output=True))
-    space = run_blocks([CONVERSION], net=net, data=torch.rand(6, 2, 5))
+    data = torch.rand(6, 2, 5)
+    space = run_blocks([CONVERSION], net=net, data=data)
+    assert torch.equal(space["same"](data)[0][:1], space["spk_rec"][:1])
     assert space["spk_rec"].shape == space["mem_rec"].shape == (6, 2, 4)
     assert isinstance(space["net"][1], snn.Leaky)
 

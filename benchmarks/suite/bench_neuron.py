@@ -14,7 +14,7 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from snn_single_spike import SingleSpikeLeaky
+from snn_single_spike import FusedLeaky, SingleSpikeLeaky
 from snn_single_spike.functional import single_spike_leaky
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
@@ -54,6 +54,7 @@ FULL = [
 MOST_ELEMENTS = 1 << 26
 MOST_QUADRATIC = 1 << 31  # T x T x B x N of peers that cost O(T²): some ten seconds
 LOOP = "snn.Leaky loop"
+MANY = "many spikes"  # what such a peer computes
 SWEEP = (LOOP, "papers, v2 form", "SpikingJelly LIF")  # peers over the whole grid
 
 
@@ -135,6 +136,32 @@ def bench_neuron(cell: Cell, compare, device: str, copy_speed: float, request) -
         bytes=rows * current.nbytes,
         copy_speed=copy_speed,
     )
+
+
+@pytest.mark.parametrize("refractory", [0, 5])
+def bench_every_spike(refractory: int, compare, device: str, request) -> None:
+    """Every spike of snn.Leaky, or those outside of a refractory period, against the same peers.
+
+    The loop has no refractory period. For the period its row says what the gate costs.
+    """
+    make = torch.Generator().manual_seed(0)
+    current, grad = (torch.randn(100, 128, 1000, generator=make).to(device) for _ in range(2))
+    current = current.mul_(0.3).requires_grad_()
+    beta = torch.full((1,), 0.9, device=device)
+    lif = FusedLeaky(0.9, refractory=refractory, init_hidden=True).to(device)
+    contestants, computes = {}, {}
+    for peer in peers():
+        slow = peer.compiled and not request.config.getoption("--full")
+        if peer.missing is None and device in peer.devices and MANY in peer.computes and not slow:
+            layer = peer.make(beta, 100)
+            if peer.name == LOOP and refractory == 0:
+                assert torch.equal(layer(current), lif(current))
+            contestants[peer.name] = contestant(layer, current, grad, [current], "both")
+            computes[peer.name] = peer.computes
+    contestants["one spike"] = contestant(
+        SingleSpikeLeaky(0.9, init_hidden=True).to(device), current, grad, [current], "both"
+    )
+    compare(contestant(lif, current, grad, [current], "both"), contestants, computes)
 
 
 @pytest.mark.parametrize("membrane", [False, True], ids=["spikes", "spikes-and-membrane"])

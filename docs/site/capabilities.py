@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -64,7 +65,10 @@ def layers() -> dict[str, Layer]:
         if "spike_format" in inspect.signature(layer).parameters:
             for spike_format in SPIKE_FORMATS[1:]:
                 called = f'`{name}(..., spike_format="{spike_format}")`'
-                found[called] = functools.partial(layer, spike_format=spike_format)
+                variant = functools.partial(layer, spike_format=spike_format)
+                with contextlib.suppress(ValueError):  # a layer that may return one format only
+                    build(variant)
+                    found[called] = variant
     return found
 
 

@@ -25,9 +25,14 @@ class Neuron(NamedTuple):
     mem_0: np.ndarray
     syn_0: np.ndarray
     inh_0: np.ndarray
+    last_0: np.ndarray
+    """(M,) int64, the step of the last spike before the first step."""
     clamp: bool
     reset: int
     """One of ``compiling.RESETS``."""
+    refractory: int | None
+    """Number of silent steps after each spike; None for one spike. Each type of it is compiled
+    apart, so that the code for several spikes is not in the loops for one."""
 
 
 class ForwardOutputs(NamedTuple):
@@ -41,7 +46,9 @@ class ForwardOutputs(NamedTuple):
     final: np.ndarray
     """(1 to 3, M)."""
     times: np.ndarray
-    """(M,), -1 for a silent neuron."""
+    """(M,), -1 for a silent neuron; the last spike with ``refractory``."""
+    phase: np.ndarray
+    """(T, M) uint8, only with ``refractory``."""
 
 
 class Saved(NamedTuple):
@@ -53,6 +60,8 @@ class Saved(NamedTuple):
     """Given in place of ``mem``: the membrane is integrated again."""
     syn: np.ndarray
     inh: np.ndarray
+    phase: np.ndarray
+    """With ``refractory``: (T, M) uint8, or empty if the membrane determines it."""
 
 
 class OutputGradients(NamedTuple):

@@ -19,6 +19,7 @@ from .simd import LINE, store, stream
 
 BLOCK = 1024
 STEPS = 4  # steps for which Leaky reads ahead and keeps its state in registers
+NO_STEP = -(1 << 31)  # no spike has this step
 STREAM = 4 << 20  # results of at least so many bytes are written past the cache
 
 
@@ -158,7 +159,7 @@ def load_times(times, start, n, steps, first):
 
 @part_of_caller
 def store_times(first, start, n, steps, times):
-    """First spikes, -1 for a silent neuron."""
+    """First spikes, -1 for a silent neuron; last spikes of neurons with a refractory period."""
     for j in range(n):
         times[start + j] = first[j] if first[j] < steps else -1
 
@@ -175,6 +176,17 @@ def fill(target, n, value):
         target[j] = value
 
 
+@helper
+def load_history(last_0, refractory, start, n, never, first):
+    """The spikes before the first step: none, or the last ones of neurons with ``refractory``."""
+    if refractory is None:
+        fill(first, n, never)
+    else:
+        lowest = np.int32(-2 - refractory)
+        for j in range(n):
+            first[j] = last_0[start + j] if last_0.shape[0] > 0 else lowest
+
+
 @inlined_helper
 def all_fired(first, n, never):
     latest = np.int32(0)
@@ -185,9 +197,9 @@ def all_fired(first, n, never):
 
 @inlined_helper
 def reset_steps(reset, t):
-    """The steps whose spikes subtract, or zero, the membrane at ``t``; -2 is no step."""
-    subtract = np.int32(t - 1 if reset == SUBTRACT else -2)
-    zeroed = np.int32(t - 1 if reset == ZERO_BEFORE else -2)
+    """The steps whose spikes subtract, or zero, the membrane at ``t``, or ``NO_STEP``."""
+    subtract = np.int32(t - 1 if reset == SUBTRACT else NO_STEP)
+    zeroed = np.int32(t - 1 if reset == ZERO_BEFORE else NO_STEP)
     return subtract, zeroed
 
 
@@ -219,7 +231,7 @@ def integrate(x, t, n, kind, state, parameters, first):
     zero = v.dtype.type(0)
     subtract, zeroed = reset_steps(kind.reset, t)
     last = np.int32(t - 1)
-    cleared = last if kind.reset == ZERO_AFTER else np.int32(-2)
+    cleared = last if kind.reset == ZERO_AFTER else np.int32(NO_STEP)
     if kind.inhibitory:
         _integrate_alpha(x, n, state, parameters, first, subtract)
         for j in range(n):

@@ -20,6 +20,7 @@ RULES = {
     "straight_through": STRAIGHT_THROUGH,
     "none": NO_RULE,
 }
+FREE, SPIKED, RESET_NOW = 1, 2, 4  # bits of a phase, as in backends/_types.py
 SUM, MAX, LAST = range(3)
 REDUCTIONS = {"sum": SUM, "max": MAX, "last": LAST}
 

@@ -17,6 +17,7 @@ from .block import (
     integrate,
     kind_of,
     load_block,
+    load_history,
     load_times,
     new_parameters,
     new_state,
@@ -24,9 +25,12 @@ from .block import (
     row_of,
 )
 from .compiling import (
+    FREE,
     MASKED,
     NO_RULE,
     PRE_SPIKE,
+    RESET_NOW,
+    SPIKED,
     STRAIGHT_THROUGH,
     SUBTRACT,
     ZERO_AFTER,
@@ -34,6 +38,7 @@ from .compiling import (
     helper,
     part_of_caller,
 )
+from .neuron_forward import advance
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
 
@@ -76,7 +81,9 @@ def _clear(scan, n):
 
 
 @part_of_caller
-def _integrate_again(start, n, current, membranes, kind, initial, state, parameters, first):
+def _integrate_again(
+    start, n, current, membranes, kind, initial, state, parameters, first, refractory
+):
     """The membrane of every step, into the rows that its gradient will overwrite."""
     copy(initial.mem, n, state.mem)
     copy(initial.syn, n, state.syn)
@@ -84,6 +91,32 @@ def _integrate_again(start, n, current, membranes, kind, initial, state, paramet
     for t in range(current.shape[0]):
         integrate(current[t, start : start + n], t, n, kind, state, parameters, first)
         copy(state.mem, n, membranes[t, start : start + n])
+        advance(np.int32(t), n, state.mem, parameters.threshold, first, refractory)
+
+
+@part_of_caller
+def _mark_spikes(k, n, start, mem, phase, reset, threshold, scan):
+    """The neurons that spike at step ``k``, in the terms of a neuron that spikes once.
+
+    The rest of the step then computes as for one spike. A reset after the integration separates the
+    step from the spike before it, and all other resets the spike from the step after it.
+    """
+    never, now = np.int32(-2), np.int32(k)
+    first, limit = scan.first, scan.limit
+    if given(phase):
+        row = phase[k, start : start + n]
+        for j in range(n):
+            limit[j] = now if row[j] & FREE else never
+        if reset == ZERO_AFTER:
+            for j in range(n):
+                first[j] = now - np.int32(1) if row[j] & RESET_NOW else never
+        else:
+            for j in range(n):
+                first[j] = now if row[j] & SPIKED else never
+    else:
+        for j in range(n):
+            limit[j] = now
+            first[j] = now if mem[j] > threshold[j] else never
 
 
 @part_of_caller
@@ -237,10 +270,17 @@ def _adjoint_alpha(k, n, start, after, row, grad_inh, reset, parameters, scan):
 
 
 @part_of_caller
-def _finish(start, n, steps, after, into, kind, initial, parameters, scan):
+def _finish(start, n, steps, after, into, kind, initial, parameters, scan, once):
     """The gradients to parameters and to the states before the first step."""
     zero = after.dtype.type(0)
     decay, alpha, lam_s, lam_i = parameters.decay, parameters.alpha, scan.lam_s, scan.lam_i
+    if not once:  # a spike one step before the first
+        subtract, zeroed = reset_steps(kind.reset, 0)
+        carried = scan.slope[:n]
+        for j in range(n):
+            carried[j] = zero if scan.first[j] == zeroed else after[j]
+            scan.d_threshold[j] -= after[j] if scan.first[j] == subtract else zero
+        after = carried
     if given(into.beta):
         for j in range(n):
             rest = lam_i[j] * initial.inh[j] if kind.inhibitory else after[j] * initial.mem[j]
@@ -282,11 +322,17 @@ def _block(
     lam = scan.lam
     column = start if want_current and not kind.synaptic else 0
     load_block(neuron, start, n, parameters, initial)
-    load_times(times, start, n, steps, scan.first)
+    once = neuron.refractory is None
+    last_0 = neuron.last_0, neuron.refractory, start, n, np.int32(steps)
+    if once:
+        load_times(times, start, n, steps, scan.first)
+    else:
+        load_history(*last_0, scan.first)
     if recompute:
         _integrate_again(
-            start, n, saved.current, source, kind, initial, state, parameters, scan.first
-        )
+            start, n, saved.current, source, kind, initial, state, parameters, scan.first,
+            neuron.refractory,
+        )  # fmt: skip
     for j in range(n):
         scan.limit[j] = scan.first[j] if spike_gradient.rule == MASKED else steps
     _clear(scan, n)
@@ -294,6 +340,8 @@ def _block(
     for k in range(steps - 1, -1, -1):
         row = lam[k % lam.shape[0], column : column + n]
         mem = source[k, start : start + n]
+        if not once:
+            _mark_spikes(k, n, start, mem, saved.phase, kind.reset, parameters.threshold, scan)
         if not kind.inhibitory:
             _carried_parameters(
                 k, n, after, mem, given(into.beta), given(into.threshold), kind, scan
@@ -321,7 +369,9 @@ def _block(
                     lam_s = scan.lam_s[j]
                     into.current[k, start + j] = lam_s - scan.lam_i[j] if kind.inhibitory else lam_s
         after = row
-    _finish(start, n, steps, after, into, kind, initial, parameters, scan)
+    if not once:
+        load_history(*last_0, scan.first)
+    _finish(start, n, steps, after, into, kind, initial, parameters, scan, once)
 
 
 @compiled

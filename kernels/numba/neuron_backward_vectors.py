@@ -14,6 +14,7 @@ from .block import (
     first_step,
     given,
     load_block,
+    load_history,
     load_times,
     new_parameters,
     new_state,
@@ -32,9 +33,10 @@ from .compiling import (
     inlined_helper,
     part_of_caller,
 )
-from .simd import LANES, any_lane, fence, load, prefetch, store, where
+from .simd import LANES, any_lane, fence, full_like, load, prefetch, store, where
 from .surrogate import ATAN, surrogate_slope
 
+_NEVER = -(1 << 30)
 _KEPT = 1 << 16  # membranes that stay in the second-level cache
 
 
@@ -59,6 +61,8 @@ class _Lags(NamedTuple):
 class _Path(NamedTuple):
     """The inputs that are read and the outputs that are written."""
 
+    once: bool
+    """Whether a neuron spikes once, or wherever its membrane is above the threshold."""
     closes: bool
     """Whether no gradient enters after the spike. The loop then reads nothing there."""
     rule: int
@@ -71,7 +75,9 @@ class _Path(NamedTuple):
 
 
 @inlined_helper
-def _rows_again(count, early, start, n, current, membranes, mem, first, parameters, lags, closes):
+def _rows_again(
+    count, early, start, n, current, membranes, mem, first, parameters, lags, once, closes
+):
     """The membrane at ``count`` steps of a block from ``early`` on, into work space."""
     ahead = min(early + count, current.shape[0] - count)
     for j in range(0, n, LANES):
@@ -87,14 +93,20 @@ def _rows_again(count, early, start, n, current, membranes, mem, first, paramete
             u = decay * where(zeroed == t, 0.0, u) + load(current, (t, neuron))
             u = where(subtracted == t, u - threshold, u)
             store(membranes, (t, j), u)
+            if not once:
+                at = where(u > threshold, t, at)
+                zeroed, subtracted = at + lags.zero, at + lags.subtract
         store(mem, j, u)
+        if not once:
+            store(first, j, at)
 
 
 @part_of_caller
-def _gated(t, at, g, j, rule, scan):
+def _gated(t, at, g, j, path, scan):
     """The gradient g to the spikes at step ``t``, as the rule lets it pass."""
+    rule = path.rule
     if rule == MASKED:
-        return where(t <= at, g, 0.0)
+        return where(t <= at, g, 0.0) if path.once else g
     total = load(scan.tail, j) + (where(t < at, g, 0.0) if rule == PRE_SPIKE else g)
     store(scan.tail, j, total)
     ramp = load(scan.ramp, j) + total
@@ -127,19 +139,23 @@ def _rows_back(
         after = load(scan.lam, j)
         for k in range(count - 1, -1, -1):
             t = early + k
+            if not path.once:
+                u = load(membranes, (t, column + j))
+                at = where(u > threshold, t, full_like(at, _NEVER))
+                zeroed, subtracted = at + lags.zero, at + lags.subtract
             if path.want_threshold:
                 spent = where(subtracted == t + 1, after, 0.0)
                 store(scan.d_threshold, j, load(scan.d_threshold, j) - spent)
             carried = where(zeroed == t + 1, 0.0, after)
             after = decay * carried
-            if path.rule != NO_RULE or path.want_beta:
+            if path.once and (path.rule != NO_RULE or path.want_beta):
                 u = load(membranes, (t, column + j))
             if path.want_beta:
                 store(scan.d_beta, j, load(scan.d_beta, j) + carried * u)
             if path.rule != NO_RULE:
                 prefetch(grads.grad_spikes, (behind + k if each else 0, neuron))
                 g = load(grads.grad_spikes, (t if each else 0, neuron))
-                g = _gated(t, at, g, j, path.rule, scan)
+                g = _gated(t, at, g, j, path, scan)
                 derivative = surrogate_slope(u - threshold, path.surrogate, slope[0], slope[1])
                 direct = derivative * (g * height)
                 after = after + direct
@@ -164,10 +180,16 @@ def _clear(scan, n):
 
 
 @part_of_caller
-def _finish(start, n, mem_0, into, parameters, scan):
+def _finish(start, n, mem_0, into, parameters, scan, lags, once):
     """The gradients to parameters and to the membrane before the first step."""
     zero = scan.lam.dtype.type(0)
     decay, lam, d_beta = parameters.decay, scan.lam, scan.d_beta
+    if not once:
+        for j in range(n):  # a spike one step before the first
+            if scan.first[j] + lags.subtract == 0:
+                scan.d_threshold[j] -= lam[j]
+            if scan.first[j] + lags.zero == 0:
+                lam[j] = zero
     if given(into.beta):
         for j in range(n):
             total = d_beta[j] + lam[j] * mem_0[j]
@@ -180,11 +202,12 @@ def _finish(start, n, mem_0, into, parameters, scan):
 
 
 @part_of_caller
-def _path_of(grads, into, spike_gradient):
+def _path_of(grads, into, spike_gradient, once):
     rule = spike_gradient.rule if given(grads.grad_spikes) else NO_RULE
     has_mem = given(grads.grad_mem)
     return _Path(
-        not has_mem and rule != STRAIGHT_THROUGH,
+        once,
+        once and not has_mem and rule != STRAIGHT_THROUGH,
         rule,
         spike_gradient.surrogate,
         has_mem,
@@ -206,12 +229,14 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
     dtype = neuron.beta.dtype
     steps = saved.num_steps
     recompute = given(saved.current)
-    path = _path_of(grads, into, spike_gradient)
+    once = neuron.refractory is None
+    path = _path_of(grads, into, spike_gradient, once)
     default = _is_default(path)
     streams = past_the_cache(into.current, low)
+    no_reset = steps + 3  # a spike before the first step has the step -1, or -2 for none
     lags = _Lags(
-        1 if neuron.reset == ZERO_BEFORE else steps + 1,
-        1 if neuron.reset == SUBTRACT else steps + 1,
+        1 if neuron.reset == ZERO_BEFORE else no_reset,
+        1 if neuron.reset == SUBTRACT else no_reset,
     )
     tiles = steps // STEPS + steps % STEPS
     size = BLOCK
@@ -231,11 +256,15 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
     for start in range(low, high, size):
         n = min(size, high - start)
         load_block(neuron, start, n, parameters, initial)
-        load_times(times, start, n, steps, scan.first)
+        last_0 = neuron.last_0, neuron.refractory, start, n, np.int32(steps), scan.first
+        if once:
+            load_times(times, start, n, steps, scan.first)
+        else:
+            load_history(*last_0)
         _clear(scan, n)
         if recompute:
             copy(initial.mem, n, mem)
-            again = start, n, saved.current, membranes, mem, scan.first, parameters, lags
+            again = start, n, saved.current, membranes, mem, scan.first, parameters, lags, once
             for tile in range(tiles):
                 early = first_step(tile, steps)
                 if tile < steps // STEPS:
@@ -249,13 +278,15 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
             early = first_step(tile, steps)
             # A separate call for the default surrogate: a fifth faster.
             if tile < steps // STEPS and default:
-                usual = _Path(True, MASKED, ATAN, False, False, True, False, False)
+                usual = _Path(once, once, MASKED, ATAN, False, False, True, False, False)
                 _rows_back(STEPS, early, *block, slope, streams, usual)
             elif tile < steps // STEPS:
                 _rows_back(STEPS, early, *block, slope, streams, path)
             else:
                 _rows_back(1, early, *block, slope, streams, path)
-        _finish(start, n, initial.mem, into, parameters, scan)
+        if not once:
+            load_history(*last_0)
+        _finish(start, n, initial.mem, into, parameters, scan, lags, once)
     fence()
 
 

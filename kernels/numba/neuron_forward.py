@@ -15,16 +15,16 @@ from .block import (
     BLOCK,
     all_fired,
     copy,
-    fill,
     given,
     integrate,
     kind_of,
     load_block,
+    load_history,
     new_parameters,
     new_state,
     store_times,
 )
-from .compiling import compiled, helper, part_of_caller
+from .compiling import FREE, RESET_NOW, SPIKED, compiled, helper, inlined_helper, part_of_caller
 
 
 class _Work(NamedTuple):
@@ -33,6 +33,7 @@ class _Work(NamedTuple):
     """The membrane one step before, if the crossing is requested."""
     unwanted: np.ndarray
     """Takes the spikes if they are not requested."""
+    no_phase: np.ndarray
 
 
 @part_of_caller
@@ -54,6 +55,33 @@ def _fire(now, n, never, v, threshold, first, spikes):
         spikes[j] = one if first[j] == now else zero
 
 
+@inlined_helper
+def advance(now, n, v, threshold, last, refractory):
+    """Update the last spikes of neurons with a refractory period, after the integration."""
+    if refractory is not None:
+        for j in range(n):
+            fires = (v[j] > threshold[j]) & (now - last[j] > refractory)
+            last[j] = now if fires else last[j]
+
+
+@inlined_helper
+def _fire_again(now, n, v, parameters, last, refractory, spikes, phase):
+    """:func:`_fire` of neurons with a refractory period; also writes the phases."""
+    if refractory is None:
+        return
+    zero, height = v.dtype.type(0), parameters.height
+    if given(phase):
+        for j in range(n):
+            free = FREE if now - last[j] > refractory else 0
+            phase[j] = free | (RESET_NOW if last[j] == now - 1 else 0)
+    advance(now, n, v, parameters.threshold, last, refractory)
+    if given(phase):
+        for j in range(n):
+            phase[j] |= SPIKED if last[j] == now else 0
+    for j in range(n):
+        spikes[j] = height[j] if last[j] == now else zero
+
+
 @part_of_caller
 def _write_crossing(now, start, n, before, v, first, crossing):
     for j in range(n):
@@ -66,7 +94,7 @@ def _write_crossing(now, start, n, before, v, first, crossing):
 def _finish(start, n, never, graded, kind, state, parameters, first, out):
     """The outputs that are complete after the last step."""
     store_times(first, start, n, never, out.times)
-    if graded:
+    if graded:  # only of neurons that spike once
         for j in range(n):
             if first[j] < never:
                 out.spikes[first[j], start + j] = parameters.height[j]
@@ -90,9 +118,10 @@ def _block(start, n, current, neuron, out, graded, state, parameters, work):
     never = np.int32(steps)
     kind = kind_of(neuron)
     first = work.first
+    once = neuron.refractory is None
     times_only = not (given(out.spikes) or given(out.mem) or given(out.syn) or given(out.final))
     load_block(neuron, start, n, parameters, state)
-    fill(first, n, never)
+    load_history(neuron.last_0, neuron.refractory, start, n, never, first)
     for t in range(steps):
         now = np.int32(t)
         if given(out.crossing):
@@ -100,10 +129,14 @@ def _block(start, n, current, neuron, out, graded, state, parameters, work):
         integrate(current[t, start : start + n], t, n, kind, state, parameters, first)
         _write_state(t, start, n, state, out)
         spikes = out.spikes[t, start : start + n] if given(out.spikes) else work.unwanted[:n]
-        _fire(now, n, never, state.mem, parameters.threshold, first, spikes)
+        if once:
+            _fire(now, n, never, state.mem, parameters.threshold, first, spikes)
+        else:
+            phase = out.phase[t, start : start + n] if given(out.phase) else work.no_phase
+            _fire_again(now, n, state.mem, parameters, first, neuron.refractory, spikes, phase)
         if given(out.crossing):
             _write_crossing(now, start, n, work.before, state.mem, first, out.crossing)
-        if times_only and t % 8 == 7 and all_fired(first, n, never):
+        if once and times_only and t % 8 == 7 and all_fired(first, n, never):
             break
     _finish(start, n, never, graded, kind, state, parameters, first, out)
 
@@ -113,8 +146,14 @@ def neuron_forward_loop(low, high, current, neuron, out):
     neuron, out = Neuron(*neuron), ForwardOutputs(*out)
     dtype = current.dtype
     state, parameters = new_state(BLOCK, dtype), new_parameters(BLOCK, dtype)
-    work = _Work(np.empty(BLOCK, np.int32), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype))
+    work = _Work(
+        np.empty(BLOCK, np.int32),
+        np.empty(BLOCK, dtype),
+        np.empty(BLOCK, dtype),
+        np.empty(0, np.uint8),
+    )
     graded = given(out.spikes) and (neuron.graded_spikes_factor != dtype.type(1)).any()
+    graded = graded and neuron.refractory is None
     for start in range(low, high, BLOCK):
         n = min(BLOCK, high - start)
         _block(start, n, current, neuron, out, graded, state, parameters, work)

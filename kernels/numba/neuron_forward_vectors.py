@@ -1,4 +1,7 @@
-"""Forward pass of Leaky in explicit vectors, with the state in registers for a few steps."""
+"""Forward pass of Leaky in explicit vectors, with the state in registers for a few steps.
+
+Neurons spike once, or at every crossing of the threshold (``refractory`` is 0).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from .block import (
     STEPS,
     all_fired,
     copy,
-    fill,
     first_step,
     given,
     load_block,
+    load_history,
     new_parameters,
     new_state,
     past_the_cache,
@@ -33,6 +36,9 @@ class _Writes(NamedTuple):
     mem_past_the_cache: bool
     read_all: bool
     """Whether a result needs the current after the spike."""
+    once: bool
+    """Whether a neuron spikes once. The type of ``refractory`` determines it, so the compiler
+    removes the other branch."""
 
 
 @inlined_helper
@@ -43,7 +49,7 @@ def _rows(count, early, start, n, current, out, mem, first, parameters, reset, w
     for j in range(0, n, LANES):
         neuron = start + j
         at = load(first, j)
-        if not (writes.read_all or any_lane(at == steps)):
+        if writes.once and not (writes.read_all or any_lane(at == steps)):
             if given(out.spikes):
                 for k in range(count):
                     index = early + k, neuron
@@ -51,8 +57,8 @@ def _rows(count, early, start, n, current, out, mem, first, parameters, reset, w
             continue
         u, decay = load(mem, j), load(parameters.decay, j)
         threshold, height = load(parameters.threshold, j), load(parameters.height, j)
-        # A neuron that has fired has an infinite threshold.
-        level = where(at == steps, threshold, np.inf)
+        # A neuron that has fired its only spike has an infinite threshold.
+        level = where(at == steps, threshold, np.inf) if writes.once else threshold
         fall = threshold if reset == SUBTRACT else full_like(threshold, 0.0)
         fires = at == early - 1
         for k in range(count):
@@ -62,7 +68,8 @@ def _rows(count, early, start, n, current, out, mem, first, parameters, reset, w
             held = where(fires, 0.0, u) if reset == ZERO_BEFORE else u
             u = decay * held + load(current, (t, neuron)) - where(fires, fall, 0.0)
             fires = u > level
-            level = where(fires, np.inf, level)
+            if writes.once:
+                level = where(fires, np.inf, level)
             at = where(fires, t, at)
             if given(out.spikes):
                 spikes = where(fires, height, 0.0)
@@ -87,12 +94,13 @@ def _vectors(low, high, current, neuron, out):
         past_the_cache(out.spikes, low),
         past_the_cache(out.mem, low),
         given(out.mem) or given(out.final),
+        neuron.refractory is None,
     )
     tiles = steps // STEPS + steps % STEPS
     for start in range(low, high, BLOCK):
         n = min(BLOCK, high - start)
         load_block(neuron, start, n, parameters, state)
-        fill(first, n, never)
+        load_history(neuron.last_0, neuron.refractory, start, n, never, first)
         if given(out.crossing):
             out.crossing[:, start : start + n] = 0
         block = start, n, current, out, state.mem, first, parameters, neuron.reset, writes
@@ -103,7 +111,8 @@ def _vectors(low, high, current, neuron, out):
                 _rows(STEPS, early, *block)
             else:
                 _rows(1, early, *block)
-            if not (writes.read_all or given(out.spikes)) and all_fired(first, n, never):
+            skips = writes.once and not (writes.read_all or given(out.spikes))
+            if skips and all_fired(first, n, never):
                 break
         store_times(first, start, n, never, out.times)
         if given(out.final):

@@ -9,7 +9,7 @@ is None. ``backends/torch/_scan.py`` has the same parts in plain torch.
 import triton
 import triton.language as tl
 
-from .block import load_row
+from .block import FREE, RESET_NOW, SPIKED, load_row
 from .surrogate import surrogate_slope
 
 
@@ -61,6 +61,38 @@ def load_rows(
         if grad_inh is not None:
             r_rows = r_rows + (load_row(grad_inh + start + row * STEP_INH, lane, inside),)
     return v_rows, s_rows, i_rows, g_rows, h_rows, q_rows, r_rows
+
+
+@triton.jit
+def load_phases(phase, place, k0, M, U: tl.constexpr):
+    """Phases of ``U`` time steps from ``k0`` down, as :func:`load_rows` does; none for None."""
+    start, lane, inside = place
+    rows = ()
+    if phase is not None:
+        for u in tl.static_range(U):
+            row = tl.maximum(k0 - u, 0).to(tl.int64)
+            rows = rows + (tl.load(phase + start + row * M + lane, mask=inside, other=0),)
+    return rows
+
+
+@triton.jit
+def mark_spikes(phase, v, theta, k, row, RESET: tl.constexpr):
+    """The spikes at ``k`` of a neuron with a refractory period, in the terms of one spike.
+
+    Returns the step of the spike, and the last step at which a gradient passes it; -2 for none. The
+    other parts of the scan then compute as for one spike. A reset after the integration separates
+    the step from the spike before it, and all other resets the spike from the step after it.
+    """
+    never = tl.zeros_like(v).to(tl.int32) - 2
+    if phase is None:
+        return tl.where(v > theta, k, never), never + (2 + row)
+    else:
+        bits = phase.to(tl.int32)
+        limit = tl.where((bits & FREE) != 0, row, never)
+        if RESET == "zero_after":
+            return tl.where((bits & RESET_NOW) != 0, k - 1, never), limit
+        else:
+            return tl.where((bits & SPIKED) != 0, k, never), limit
 
 
 @triton.jit

@@ -3,6 +3,11 @@
 import triton
 import triton.language as tl
 
+# Bits of a phase, as in backends/_types.py
+FREE = tl.constexpr(1)
+SPIKED = tl.constexpr(2)
+RESET_NOW = tl.constexpr(4)
+
 
 @triton.jit
 def load_lanes(parameter, start, lane, P):
@@ -34,6 +39,16 @@ def initial_state(state, start, lane, inside, BLOCK: tl.constexpr, STATE: tl.con
         return tl.load(state + start + lane, mask=inside, other=0.0).to(STATE)
     else:
         return tl.zeros((BLOCK,), STATE)
+
+
+@triton.jit
+def last_spike(last_0, refractory, start, lane, inside, BLOCK: tl.constexpr):
+    """The step of the last spike before the first step: negative, and -1 one step before."""
+    lowest = tl.zeros((BLOCK,), tl.int32) - refractory - 2
+    if last_0 is None:
+        return lowest
+    else:
+        return tl.load(last_0 + start + lane, mask=inside, other=-2).to(tl.int32)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .block import load_row, store_row
+from .block import FREE, RESET_NOW, SPIKED, load_row, store_row
 
 
 @triton.jit
@@ -48,6 +48,25 @@ def integrate(v, s, i, x, beta, threshold, alpha, gain, feedback, fired, RESET: 
 
 
 @triton.jit
+def fire_again(v, threshold, last, t, T, refractory):
+    """Whether a neuron with a refractory period spikes at ``t``; not past the last step."""
+    # An infinite threshold, and not a second mask: masks of many steps would fill the scalar
+    # registers of an AMD GPU.
+    wait = tl.where(t < T, refractory, 1 << 30)
+    return v > tl.where(t - last > wait, threshold, float("inf"))
+
+
+@triton.jit
+def phase_of(before, last, t, refractory):
+    """The phase of step ``t``, from the last spikes before it and up to it."""
+    age = t - before
+    free = tl.minimum(tl.maximum(age - refractory, 0), 1)
+    reset = tl.maximum(2 - age, 0)
+    spiked = tl.maximum(1 - (t - last), 0)
+    return free * FREE + spiked * SPIKED + reset * RESET_NOW
+
+
+@triton.jit
 def integrate_again(
     current,
     into,
@@ -59,6 +78,7 @@ def integrate_again(
     gain,
     feedback,
     first,
+    refractory,
     T,
     M,
     RESET: tl.constexpr,
@@ -66,7 +86,8 @@ def integrate_again(
 ):
     """Recompute the membrane of neurons whose first spikes are known, into ``into`` (T, M).
 
-    ``states`` are V, syn, inh before the first step, in state precision.
+    ``states`` are V, syn, inh before the first step, in state precision. With ``refractory``,
+    ``first`` is the last spike before the first step.
     """
     start, lane, inside = place
     v, s, i = states
@@ -83,6 +104,9 @@ def integrate_again(
                 held, s, i, x, beta, threshold, alpha, gain, feedback, first == t - 1, RESET
             )
             v = tl.where(t < T, v, held)
+            if refractory is not None:
+                fire = fire_again(v, threshold, first, t, T, refractory)
+                first = tl.where(fire, t, first)
             store_row(into + offset, lane, v, inside)
         t0 += U
 

@@ -1,10 +1,11 @@
-"""A layer of neurons that spike once at most: forward and backward, one launch each.
+"""A layer of neurons: forward and backward, one launch each.
 
 The forward kernel integrates
 
     V[t] = beta V[t-1] + I[t]        with the reset that follows the first spike
 
-and finds the first step t* with V[t*] > threshold. The backward kernel computes
+and finds the first step t* with V[t*] > threshold. (With a refractory period it finds every such
+step that is outside of it, each followed by a reset.) The backward kernel computes
 
     lam[k] = s'(V[k] - threshold) dL/dc[k] + h[k] + beta lam[k+1]
 
@@ -45,7 +46,9 @@ from .adjoint import (
     adjoint_current,
     adjoint_synaptic,
     at_spike,
+    load_phases,
     load_rows,
+    mark_spikes,
     spike_gradient,
     store_gradient,
     sum_alpha,
@@ -56,11 +59,12 @@ from .block import (
     clamp_decay,
     end_once_all_fired,
     initial_state,
+    last_spike,
     load_lanes,
     pass_gradient,
     store_row,
 )
-from .integration import integrate, integrate_again, load_ahead
+from .integration import fire_again, integrate, integrate_again, load_ahead, phase_of
 
 
 @triton.jit
@@ -75,6 +79,7 @@ def neuron_forward_kernel(
     feedback,
     syn_0,
     inh_0,
+    last_0,
     spikes,
     mem,
     syn,
@@ -82,6 +87,8 @@ def neuron_forward_kernel(
     times,
     crossing,
     final,
+    phase,
+    refractory,
     T,
     M,
     P_BETA,
@@ -102,6 +109,10 @@ def neuron_forward_kernel(
     P = 1 or features; mem_0, syn_0, inh_0 (M,) or None. beta is the decay of inh where gain
     is given, else of the membrane. Outputs: spikes, mem, syn, inh (T, M), times (M,) int64,
     crossing (2, M) = V[t*-1], V[t*], final (1 to 3, M) = V, syn, inh at T-1.
+
+    refractory is None for one spike, else the number of silent steps after each. Then first is the
+    last spike in place of the first one; last_0 (M,) is the last one before the first step, and
+    phase (T, M) is an output.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
@@ -122,13 +133,18 @@ def neuron_forward_kernel(
     v = initial_state(mem_0, start, lane, inside, BLOCK, STATE)
     s = initial_state(syn_0, start, lane, inside, BLOCK, STATE)
     i = initial_state(inh_0, start, lane, inside, BLOCK, STATE)
-    first = tl.zeros((BLOCK,), tl.int32) + T
+    if refractory is None:
+        first = tl.zeros((BLOCK,), tl.int32) + T
+    else:
+        first = last_spike(last_0, refractory, start, lane, inside, BLOCK)
+    bits = tl.zeros((BLOCK,), tl.int32)
     if crossing is not None:
         below = tl.zeros((BLOCK,), STATE)
         above = tl.zeros((BLOCK,), STATE)
 
     # Where only the spike times are wanted, the loop ends once every neuron has fired.
-    TIMES_ONLY: tl.constexpr = (spikes is None and mem is None) and (syn is None and final is None)
+    UNREAD: tl.constexpr = (spikes is None and mem is None) and (syn is None and final is None)
+    TIMES_ONLY: tl.constexpr = UNREAD and refractory is None
     t0 = 0
     stop = T
     while t0 < stop:
@@ -146,7 +162,11 @@ def neuron_forward_kernel(
                 s = tl.where(t < T, s_t, s)
             if gain is not None:
                 i = tl.where(t < T, i_t, i)
-            fire = (v > theta) & (first >= T)
+            if refractory is None:
+                fire = (v > theta) & (first >= T)
+            else:
+                fire = fire_again(v, theta, first, t, T, refractory)
+            last = first
             first = tl.where(fire, t, first)
             if crossing is not None:
                 below = tl.where(fire, before, below)
@@ -161,11 +181,16 @@ def neuron_forward_kernel(
                 store_row(syn + offset, lane, s, inside)
             if inh is not None:
                 store_row(inh + offset, lane, i, inside)
+            if phase is not None:
+                bits = tl.where(t < T, phase_of(last, first, t, refractory), bits)
+                store_row(phase + offset, lane, bits, inside)
         t0 += U
         if TIMES_ONLY:
             stop = end_once_all_fired(first, inside, T)
 
-    store_row(times + start, lane, tl.where(first < T, first, -1), inside)
+    if refractory is None:
+        first = tl.where(first < T, first, -1)
+    store_row(times + start, lane, first, inside)
     if crossing is not None:
         store_row(crossing + start, lane, below, inside)
         store_row(crossing + M + start, lane, above, inside)
@@ -183,6 +208,7 @@ def neuron_backward_kernel(
     current,
     syn,
     inh,
+    phase,
     beta,
     threshold,
     graded_spikes_factor,
@@ -192,6 +218,7 @@ def neuron_backward_kernel(
     feedback,
     syn_0,
     inh_0,
+    last_0,
     times,
     grad_spikes,
     grad_mem,
@@ -208,6 +235,7 @@ def neuron_backward_kernel(
     grad_feedback,
     grad_syn_0,
     grad_inh_0,
+    refractory,
     T,
     M,
     P_BETA,
@@ -250,6 +278,8 @@ def neuron_backward_kernel(
     grad_feedback is the gradient to the current that the spike feeds back. RULE is "none"
     where no gradient passes the spikes. Each output that is not wanted is None.
 
+    With refractory, the spikes follow from phase (T, M), or from the membrane where phase is None.
+
     a and b, the parameters of the surrogate, arrive in float32; a_rest and b_rest are their
     rounding errors.
     """
@@ -263,8 +293,12 @@ def neuron_backward_kernel(
     raw = load_lanes(beta, start, lane, P_BETA)
     decay = clamp_decay(raw, CLAMP)
     theta = load_lanes(threshold, start, lane, P_THRESHOLD)
-    first = tl.load(times + start + lane, mask=inside, other=0).to(tl.int32)
-    first = tl.where(first < 0, T, first)
+    if refractory is None:
+        first = tl.load(times + start + lane, mask=inside, other=0).to(tl.int32)
+        first = tl.where(first < 0, T, first)
+    else:
+        first = last_spike(last_0, refractory, start, lane, inside, BLOCK)
+    at_start = first == -1  # a spike one step before the first, with refractory
     if grad_spikes is not None or feedback is not None:
         height = load_lanes(graded_spikes_factor, start, lane, P_GRADED_SPIKES_FACTOR)
     alpha_ = None
@@ -297,6 +331,7 @@ def neuron_backward_kernel(
             gain=gain_,
             feedback=feedback_,
             first=first,
+            refractory=refractory,
             T=T,
             M=M,
             RESET=RESET,
@@ -328,13 +363,18 @@ def neuron_backward_kernel(
             membrane, syn, inh, grad_spikes, grad_mem, grad_syn, grad_inh,
             place, k0, M, STEP_SPIKES, STEP_MEM, STEP_SYN, STEP_INH, U,
         )  # fmt: skip
+        phases = load_phases(phase, place, k0, M, U)
         for u in tl.static_range(U):
             k = k0 - u
             row = tl.maximum(k, 0)
             after = lam
+            v = v_rows[u].to(STATE) if membrane is not None else None
+            limit = first
+            if refractory is not None:
+                bits = phases[u] if phase is not None else None
+                first, limit = mark_spikes(bits, v, theta, k, row, RESET)
             if RESET == "zero_before":
                 after = tl.where(first == k, 0.0, after)
-            v = v_rows[u].to(STATE) if membrane is not None else None
             entering = tl.zeros((BLOCK,), STATE)
             if gain is None:  # the membrane of Alpha carries nothing over
                 d_beta, d_threshold = sum_membrane(
@@ -345,7 +385,7 @@ def neuron_backward_kernel(
                 g = g_rows[u].to(STATE) if grad_spikes is not None else None
                 g = spike_gradient(g, after, weight, height)
                 through, tail, ramp = through_spikes(
-                    g, tail, ramp, v, theta, first, row, a, b, RULE, SURROGATE
+                    g, tail, ramp, v, theta, limit, row, a, b, RULE, SURROGATE
                 )
                 entering += through
                 if grad_threshold is not None:
@@ -383,6 +423,11 @@ def neuron_backward_kernel(
                 store_row(grad_current + start + row.to(tl.int64) * M, lane, to_current, inside)
         k0 -= U
 
+    if refractory is not None:
+        if RESET == "subtract":
+            d_threshold -= tl.where(at_start, lam, 0.0)
+        if RESET == "zero_before":
+            lam = tl.where(at_start, 0.0, lam)
     if gain is None:
         d_beta += lam * v_0
     else:

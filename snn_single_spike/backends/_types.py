@@ -27,6 +27,10 @@ KERNEL_RESETS = ("none", "subtract", "zero_before", "zero_after")
 The reset "zero" of snnTorch acts before the integration in Leaky, and after the integration in
 every other neuron.
 """
+REFRACTORY_RULES = ("masked",)
+"""The gradient rules for any number of spikes. All others are defined for one spike."""
+FREE, SPIKED, RESET_NOW = 1, 2, 4
+"""Bits of a phase: the neuron may spike, it spikes, and it spiked one step before."""
 REDUCTIONS = ("sum", "max", "last")
 """How the readout reduces its membrane over time."""
 
@@ -54,10 +58,15 @@ class Neuron(NamedTuple):
     mem_0: Tensor | None = None
     syn_0: Tensor | None = None
     inh_0: Tensor | None = None
+    last_0: Tensor | None = None
+    """(M,) int64, only with ``refractory``: the step of the last spike before the first step, from
+    -(refractory + 2) to -1. None, as the lowest of these steps, is no spike that matters."""
     clamp: bool = True
     """Clip beta between 0 and 1."""
     reset: str = "none"
     """One of :data:`KERNEL_RESETS`."""
+    refractory: int | None = None
+    """Number of silent steps after each spike; None for at most one spike."""
 
     def tensors(self) -> dict[str, Tensor | None]:
         """Parameters and initial states by name."""
@@ -70,10 +79,12 @@ class Neuron(NamedTuple):
 
 
 STATES = ("mem_0", "syn_0", "inh_0")
-TENSORS = tuple(name for name in Neuron._fields if name not in ("clamp", "reset"))
-PARAMETERS = tuple(name for name in TENSORS if name not in STATES)
+OPTIONS = ("clamp", "reset", "refractory")
+TENSORS = tuple(name for name in Neuron._fields if name not in OPTIONS)
+PARAMETERS = tuple(name for name in TENSORS if name not in (*STATES, "last_0"))
 # The height of a spike enters no state except through feedback, so its gradient needs no scan.
-SCANNED = ("current", *(name for name in TENSORS if name != "graded_spikes_factor"))
+_NOT_SCANNED = ("graded_spikes_factor", "last_0")
+SCANNED = ("current", *(name for name in TENSORS if name not in _NOT_SCANNED))
 """The inputs whose gradients the reverse scan computes."""
 
 
@@ -85,6 +96,7 @@ def schema(of: type) -> str:
         bool: "bool",
         str: "str",
         int: "SymInt",
+        int | None: "int?",
         float: "float",
     }
     hints = typing.get_type_hints(of)
@@ -107,7 +119,10 @@ class ForwardOutputs(NamedTuple):
     final: Tensor | None
     """(1 to 3, M): V, syn, inh at T-1, type of the input."""
     times: Tensor
-    """(M,) int64, -1 for a silent neuron."""
+    """(M,) int64, -1 for a silent neuron. With ``refractory`` the step of the last spike, which is
+    ``last_0`` for a neuron without a spike."""
+    phase: Tensor | None = None
+    """(T, M) uint8, only with ``refractory``: :data:`FREE`, :data:`SPIKED`, :data:`RESET_NOW`."""
 
 
 class Saved(NamedTuple):
@@ -121,6 +136,21 @@ class Saved(NamedTuple):
     """Read by the gradients of alpha and gain."""
     inh: Tensor | None = None
     """Read by the gradients of gain, and of beta if beta is the decay of ``inh``."""
+    phase: Tensor | None = None
+    """With ``refractory``: as in :class:`ForwardOutputs`. None if the membrane determines it: see
+    :func:`needs_phase`."""
+
+
+def needs_phase(neuron: Neuron, dtype: torch.dtype) -> bool:
+    """Whether the reverse scan of a neuron with ``refractory`` reads the phase of each step.
+
+    Without a refractory period a neuron spikes where its membrane is above the threshold. The scan
+    then reads this from the membrane, unless the saved membrane is rounded to a half type, or the
+    reset acts on the membrane of the step itself.
+    """
+    if neuron.refractory is None:
+        return False
+    return neuron.refractory > 0 or dtype != state_dtype(dtype) or neuron.reset == "zero_after"
 
 
 class OutputGradients(NamedTuple):

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..functional import DEFAULT_GRADIENT
 from ..modules._base import check_options
-from ..modules.leaky import SPIKE_FORMATS
+from ..modules.leaky import SPIKE_FORMATS, check_once
 from ..ops.validation import check_choice
 from .checks import ConversionError
 from .copies import copy_model
@@ -26,6 +26,7 @@ def convert(
     share_parameters: bool = False,
     gradient: str = DEFAULT_GRADIENT,
     backend: str = "auto",
+    refractory: int | None = None,
     spike_format: str = "auto",
     time_dim: int = 0,
     check: bool | None = None,
@@ -57,6 +58,9 @@ def convert(
         spk_rec, mem_rec = fast(images)          # (batch, ...): the same image at every step;
                                                  # conv and pool before the first neuron run once
 
+        same = convert(net, refractory=0)
+        spk_rec, mem_rec = same(data)            # every spike of net, in less time
+
         fast = convert(net, spike_format="times")
         spikes, mem = fast(data)                 # SpikeTimes, and a membrane computed on first use
 
@@ -84,9 +88,14 @@ def convert(
       of a last convolution is supported by :class:`snn_single_spike.SingleSpikeLeaky`;
     - for everything else: tensors.
 
+    With ``refractory=0`` the neurons keep all their spikes: outputs and gradients are those of the
+    given model, run step by step. (Matrix products over all steps may round differently.) A larger
+    number silences a neuron for as many steps after each spike. :class:`snntorch.Leaky`,
+    :class:`snntorch.Synaptic` and :class:`snntorch.Lapicque` support it, with dense spikes.
+
     When training, BatchNorm computes its statistics over time and batch; inside of a loop in
-    ``forward`` it computes them at every step, as the loop does. MaxPool after a neuron can pass on
-    more than one spike. convert() warns about both.
+    ``forward`` it computes them at every step, as the loop does. MaxPool after a neuron that spikes
+    at most once can pass on more than one spike. convert() warns about both.
 
     :param model: model whose ``forward`` computes one time step, or loops over time
     :type model: torch.nn.Module
@@ -105,6 +114,10 @@ def convert(
 
     :param backend: see :mod:`snn_single_spike.backends`. Defaults to `"auto"`
     :type backend: str, optional
+
+    :param refractory: number of silent steps after each spike; 0 keeps every spike. Defaults to
+        None: at most one spike per neuron and sample
+    :type refractory: int, optional
 
     :param spike_format: format of the spikes that Leaky neurons return: `"dense"` tensors, spike
         `"times"`, or `"auto"`. All accept dense tensors, :class:`snn_single_spike.SpikeTimes` and
@@ -138,13 +151,17 @@ def convert(
     _check_model(model)
     if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
         raise ValueError(f"num_steps={num_steps!r} must be a positive integer or None")
-    check_options("Leaky", gradient, backend, {})
+    check_options("Leaky", gradient, backend, {}, refractory)
     check_choice("spike_format", spike_format, ("auto", *SPIKE_FORMATS))
+    check_once(spike_format, refractory)
     if time_dim not in (0, 1):
         raise ValueError(
             f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
         )
-    options = Options(num_steps, share_parameters, gradient, backend, spike_format, time_dim, check)
+    options = Options(
+        *(num_steps, share_parameters, gradient, backend, spike_format, time_dim, check),
+        refractory=refractory,
+    )
     return convert_whole(model, options) if strict else convert_parts(model, options)
 
 

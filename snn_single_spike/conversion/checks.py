@@ -14,7 +14,7 @@ import snntorch as snn
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
-from ..modules._base import NEEDS_THE_LOOP, SingleSpikeNeuron
+from ..modules._base import NEEDS_THE_LOOP, REFRACTORY, SingleSpikeNeuron
 from ..modules.readout import LeakyReadout
 from .dataflow import tree_of
 from .methods import entry_of
@@ -95,7 +95,9 @@ def overridden_parts(neuron: nn.Module, kind: type) -> list[str]:
     )
 
 
-def reject_unsupported_layers(model: nn.Module, looped: Collection[str] = ()) -> None:
+def reject_unsupported_layers(
+    model: nn.Module, looped: Collection[str] = (), refractory: int | None = None
+) -> None:
     """Raise ConversionError for the first layer that cannot run over a whole sequence.
 
     ``looped`` are the paths of modules with a loop over time inside ``forward``.
@@ -107,6 +109,7 @@ def reject_unsupported_layers(model: nn.Module, looped: Collection[str] = ()) ->
         _reject_layers_over_time(path, module, path.rpartition(".")[0] in looped)
         _reject_whole_sequence_layers(path, module)
         if isinstance(module, SpikingNeuron):
+            _reject_more_spikes(path, module, refractory)
             continue
         if path not in looped:
             _reject_loops(path, module)
@@ -203,6 +206,23 @@ def reject_neuron(path: str, neuron: Any) -> None:
     )
 
 
+def _reject_more_spikes(path: str, neuron: Any, refractory: int | None) -> None:
+    if refractory is None:
+        return
+    kind: Any = convertible_kind(neuron)
+    given = f"neuron {path!r} ({kind.__name__}) cannot be converted with refractory={refractory}: "
+    if kind.__name__ not in REFRACTORY:
+        raise ConversionError(
+            f"{given}it spikes at most once here. Convert without refractory=, replace it by "
+            "snntorch.Leaky, or keep the loop"
+        )
+    if not getattr(neuron, "reset_delay", True) and neuron.reset_mechanism != "none":
+        raise ConversionError(
+            f"{given}it has reset_delay=False, and spikes at most once here. Convert without "
+            "refractory=, or make it with reset_delay=True"
+        )
+
+
 def _reject_options(path: str, neuron: Any) -> None:
     for option, only, reason in NEEDS_THE_LOOP:
         if getattr(neuron, option, only) is only:
@@ -283,11 +303,14 @@ def shape_advice(num_steps: int, batch: int, static_input: bool) -> str:
     )
 
 
-def warn_about_differences(model: nn.Module, looped: Collection[str] = ()) -> None:
+def warn_about_differences(
+    model: nn.Module, looped: Collection[str] = (), once: bool = True
+) -> None:
     """Warn about layers that compute something else over a whole sequence than step by step.
 
     :param looped: paths of modules with a loop over time inside ``forward``, which take the
         statistics of BatchNorm at every step
+    :param once: whether every neuron spikes at most once in the converted model
     """
     previous: nn.Module | None = None
     for path, module in model.named_modules():
@@ -298,7 +321,8 @@ def warn_about_differences(model: nn.Module, looped: Collection[str] = ()) -> No
                 "together, not over each step; in eval mode nothing differs",
                 stacklevel=user_depth(),
             )
-        if isinstance(module, (*MAX_POOL, _ADAPTIVE)) and isinstance(previous, SpikingNeuron):
+        pools = isinstance(module, (*MAX_POOL, _ADAPTIVE)) and isinstance(previous, SpikingNeuron)
+        if once and pools:
             name = "AdaptiveMaxPool" if isinstance(module, _ADAPTIVE) else "MaxPool"
             warnings.warn(
                 f"{path!r}: {name} after a neuron passes on every first "

@@ -22,7 +22,8 @@ def unfold_neuron(neuron: Any) -> None:
     neuron._sync_with_snntorch()
     neuron._states_to_buffers()
     neuron.__class__ = neuron.original
-    for name in ("gradient", "backend", "spike_format", "time", "path", "original"):
+    options = ("gradient", "backend", "refractory", "spike_format")
+    for name in (*options, "state", "time", "path", "original"):
         vars(neuron).pop(name, None)
 
 

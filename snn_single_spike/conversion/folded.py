@@ -63,8 +63,9 @@ class Folded(SingleSpikeNeuron):
     time: Time
     path: str
     original: type
+    _continues = False
 
-    def forward(self, input_: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
+    def forward(self, input_: Tensor, *states: Tensor | None, **named: Any) -> Any:
         if (loop := active_loop()) is not None:
             return self._forward_in_loop(loop, input_, states, named)
         if not torch.compiler.is_compiling():
@@ -168,12 +169,12 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         if formats is None or self.path in formats.membranes:
             return super()._run_sequence(sequence.to_dense(), *states, **named)
         out = super()._run_sequence(sequence, *states, **named)
-        if self.path in formats.linear:
+        if self.path in formats.layers:
             return out
         return (out[0].to_dense(), *out[1:]) if isinstance(out, tuple) else out.to_dense()
 
     def _returns_times(self, input_: Any) -> bool:
-        if self.spike_format != "auto":
+        if self.spike_format != "auto" or self.refractory is not None:
             return super()._returns_times(input_)
         formats = self.time.formats
         lazy = isinstance(input_, LazyCurrent | ConvCurrent)

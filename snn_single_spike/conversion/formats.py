@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..spikes import SpikeEvents, choice
+from ..spikes.choice import Layer
 from ..spikes.lazy import LazyTensor
 
 __all__ = ["Formats", "Readers", "choose_formats"]
@@ -43,19 +44,19 @@ class _Known(NamedTuple):
     tensor: Any
     """Kept, so that no other tensor gets its id."""
     role: str
-    """"spikes" (folded), the "current" of a linear layer on them, a "membrane", or the "sequence"
-    that a loop over time indexes."""
+    """"spikes" (folded), the "current" of a layer on them, a "membrane", or the "sequence" that a
+    loop over time indexes."""
     path: str
-    outputs: int = 0
-    """Size of the current."""
+    layer: Layer | None = None
+    """The layer of the current."""
 
 
 @dataclass
 class Formats:
     """The readers of the spikes of a model."""
 
-    linear: dict[str, list[int]] = field(default_factory=dict)
-    """Neurons whose spikes reach linear layers with neurons only: the outputs of these layers."""
+    layers: dict[str, list[Layer]] = field(default_factory=dict)
+    """Neurons whose spikes reach linear layers and convolutions with neurons only: these layers."""
     membranes: set[str] = field(default_factory=set)
     """Neurons whose membrane is read."""
     before_membranes: set[str] = field(default_factory=set)
@@ -63,25 +64,24 @@ class Formats:
 
     def spike_times(self, neuron: Any, shape: torch.Size) -> bool:
         """Whether a neuron with a dense current (T, B, *features) returns spike times."""
-        outputs = self.linear.get(neuron.path)
-        if not outputs or neuron.path in self.before_membranes:
+        layers = self.layers.get(neuron.path)
+        if not layers or neuron.path in self.before_membranes:
             return False
-        measured = choice.is_measured(neuron.backend, neuron.threshold)
-        return measured and all(choice.spike_times_pay(shape, size) for size in outputs)
+        if not choice.is_measured(neuron.backend, neuron.threshold):
+            return False
+        num_steps, batch, *_ = shape
+        return all(choice.spike_times_pay(num_steps, batch, layer) for layer in layers)
 
     def input(self, x: Any, time: Any) -> Any:
         """The first input of the model, as events if they pay. A sequence, or folded."""
-        outputs = self.linear.get(INPUT)
-        if (
-            not outputs
-            or INPUT in self.before_membranes
-            or not isinstance(x, Tensor)
-            or not choice.events_pay(x, min(outputs))
-        ):
+        layers = self.layers.get(INPUT)
+        if not layers or INPUT in self.before_membranes or not isinstance(x, Tensor):
             return x
-        if not time.num_steps:  # the model has its own loop over time
-            return SpikeEvents.from_dense(x)
-        return time.fold(SpikeEvents.from_dense(time.unfold(x)))
+        sequence = time.unfold(x) if time.num_steps else x  # a loop of the model's own folds later
+        if not all(choice.events_pay(sequence, layer) for layer in layers):
+            return x
+        events = SpikeEvents.from_dense(sequence)
+        return time.fold(events) if time.num_steps else events
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -95,6 +95,35 @@ def _keeps_spikes(function: Callable[..., Any], spikes: Tensor, kwargs: Any, out
     return function is F.dropout and not (kwargs["training"] and kwargs["p"])
 
 
+def _layer(function: Callable[..., Any], args: Sequence[Any], out: Tensor) -> Layer | None:
+    """The layer that a function computes, with spikes as its first argument."""
+    if len(args) < 2 or not isinstance(args[1], Tensor):
+        return None
+    weight = args[1]
+    if function is F.linear and out.dim() in (2, 3):
+        return Layer(len(weight), weight.numel())
+    if function in (F.conv1d, F.conv2d) and out.dim() == weight.dim():
+        return Layer(len(weight), out[:1].numel() * weight[:1].numel(), convolution=True)
+    return None
+
+
+def _pools_side_by_side(function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a function is the max pooling that keeps the current of a convolution lazy."""
+    if function not in (torch.max_pool1d, torch.max_pool2d, F.max_pool1d, F.max_pool2d):
+        return False
+    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    given = dict(zip(names, args, strict=False))
+    given |= kwargs
+    stride = given.get("stride")
+    return (
+        stride in (None, [], given["kernel_size"])
+        and given.get("padding", 0) in (0, (0, 0))
+        and given.get("dilation", 1) in (1, (1, 1))
+        and not given.get("ceil_mode")
+        and not given.get("return_indices")
+    )
+
+
 class Readers(TorchFunctionMode):
     """Records which functions read the spikes and membranes of a model, during one call."""
 
@@ -104,7 +133,7 @@ class Readers(TorchFunctionMode):
         self._paused = False
         self._dense: set[str] = set()  # neurons whose spikes are read by other functions
         self._membranes: set[str] = set()
-        self._read: dict[str, list[tuple[int, Any]]] = {}  # linear layers, and the neurons behind
+        self._read: dict[str, list[tuple[Layer, Any]]] = {}  # layers, and the neurons behind
 
     def given(self, x: Any, role: str) -> None:
         """The first input of the model."""
@@ -123,7 +152,8 @@ class Readers(TorchFunctionMode):
     def read_by_neuron(self, neuron: Any, input_: Any) -> None:
         known = self._known.get(id(input_))
         if known is not None and known.role == "current":
-            self._read.setdefault(known.path, []).append((known.outputs, neuron))
+            assert known.layer is not None
+            self._read.setdefault(known.path, []).append((known.layer, neuron))
         elif known is not None:
             self._other(known)
 
@@ -147,17 +177,24 @@ class Readers(TorchFunctionMode):
             self._paused = before
 
     def formats(self) -> Formats:
-        linear, before = {}, set()
+        layers, before = {}, set()
+        # A neuron with a refractory period computes its membrane at every step.
+        membranes = self._membranes | {
+            neuron.path
+            for readers in self._read.values()
+            for _, neuron in readers
+            if neuron.refractory is not None
+        }
         for path, readers in self._read.items():
             supported = all(
                 hasattr(neuron, "spike_format") and neuron._surrogate()[1] is None
                 for _, neuron in readers
             )
             if supported and path not in self._dense:
-                linear[path] = [outputs for outputs, _ in readers]
-                if any(neuron.path in self._membranes for _, neuron in readers):
+                layers[path] = [layer for layer, _ in readers]
+                if any(neuron.path in membranes for _, neuron in readers):
                     before.add(path)
-        return Formats(linear, self._membranes, before)
+        return Formats(layers, membranes, before)
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -172,11 +209,14 @@ class Readers(TorchFunctionMode):
         if not found or (_name(function) in _OF_SHAPE and not isinstance(out, Tensor)):
             return
         (first, *others) = found
-        if others or first.role != "spikes" or not args or first.tensor is not args[0]:
+        role = "" if others or not args or first.tensor is not args[0] else first.role
+        if role == "current" and _pools_side_by_side(function, args, kwargs):
+            self._remember(first._replace(tensor=out))
+        elif role != "spikes":
             for known in found:
                 self._other(known)
-        elif function is F.linear and out.dim() in (2, 3):
-            self._remember(_Known(out, "current", first.path, out.shape[-1]))
+        elif (layer := _layer(function, args, out)) is not None:
+            self._remember(_Known(out, "current", first.path, layer))
         elif _keeps_spikes(function, first.tensor, kwargs, out):
             self._remember(first._replace(tensor=out))
         else:

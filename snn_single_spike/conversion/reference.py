@@ -1,5 +1,7 @@
 """The author's model, as the self-check runs it: a copy in float64, each neuron held to one spike.
 
+With ``refractory`` a neuron is held to its refractory period, and 0 is the author's neuron itself.
+
 Folding time into the batch changes the rounding of matrix products, and a membrane near its
 threshold magnifies that. In float64 such differences are rare.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -101,26 +104,32 @@ def make_author_s(model: Any, one_step: bool) -> None:
         part.__class__ = type(part)._original
     for path, neuron in list(model.named_modules()):
         if isinstance(neuron, SingleSpikeNeuron):
+            refractory = neuron.refractory
             unfold_neuron(neuron)
-            _hold_to_one_spike(neuron)
+            _hold_to_spikes(neuron, refractory)
             if one_step:
                 _carry_states(neuron, path)
 
 
-def _hold_to_one_spike(neuron: SpikingNeuron) -> None:
-    """Replace the functions of a neuron that read its threshold, for one forward pass."""
+def _hold_to_spikes(neuron: SpikingNeuron, refractory: int | None) -> None:
+    """Replace the functions of a neuron that read its threshold, for one forward pass.
+
+    The neuron is silent for ``refractory`` steps after a spike, and for ever if that is None.
+    """
     plain = type(neuron).fire
-    fired: Tensor | None = None
+    silent: Tensor | float = 0.0  # number of silent steps to come
     now: Tensor | None = None
+    if refractory == 0:  # the author's neuron; its surrogate may return float32
+        vars(neuron)["fire"] = lambda mem: plain(neuron, mem).to(mem.dtype)
+        return
 
     def fire(mem: Tensor) -> Tensor:
-        nonlocal fired, now
+        nonlocal silent, now
         spikes = plain(neuron, mem)
-        if fired is None:
-            fired = torch.zeros_like(spikes, dtype=torch.bool)
-        out = spikes * ~fired
+        silent = torch.as_tensor(silent, device=mem.device).expand_as(mem)
+        out = spikes * (silent <= 0)
         now = (out != 0).detach()
-        fired = fired | now
+        silent = torch.where(now, math.inf if refractory is None else refractory, silent - 1)
         return out.to(mem.dtype)
 
     def mem_reset(mem: Tensor) -> Tensor:

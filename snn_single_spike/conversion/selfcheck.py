@@ -1,7 +1,8 @@
 """Compares a converted model with the author's, step by step, on a few samples.
 
 The first call of a converted model runs the author's forward once more, with its loop over time, or
-in a loop over time if it computes one step. snnTorch's neurons are held to one spike and one reset.
+in a loop over time if it computes one step. snnTorch's neurons are held to one spike and one reset,
+or to the refractory period of the model.
 Both models are copies in float64, and draw the same random numbers. The outputs of all layers are
 compared, and in training the gradients.
 """

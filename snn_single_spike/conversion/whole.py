@@ -32,6 +32,7 @@ class Options(NamedTuple):
     spike_format: str
     time_dim: int
     check: bool | None
+    refractory: int | None = None
 
 
 def convert_whole(model: nn.Module, options: Options) -> nn.Module:
@@ -41,7 +42,7 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
     """
     found = {path: find_loops(part) for path, part in model.named_modules()}
     loops = {path: loops for path, loops in found.items() if loops.rewritten}
-    reject_unsupported_layers(model, loops)
+    reject_unsupported_layers(model, loops, options.refractory)
     for each in loops.values():
         each.reject()
     if loops and (options.num_steps is not None or options.time_dim):
@@ -50,7 +51,7 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
             "number of steps: convert it without num_steps= and time_dim="
         )
     reject_state(model)
-    warn_about_differences(model, loops)
+    warn_about_differences(model, loops, options.refractory is None)
     new, time = copy_model(model, options.share_parameters), Time()
     neurons = [
         _fold(neuron, kind, time, path, options)
@@ -89,7 +90,7 @@ def _fold(neuron: Any, kind: type, time: Time, path: str, options: Options) -> A
     """Turn a snnTorch neuron into its folded single-spike form, in place."""
     original = type(neuron)
     neuron.__class__ = FOLDED[kind]
-    neuron._init_single_spike(options.gradient, options.backend)
+    neuron._init_single_spike(options.gradient, options.backend, options.refractory)
     if isinstance(neuron, FoldedLeaky):
         neuron.spike_format = options.spike_format
     neuron.time, neuron.path, neuron.original = time, path, original

@@ -54,14 +54,15 @@ class Config(BaseModel):
         description="hidden layers: 300-100 means two layers of 300 and 100 neurons; 12C5-P2-100 "
         "means 12 feature maps (5 x 5), average pooling (2 x 2) and 100 neurons",
     )
-    neuron: Literal["single-spike", "multi-spike", "single-spike-loop"] = Field(
+    neuron: Literal["single-spike", "multi-spike", "multi-spike-loop", "single-spike-loop"] = Field(
         "single-spike",
-        description="hidden neurons: SingleSpikeLeaky; snn.Leaky in a loop over time; the same "
-        "loop with only the first spike of each neuron",
+        description="hidden neurons: SingleSpikeLeaky; FusedLeaky, with every spike; snn.Leaky in "
+        "a loop over time; the same loop with only the first spike of each neuron",
     )
     spike_format: Literal[SPIKE_FORMATS] = Field(  # type: ignore[valid-type]
         "times",
-        description="what layers pass on: dense tensors, or spike times (single-spike only)",
+        description="what layers pass on: dense tensors, or spike times; multi-spike layers "
+        "take spike times from the input, and pass on dense tensors",
     )
     gradient: Literal[GRADIENT_RULES] = Field(  # type: ignore[valid-type]
         "masked", description="gradient rule"

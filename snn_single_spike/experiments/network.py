@@ -12,7 +12,7 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from .. import LeakyReadout, SingleSpikeLeaky
+from .. import FusedLeaky, LeakyReadout, SingleSpikeLeaky
 from ..functional import spike_count
 from . import ExperimentError
 from .config import Config
@@ -95,7 +95,7 @@ class Network(nn.Module):
             features = self._add(name, features, config)
         self.output = nn.Linear(math.prod(features), spec.classes)
         beta = torch.full((spec.classes,), config.readout_beta)
-        if config.neuron == "single-spike":
+        if not config.neuron.endswith("loop"):
             self.readout: nn.Module = LeakyReadout(
                 beta, config.learn_beta, reduction=config.readout
             )
@@ -185,6 +185,10 @@ def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
             learn_beta=config.learn_beta,
             gradient=config.gradient,
             spike_format=config.spike_format,
+        )
+    if config.neuron == "multi-spike":
+        return FusedLeaky(
+            beta, spike_grad=spike_grad, init_hidden=True, learn_beta=config.learn_beta
         )
     return LeakyLoop(
         beta,

@@ -15,7 +15,8 @@ from .files import write_bytes
 from .runs import Group, Run, read_runs
 
 PAGE = "report.md"
-MANY = "multi-spike"
+MANY = ("multi-spike", "multi-spike-loop")
+"""The references of comparisons, the first before the second."""
 # Runs that differ only in these settings are repetitions of each other
 _REPEATED = ("seed", *(name for name in RESUMABLE if name != "epochs"))
 # Runs with the same values of these settings are compared with each other
@@ -79,7 +80,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
     made: dict[str, list[Group]] = {}
     for task, by_settings in tasks.items():
         # The reference of the comparison comes first
-        groups = sorted(by_settings.values(), key=lambda group: group.config.neuron != MANY)
+        groups = sorted(by_settings.values(), key=_place)
         differing = [
             key
             for key in Config.model_fields
@@ -93,6 +94,11 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
                 group.label += f", {group.config.epochs} epochs"
         made[task] = groups
     return made
+
+
+def _place(group: Group) -> int:
+    kind = group.config.neuron
+    return MANY.index(kind) if kind in MANY else len(MANY)
 
 
 def _settings(config: Config, names: list[str]) -> list[str]:
@@ -112,7 +118,9 @@ def _shown(value: Any) -> str:
 
 def _matters(config: Config, name: str) -> bool:
     """Whether the setting has an effect on a network of this kind of neuron."""
-    if name in ("gradient", "spike_format"):
+    if name == "spike_format":
+        return not config.neuron.endswith("loop")
+    if name == "gradient":
         return config.neuron == "single-spike"
     return name != "surrogate" or config.gradient != "spike_time"
 
@@ -125,7 +133,8 @@ def _task(run: Run) -> str:
 
 
 def _table(groups: list[Group]) -> list[str]:
-    many = [group for group in groups if group.config.neuron == MANY]
+    kind = next((kind for kind in MANY if any(g.config.neuron == kind for g in groups)), None)
+    many = [group for group in groups if group.config.neuron == kind]
     lines = [
         "| | seeds | epochs | accuracy | spikes | fewer spikes | s per epoch | speed-up |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -155,7 +164,7 @@ def _table(groups: list[Group]) -> list[str]:
     if len(many) > 1:
         lines += [
             "",
-            "Each row is compared with the multi-spike runs whose settings are most alike.",
+            f"Each row is compared with the {kind} runs whose settings are most alike.",
         ]
     return lines
 

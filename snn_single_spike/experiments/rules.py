@@ -58,13 +58,14 @@ def _check_dataset(config: Any) -> None:
 
 
 def _check_neuron(config: Any) -> None:
-    single = config.neuron == "single-spike"
+    single, loop = config.neuron == "single-spike", config.neuron.endswith("loop")
     if not single and config.gradient != "masked":
         raise ExperimentError(
-            f"--gradient {config.gradient}: {config.neuron} is a loop over time, which autograd "
-            "differentiates; use --neuron single-spike, or omit --gradient"
+            f"--gradient {config.gradient}: this rule is defined for neurons that spike at most "
+            f"once, without a loop over time, which --neuron {config.neuron} is not; use --neuron "
+            "single-spike, or omit --gradient"
         )
-    if not single and config.spike_format != "dense":
+    if loop and config.spike_format != "dense":
         raise ExperimentError(
             f"--spike-format {config.spike_format}: {config.neuron} is a loop over time, which "
             "needs dense tensors; use --neuron single-spike, or --spike-format dense"

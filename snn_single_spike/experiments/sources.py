@@ -52,9 +52,8 @@ def make(flags: Mapping[str, Any], file: Path | None = None) -> Config:
         raise ExperimentError(f"--dataset is missing: use one of {', '.join(DATASETS)}")
     recipe = RECIPES.get(dataset, {}) if isinstance(dataset, str) else {}
     values = {**recipe, **given}
-    if values.get("neuron", "single-spike") != "single-spike" or (
-        values.get("precision") == "bfloat16"
-    ):
+    loop = str(values.get("neuron", "")).endswith("loop")
+    if loop or values.get("precision") == "bfloat16":
         values.setdefault("spike_format", "dense")
     try:
         return Config(**values)

@@ -3,7 +3,7 @@
 from .alpha import SingleSpikeAlpha
 from .conv import SingleSpikeConv1d, SingleSpikeConv2d
 from .lapicque import SingleSpikeLapicque
-from .leaky import LeakyState, SingleSpikeLeaky
+from .leaky import FusedLeaky, LeakyState, SingleSpikeLeaky
 from .linear import SingleSpikeLinear
 from .pooling import FirstSpikePool2d
 from .readout import LeakyReadout
@@ -12,6 +12,7 @@ from .synaptic import SingleSpikeSynaptic
 
 __all__ = [
     "FirstSpikePool2d",
+    "FusedLeaky",
     "LeakyReadout",
     "LeakyState",
     "SingleSpikeAlpha",

@@ -14,7 +14,15 @@ from torch import Tensor
 from .. import backends
 from ..functional import DEFAULT_GRADIENT, Result, run_single_spike
 from ..ops.surrogate import SpikeGrad, Surrogate, recognize, split, surrogate_disabled
-from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_current, check_not_nan
+from ..ops.validation import (
+    GRADIENT_RULES,
+    RESETS,
+    check_choice,
+    check_current,
+    check_not_nan,
+    check_refractory,
+)
+from .state import LeakyState, checked, following, last_spike
 
 # Options of snnTorch's neurons, the only value that is supported without a loop over time, and why.
 NEEDS_THE_LOOP = (
@@ -23,6 +31,8 @@ NEEDS_THE_LOOP = (
     ("reset_delay", True, "the reset comes one step after the spike"),
     ("all_to_all", False, "spikes drive other neurons at the next step"),
 )
+REFRACTORY = ("Leaky", "Synaptic", "Lapicque")
+"""snnTorch's neurons that may spike more than once here."""
 # States that a snnTorch neuron keeps between calls, in buffers that no state_dict contains
 STATES = ("spk", "mem", "syn", "syn_exc", "syn_inh")
 # Constructor arguments that must not be NaN
@@ -30,13 +40,23 @@ _PARAMETERS = ("alpha", "beta", "V", "R", "C", "time_step", "threshold", "graded
 
 
 def check_options(
-    keep: str, gradient: str, backend: str, given: Mapping[str, Any] | None = None
+    keep: str,
+    gradient: str,
+    backend: str,
+    given: Mapping[str, Any] | None = None,
+    refractory: int | None = None,
 ) -> None:
     """Reject options that are not supported over a whole sequence.
 
     ``keep`` names the snnTorch class that supports them; ``given`` holds the constructor arguments
     by name.
     """
+    if refractory is not None and keep not in REFRACTORY:
+        raise ValueError(
+            f"refractory={refractory!r} is not supported by the single-spike form of snntorch."
+            f"{keep}, which spikes at most once: leave it out, or keep snntorch.{keep} for this "
+            "layer"
+        )
     given = given or {}
     for option, only, reason in NEEDS_THE_LOOP:
         if option in given and given[option] is not only:
@@ -46,6 +66,7 @@ def check_options(
             )
     check_choice("reset_mechanism", given.get("reset_mechanism", "none"), RESETS)
     check_choice("gradient", gradient, GRADIENT_RULES)
+    check_refractory(refractory, gradient)
     check_choice("backend", backend, ("auto", *backends.BACKENDS))
     for name in _PARAMETERS:
         if name in given:
@@ -65,22 +86,28 @@ def _signature(cls: type, original: type) -> inspect.Signature:
     if any(p.kind is p.VAR_POSITIONAL for p in positional):
         positional = list(inspect.signature(original.__init__).parameters.values())[1:]  # type: ignore[misc]
         below = constructors[: constructors.index(original.__init__)]  # type: ignore[misc]
+        keyword: dict[str, inspect.Parameter] = {}  # the default of a subclass counts
         for constructor in reversed(below):
             parameters = inspect.signature(constructor).parameters.values()
-            positional += [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+            keyword |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        positional += keyword.values()
     return own.replace(parameters=positional, return_annotation=own.empty)
 
 
 class SingleSpikeNeuron:
-    """A mixin that makes a snnTorch neuron compute a whole sequence, with at most one spike.
+    """A mixin that makes a snnTorch neuron compute a whole sequence.
+
+    A neuron spikes at most once, or more often with `refractory`.
 
     The neuron keeps the parameters and buffers that snnTorch makes, but for the states of the last
     step: attributes hold these. The constructor takes the arguments of the snnTorch class, and
-    `gradient` and `backend` by keyword.
+    `gradient`, `backend` and `refractory` by keyword.
     """
 
     gradient: str
     backend: str
+    refractory: int | None = None  # of pickles from before this option
+    state: LeakyState | None = None
     beta: Tensor
     threshold: Tensor
     graded_spikes_factor: Tensor
@@ -92,6 +119,8 @@ class SingleSpikeNeuron:
     register_buffer: Callable[..., None]
     _buffers: dict[str, Tensor | None]
     _state_buffers: tuple[str, ...] = ()
+    _continues = True
+    """Whether a call may continue the sequence of an earlier one."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -100,7 +129,12 @@ class SingleSpikeNeuron:
             cls.__signature__ = _signature(cls, original)  # type: ignore[attr-defined]
 
     def __init__(
-        self, *args: Any, gradient: str = DEFAULT_GRADIENT, backend: str = "auto", **kwargs: Any
+        self,
+        *args: Any,
+        gradient: str = DEFAULT_GRADIENT,
+        backend: str = "auto",
+        refractory: int | None = None,
+        **kwargs: Any,
     ) -> None:
         original = _snntorch_class(type(self))
         try:
@@ -110,15 +144,17 @@ class SingleSpikeNeuron:
         bound.apply_defaults()
         given = dict(bound.arguments)
         del given["self"]
-        check_options(original.__name__, gradient, backend, given)
+        check_options(original.__name__, gradient, backend, given, refractory)
         super().__init__(**self._constructor_arguments(given))
-        self._init_single_spike(gradient, backend)
+        self._init_single_spike(gradient, backend, refractory)
 
     def _constructor_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments for the constructor of the snnTorch class."""
         return given
 
-    def _init_single_spike(self, gradient: str, backend: str) -> None:
+    def _init_single_spike(
+        self, gradient: str, backend: str, refractory: int | None = None
+    ) -> None:
         """Set the attributes of this class on a neuron that snnTorch has constructed."""
         if self.surrogate_disable:
             self.spike_grad = surrogate_disabled
@@ -126,6 +162,7 @@ class SingleSpikeNeuron:
             self.spike_grad = recognize(self.spike_grad) or self.spike_grad
         self.gradient = gradient
         self.backend = backend
+        self.refractory = refractory
         self._states_to_attributes()
         self._track()
 
@@ -161,15 +198,24 @@ class SingleSpikeNeuron:
 
     def extra_repr(self) -> str:
         """The options that decide what the layer computes."""
+        spikes = "" if self.refractory is None else f"refractory={self.refractory}, "
         return (
-            f"reset_mechanism={self.reset_mechanism!r}, gradient={self.gradient!r}, "
+            f"reset_mechanism={self.reset_mechanism!r}, {spikes}gradient={self.gradient!r}, "
             f"backend={self.backend!r}"
         )
 
-    def _run(self, input_: Tensor, dtype: torch.dtype | None = None, /, **neuron: Any) -> Result:
+    def _run(
+        self,
+        input_: Tensor,
+        dtype: torch.dtype | None = None,
+        state: LeakyState | None = None,
+        /,
+        **neuron: Any,
+    ) -> Result:
         """Compute the whole sequence, and keep the states of the last step as attributes.
 
         ``dtype`` is the type of the user's input, for a neuron that has widened the input.
+        ``state`` is the state before the first step, if it comes from an earlier call.
         """
         dtype = dtype or input_.dtype
 
@@ -191,13 +237,16 @@ class SingleSpikeNeuron:
             self.gradient,
             self._reset(),
             **neuron,
+            refractory=self.refractory,
             want_mem=self.output or not self.init_hidden,
             want_final=keep_states,
             backend=self.backend,
         )
         if result.final is not None:
-            for name, state in zip(self._integrated(), result.final, strict=True):
-                setattr(self, name, state.detach().to(dtype))
+            for name, value in zip(self._integrated(), result.final, strict=True):
+                setattr(self, name, value.detach().to(dtype))
+            if self.refractory is not None and self._continues:
+                self.state = following(state, result, input_.shape[0])
         if dtype != input_.dtype:
             wide = ("spikes", "mem", "syn", "inh")
             given = {name: getattr(result, name) for name in wide}
@@ -212,12 +261,16 @@ class SingleSpikeNeuron:
         """Names of the states that the operator integrates, the membrane first."""
         return ("mem",)
 
-    def _initial(self, input_: Tensor, **given: Tensor | None) -> dict[str, Tensor | None]:
+    def _initial(
+        self, input_: Tensor, state: LeakyState | None = None, /, **given: Tensor | None
+    ) -> dict[str, Tensor | None]:
         """Initial states by name; an empty state, or a state of another batch, becomes None.
 
         Every ``forward`` calls this method first: it checks the input before the input is used.
         """
         check_current(input_)
+        if state is not None:
+            return self._continued(input_, state, given)
         if self.init_hidden and any(state is not None for state in given.values()):
             named = " or ".join(f"`{name}`" for name in given)
             raise TypeError(f"{named} should not be passed as an argument while `init_hidden=True`")
@@ -229,6 +282,23 @@ class SingleSpikeNeuron:
             return state.shape == (0,) or state is getattr(self, name)  # from reset_mem()
 
         return {n: None if left_over(n, state) else state for n, state in given.items()}
+
+    def _continued(
+        self, input_: Tensor, state: LeakyState, given: dict[str, Tensor | None]
+    ) -> dict[str, Tensor | None]:
+        """The initial states of a sequence that continues an earlier one."""
+        if self.refractory is None:
+            raise ValueError(
+                f"state= continues a sequence of a neuron with `refractory`, but this "
+                f"{type(self).__name__} spikes once per sample: pass the whole sequence, use "
+                "step() of SingleSpikeLeaky, or set refractory="
+            )
+        if any(isinstance(value, Tensor) for value in given.values()):
+            named = " and ".join(f"`{name}`" for name in given)
+            raise TypeError(f"state= contains {named}: pass either the one or the others")
+        state = checked(state, input_)
+        states: dict[str, Tensor | None] = {name: getattr(state, name) for name in given}
+        return states | {"last": last_spike(state)}
 
     def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
         known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is surrogate_disabled

@@ -122,12 +122,14 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
         self._learns_alpha = given["learn_alpha"]
         return given | {"learn_alpha": False}
 
-    def _init_single_spike(self, gradient: str, backend: str) -> None:
+    def _init_single_spike(
+        self, gradient: str, backend: str, refractory: int | None = None
+    ) -> None:
         if self.__dict__.pop("_learns_alpha", False):
             clipped = self.alpha
             del self.alpha
             self.alpha = nn.Parameter(clipped)
-        super()._init_single_spike(gradient, backend)
+        super()._init_single_spike(gradient, backend, refractory)
 
     def forward(
         self,

@@ -44,7 +44,7 @@ class _SingleSpikeConv(SingleSpikeLeaky):
         **neuron: Any,
     ) -> None:
         name = type(self).__name__
-        fixed = {"init_hidden", "output", "spike_format"} & neuron.keys()
+        fixed = {"init_hidden", "output", "spike_format", "refractory"} & neuron.keys()
         if fixed:
             names = " or ".join(f"`{option}`" for option in sorted(fixed))
             raise TypeError(

@@ -13,6 +13,7 @@ from ..backends._types import state_dtype
 from ..ops.validation import check_parameter
 from ..spikes.lazy import materialize
 from ._base import SingleSpikeNeuron
+from .state import LeakyState
 
 __all__ = ["SingleSpikeLapicque"]
 
@@ -103,11 +104,16 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
     :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
     :type backend: str, optional, keyword only
 
+    :param refractory: as in :class:`SingleSpikeLeaky`; 0 is :class:`snntorch.Lapicque` itself.
+        Defaults to None: at most one spike
+    :type refractory: int, optional, keyword only
+
     Inputs: \\input_, mem_0
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
           float64, float16 or bfloat16
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default
+        - **state** by keyword, as in :class:`SingleSpikeLeaky`
 
     Outputs: spk, mem
         - **spk**, **mem** of shape `(time, batch, *features)`, type of the input: spikes and
@@ -169,9 +175,11 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
         other = self.R if self._derived == "C" else self.C
         return self.time_step / (other * torch.log(1 / self.beta))
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+    def forward(
+        self, input_: Tensor, mem: Tensor | None = None, *, state: LeakyState | None = None
+    ) -> Any:
         input_ = materialize(input_, self._get_name())
-        states = self._initial(input_, mem=mem)
+        states = self._initial(input_, state, mem=mem)
         circuit = {"R": self.R, "C": self.C}
         for name, value in circuit.items():
             check_parameter(name, value, input_)
@@ -180,12 +188,13 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
             circuit[self._derived] = self._from_beta()
         R, C = circuit["R"], circuit["C"]
         # The factors are rounded as in snnTorch, and then multiplied into one.
-        state = state_dtype(input_.dtype)
+        wide = state_dtype(input_.dtype)
         factors = (R, 1 / (R * C), self.time_step)
-        scale = functools.reduce(torch.mul, (factor.to(state) for factor in factors))
+        scale = functools.reduce(torch.mul, (factor.to(wide) for factor in factors))
         result = self._run(
-            input_.to(state) * scale,
+            input_.to(wide) * scale,
             input_.dtype,
+            state,
             beta=1 - self.time_step / (R * C),
             clamp=False,
             **states,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import snntorch as snn
 import torch
@@ -18,23 +18,22 @@ from ..functional import (
     run_single_spike_linear,
     spikes_of_result,
 )
-from ..ops.validation import check_choice, check_parameter, check_state
+from ..ops.validation import check_choice, check_parameter
 from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
 from ..spikes.lazy import materialize
 from ._base import SingleSpikeNeuron
+from .state import LeakyState, checked
 
-__all__ = ["LeakyState", "SingleSpikeLeaky"]
+__all__ = ["FusedLeaky", "LeakyState", "SingleSpikeLeaky", "check_once"]
 
 
-class LeakyState(NamedTuple):
-    """The state that :meth:`SingleSpikeLeaky.step` takes and returns."""
-
-    mem: Tensor
-    """Membrane, `(B, *features)`; float32, or float64 for float64 input."""
-    times: Tensor
-    """Step of the first spike, `(B, *features)` int64; -1 for a neuron that has not fired yet."""
-    num_steps: int
-    """Number of time steps since the start of the sample."""
+def check_once(spike_format: str, refractory: int | None) -> None:
+    """Reject spike times of neurons that may spike more than once."""
+    if refractory is not None and spike_format == "times":
+        raise ValueError(
+            f"spike_format='times' holds one spike per neuron, but refractory={refractory} allows "
+            "more: pass spike_format='dense', or refractory=None"
+        )
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -126,6 +125,12 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
     :type backend: str, optional, keyword only
 
+    :param refractory: number of silent steps after each spike; the neuron may then spike again.
+        Every spike resets the membrane. 0 is :class:`snntorch.Leaky` itself, which
+        :class:`FusedLeaky` names. `gradient` must be `"masked"`, and `spike_format` `"dense"`.
+        Defaults to None: at most one spike
+    :type refractory: int, optional, keyword only
+
     :param spike_format: format of the returned spikes: a "dense" tensor, or
         :class:`snn_single_spike.SpikeTimes` ("times"). With "times" the current of an `nn.Linear`
         or `nn.Conv2d` from spike times is not computed, see :mod:`snn_single_spike.spikes`.
@@ -139,6 +144,10 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
           spike times
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default. The empty tensor of `reset_mem()` means zeros, too
+        - **state** :class:`LeakyState`, by keyword, in place of **mem**: continues the sequence of
+          an earlier call of a neuron with `refractory`. `self.state` holds the state after each
+          such call, detached. Replace its `mem` with the last row of the returned membrane for a
+          gradient to the earlier call
 
     Outputs: spk, mem
         - **spk** of shape `(time, batch, *features)`: the spikes, in the type of the input.
@@ -164,20 +173,28 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def __init__(self, *args: Any, spike_format: str = "dense", **kwargs: Any) -> None:
         check_choice("spike_format", spike_format, SPIKE_FORMATS)
+        check_once(spike_format, kwargs.get("refractory"))
         super().__init__(*args, **kwargs)
         self.spike_format = spike_format
 
-    def forward(self, input_: Any, mem: Tensor | None = None) -> Any:
+    def forward(
+        self, input_: Any, mem: Tensor | None = None, *, state: LeakyState | None = None
+    ) -> Any:
         times = self._returns_times(input_)
         if times:
+            check_once(self.spike_format, self.refractory)
             self._check_hooks()
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
-        if times and isinstance(input_, LazyCurrent | ConvCurrent) and zeros:
+        lazy = isinstance(input_, LazyCurrent | ConvCurrent)
+        if times and lazy and zeros and state is None:
             return self._from_spikes(input_.unfold())
+        if lazy and self.refractory is not None:
+            input_ = input_.to_dense()  # a neuron that spikes again needs the current of every step
         input_ = materialize(input_, self._get_name())
         # SpikeTimes hold the height in an attribute.
         height = {"graded_spikes_factor": 1.0} if times else {}
-        result = self._run(input_, **self._initial(input_, mem=mem), **height)
+        states = self._initial(input_, state, mem=mem)
+        result = self._run(input_, None, state, **states, **height)
         spikes: Any = result.spikes
         if times:
             spikes = spikes_of_result(result, self.graded_spikes_factor)
@@ -274,21 +291,51 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if state is None:
             mem = torch.zeros_like(input_, dtype=state_dtype(input_.dtype))
             state = LeakyState(mem, torch.full_like(input_, -1, dtype=torch.int64), 0)
-        if not isinstance(state, LeakyState):
-            raise TypeError(
-                f"state must be a LeakyState, not {type(state).__name__}: pass the state that the "
-                "last step returned, or None to start a sample"
-            )
-        check_state("mem", state.mem, sequence)
-        mem, times, now = state
+        mem, times, now, _ = checked(state, sequence)
         reset = (times >= 0) & (times == now - 1)
+        free = times < 0
+        if self.refractory == 0:  # as in snnTorch, the initial membrane may be above the threshold
+            reset, free = mem > theta, torch.ones_like(reset)
+        elif self.refractory is not None:
+            free = free | (now - times > self.refractory)
         if self.reset_mechanism == "zero":
             mem = torch.where(reset, 0.0, mem)
         mem = clip_decay(beta) * mem + input_
         if self.reset_mechanism == "subtract":
             mem = torch.where(reset, mem - theta, mem)
-        fire = (mem > theta) & (times < 0)
-        allowed = ((times < 0) | fire).to(mem.dtype)  # the detached at-most-once gate
+        fire = (mem > theta) & free
+        allowed = free.to(mem.dtype)  # the detached gate
         path = self.spike_grad(mem - theta).to(mem.dtype) * allowed
         spk = factor * (fire.to(mem.dtype) + (path - path.detach()))
         return spk.to(input_.dtype), LeakyState(mem, torch.where(fire, now, times), now + 1)
+
+
+class FusedLeaky(SingleSpikeLeaky):
+    """
+    :class:`snntorch.Leaky` over a whole sequence in one call, with every spike.
+
+    The same neuron as :class:`SingleSpikeLeaky`, whose `refractory` is 0 by default: spikes,
+    membrane and gradients are those of a loop over :class:`snntorch.Leaky`, on a CPU spikes and
+    membrane bit for bit in float32. A positive `refractory` silences a neuron for as many steps
+    after each spike.
+
+    Example::
+
+        lif = FusedLeaky(beta=0.9)                # was snn.Leaky(beta=0.9)
+        spk, mem = lif(current)                   # (time, batch, features), no loop over time
+
+        spk, mem = lif(chunk)                     # a long sequence in parts
+        spk, mem = lif(next_chunk, state=lif.state)
+
+    :param beta: membrane potential decay rate per step, and all other arguments of
+        :class:`SingleSpikeLeaky`. `gradient` must be `"masked"`, and `spike_format` `"dense"`
+    :type beta: float or torch.tensor
+
+    :param refractory: number of silent steps after each spike. Defaults to 0
+    :type refractory: int, optional, keyword only
+
+    Inputs and outputs as for :class:`SingleSpikeLeaky`.
+    """
+
+    def __init__(self, *args: Any, refractory: int | None = 0, **kwargs: Any) -> None:
+        super().__init__(*args, refractory=refractory, **kwargs)

@@ -71,7 +71,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     :type dtype: torch.dtype, optional, keyword only
 
     Other keyword arguments as in :class:`snn_single_spike.SingleSpikeLeaky`. `init_hidden`,
-    `output` and `spike_format` are not accepted.
+    `output`, `spike_format` and `refractory` are not accepted.
 
     Inputs: spikes
         - **spikes** :class:`snn_single_spike.SpikeTimes` or :class:`snn_single_spike.SpikeEvents`
@@ -83,7 +83,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     Outputs: :class:`snn_single_spike.SpikeTimes` of shape `(time, batch, out_features)`, in the
     type of the weights
 
-    :raises TypeError: `init_hidden`, `output` or `spike_format` is passed
+    :raises TypeError: `init_hidden`, `output`, `spike_format` or `refractory` is passed
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_linear`
     """
@@ -99,12 +99,12 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         dtype: torch.dtype | None = None,
         **neuron: Any,
     ) -> None:
-        fixed = {"init_hidden", "output", "spike_format"} & neuron.keys()
+        fixed = {"init_hidden", "output", "spike_format", "refractory"} & neuron.keys()
         if fixed:
             names = " or ".join(f"`{name}`" for name in sorted(fixed))
             raise TypeError(
                 f"SingleSpikeLinear does not accept {names}: it always returns spike times. For "
-                "the membrane use nn.Linear followed by SingleSpikeLeaky."
+                "the membrane, or more than one spike, use nn.Linear followed by SingleSpikeLeaky."
             )
         super().__init__(beta, init_hidden=True, spike_format="times", **neuron)
         linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
@@ -156,7 +156,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         """Whether a dense input is sparse enough to be converted to events."""
         fits = dense.dim() == 3 and dense.shape[2] == self.in_features
         fits = fits and dense.dtype == self.weight.dtype
-        return fits and choice.events_pay(dense, self.out_features, self.backend)
+        layer = choice.Layer(self.out_features, self.weight.numel())
+        return fits and choice.events_pay(dense, layer, self.backend)
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """

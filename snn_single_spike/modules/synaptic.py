@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..spikes.lazy import materialize
 from ._base import SingleSpikeNeuron
+from .state import LeakyState
 
 __all__ = ["SingleSpikeSynaptic"]
 
@@ -90,11 +91,16 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
     :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
     :type backend: str, optional, keyword only
 
+    :param refractory: as in :class:`SingleSpikeLeaky`; 0 is :class:`snntorch.Synaptic` itself.
+        Defaults to None: at most one spike
+    :type refractory: int, optional, keyword only
+
     Inputs: \\input_, syn_0, mem_0
         - **input_** of shape `(time, batch, *features)`: the whole sequence; float32,
           float64, float16 or bfloat16
         - **syn_0**, **mem_0** of shape `(batch, *features)`: synaptic current and membrane
           before the first step, zeros by default
+        - **state** by keyword, as in :class:`SingleSpikeLeaky`
 
     Outputs: spk, syn, mem
         - **spk**, **syn**, **mem** of shape `(time, batch, *features)`, type of the input:
@@ -108,10 +114,17 @@ class SingleSpikeSynaptic(SingleSpikeNeuron, snn.Synaptic):
 
     alpha: Tensor
 
-    def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        input_: Tensor,
+        syn: Tensor | None = None,
+        mem: Tensor | None = None,
+        *,
+        state: LeakyState | None = None,
+    ) -> Any:
         input_ = materialize(input_, self._get_name())
-        states = self._initial(input_, syn=syn, mem=mem)
-        result = self._run(input_, alpha=self.alpha, **states)
+        states = self._initial(input_, state, syn=syn, mem=mem)
+        result = self._run(input_, None, state, alpha=self.alpha, **states)
         return result.spikes if result.mem is None else (result.spikes, result.syn, result.mem)
 
     def _integrated(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The current of a linear layer as a tensor, from events and not from dense spikes.
 
 Every event adds its column of weights to the current of its step. No dense spikes (T, B, N) exist,
-forward or backward. All operations are those of torch, so second derivatives pass through them.
+forward or backward, and no copies of the columns. All operations are those of torch, so second
+derivatives pass through them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..backends._events import Events
 from .factored_gradient import FactoredGradient, rows_of
@@ -34,12 +36,12 @@ class EventCurrent(torch.autograd.Function):
     ) -> Tensor:
         found = Events(*events)  # type: ignore[arg-type]
         batch = len(found.offsets) - 1
-        current = weight.new_zeros(num_steps, batch, len(weight))
+        rows = found.times.long() * batch + found.samples()
+        current = _sum_rows(
+            weight.t(), found.units.long(), rows, num_steps * batch, found.values
+        ).view(num_steps, batch, len(weight))
         if bias is not None:
             current += bias
-        rows = found.times.long() * batch + found.samples()
-        columns = _times_heights(weight.t()[found.units.long()], found.values)
-        current.view(-1, len(weight)).index_add_(0, rows, columns)
         ctx.save_for_backward(weight, rows, found.units, found.values)
         ctx.has_bias = bias is not None
         return current
@@ -55,12 +57,24 @@ class EventCurrent(torch.autograd.Function):
             num_steps, batch, _ = grad.shape
             to_input = FactoredGradient(num_steps, batch, rows_of(grad, weight), None)
         if need_weight:
-            at_events = _times_heights(grad.reshape(-1, len(weight))[rows], values)
-            columns = torch.zeros_like(weight.t()).index_add(0, units.long(), at_events)
+            at_steps = grad.reshape(-1, len(weight))
+            columns = _sum_rows(at_steps, rows, units.long(), weight.shape[1], values)
             to_weight = columns.t()
         to_bias = grad.sum((0, 1)) if ctx.has_bias else None
         return None, to_input, to_weight, to_bias, *(None,) * 4
 
 
-def _times_heights(rows: Tensor, values: Tensor | None) -> Tensor:
-    return rows if values is None else rows * values.to(rows.dtype)[:, None]
+def _sum_rows(
+    table: Tensor, rows: Tensor, groups: Tensor, num_groups: int, heights: Tensor | None
+) -> Tensor:
+    """(num_groups, O): the sum of ``table[rows]``, times their heights, in each group."""
+    order = groups.argsort(stable=True)
+    counts = torch.bincount(groups, minlength=num_groups)
+    weights = None if heights is None else heights.to(table.dtype)[order]
+    return F.embedding_bag(
+        rows[order],
+        table.contiguous(),
+        counts.cumsum(0) - counts,
+        mode="sum",
+        per_sample_weights=weights,
+    )

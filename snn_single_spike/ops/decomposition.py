@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends._types import ForwardOutputs, Neuron, state_dtype
+from ..backends._types import FREE, RESET_NOW, SPIKED, ForwardOutputs, Neuron, state_dtype
 from . import readout  # noqa: F401 - registers the operator
 from ._library import decompose, take
 from .neuron import Wanted
@@ -50,9 +50,13 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     i = zeros if neuron.inh_0 is None else neuron.inh_0
     never = torch.zeros_like(zeros, dtype=torch.bool)
     fired, done = never, never  # one step before, and at any step before
+    last, silent = torch.full_like(zeros, -1, dtype=torch.int64), neuron.refractory
+    if silent is not None:
+        last = torch.full_like(last, -silent - 2) if neuron.last_0 is None else neuron.last_0
+        fired = last == -1
     spikes: list[Tensor] = []
-    rows: dict[str, list[Tensor]] = {"mem": [], "syn": [], "inh": [], "before": []}
-    for x in _steps(current):
+    rows: dict[str, list[Tensor]] = {"mem": [], "syn": [], "inh": [], "before": [], "phase": []}
+    for t, x in enumerate(_steps(current)):
         before, held = v, i
         if alpha is not None:
             s = alpha * s + x
@@ -74,13 +78,15 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             v = torch.where(fired, 0.0, v)
             if gain is not None:
                 s, i = torch.where(fired, 0.0, s), torch.where(fired, 0.0, i)
-        fired = (v > theta) & ~done
-        done = done | fired
+        free = ~done if silent is None else t - last > silent
+        phase = FREE * free + RESET_NOW * fired
+        fired = (v > theta) & free
+        done, last = done | fired, torch.where(fired, t, last)
+        rows["phase"].append((phase + SPIKED * fired).to(torch.uint8))
         for name, value in (("mem", v), ("syn", s), ("inh", i), ("before", before)):
             rows[name].append(value)
         spikes.append(fired)
     spiked = torch.stack(spikes)
-    times = torch.where(done, spiked.to(torch.int64).argmax(0), -1)
     empty = current.new_empty(0)
 
     def whole(name: str, is_wanted: bool) -> Tensor:
@@ -98,7 +104,8 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         inh=whole("inh", wanted.syn and gain is not None),
         crossing=crossing,
         final=final.to(current.dtype) if wanted.final else empty,
-        times=times,
+        times=last,
+        phase=torch.stack(rows["phase"]) if wanted.phase else empty.to(torch.uint8),
     )
     return out  # type: ignore[return-value]
 

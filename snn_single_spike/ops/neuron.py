@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import backends
 from ..backends._surrogate import Surrogate
 from ..backends._types import (
+    OPTIONS,
     PARAMETERS,
     SCANNED,
     TENSORS,
@@ -23,6 +24,7 @@ from ..backends._types import (
     Neuron,
     OutputGradients,
     Saved,
+    needs_phase,
     schema,
     state_dtype,
 )
@@ -46,6 +48,8 @@ class Wanted(NamedTuple):
     """All synaptic currents that the neuron has."""
     crossing: bool = False
     final: bool = False
+    phase: bool = False
+    """Only for a neuron with ``refractory``."""
 
 
 class Settings(NamedTuple):
@@ -53,6 +57,7 @@ class Settings(NamedTuple):
 
     clamp: bool
     reset: str
+    refractory: int | None
     rule: str
     surrogate: Surrogate | None
     spikes_move_times: bool
@@ -80,6 +85,7 @@ def _neuron_forward(new: New, current: Tensor, *rest: Any) -> tuple[Tensor, ...]
         crossing=new(wanted.crossing, (2, neurons), state_dtype(dtype), device),
         final=new(wanted.final, (states, neurons), dtype, device),
         times=new(True, (neurons,), torch.int64, device),
+        phase=new(wanted.phase, whole, torch.uint8, device),
     )
     if new is not allocate_fake and neurons:
         backends.load(backend, "neuron").neuron_forward(current, neuron, given_of(out))
@@ -173,9 +179,10 @@ def sum_to_parameter(gradient: Tensor, like: Tensor) -> Tensor:
 class SingleSpike(torch.autograd.Function):
     """Spikes, states and spike times of a layer, differentiable in every input.
 
-    ``tensors`` are :data:`INPUTS`. Returns (spikes, mem, syn, inh, times, final, crossing); an
-    output that is neither requested nor saved is empty. ``times`` (M,) are int64 steps, or
-    interpolated and differentiable under "spike_time".
+    ``tensors`` are :data:`INPUTS`. Returns (spikes, mem, syn, inh, times, final, crossing, phase);
+    an output that is neither requested nor saved is empty. ``times`` (M,) are int64 steps, or
+    interpolated and differentiable under "spike_time". The height of a spike has a gradient only
+    for at most one spike.
 
     A saved tensor is an input or an output, so that second derivatives pass through it.
     """
@@ -185,7 +192,8 @@ class SingleSpike(torch.autograd.Function):
         inputs = dict(zip(INPUTS, tensors, strict=True))
         current = inputs.pop("current")
         assert current is not None
-        neuron = Neuron(**inputs, clamp=settings.clamp, reset=settings.reset)  # type: ignore[arg-type]
+        options = {name: getattr(settings, name) for name in OPTIONS}
+        neuron = Neuron(**inputs, **options)  # type: ignore[arg-type]
         wanted, surrogate = settings.wanted, settings.surrogate
         exact = settings.rule == "spike_time"
         needs = {
@@ -193,18 +201,24 @@ class SingleSpike(torch.autograd.Function):
             for name, need in zip(INPUTS, ctx.needs_input_grad[1:], strict=True)
         }
         need_factor = needs.pop("graded_spikes_factor")
+        del needs["last_0"]
         # The height of a spike enters a state only through feedback.
         scans = any(needs.values()) or (need_factor and neuron.feedback is not None)
         through_spikes = surrogate is not None and not exact
         through_spikes = through_spikes and (wanted.spikes or neuron.feedback is not None)
         # The surrogate and the gradient of beta read the membrane. The gradients of the gain and of
-        # the decays of synaptic currents read these currents.
-        need_saved = scans and (through_spikes or (needs["beta"] and neuron.gain is None))
+        # the decays of synaptic currents read these currents. With a refractory period the membrane
+        # also says where a reset cuts the gradient.
+        need_saved = through_spikes or (needs["beta"] and neuron.gain is None)
+        need_saved = scans and (need_saved or neuron.refractory is not None)
         save_syn = needs["alpha"] or needs["gain"] or (neuron.gain is not None and needs["beta"])
         returned = wanted.spikes or wanted.mem
         save_mem = need_saved and (save_syn or (not settings.recompute and returned))
         computed = wanted._replace(
-            mem=wanted.mem or save_mem, syn=wanted.syn or save_syn, crossing=exact
+            mem=wanted.mem or save_mem,
+            syn=wanted.syn or save_syn,
+            crossing=exact,
+            phase=wanted.phase or (scans and needs_phase(neuron, current.dtype)),
         )
         out: Any = ForwardOutputs(
             *torch.ops.snn_single_spike.neuron_forward(
@@ -218,12 +232,13 @@ class SingleSpike(torch.autograd.Function):
             times = copy(times)  # the caller may overwrite -1 in place
         ctx.set_materialize_grads(False)
         carries = need_factor or (settings.spikes_move_times if exact else surrogate is not None)
-        constant = [out.final] if exact else [out.final, times]
+        constant = [out.final, out.phase] if exact else [out.final, out.phase, times]
         ctx.mark_non_differentiable(*constant, *([] if carries else [out.spikes]))
         ctx.save_for_backward(
             (out.mem if save_mem else current) if need_saved else None,
             out.syn if save_syn else None,
             out.inh if save_syn and neuron.gain is not None else None,
+            out.phase if scans and computed.phase else None,
             out.times,
             out.crossing if exact else None,
             *neuron.tensors().values(),
@@ -239,6 +254,7 @@ class SingleSpike(torch.autograd.Function):
         has_crossing = exact and not traced
         ctx.has_gradient = (
             *(wanted.spikes and carries, has_mem, has_syn, has_inh, exact, False, has_crossing),
+            False,
         )
         empty = functools.partial(out.spikes.new_empty, 0)
         return (
@@ -249,20 +265,23 @@ class SingleSpike(torch.autograd.Function):
             times,
             out.final,
             out.crossing if has_crossing else empty(),
+            out.phase,
         )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         settings: Settings = ctx.settings
         # A compiled graph passes zeros for outputs that do not exist.
-        grad_spikes, grad_mem, grad_syn, grad_inh, grad_times, _, grad_crossing = (
+        grad_spikes, grad_mem, grad_syn, grad_inh, grad_times, _, grad_crossing, _ = (
             grad if has else None for grad, has in zip(grads, ctx.has_gradient, strict=True)
         )
-        saved, syn, inh, times, crossing, *tensors = ctx.saved_tensors
-        neuron = take(Neuron, iter((*tensors, settings.clamp, settings.reset)))
+        saved, syn, inh, phase, times, crossing, *tensors = ctx.saved_tensors
+        options = (getattr(settings, name) for name in OPTIONS)
+        neuron = take(Neuron, iter((*tensors, *options)))
         factor, feedback = neuron.graded_spikes_factor, neuron.feedback
         needs = dict(zip(INPUTS, ctx.needs_input_grad[1:], strict=True))
         need_factor = needs.pop("graded_spikes_factor")
+        del needs["last_0"]
         neurons = len(times)
         grad_heights = grad_spikes if need_factor else None
         grad_at = grad_before = direct_threshold = None
@@ -282,7 +301,7 @@ class SingleSpike(torch.autograd.Function):
             grad_spikes = None
         needs["feedback"] = feedback is not None and (needs["feedback"] or need_factor)
         gradients = OutputGradients(grad_spikes, grad_mem, grad_syn, grad_inh, grad_at, grad_before)
-        states = Saved(saved, ctx.recompute, syn, inh)
+        states = Saved(saved, ctx.recompute, syn, inh, phase)
         into: dict[str, Tensor] = {}
         if is_recorded():
             into = _recorded_backward(
@@ -344,8 +363,9 @@ def _recorded_backward(
         mem = SingleSpike.apply(only_mem, mem, *neuron.tensors().values())[1]
     how = (ctx.rule, settings.surrogate)
     wanted = [name for name, need in needs.items() if need]
+    states = saved._replace(saved=mem, recompute=False)
     into, after = differentiable.neuron_backward(
-        ctx.num_steps, mem, saved.syn, saved.inh, neuron, times, grads, *how, wanted
+        ctx.num_steps, states, neuron, times, grads, *how, wanted
     )
     into = {name: into[name] for name in wanted}
     if "current" in into:

@@ -95,7 +95,7 @@ class LeakyReadout(torch.autograd.Function):
             if is_recorded():
                 refuse_batched("leaky_readout with create_graph=True", "", grad)
                 into, _ = differentiable.neuron_backward(
-                    ctx.num_steps, None, None, None, neuron, step, grads, "none", None, needs
+                    ctx.num_steps, Saved(), neuron, step, grads, "none", None, needs
                 )
                 into = {"current": into["current"].to(ctx.dtype), "mem_0": into["mem_0"]}
             else:

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from ..backends._compiling import is_traced
-from ..backends._types import GRADIENT_RULES, REDUCTIONS, RESETS, Convolution, state_dtype
+from ..backends._types import (
+    GRADIENT_RULES,
+    REDUCTIONS,
+    REFRACTORY_RULES,
+    RESETS,
+    Convolution,
+    state_dtype,
+)
 
 __all__ = ["GRADIENT_RULES", "REDUCTIONS", "RESETS"]
 
 UNPACK = "unpack the result of a neuron, spk, mem = lif(x), and pass spk"
+_MOST = 1 << 30  # a refractory period that int32 steps can hold, longer than any sequence
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -45,6 +53,24 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
             f"{name} is a tensor" if isinstance(value, Tensor) else f"{name}={value!r} is not known"
         )
         raise ValueError(f"{found}: use one of {', '.join(map(repr, choices))}")
+
+
+def check_refractory(refractory: object, gradient: str) -> int | None:
+    """A number of silent steps after each spike, or None for at most one spike."""
+    if refractory is None:
+        return None
+    if isinstance(refractory, bool) or not isinstance(refractory, int) or refractory < 0:
+        raise ValueError(
+            f"refractory={refractory!r} must be an integer, 0 or more: the number of silent steps "
+            "after each spike. Pass None for at most one spike"
+        )
+    if gradient not in REFRACTORY_RULES:
+        raise ValueError(
+            f"gradient={gradient!r} is defined for neurons that spike at most once, but "
+            f"refractory={refractory} allows more spikes: pass gradient='masked', which is "
+            "backpropagation through time, or refractory=None"
+        )
+    return min(refractory, _MOST)
 
 
 def check_current(current: object, name: str = "current") -> Tensor:

@@ -1,4 +1,4 @@
-"""Measured rules: whether a linear layer is faster from spike times than from dense spikes.
+"""Measured rules: whether a layer is faster from spike times than from dense spikes.
 
 The rules hold for the compiled CPU loops, forward and backward, with one thread and with two;
 docs/performance.md has the measurement. They say no where nothing was measured.
@@ -6,7 +6,7 @@ docs/performance.md has the measurement. They say no where nothing was measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,11 @@ LEAST_CURRENTS = 100_000
 """Elements (T * B * outputs) of a current: below, handling spike times takes the time saved."""
 LEAST_PRODUCTS = 20_000_000
 """Multiplications (T * B * inputs * outputs) of a linear layer on dense spikes."""
+LEAST_CONV_PRODUCTS = 64_000_000
+"""Multiplications of a convolution on dense spikes."""
+_CONV_STEPS = 64
+_CONV_SHARE = 0.01
 _ENTRIES = 60
-_MOST_ROWS = 1 << 22
 _WIDE = 120
 _SHARE = 0.1
 _SAMPLED = 1 << 15
@@ -35,38 +38,53 @@ def is_measured(backend: str, like: Tensor) -> bool:
     return like.dtype in _STATES and backends.select(backend, "cpu") == "numba"
 
 
-def spike_times_pay(shape: Sequence[int], outputs: int) -> bool:
-    """Whether spike times pay for a linear layer behind neurons (T, B, *features)."""
-    num_steps, batch, *features = shape
+class Layer(NamedTuple):
+    """The size of a linear layer or a convolution."""
+
+    outputs: int
+    products: int
+    """Multiplications for one step of one sample."""
+    convolution: bool = False
+
+
+def spike_times_pay(num_steps: int, batch: int, layer: Layer) -> bool:
+    """Whether spike times pay for a layer behind neurons, over all steps of a batch."""
+    rows = num_steps * batch
+    if layer.convolution:
+        return rows * layer.products >= LEAST_CONV_PRODUCTS
     if torch.is_grad_enabled():
-        return outputs >= LEAST_OUTPUTS and num_steps * batch * outputs >= LEAST_CURRENTS
-    return num_steps * batch * torch.Size(features).numel() * outputs >= LEAST_PRODUCTS
+        return layer.outputs >= LEAST_OUTPUTS and rows * layer.outputs >= LEAST_CURRENTS
+    return rows * layer.products >= LEAST_PRODUCTS
 
 
-def events_pay(dense: Tensor, outputs: int, backend: str = "auto") -> bool:
-    """Whether a dense input is worth its conversion to events for a linear layer.
+def events_pay(dense: Tensor, layer: Layer, backend: str = "auto") -> bool:
+    """Whether a dense input (T, B, *features) is worth its conversion to events for a layer.
 
-    At most a tenth of the entries may be spikes, and fewer for a layer of less than 120 outputs,
-    in proportion. The share is that of a sample of the entries.
+    At most a tenth of the entries may be spikes, and fewer for a linear layer of less than 120
+    outputs, in proportion. For a convolution it is one in a hundred. The share is that of a sample
+    of the entries.
     """
     if not is_measured(backend, dense) or (dense.requires_grad and torch.is_grad_enabled()):
         return False
-    few = not dense.numel() or dense.numel() * outputs < LEAST_PRODUCTS
-    if few or dense.layout is not torch.strided:
+    if dense.layout is not torch.strided or not dense.numel():
+        return False
+    num_steps, batch, *_ = dense.shape
+    least = LEAST_CONV_PRODUCTS if layer.convolution else LEAST_PRODUCTS
+    if num_steps * batch * layer.products < least:
+        return False
+    share = _CONV_SHARE if layer.convolution else min(layer.outputs, _WIDE) / _WIDE * _SHARE
+    if layer.convolution and num_steps < _CONV_STEPS:
         return False
     flat = dense.detach().reshape(-1)
     sample = flat[:: max(1, flat.numel() // _SAMPLED) | 1]  # an odd step meets all columns
-    share = min(outputs, _WIDE) / _WIDE * _SHARE
     return int(sample.count_nonzero()) <= share * sample.numel()
 
 
 def current_pays(spikes: Spikes, weight: Tensor) -> bool:
     """Whether the current (T, B, O) of a linear layer, as a tensor, is faster from events.
 
-    One event takes as long as about 60 entries of dense spikes. Its column of weights is kept for a
-    moment, so large ones take more.
+    One event takes at most as long as 60 entries of dense spikes.
     """
     if is_traced() or weight.dtype not in _STATES:
         return False
-    events = len(spikes.events().times)
-    return events * _ENTRIES <= spikes.numel() and events * len(weight) <= _MOST_ROWS
+    return len(spikes.events().times) * _ENTRIES <= spikes.numel()

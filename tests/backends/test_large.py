@@ -47,12 +47,12 @@ def test_kernel_offsets(backend, rows):
         one,
         one,
         one,
-        *(None,) * 6,
+        *(None,) * 7,
         spikes,
         mem,
         *(None, None),
         times,
-        *(None, None),
+        *(None,) * 4,
         *sizes,
         **options,
     )
@@ -61,8 +61,8 @@ def test_kernel_offsets(backend, rows):
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]
     # The gradient overwrites the current. The gradient to the spikes is the spikes tensor.
     neuron_backward_kernel[(1,)](
-        mem, None, None, None, one, one, one, *(None,) * 6, times, spikes, *(None,) * 5,
-        current, *(None,) * 8, *sizes, LANES, 0, 0, 0, *(0.0,) * 4,
+        mem, *(None,) * 4, one, one, one, *(None,) * 7, times, spikes, *(None,) * 5,
+        current, *(None,) * 9, *sizes, LANES, 0, 0, 0, *(0.0,) * 4,
         RULE="masked", SURROGATE="straight_through_estimator", **options,
     )  # fmt: skip
     assert current[:, 0].tolist() == [1.0, 1.0, 0.0]
@@ -87,8 +87,11 @@ def test_numba_offsets(backend):
     none2 = np.empty((0, 0), np.float32)
     times = np.zeros(used, np.int64)
     absent = dict.fromkeys(("alpha", "gain", "feedback", "mem_0", "syn_0", "inh_0"), none1)
-    neuron = Neuron(one, one, one, **absent, clamp=True, reset=RESETS["none"])
-    out = ForwardOutputs(spikes, mem, *(none2,) * 4, times=times)
+    absent["last_0"] = np.empty(0, np.int64)
+    options = {"clamp": True, "reset": RESETS["none"], "refractory": None}
+    neuron = Neuron(one, one, one, **absent, **options)
+    phase = np.empty((0, 0), np.uint8)
+    out = ForwardOutputs(spikes, mem, *(none2,) * 4, times=times, phase=phase)
     given = current, tuple(neuron), tuple(out)
     neuron_forward_vectors(0, VECTOR, *given)
     neuron_forward_loop(VECTOR, used, *given)

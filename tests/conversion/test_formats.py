@@ -73,9 +73,10 @@ def chain(*sizes):
 @pytest.fixture
 def always(monkeypatch):
     """Choose spike times and events wherever they are possible."""
-    for name in ("LEAST_OUTPUTS", "LEAST_CURRENTS", "LEAST_PRODUCTS"):
+    for name in ("LEAST_OUTPUTS", "LEAST_CURRENTS", "LEAST_PRODUCTS", "LEAST_CONV_PRODUCTS"):
         monkeypatch.setattr(choice, name, 0)
-    monkeypatch.setattr(choice, "_SHARE", 1000.0)
+    for name, value in (("_SHARE", 1000.0), ("_CONV_SHARE", 1000.0), ("_CONV_STEPS", 0)):
+        monkeypatch.setattr(choice, name, value)
 
 
 MODELS = {
@@ -110,27 +111,45 @@ def test_the_second_call_gives_what_dense_spikes_give(name, training, always):
 def formats_of(model, *inputs, **options):
     fast = convert(model, **options)
     fast(*inputs)
-    return fast._single_spike.formats[fast.training]
+    found = fast._single_spike.formats[fast.training]
+    outputs = {path: [layer.outputs for layer in layers] for path, layers in found.layers.items()}
+    return outputs, found
 
 
-def test_neurons_whose_spikes_reach_linear_layers_only_are_found():
+def test_neurons_whose_spikes_reach_layers_only_are_found():
     x = torch.rand(5, 2, 20)
-    found = formats_of(chain(20, 30, 25, 10), x)
-    assert found.linear == {"": [30], "1": [25], "3": [10]}
+    outputs, found = formats_of(chain(20, 30, 25, 10), x)
+    assert outputs == {"": [30], "1": [25], "3": [10]}
     assert found.membranes == {"5"}  # returned
     assert found.before_membranes == {"3"}
-    assert formats_of(chain(20, 30, 25, 10), x[0], num_steps=5).linear == {"1": [25], "3": [10]}
-    found = formats_of(Loop(), x)
-    assert found.linear == {"": [30], "lif1": [25], "lif2": [10]}
+    static, _ = formats_of(chain(20, 30, 25, 10), x[0], num_steps=5)
+    assert static == {"1": [25], "3": [10]}
+    outputs, found = formats_of(Loop(), x)
+    assert outputs == {"": [30], "lif1": [25], "lif2": [10]}
     assert found.before_membranes == {"lif2"}
-    assert formats_of(Loop(records=True), x).before_membranes == {"lif1", "lif2"}
-    assert formats_of(Skip(), x).linear == {"": [30]}
+    assert formats_of(Loop(records=True), x)[1].before_membranes == {"lif1", "lif2"}
+    assert formats_of(Skip(), x)[0] == {"": [30]}
     dropped = nn.Sequential(nn.Linear(20, 30), leaky(), nn.Dropout(0.5), nn.Linear(30, 9), leaky())
-    assert formats_of(dropped, x).linear == {"": [30]}
-    assert formats_of(dropped.eval(), x).linear == {"": [30], "1": [9]}
+    assert formats_of(dropped, x)[0] == {"": [30]}
+    assert formats_of(dropped.eval(), x)[0] == {"": [30], "1": [9]}
     custom = chain(20, 30, 25)
     custom[3].spike_grad = lambda x: torch.sigmoid(3 * x)
-    assert formats_of(custom, x).linear == {"": [30]}
+    assert formats_of(custom, x)[0] == {"": [30]}
+
+
+def test_convolutions_and_max_pooling_between_neurons_are_found():
+    x = torch.rand(5, 2, 1, 16, 16)
+
+    def model(between, units):
+        layers = [nn.Conv2d(1, 4, 3, padding=1), leaky(), nn.Conv2d(4, 8, 3, groups=2), between]
+        return nn.Sequential(*layers, leaky(), nn.Flatten(), nn.Linear(units, 5), leaky())
+
+    side_by_side, found = formats_of(model(nn.MaxPool2d(2), 392), x)
+    assert side_by_side == {"": [4], "1": [8], "4": [5]}
+    (convolution,) = found.layers["1"]
+    assert convolution == choice.Layer(8, 8 * 14 * 14 * 2 * 9, convolution=True)
+    assert formats_of(model(nn.MaxPool2d(3, stride=2), 288), x)[0] == {"": [4], "4": [5]}
+    assert formats_of(model(nn.BatchNorm2d(8), 1568).eval(), x)[0] == {"": [4], "4": [5]}
 
 
 def inputs_of_linear(fast, x):

@@ -39,7 +39,8 @@ def test_every_recipe_can_be_run(name):
 
 def test_spike_times_are_the_default_where_they_are_supported():
     assert make({"dataset": "digits"}).spike_format == "times"
-    for flags in ({"neuron": "multi-spike"}, {"precision": "bfloat16"}):
+    assert make({"dataset": "digits", "neuron": "multi-spike"}).spike_format == "times"
+    for flags in ({"neuron": "multi-spike-loop"}, {"precision": "bfloat16"}):
         assert make({"dataset": "digits", **flags}).spike_format == "dense"
 
 
@@ -131,7 +132,7 @@ def test_every_setting_has_a_flag():
         ),
         (
             {"neuron": "multi-spike", "gradient": "pre_spike"},
-            "--gradient pre_spike: multi-spike is a loop over time.*use --neuron single-spike",
+            "--gradient pre_spike: this rule is defined.*--neuron multi-spike is not.*use --neuron",
         ),
         (
             {"neuron": "single-spike-loop", "spike_format": "times"},

@@ -44,9 +44,10 @@ def test_weights_start_as_in_the_papers():
 
 @pytest.mark.parametrize("readout", ["sum", "max", "last"])
 @pytest.mark.parametrize("layers", ["30", "30-20", "4C3-P2-20"])
-def test_single_spikes_are_those_of_the_loop_and_so_are_gradients(codes, layers, readout):
+@pytest.mark.parametrize("kind", ["single-spike", "multi-spike"])
+def test_spikes_are_those_of_the_loop_and_so_are_gradients(codes, kind, layers, readout):
     results = []
-    for neuron in ("single-spike", "single-spike-loop"):
+    for neuron in (kind, f"{kind}-loop"):
         net = network(neuron=neuron, layers=layers, readout=readout, precision="float64").double()
         scores, hidden = net(codes.double())
         nn.functional.cross_entropy(scores, torch.arange(6)).backward()
@@ -71,7 +72,7 @@ def test_multi_spike_neurons_fire_first_where_single_spikes_are(codes):
 
 def test_networks_of_one_seed_share_their_weights():
     first = network().state_dict()
-    for neuron in ("multi-spike", "single-spike-loop"):
+    for neuron in ("multi-spike", "multi-spike-loop", "single-spike-loop"):
         other = network(neuron=neuron)
         assert all(torch.equal(first[key], other.state_dict()[key]) for key in first)
         other.load_state_dict(first, strict=False)

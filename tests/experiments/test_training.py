@@ -277,6 +277,7 @@ def test_the_learning_rate_falls_after_its_milestones(tmp_path):
         {"neuron": "multi-spike", "precision": "bfloat16"},
         {"neuron": "multi-spike", "precision": "float64"},
         {"layers": "4C3-P2-20", "neuron": "multi-spike"},
+        {"neuron": "multi-spike-loop"},
         {"layers": "4C3-P2-20"},
         {"dataset": "yinyang", "layers": "20"},
     ],

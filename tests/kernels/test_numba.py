@@ -145,12 +145,15 @@ def test_nothing_is_read_after_the_last_spike_of_a_vector():
     assert (first_spike_time(current, 0.9, backend="numba") == 1).all()
 
 
-def test_no_fused_multiply_adds_decide_a_spike():
+@pytest.mark.parametrize("refractory", [None, 0])
+def test_no_fused_multiply_adds_decide_a_spike(refractory):
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     rows, none2 = np.zeros((5, simd.LANES), np.float32), np.empty((0, 0), np.float32)
     absent = dict.fromkeys(("alpha", "gain", "feedback", "mem_0", "syn_0", "inh_0"), none1)
-    neuron = Neuron(one, one, one, **absent, clamp=True, reset=ZERO_BEFORE)
-    out = ForwardOutputs(rows.copy(), *(none2,) * 5, times=np.zeros(simd.LANES, np.int64))
+    absent["last_0"] = np.empty(0, np.int64)
+    neuron = Neuron(one, one, one, **absent, clamp=True, reset=ZERO_BEFORE, refractory=refractory)
+    times, phase = np.zeros(simd.LANES, np.int64), np.empty((0, 0), np.uint8)
+    out = ForwardOutputs(rows.copy(), *(none2,) * 5, times=times, phase=phase)
     # Compile without numba's cache, because code from the cache has no readable assembly.
     forward = numba.njit(error_model="numpy")(neuron_forward_vectors._vectors.py_func)
     forward(0, simd.LANES, rows, neuron, out)

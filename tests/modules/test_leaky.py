@@ -11,7 +11,7 @@ import torch
 from snntorch import surrogate, utils
 from snntorch._neurons.neurons import SpikingNeuron
 
-from snn_single_spike import SingleSpikeLeaky
+from snn_single_spike import FusedLeaky, SingleSpikeLeaky
 from snn_single_spike.functional import first_spike_time
 from snn_single_spike.ops.surrogate import Surrogate, recognize
 
@@ -33,14 +33,16 @@ def network(neuron, **options):
     return torch.nn.Sequential(torch.nn.Linear(5, 6), neuron(0.9, **options))
 
 
-def test_constructor_is_that_of_snntorch_and_three_keywords():
-    ours = inspect.signature(SingleSpikeLeaky).parameters
+@pytest.mark.parametrize(("cls", "refractory"), [(SingleSpikeLeaky, None), (FusedLeaky, 0)])
+def test_constructor_is_that_of_snntorch_and_four_keywords(cls, refractory):
+    ours = inspect.signature(cls).parameters
     theirs = inspect.signature(snn.Leaky).parameters
     shared = list(ours)[: len(theirs)]
     assert shared == list(theirs)
     assert [ours[name].default for name in shared] == [p.default for p in theirs.values()]
     extra = [ours[name] for name in list(ours)[len(theirs) :]]
-    assert [p.name for p in extra] == ["gradient", "backend", "spike_format"]
+    assert [p.name for p in extra] == ["gradient", "backend", "refractory", "spike_format"]
+    assert ours["refractory"].default == refractory
     assert all(p.kind is p.KEYWORD_ONLY for p in extra)
 
 

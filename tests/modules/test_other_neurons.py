@@ -29,7 +29,7 @@ def test_constructor_is_that_of_snntorch(kind):
     theirs, ours = (inspect.signature(cls).parameters for cls in (kind.theirs, kind.ours))
     extra = dict(list(ours.items())[len(theirs) :])
     assert [(name, p.default) for name, p in extra.items()] == [
-        *(("gradient", "masked"), ("backend", "auto"))
+        *(("gradient", "masked"), ("backend", "auto"), ("refractory", None))
     ]
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in extra.values())
     for (name, mine), right in zip(ours.items(), theirs.values(), strict=False):

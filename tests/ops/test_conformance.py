@@ -5,8 +5,10 @@ surrogate and tensor of a neuron.
 """
 
 import functools
+from dataclasses import replace
 
 import pytest
+import torch
 
 from snn_single_spike import backends
 from snn_single_spike.backends._surrogate import SURROGATES
@@ -41,6 +43,24 @@ def test_dense_neurons(neuron, rule, reset, surrogate, backend):
     assert_same(actual, expected)
 
 
+@pytest.mark.parametrize(
+    ("neuron", "reset", "refractory"),
+    [
+        (neuron, reset, (0, 1, 5)[(i + j) % 3])
+        for i, neuron in enumerate(("Leaky", "Synaptic", "Lapicque"))
+        for j, reset in enumerate(RESETS)
+    ],
+)
+def test_neurons_with_a_refractory_period(neuron, reset, refractory, backend):
+    """Every spike, with membranes that begin above the threshold."""
+    kind, case = NEURONS[neuron], dense_case(neuron, "masked", reset)
+    mem = case.states["mem"] + 2.0 * (torch.arange(3) == 1)
+    case = replace(case, states=case.states | {"mem": mem}, refractory=refractory)
+    expected = run_reference(kind, case, smooth("atan"))
+    assert refractory == 5 or (expected["spk"] != 0).sum(0).max() > 2
+    assert_same(run_ours(kind, case, backend, fused("atan")), expected)
+
+
 def test_the_dense_neurons_give_every_declared_tensor_and_reset(monkeypatch):
     module = backends.load("torch", "neuron")
     real, tensors, resets = module.neuron_forward, set(), set()
@@ -54,6 +74,8 @@ def test_the_dense_neurons_give_every_declared_tensor_and_reset(monkeypatch):
     for neuron, kind in NEURONS.items():
         for reset in RESETS:
             run_ours(kind, dense_case(neuron, "masked", reset), "torch")
+    again = replace(dense_case("Leaky", "masked", "none"), refractory=0)
+    run_ours(NEURONS["Leaky"], again, "torch")
     assert tensors == set(TENSORS)
     assert resets == set(KERNEL_RESETS)
 

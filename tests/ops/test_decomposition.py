@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky, convert
-from snn_single_spike.backends._types import KERNEL_RESETS, REDUCTIONS, Neuron, ReadoutOutputs
+from snn_single_spike.backends._types import (
+    KERNEL_RESETS,
+    REDUCTIONS,
+    ForwardOutputs,
+    Neuron,
+    ReadoutOutputs,
+)
 from snn_single_spike.ops import decomposition
 from snn_single_spike.ops.neuron import Wanted
 
@@ -44,8 +50,22 @@ def test_neurons(kind, reset, clamp, dtype):
     for wanted in (Wanted(True, True, True, True, True), Wanted(False, False)):
         expected = operators.neuron_forward(current, *neuron, *wanted, "torch")
         assert_same(decomposition.neuron_forward(current, *neuron, *wanted, "torch"), expected)
-    times = expected[-1]
+    times = ForwardOutputs(*expected).times
     assert {True, False} <= set((times >= 0).tolist())
+
+
+@pytest.mark.parametrize("reset", KERNEL_RESETS)
+@pytest.mark.parametrize("refractory", [0, 2])
+def test_neurons_with_a_refractory_period(refractory, reset):
+    given = {"alpha": torch.full((1,), 0.5), "mem_0": 2 * torch.rand(15)}
+    given["last_0"] = torch.randint(-2 - refractory, 0, (15,))
+    neuron = Neuron(*torch.tensor([[0.9], [0.4], [0.5]]), **given, reset=reset)
+    neuron = neuron._replace(refractory=refractory)
+    wanted = Wanted(syn=True, final=True, phase=True)
+    current = torch.randn(12, 15)
+    expected = operators.neuron_forward(current, *neuron, *wanted, "torch")
+    assert_same(decomposition.neuron_forward(current, *neuron, *wanted, "torch"), expected)
+    assert ForwardOutputs(*expected).spikes.count_nonzero() > 20
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

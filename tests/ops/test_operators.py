@@ -7,7 +7,13 @@ from snntorch import surrogate
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky
 from snn_single_spike.backends._surrogate import Surrogate
-from snn_single_spike.backends._types import SCANNED, Neuron, OutputGradients, Saved
+from snn_single_spike.backends._types import (
+    SCANNED,
+    ForwardOutputs,
+    Neuron,
+    OutputGradients,
+    Saved,
+)
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
 from snn_single_spike.ops.neuron import Wanted
 
@@ -69,6 +75,27 @@ def test_opcheck_backward(kind, recompute, cpu_backend):
             *made,
             times,
             *OutputGradients(current, current, syn, inh),
+            *(9, torch.float32, "masked", *Surrogate("atan", 2.0), needs, cpu_backend),
+        ),
+    )
+
+
+def test_opcheck_of_a_refractory_period(cpu_backend):
+    current, *_ = arguments()
+    last = torch.tensor([-1, -2, -3, -4, -4, -4])
+    made = neuron("alpha", reset="subtract", last_0=last)._replace(refractory=2)
+    wanted = Wanted(syn=True, final=True, phase=True)
+    given = (current, *made, *wanted, cpu_backend)
+    torch.library.opcheck(operators.neuron_forward.default, given)
+    out = ForwardOutputs(*operators.neuron_forward(*given))
+    needs = [getattr(made, name, current) is not None for name in SCANNED]
+    torch.library.opcheck(
+        operators.neuron_backward.default,
+        (
+            *Saved(out.mem, False, out.syn, None, out.phase),
+            *made,
+            out.times,
+            *OutputGradients(current, current, current),
             *(9, torch.float32, "masked", *Surrogate("atan", 2.0), needs, cpu_backend),
         ),
     )

@@ -54,7 +54,7 @@ class Variant:
 
     kernel: str
     tensors: tuple[str, ...]
-    """Optional tensors that are present."""
+    """Optional arguments that are present."""
     options: tuple[tuple[str, str], ...] = ()
     dtype: torch.dtype = torch.float32
     wide: bool = True
@@ -164,6 +164,32 @@ VARIANTS = {
         ("mem", "feedback", "grad_spikes", "grad_current", "grad_feedback"),
         MASKED,
     ),
+    # Every spike, and a refractory period.
+    "forward every": Variant(
+        "neuron_forward_kernel",
+        ("current", "spikes", "mem", "final", "refractory"),
+        (("RESET", "subtract"),),
+    ),
+    "forward refractory": Variant(
+        "neuron_forward_kernel",
+        ("current", "spikes", "mem", "final", "refractory", "last_0", "phase"),
+        (("RESET", "zero_before"),),
+    ),
+    "backward every": Variant(
+        "neuron_backward_kernel",
+        ("mem", "grad_spikes", "grad_current", "refractory"),
+        MASKED,
+    ),
+    "backward every recompute": Variant(
+        "neuron_backward_kernel",
+        ("current", "grad_spikes", "grad_current", "refractory"),
+        MASKED,
+    ),
+    "backward refractory": Variant(
+        "neuron_backward_kernel",
+        ("mem", "grad_spikes", "grad_current", "refractory", "last_0", "phase", *LEARNED),
+        MASKED,
+    ),
     "readout sum": Variant(
         "readout_kernel", ("current", "value", "sensitivity"), (("REDUCTION", "sum"),)
     ),
@@ -261,7 +287,7 @@ def ahead(variant: Variant, warp: int = 32) -> int:
     if "readout" in variant.kernel:
         return _launch.FORWARD_STEPS
     if "forward" in variant.kernel:
-        return _launch.forward_steps("alpha" in variant.tensors, warp)
+        return _launch.forward_steps(bool({"alpha", "phase"} & set(variant.tensors)), warp)
     recompute = "current" in variant.tensors
     return _launch.RECOMPUTE_STEPS if recompute else _launch.BACKWARD_STEPS
 
@@ -316,8 +342,12 @@ def compile_variant(name: str, target_name: str) -> Facts:
             signature[name], values[name] = "constexpr", constants[name]
         elif name in ALWAYS:
             signature[name] = ALWAYS[name]
-        elif name == "step" and name in variant.tensors:
+        elif name in ("step", "last_0") and name in variant.tensors:
             signature[name] = "*i64"
+        elif name == "phase" and name in variant.tensors:
+            signature[name] = "*u8"
+        elif name == "refractory" and name in variant.tensors:
+            signature[name] = "i32"
         elif name in variant.tensors:
             signature[name] = "*fp32" if name in STATE else "*" + TYPES[variant.dtype]
         elif name in ("a", "b", "a_rest", "b_rest"):

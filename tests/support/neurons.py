@@ -96,6 +96,7 @@ class Case:
     reset: str = "subtract"
     rule: str = "masked"
     surrogate: str = "fast_sigmoid"
+    refractory: int | None = None
 
 
 @functools.cache
@@ -237,6 +238,7 @@ def run_reference(kind: Kind, case: Case, smooth: Any = None) -> Results:
         smooth or SURROGATES[case.surrogate][1],
         case.rule,
         case.reset,
+        case.refractory,
     )
     return results(case, {"spk": trace.spikes, **trace.states}, leaves | learned)
 
@@ -246,7 +248,7 @@ def run_ours(
 ) -> Results:
     """``only`` names the one leaf with a gradient. Defaults to all leaves."""
     device = device_of(backend)
-    options |= {"gradient": case.rule, "backend": backend}
+    options |= {"gradient": case.rule, "backend": backend, "refractory": case.refractory}
     spike_grad = spike_grad or SURROGATES[case.surrogate][0]
     neuron, _ = build(kind.ours, kind, case, spike_grad, **options)
     neuron = neuron.to(device)

@@ -99,13 +99,15 @@ def run(
     surrogate: Callable[[Tensor], Tensor],
     rule: str,
     reset: str,
+    refractory: int | None = None,
 ) -> Trace:
     """
-    A whole sequence, one spike and one reset per neuron.
+    A whole sequence, one spike and one reset per neuron; with ``refractory`` any number of them.
 
     :param current: (T, B, *features)
     :param parameters: by the names of the neuron's step, "threshold" and maybe "factor"
     :param states: initial states (B, *features); an absent state is zeros
+    :param refractory: number of silent steps after each spike
     :param surrogate: differentiable function of mem - threshold, used for its derivative only
     """
     num_steps, zeros = current.shape[0], torch.zeros_like(current[0])
@@ -113,19 +115,24 @@ def run(
     state: dict[str, Tensor] = {name: zeros for name in ("syn", "syn_exc", "syn_inh", "mem", "spk")}
     state |= states
     first = torch.full(zeros.shape, num_steps, device=zeros.device)  # as long as it is silent
+    last = torch.full_like(first, -(1 << 40))
+    if refractory == 0:  # snnTorch resets an initial membrane above the threshold
+        last = torch.where(state["mem"] > theta, -1, last)
     once = twice = zeros
     spikes: list[Tensor] = []
     trace: list[dict[str, Tensor]] = []
     for t, x in enumerate(current):
-        after = step(x, parameters, state, first == t - 1, reset)
-        fires = (after["mem"] > theta) & (first == num_steps)
-        first = torch.where(fires, t, first)
+        spiked = first if refractory is None else last
+        after = step(x, parameters, state, spiked == t - 1, reset)
+        free = first == num_steps if refractory is None else t - last > refractory
+        fires = (after["mem"] > theta) & free
+        first, last = (torch.where(fires, t, spike) for spike in (first, last))
         crossing = surrogate(after["mem"] - theta)
         path = crossing - crossing.detach()  # 0 in value, the surrogate in gradient
         once = once + path
         twice = twice + once  # (t - k + 1) times each path since k = 0
         if rule == "masked":
-            path = torch.where(t <= first, path, 0.0)
+            path = torch.where(free, path, 0.0)
         elif rule == "straight_through":
             path = twice
         else:

@@ -31,17 +31,22 @@ from .._types import (
 from ._launch import WidenedOutputs, as_array, run_pieces, spike_gradient
 
 
-def _in_vectors(neuron: Neuron, neurons: int) -> int:
+def _in_vectors(neuron: Neuron, neurons: int, phase: Tensor | None) -> int:
     """How many neurons fill whole vectors of a Leaky, whose loops are compiled apart."""
     others = neuron.alpha is not None or neuron.feedback is not None or neuron.reset == "zero_after"
+    others = others or bool(neuron.refractory) or phase is not None
     return 0 if others else neurons // LANES * LANES
 
 
 def _neuron(neuron: Neuron, dtype: torch.dtype) -> arguments.Neuron:
     return arguments.Neuron(
-        **{name: as_array(x, 1, dtype) for name, x in neuron.tensors().items()},
+        **{
+            name: as_array(x, 1, torch.int64 if name == "last_0" else dtype)
+            for name, x in neuron.tensors().items()
+        },
         clamp=neuron.clamp,
         reset=RESETS[neuron.reset],
+        refractory=neuron.refractory,
     )
 
 
@@ -57,9 +62,10 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
         crossing=results.array(out.crossing, 2),
         final=results.array(out.final, 2),
         times=as_numpy(out.times),
+        phase=as_array(out.phase, 2, torch.uint8),
     )
     given = as_array(current, 2, dtype), _neuron(neuron, dtype), outputs
-    whole = _in_vectors(neuron, neurons)
+    whole = _in_vectors(neuron, neurons, out.phase)
     run_pieces(neuron_forward_vectors, num_steps, 0, whole, *given)
     run_pieces(neuron_forward_loop, num_steps, whole, neurons, *given)
     results.copy_back()
@@ -85,6 +91,7 @@ def neuron_backward(
         current=as_array(saved.saved if saved.recompute else None, 2, state),
         syn=as_array(saved.syn, 2, state),
         inh=as_array(saved.inh, 2, state),
+        phase=as_array(saved.phase, 2, torch.uint8),
     )
     gradients = arguments.OutputGradients(
         grad_spikes=as_array(grads.grad_spikes, 2, state),
@@ -99,7 +106,7 @@ def neuron_backward(
     )
     through = spike_gradient(rule, surrogate, state)
     given = read, _neuron(neuron, state), as_numpy(times), gradients, into, through
-    whole = _in_vectors(neuron, neurons)
+    whole = _in_vectors(neuron, neurons, saved.phase)
     run_pieces(neuron_backward_vectors, num_steps, 0, whole, *given)
     run_pieces(neuron_backward_loop, num_steps, whole, neurons, *given)
     results.copy_back()

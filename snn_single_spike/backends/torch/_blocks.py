@@ -70,4 +70,7 @@ def cut(neuron: Neuron, block: slice, device: torch.device, dtype: torch.dtype) 
     }
     for name in STATES:
         new[name] = initial_state(getattr(neuron, name), block, device, dtype)
+    if neuron.refractory is not None:
+        never = torch.full_like(new["mem_0"], -neuron.refractory - 2, dtype=torch.int64)
+        new["last_0"] = never if neuron.last_0 is None else neuron.last_0[block]
     return neuron._replace(**new)

@@ -8,7 +8,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._types import InputGradients, Neuron, OutputGradients
+from .._types import FREE, SPIKED, InputGradients, Neuron, OutputGradients
+
+
+@dataclass
+class History:
+    """When each neuron of a block spiked."""
+
+    first: Tensor
+    """(n,) the step of the only spike, T for a silent neuron."""
+    spikes: Tensor | None = None
+    """(T, n) bool: every spike, of neurons with ``refractory``."""
+    free: Tensor | None = None
+    """(T, n) bool: steps outside of the refractory period. None for all steps."""
+    before: Tensor | None = None
+    """(n,) bool: spikes one step before the first step."""
+
+    @classmethod
+    def of(cls, part: Neuron, first: Tensor, mem: Tensor | None, phase: Tensor | None) -> History:
+        if part.refractory is None:
+            return cls(first)
+        never = torch.zeros_like(first, dtype=torch.bool)
+        before = never if part.last_0 is None else part.last_0 == -1
+        if phase is not None:
+            return cls(first, phase & SPIKED != 0, phase & FREE != 0, before)
+        assert mem is not None
+        return cls(first, mem.detach() > part.threshold.detach(), None, before)
+
+    def spiked(self, k: int) -> Tensor:
+        """The neurons that spike at step ``k``; -1 is the step before the first."""
+        if self.spikes is None:
+            return self.first == k
+        return self.spikes[k] if k >= 0 else self.before  # type: ignore[return-value]
+
+    def gated(self, g: Tensor) -> Tensor:
+        """dL/dc, with ``refractory``: g outside of the refractory period."""
+        return g if self.free is None else g * self.free
 
 
 def gate(g: Tensor, first: Tensor, step: Tensor, rule: str, out: Tensor) -> None:
@@ -42,7 +77,7 @@ def add_direct_gradients(lam: Tensor, first: Tensor, block: slice, grads: Output
 
 
 def scan_leaky(
-    lam: Tensor, mem: Tensor, part: Neuron, first: Tensor, d_theta: Tensor, into: InputGradients
+    lam: Tensor, mem: Tensor, part: Neuron, past: History, d_theta: Tensor, into: InputGradients
 ) -> None:
     """lam[k] += beta lam[k+1] in place, for a Leaky.
 
@@ -56,19 +91,24 @@ def scan_leaky(
     for k in range(num_steps - 1, -1, -1):
         torch.mul(after, part.beta, out=carry)
         if part.reset == "zero_before":
-            carry.masked_fill_(first == k, 0.0)
+            carry.masked_fill_(past.spiked(k), 0.0)
         after = lam[k].add_(carry)
+    to_start = after.masked_fill(past.spiked(-1), 0.0) if part.reset == "zero_before" else after
     if "mem_0" in into:
-        into["mem_0"].copy_(part.beta * lam[0])
+        into["mem_0"].copy_(part.beta * to_start)
     if "beta" in into:
         product = lam[1:] * mem[:-1]
         if part.reset == "zero_before":
-            step = torch.arange(num_steps - 1, device=first.device)[:, None]
-            product.masked_fill_(step == first, 0.0)
-        into["beta"].copy_(product.sum(0) + lam[0] * part.mem_0)
+            step = torch.arange(num_steps - 1, device=lam.device)[:, None]
+            at_spike = step == past.first if past.spikes is None else past.spikes[:-1]
+            product.masked_fill_(at_spike, 0.0)
+        into["beta"].copy_(product.sum(0) + to_start * part.mem_0)
     if "threshold" in into and part.reset == "subtract":
-        following = (first + 1).clamp(max=num_steps - 1)[None]
-        d_theta -= lam.gather(0, following)[0].masked_fill(first + 1 >= num_steps, 0.0)
+        if past.spikes is None:
+            following = (past.first + 1).clamp(max=num_steps - 1)[None]
+            d_theta -= lam.gather(0, following)[0].masked_fill(past.first + 1 >= num_steps, 0.0)
+        else:
+            d_theta -= (lam[1:] * past.spikes[:-1]).sum(0) + lam[0] * past.spiked(-1)
 
 
 @dataclass
@@ -94,10 +134,11 @@ class Scan:
     """
 
     def __init__(
-        self, rows: Rows, part: Neuron, first: Tensor, rule: str, needs: Container[str]
+        self, rows: Rows, part: Neuron, past: History, rule: str, needs: Container[str]
     ) -> None:
-        self.rows, self.part, self.first, self.rule, self.needs = rows, part, first, rule, needs
-        zeros = torch.zeros_like(first, dtype=rows.mem.dtype)
+        self.rows, self.part, self.past, self.rule, self.needs = rows, part, past, rule, needs
+        self.first = past.first  # feedback and Alpha are defined for one spike
+        zeros = torch.zeros_like(past.first, dtype=rows.mem.dtype)
         self.after, self.lam_s, self.lam_i = zeros, zeros, zeros
         self.tail, self.ramp = zeros, zeros
         self.d_theta, self.d_beta, self.d_alpha, self.d_gain = zeros, zeros, zeros, zeros
@@ -132,26 +173,32 @@ class Scan:
         return rows.slope[k] * g
 
     def _adjoint_membrane(self, k: int, entering: Tensor) -> Tensor:
-        part, after, first = self.part, self.after, self.first
+        part, after, past = self.part, self.after, self.past
         through = self._through_spikes(k)
         if through is not None:
             self.d_theta = self.d_theta - through
             entering = entering + through
         if part.feedback is not None:
-            self.d_feedback = torch.where(first == k, after, self.d_feedback)
+            self.d_feedback = torch.where(self.first == k, after, self.d_feedback)
         if part.gain is None:  # the membrane of Alpha does not depend on the step before
             if part.reset == "subtract":
-                self.d_theta = self.d_theta - after.masked_fill(first != k, 0.0)
-            carried = after.masked_fill(first == k, 0.0) if part.reset == "zero_before" else after
+                self.d_theta = self.d_theta - after.masked_fill(~past.spiked(k), 0.0)
+            carried = self._carried(k)
             if "beta" in self.needs:
                 product = carried * self.rows.mem[k]
                 if part.reset == "zero_before":
-                    product = product.masked_fill(first == k, 0.0)
+                    product = product.masked_fill(past.spiked(k), 0.0)
                 self.d_beta = self.d_beta + product
             entering = entering + part.beta * carried
         if part.reset == "zero_after":
-            entering = entering.masked_fill(first == k - 1, 0.0)
+            entering = entering.masked_fill(past.spiked(k - 1), 0.0)
         return entering
+
+    def _carried(self, k: int) -> Tensor:
+        """lam[k+1] as far as V[k] reaches it."""
+        if self.part.reset == "zero_before":
+            return self.after.masked_fill(self.past.spiked(k), 0.0)
+        return self.after
 
     def _adjoint_synaptic(self, k: int, entering: Tensor) -> Tensor:
         """Update the adjoints of the synaptic currents, and return that of the input current."""
@@ -199,7 +246,10 @@ class Scan:
         assert part.inh_0 is not None
         found = {"threshold": self.d_theta, "feedback": self.d_feedback}
         if part.gain is None:
-            found |= {"beta": self.d_beta + after * part.mem_0, "mem_0": part.beta * after}
+            if part.reset == "subtract" and part.refractory is not None:
+                found["threshold"] = self.d_theta - after.masked_fill(~self.past.spiked(-1), 0.0)
+            carried = self._carried(-1)
+            found |= {"beta": self.d_beta + carried * part.mem_0, "mem_0": part.beta * carried}
         else:
             found |= {"beta": self.d_beta + self.lam_i * part.inh_0}
             found |= {"inh_0": part.beta * self.lam_i}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._surrogate import Surrogate
-from .._types import PARAMETERS, STATES, Neuron, OutputGradients
-from ._scan import Rows, Scan, add_direct_gradients
+from .._types import PARAMETERS, STATES, Neuron, OutputGradients, Saved
+from ._scan import History, Rows, Scan, add_direct_gradients
 from .surrogate import surrogate_slope
 
 
@@ -55,9 +55,7 @@ def _spread(neuron: Neuron, like: Tensor) -> Neuron:
 
 def neuron_backward(
     num_steps: int,
-    mem: Tensor | None,
-    syn: Tensor | None,
-    inh: Tensor | None,
+    saved: Saved,
     neuron: Neuron,
     times: Tensor,
     grads: OutputGradients,
@@ -67,7 +65,7 @@ def neuron_backward(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The gradients by names of ``SCANNED``, and the adjoint (T, M) of the membrane one step later.
 
-    ``mem``, ``syn`` and ``inh`` (T, M) are the states, where the gradients depend on them. A
+    ``saved`` has the membrane and the synaptic currents, where the gradients depend on them. A
     gradient that is not in ``needs`` may be wrong.
     """
     state, neurons = neuron.beta.dtype, len(times)
@@ -78,19 +76,23 @@ def neuron_backward(
     def rows(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(state).expand(num_steps, neurons)
 
-    grad_spikes, slope = rows(grads.grad_spikes), None
+    grad_spikes, slope, mem = rows(grads.grad_spikes), None, saved.saved
     mem = zeros.expand(num_steps, neurons) if mem is None else mem.to(state)
     through_spikes = rule != "none" and surrogate is not None
     if through_spikes and (grad_spikes is not None or neuron.feedback is not None):
         assert surrogate is not None
         slope = surrogate_slope(mem - part.threshold, surrogate) * part.graded_spikes_factor
+    past = History.of(part, first, mem, saved.phase)
     direct, d_theta = torch.zeros_like(mem), zeros
     if slope is not None and grad_spikes is not None and neuron.feedback is None:
-        through = slope * gated(grad_spikes, times, rule)
+        if past.spikes is None:
+            through = slope * gated(grad_spikes, times, rule)
+        else:
+            through = slope * past.gated(grad_spikes)
         direct, d_theta = direct + through, -through.sum(0)
     add_direct_gradients(direct, first, slice(None), grads)
-    syn, inh, q, r = (rows(x) for x in (syn, inh, grads.grad_syn, grads.grad_inh))
-    scan = Scan(Rows(mem, slope, syn, inh, grad_spikes, q, r), part, first, rule, needs)
+    syn, inh, q, r = (rows(x) for x in (saved.syn, saved.inh, grads.grad_syn, grads.grad_inh))
+    scan = Scan(Rows(mem, slope, syn, inh, grad_spikes, q, r), part, past, rule, needs)
     adjoints = [(to_mem, to_current) for _, to_mem, to_current in scan.run(direct)][::-1]
     found = scan.gradients()
     found["threshold"] = found["threshold"] + d_theta

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .._surrogate import Surrogate
 from .._types import (
+    RESET_NOW,
+    SPIKED,
     ForwardOutputs,
     InputGradients,
     Neuron,
@@ -20,7 +22,7 @@ from .._types import (
     state_dtype,
 )
 from ._blocks import cut, per_neuron, split_blocks, spread, workspace
-from ._scan import Rows, Scan, add_direct_gradients, gate, scan_leaky
+from ._scan import History, Rows, Scan, add_direct_gradients, gate, scan_leaky
 from .surrogate import surrogate_slope
 
 
@@ -30,10 +32,13 @@ def _integrate(
     out: Tensor,
     syn: Tensor | None = None,
     inh: Tensor | None = None,
+    phase: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Integrate ``rows`` (T, n) into ``out``, ``syn`` and ``inh``, (T, n) each.
+    """Integrate ``rows`` (T, n) into ``out``, ``syn``, ``inh`` and ``phase``, (T, n) each.
 
-    Returns the first spike times, T for a silent neuron, and the states of the last step.
+    Returns the spike times and the states of the last step. Spike times are those of the first
+    spikes, T for a silent neuron; with ``refractory``, those of the last spikes. A refractory
+    period needs ``phase``.
     """
     beta, theta, reset = neuron.beta, neuron.threshold, neuron.reset
     before, s, i = neuron.mem_0, neuron.syn_0, neuron.inh_0
@@ -47,6 +52,9 @@ def _integrate(
     if neuron.feedback is not None:
         feedback = neuron.feedback * neuron.graded_spikes_factor
     fired = None  # neurons that spiked one step before
+    last = neuron.last_0
+    if last is not None:
+        fired = last == -1
     for t, (x, v) in enumerate(zip(rows.unbind(0), out.unbind(0), strict=True)):
         held = i
         if neuron.alpha is not None:
@@ -72,17 +80,26 @@ def _integrate(
                 v.masked_fill_(fired, 0.0)
                 if neuron.gain is not None:
                     s, i = s.masked_fill(fired, 0.0), i.masked_fill(fired, 0.0)
+        before = v
+        if syn is not None:
+            syn[t] = s
+        if inh is not None:
+            inh[t] = i
+        if last is not None and fired is not None:
+            spiked = v > theta
+            if phase is not None:
+                assert neuron.refractory is not None
+                free = t - last > neuron.refractory
+                spiked &= free
+                phase[t].copy_(free).add_(spiked, alpha=SPIKED).add_(fired, alpha=RESET_NOW)
+            last, fired = last.masked_fill(spiked, t), spiked
+            continue
         torch.gt(v, theta, out=below).logical_not_()  # not `<=`: NaN does not fire
         if reset != "none" or feedback is not None:
             fired = silent & ~below
         silent.logical_and_(below)
         times.add_(silent)
-        if syn is not None:
-            syn[t] = s
-        if inh is not None:
-            inh[t] = i
-        before = v
-    return times.long(), [before, s, i][: neuron.num_states]
+    return (times.long() if last is None else last), [before, s, i][: neuron.num_states]
 
 
 def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
@@ -94,7 +111,12 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
         mems = [out.mem[:, block] for block in blocks]
     else:
         mems = workspace(num_steps, blocks, dtype, device)
-    for block, mem in zip(blocks, mems, strict=True):
+    phases: list[Tensor | None] = [None] * len(blocks)
+    if out.phase is not None:
+        phases = [out.phase[:, block] for block in blocks]
+    elif neuron.refractory:
+        phases = [*workspace(num_steps, blocks, torch.uint8, device)]
+    for block, mem, phase in zip(blocks, mems, phases, strict=True):
         part = cut(neuron, block, device, dtype)
         times, states = _integrate(
             current[:, block].to(dtype),
@@ -102,11 +124,15 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
             mem,
             None if out.syn is None else out.syn[:, block],
             None if out.inh is None else out.inh[:, block],
+            phase,
         )
         silent = times == num_steps
         out.times[block] = times.masked_fill(silent, -1)
         at = times.clamp(max=num_steps - 1)[None]
-        if out.spikes is not None:
+        if out.spikes is not None and neuron.refractory is not None:
+            spiked = mem > part.threshold if phase is None else phase & SPIKED != 0
+            out.spikes[:, block] = torch.where(spiked, part.graded_spikes_factor, 0.0)
+        elif out.spikes is not None:
             peak = part.graded_spikes_factor.expand_as(times).masked_fill(silent, 0.0)
             spikes = out.spikes[:, block]
             spikes.zero_().scatter_(0, at, peak[None].to(spikes.dtype))
@@ -153,15 +179,24 @@ def neuron_backward(
     for block, lam, mem, slope in zip(blocks, lams, mems, slopes, strict=True):
         part = cut(neuron, block, device, state)
         first = torch.where(times[block] < 0, num_steps, times[block])
+        phase = None if saved.phase is None else saved.phase[:, block]
         if saved.recompute and saved.saved is not None:
-            _integrate(saved.saved[:, block].to(state), part, mem)
+            # The phases again, because their memory is saved; the membrane is not rounded here.
+            phase = None
+            if neuron.refractory:
+                phase = torch.empty(mem.shape, dtype=torch.uint8, device=device)
+            _integrate(saved.saved[:, block].to(state), part, mem, phase=phase)
+        history = History.of(part, first, mem, phase)
         d_theta = torch.zeros_like(first, dtype=state)
         if through:
             torch.sub(mem, part.threshold, out=slope)
             slope = surrogate_slope(slope, surrogate).mul_(part.graded_spikes_factor)
         if through and part.feedback is None:
             assert grads.grad_spikes is not None
-            gate(grads.grad_spikes[:, block], first.to(torch.int32), step, rule, lam)
+            if history.spikes is None:
+                gate(grads.grad_spikes[:, block], first.to(torch.int32), step, rule, lam)
+            else:
+                lam.copy_(history.gated(grads.grad_spikes[:, block]))
             lam.mul_(slope)
             d_theta -= lam.sum(0)
         else:
@@ -169,7 +204,7 @@ def neuron_backward(
         add_direct_gradients(lam, first, block, grads)
         into = {name: x[:, block] if name == "current" else x[block] for name, x in out.items()}
         if of_leaky:
-            scan_leaky(lam, mem, part, first, d_theta, into)
+            scan_leaky(lam, mem, part, history, d_theta, into)
         else:
             syn, inh, g, q, r = (
                 None if rows is None else rows[:, block]
@@ -179,7 +214,7 @@ def neuron_backward(
                 )
             )
             rows = Rows(mem, slope if through else None, syn, inh, g, q, r)
-            scan = Scan(rows, part, first, rule, into)
+            scan = Scan(rows, part, history, rule, into)
             for k, _, to_current in scan.run(lam):
                 lam[k] = to_current
             found = scan.gradients()

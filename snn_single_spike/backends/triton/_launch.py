@@ -26,9 +26,10 @@ def block_size(neurons: int, warp: int) -> int:
     return _WIDE_BLOCK if neurons >= _WIDE_PROGRAMS * _WIDE_BLOCK else warp
 
 
-def forward_steps(synaptic: bool, warp: int) -> int:
-    """Time steps to load ahead. With four outputs, scalar registers of AMD hold fewer rows."""
-    if not synaptic:
+def forward_steps(more_outputs: bool, warp: int) -> int:
+    """Time steps to load ahead. With synaptic currents or phases there are more outputs than spikes
+    and membrane, and the scalar registers of AMD hold fewer rows."""
+    if not more_outputs:
         return FORWARD_STEPS
     return FORWARD_STEPS // 2 if warp == 32 else FORWARD_STEPS // 4
 
