@@ -1,6 +1,6 @@
 """Functional single-spike neurons: whole sequences, no loop over time.
 
-Shapes are time-major, (T, B, *features), as in snnTorch's recordings. Membranes and synaptic
+Shapes are time-major, `(T, B, *features)`, as in snnTorch's recordings. Membranes and synaptic
 currents are computed in float32, or in float64 for float64 input.
 """
 
@@ -67,7 +67,9 @@ __all__ = [
 COUNTED = ("neuron", "sample")
 
 DEFAULT_GRADIENT = "masked"
+"""The gradient rule of layers and functions by default."""
 SPIKE_FORMATS = ("dense", "times")
+"""The formats in which neurons return spikes: a dense tensor, or SpikeTimes."""
 
 
 def leaky_reset(reset_mechanism: str) -> str:
@@ -79,12 +81,12 @@ class SingleSpikes(NamedTuple):
     """The result of :func:`single_spike_leaky`."""
 
     spikes: Tensor | None
-    """(T, B, *features), type of the input: ``graded_spikes_factor`` at the first spike of
+    """`(T, B, *features)`, type of the input: ``graded_spikes_factor`` at the first spike of
     each neuron, else 0. None with ``return_spikes=False``."""
     mem: Tensor | None
-    """(T, B, *features), type of the input: the membrane. None with ``return_mem=False``."""
+    """`(T, B, *features)`, type of the input: the membrane. None with ``return_mem=False``."""
     times: Tensor
-    """(B, *features): step of the spike, -1 for a silent neuron. int64, or floating-point and
+    """`(B, *features)`: step of the spike, -1 for a silent neuron. int64, or floating-point and
     differentiable under ``gradient="spike_time"``. With ``refractory``: step of the last spike."""
 
 

@@ -8,7 +8,7 @@
 :class:`ConvCurrent`       the current of a convolution from any of these
 ========================== ==============================================================
 
-Each class has the shape (T, B, *features) of the dense tensor. Operations that support spikes
+Each class has the shape `(T, B, *features)` of the dense tensor. Operations that support spikes
 receive them unchanged: ``torch.nn.Linear``, ``torch.nn.Conv1d`` and ``Conv2d``, flattening,
 ``to()``, average pooling. Every other torch function and tensor method receives the dense tensor,
 and a :class:`MaterializationWarning` names the operation.

@@ -168,7 +168,7 @@ class SpikeTimes(Spikes):
         carrier: Tensor,
         interpolated_times: Tensor | None,
     ) -> SpikeTimes:
-        """The spikes that a neuron returns, from times (B, *features) and their carrier."""
+        """The spikes that a neuron returns, from times `(B, *features)` and their carrier."""
         new = object.__new__(cls)
         new._set(times.to(time_dtype(num_steps)), num_steps, height, dtype)
         new.carrier = carrier if carrier.requires_grad else None

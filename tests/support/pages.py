@@ -12,7 +12,10 @@ import torch
 from tests.support.devices import ROOT
 
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "NOTES.md"]
+    [
+        *(*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")),
+        *(ROOT / "benchmarks" / "NOTES.md", ROOT / "examples" / "README.md"),
+    ]
 )
 
 

@@ -1,0 +1,1 @@
+"""What the documentation site computes from the pages and from the package."""
