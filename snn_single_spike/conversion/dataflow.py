@@ -540,12 +540,30 @@ def _functions(lines: tuple[str, ...]) -> dict[tuple[int, str], list[ast.AST]]:
     except SyntaxError:
         return found
     for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for method in node.body:
+                _name_self(method)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             found.setdefault((line, node.name), []).append(node)
         elif isinstance(node, ast.Lambda):
             found.setdefault((node.lineno, "<lambda>"), []).append(node)
     return found
+
+
+def _name_self(method: ast.stmt) -> None:
+    """Rename the first parameter of a method to ``self``, the name that all analysis looks for."""
+    if not isinstance(method, ast.FunctionDef) or not method.args.args:
+        return
+    first = method.args.args[0]
+    decorators = {ast.unparse(decorator) for decorator in method.decorator_list}
+    names = {node.id for node in ast.walk(method) if isinstance(node, ast.Name)}
+    if decorators & {"staticmethod", "classmethod"} or "self" in names | {first.arg}:
+        return
+    for node in ast.walk(method):
+        if isinstance(node, ast.Name) and node.id == first.arg:
+            node.id = "self"
+    first.arg = "self"
 
 
 def _named(call: ast.Call, position: int = 1) -> Path | None:

@@ -225,3 +225,25 @@ def test_spike_times_and_the_state_of_batch_norm():
     x = 2 * torch.rand(B, 6)
     net = awake(Net())
     assert torch.equal(convert(net, spike_format="times")(x)[0], convert(net)(x)[0])
+
+
+class OtherName(nn.Module):
+    """The first parameter of its methods has another name than self."""
+
+    def __init__(net):
+        super().__init__()
+        net.fc, net.lif = nn.Linear(6, 4), snn.Leaky(0.9)
+
+    def forward(net, x):
+        mem, spikes = net.lif.init_leaky(), []
+        for step in range(x.size(0)):
+            spk, mem = net.lif(net.fc(x[step]), mem)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+def test_the_first_parameter_may_have_any_name():
+    x = torch.rand(7, 3, 6) * 3
+    spikes = convert(OtherName())(x)
+    assert spikes.shape == (7, 3, 4)
+    assert spikes.sum(0).max() == 1
