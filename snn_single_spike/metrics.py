@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from .backends._types import state_dtype
 from .functional import spike_count
-from .losses._checks import to_dense
 from .ops.validation import REDUCTIONS, check_choice, check_recording, check_targets
 from .spikes import SpikeEvents, SpikeTimes
-from .spikes.lazy import LazyTensor
+from .spikes.lazy import LazyTensor, to_dense
 
 __all__ = [
     "ACCUMULATE_PJ",

@@ -10,14 +10,8 @@ from torch import Tensor
 
 from ..backends._compiling import is_traced
 from ..ops.validation import check_device
-from ..spikes.lazy import LazyTensor
 
 BATCH_REDUCTIONS = ("mean", "sum", "none")
-
-
-def to_dense(x: Any) -> Any:
-    """The dense tensor of spike times, events or a lazy membrane; other values unchanged."""
-    return x.to_dense() if isinstance(x, LazyTensor) else x
 
 
 def values_are_checked(x: Tensor) -> bool:

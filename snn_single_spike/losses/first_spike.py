@@ -8,7 +8,8 @@ from torch import Tensor
 from ..backends._types import state_dtype
 from ..ops.validation import check_parameter, check_recording, check_transforms
 from ..spikes import SpikeTimes
-from ._checks import to_dense, values_are_checked
+from ..spikes.lazy import to_dense
+from ._checks import values_are_checked
 
 __all__ = ["first_spike_times"]
 

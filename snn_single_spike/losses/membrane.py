@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 
 from ..backends._types import state_dtype
 from ..ops.validation import REDUCTIONS, check_choice, check_recording, check_targets
-from ._checks import BATCH_REDUCTIONS, check_class_weight, to_dense
+from ..spikes.lazy import to_dense
+from ._checks import BATCH_REDUCTIONS, check_class_weight
 
 __all__ = ["ce_membrane_loss"]
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from ..backends._types import state_dtype
 from ..ops.validation import check_choice, check_device, check_recording, check_targets
 from ..spikes import SpikeTimes
+from ..spikes.lazy import to_dense
 from ._checks import (
     BATCH_REDUCTIONS,
     check_class_weight,
@@ -16,7 +17,6 @@ from ._checks import (
     check_number,
     check_optional,
     resolve_step,
-    to_dense,
     values_are_checked,
 )
 from .first_spike import first_spike_times

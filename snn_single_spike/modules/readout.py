@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .. import backends
 from ..functional import leaky_readout, linear_readout, run_single_spike
 from ..ops.validation import REDUCTIONS, check_choice, check_not_nan
-from ..spikes import LazyCurrent, LazyTensor
-from ..spikes.lazy import materialize
+from ..spikes import LazyCurrent
+from ..spikes.lazy import materialize, to_dense
 
 __all__ = ["LeakyReadout"]
 
@@ -98,7 +98,7 @@ class LeakyReadout(nn.Module):
     def _membrane(self, input_: Any, mem: Tensor | None) -> Tensor | None:
         """The membrane at every step, (time, batch, *features)."""
         return run_single_spike(
-            input_.to_dense() if isinstance(input_, LazyTensor) else input_,
+            to_dense(input_),
             self.beta,
             float("inf"),
             1.0,

@@ -25,6 +25,7 @@ __all__ = [
     "MaterializationWarning",
     "implements",
     "materialize",
+    "to_dense",
 ]
 
 # torch calls __torch_function__ of these functions with their options by name.
@@ -192,6 +193,11 @@ class LazyTensor:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
+
+
+def to_dense(x: Any) -> Any:
+    """The dense tensor of spike times, events or a lazy membrane; other values unchanged."""
+    return x.to_dense() if isinstance(x, LazyTensor) else x
 
 
 # Functions whose result a lazy tensor has without its dense tensor.
