@@ -207,24 +207,35 @@ def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | No
 def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Check that weights (out, in) and bias (out,) fit spikes with one feature dimension."""
     check_transforms()
-    if weight.dim() != 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, but (out, in) is expected")
-    if not weight.is_floating_point():
-        raise TypeError(
-            f"weight has dtype {weight.dtype}, but must be floating-point: use weight.float()"
-        )
+    _check_weight(weight, 2, "(out, in)")
     if spikes.features[0] != weight.shape[1]:
         raise ValueError(
             f"the spikes have {spikes.features[0]} features, but the linear layer takes "
             f"{weight.shape[1]}: construct the layer with in_features={spikes.features[0]}"
         )
+    _check_outputs(spikes, weight, bias, "linear layer", "outputs")
+
+
+def _check_weight(weight: Tensor, dimensions: int, expected: str) -> None:
+    if weight.dim() != dimensions:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, but {expected} is expected")
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"weight has dtype {weight.dtype}, but must be floating-point: use weight.float()"
+        )
+
+
+def _check_outputs(
+    spikes: Any, weight: Tensor, bias: Tensor | None, layer: str, outputs: str
+) -> None:
+    """Check the device of the parameters, and one bias for each output."""
     check_device("weight", weight, spikes.device, "spikes")
     if bias is not None:
         check_device("bias", bias, spikes.device, "spikes")
         if bias.shape != weight.shape[:1]:
             raise ValueError(
-                f"bias has shape {tuple(bias.shape)}, but the linear layer has {len(weight)} "
-                f"outputs: pass a bias of shape ({len(weight)},), or None"
+                f"bias has shape {tuple(bias.shape)}, but the {layer} has {len(weight)} "
+                f"{outputs}: pass a bias of shape ({len(weight)},), or None"
             )
 
 
@@ -247,15 +258,7 @@ def check_conv(
 ) -> Convolution:
     """The sizes of a convolution of spikes (C, H, W) by weights (O, C / groups, KH, KW)."""
     check_transforms()
-    if weight.dim() != 4:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, but (out, in / groups, height, width) is "
-            "expected"
-        )
-    if not weight.is_floating_point():
-        raise TypeError(
-            f"weight has dtype {weight.dtype}, but must be floating-point: use weight.float()"
-        )
+    _check_weight(weight, 4, "(out, in / groups, height, width)")
     if len(spikes.features) != 3:
         raise ValueError(
             f"the spikes have features {tuple(spikes.features)}, but maps (channels, height, "
@@ -272,14 +275,7 @@ def check_conv(
             f"the spikes have {channels} channels, but the convolution takes "
             f"{weight.shape[1] * groups}: construct the layer with in_channels={channels}"
         )
-    check_device("weight", weight, spikes.device, "spikes")
-    if bias is not None:
-        check_device("bias", bias, spikes.device, "spikes")
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"bias has shape {tuple(bias.shape)}, but the convolution has {len(weight)} "
-                f"output channels: pass a bias of shape ({len(weight)},), or None"
-            )
+    _check_outputs(spikes, weight, bias, "convolution", "output channels")
     strides, dilations = _pair("stride", stride), _pair("dilation", dilation)
     if min(strides) < 1 or min(dilations) < 1:
         raise ValueError(f"stride={stride!r} and dilation={dilation!r} must be at least 1")
