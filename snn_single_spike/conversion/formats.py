@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..spikes import SpikeEvents, choice
 from ..spikes.choice import Layer
+from ..spikes.current import MAX_POOLS, windows_side_by_side
 from ..spikes.lazy import LazyTensor
 from .place import of_torch
 from .source import source_of_forward
@@ -55,8 +56,8 @@ class _Known(NamedTuple):
     tensor: Any
     """Kept, so that no other tensor gets its id."""
     role: str
-    """"spikes" (folded), the "current" of a layer on them, a "membrane", or the "sequence" that a
-    loop over time indexes."""
+    """"spikes" (folded), the "current" of a layer on them, a "pooled" current, a "membrane", or the
+    "sequence" that a loop over time indexes."""
     path: str
     layer: Layer | None = None
     """The layer of the current."""
@@ -128,23 +129,6 @@ def _layer(function: Callable[..., Any], args: Sequence[Any], out: Tensor) -> La
     return None
 
 
-def _pools_side_by_side(function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    """Whether a function is the max pooling that keeps the current of a convolution lazy."""
-    if function not in (torch.max_pool1d, torch.max_pool2d, F.max_pool1d, F.max_pool2d):
-        return False
-    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    given = dict(zip(names, args, strict=False))
-    given |= kwargs
-    stride = given.get("stride")
-    return (
-        stride in (None, [], given["kernel_size"])
-        and given.get("padding", 0) in (0, (0, 0))
-        and given.get("dilation", 1) in (1, (1, 1))
-        and not given.get("ceil_mode")
-        and not given.get("return_indices")
-    )
-
-
 class Readers(TorchFunctionMode):
     """Records which functions read the spikes and membranes of a model, during one call."""
 
@@ -172,7 +156,7 @@ class Readers(TorchFunctionMode):
 
     def read_by_neuron(self, neuron: Any, input_: Any) -> None:
         known = next(self._among(input_), None)
-        if known is not None and known.role == "current":
+        if known is not None and known.role in ("current", "pooled"):
             assert known.layer is not None
             self._read.setdefault(known.path, []).append((known.layer, neuron))
         elif known is not None:
@@ -244,8 +228,9 @@ class Readers(TorchFunctionMode):
             return
         (first, *others) = found
         role = "" if others or not args or first.tensor is not args[0] else first.role
-        if role == "current" and _pools_side_by_side(function, args, kwargs):
-            self._remember(first._replace(tensor=out))
+        pools = role == "current" and function in MAX_POOLS
+        if pools and windows_side_by_side(function, *args[1:], **kwargs):
+            self._remember(first._replace(tensor=out, role="pooled"))
         elif role != "spikes":
             for known in found:
                 self._other(known)

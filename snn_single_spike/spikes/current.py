@@ -188,37 +188,18 @@ class ConvCurrent(_WeightedSpikes):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        dimensions = _MAX_POOLS.get(function)
-        if dimensions and args and isinstance(args[0], ConvCurrent):
-            pooled = args[0]._max_pool(dimensions, *args[1:], **(kwargs or {}))
+        if function in MAX_POOLS and args and isinstance(args[0], ConvCurrent):
+            pooled = args[0]._max_pool(windows_side_by_side(function, *args[1:], **(kwargs or {})))
             if pooled is not None:
                 return pooled
         return super().__torch_function__(function, types, args, kwargs)
 
-    def _max_pool(
-        self,
-        dimensions: int,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> ConvCurrent | None:
-        """The maximum of windows side by side; None for other windows."""
+    def _max_pool(self, windows: tuple[int, ...] | None) -> ConvCurrent | None:
+        """The maximum of windows side by side; None where only the tensor can be pooled."""
         channels, *maps = self.features
-        windows = each(kernel_size, dimensions)
-        strides = windows if stride is None or stride == [] else each(stride, dimensions)
-        plain = strides == windows and set(each(padding, dimensions)) == {0}
-        plain = plain and set(each(dilation, dimensions)) == {1}
-        if (
-            not plain
-            or ceil_mode
-            or return_indices
-            or self.sizes.pools
-            or len(maps) != dimensions
-            or not all(1 <= size <= extent for size, extent in zip(windows, maps, strict=True))
-        ):
+        if windows is None or self.sizes.pools or len(maps) != len(windows):
+            return None
+        if not all(1 <= size <= extent for size, extent in zip(windows, maps, strict=True)):
             return None
         sizes = self.sizes._replace(pool_y=(1, *windows)[-2], pool_x=windows[-1])
         whole = (extent // size for extent, size in zip(maps, windows, strict=True))
@@ -236,12 +217,31 @@ class ConvCurrent(_WeightedSpikes):
         return self._leading(dense.unflatten(2, self.features))
 
 
-_MAX_POOLS: dict[Any, int] = {
+MAX_POOLS: dict[Any, int] = {
     F.max_pool1d: 1,
     torch.max_pool1d: 1,
     F.max_pool2d: 2,
     torch.max_pool2d: 2,
 }
+
+
+def windows_side_by_side(
+    function: Callable[..., Any],
+    kernel_size: Any = None,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[int, ...] | None:
+    """The windows of a max pooling of :data:`MAX_POOLS`; None with overlap, padding or indices."""
+    if ceil_mode or return_indices:
+        return None
+    dimensions = MAX_POOLS[function]
+    windows = each(kernel_size, dimensions)
+    strides = windows if stride is None or stride == [] else each(stride, dimensions)
+    plain = strides == windows and set(each(padding, dimensions)) == {0}
+    return windows if plain and set(each(dilation, dimensions)) == {1} else None
 
 
 @implements(F.linear)

@@ -154,6 +154,8 @@ def test_convolutions_and_max_pooling_between_neurons_are_found():
     (convolution,) = found.layers["1"]
     assert convolution == choice.Layer(8, 8 * 14 * 14 * 2 * 9, convolution=True)
     assert formats_of(model(nn.MaxPool2d(3, stride=2), 288), x)[0] == {"": [4], "4": [5]}
+    twice = nn.Sequential(nn.MaxPool2d(2), nn.MaxPool2d(2))
+    assert formats_of(model(twice, 72), x)[0] == {"": [4], "4": [5]}
     assert formats_of(model(nn.BatchNorm2d(8), 1568).eval(), x)[0] == {"": [4], "4": [5]}
 
 
