@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import conv1d_as_2d, run_single_spike_conv
-from ..ops.validation import UNPACK, check_conv, check_current, check_padding
-from ..spikes import LazyTensor, SpikeEvents, Spikes, SpikeTimes
-from ..spikes.lazy import materialize
-from .leaky import LeakyState, SingleSpikeLeaky
+from ..ops.validation import check_conv, check_padding
+from ..spikes import SpikeEvents, SpikeTimes
+from ._layer import SingleSpikeLayer
+from .leaky import LeakyState
 
 __all__ = ["SingleSpikeConv1d", "SingleSpikeConv2d"]
 
 
-class _SingleSpikeConv(SingleSpikeLeaky):
+class _SingleSpikeConv(SingleSpikeLayer):
     """The base of both: options, checks, and the weights of ``layer``, a convolution of torch."""
 
-    layer: Callable[..., Any]
     convolve: Callable[..., Tensor]
     maps: tuple[str, ...]
     """Names of the dimensions behind the channels."""
@@ -43,21 +42,13 @@ class _SingleSpikeConv(SingleSpikeLeaky):
         dtype: Any = None,
         **neuron: Any,
     ) -> None:
-        name = type(self).__name__
-        fixed = {"init_hidden", "output", "spike_format", "refractory"} & neuron.keys()
-        if fixed:
-            names = " or ".join(f"`{option}`" for option in sorted(fixed))
-            raise TypeError(
-                f"{name} does not accept {names}: it always returns spike times. For the membrane "
-                f"use {type(self).layer.__name__} followed by SingleSpikeLeaky."
-            )
         if padding_mode != "zeros":
             raise ValueError(
-                f"padding_mode={padding_mode!r} is not supported by {name}, which computes from "
-                "the spikes: pad the spikes, or use padding_mode='zeros'"
+                f"padding_mode={padding_mode!r} is not supported by {type(self).__name__}, which "
+                "computes from the spikes: pad the spikes, or use padding_mode='zeros'"
             )
         check_padding(padding)
-        super().__init__(beta, init_hidden=True, spike_format="times", **neuron)
+        super().__init__(beta, **neuron)
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         layer = type(self).layer(*sizes, device=device, dtype=dtype)
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -69,10 +60,7 @@ class _SingleSpikeConv(SingleSpikeLeaky):
     def forward(  # type: ignore[override]
         self, spikes: SpikeTimes | SpikeEvents | Tensor
     ) -> SpikeTimes:
-        if isinstance(spikes, LazyTensor) and not isinstance(spikes, Spikes):
-            spikes = materialize(spikes, type(self).__name__)
-        self._check(spikes)
-        self._check_hooks()
+        spikes = self._checked(spikes)
         if isinstance(spikes, Tensor):
             current = self._current(spikes.flatten(0, 1))
             return super().forward(current.unflatten(0, spikes.shape[:2]))
@@ -98,16 +86,7 @@ class _SingleSpikeConv(SingleSpikeLeaky):
             maps, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 
-    def _check(self, spikes: SpikeTimes | SpikeEvents | Tensor) -> None:
-        if isinstance(spikes, Tensor):
-            check_current(spikes, "spikes")
-        elif not isinstance(spikes, Spikes):
-            fix = f": {UNPACK}" if isinstance(spikes, tuple) else ""
-            raise TypeError(
-                f"spikes must be SpikeTimes, SpikeEvents or a torch.Tensor, not "
-                f"{type(spikes).__name__}{fix}"
-            )
-        shape = spikes.shape
+    def _check_shape(self, shape: torch.Size) -> None:
         if len(shape) != 3 + len(self.maps) or shape[2] != self.in_channels:
             wanted = ", ".join(("time", "batch", str(self.in_channels), *self.maps))
             raise ValueError(

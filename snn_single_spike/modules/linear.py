@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import run_single_spike_linear
-from ..ops.validation import UNPACK, check_current
-from ..spikes import LazyTensor, SpikeEvents, Spikes, SpikeTimes, choice
-from ..spikes.lazy import materialize
-from .leaky import LeakyState, SingleSpikeLeaky
+from ..spikes import SpikeEvents, SpikeTimes, choice
+from ._layer import SingleSpikeLayer
+from .leaky import LeakyState
 
 __all__ = ["SingleSpikeLinear"]
 
 
-class SingleSpikeLinear(SingleSpikeLeaky):
+class SingleSpikeLinear(SingleSpikeLayer):
     """
     A linear layer of single-spike neurons: :class:`torch.nn.Linear` and
     :class:`snn_single_spike.SingleSpikeLeaky` in one module, from spike times to spike times.
@@ -88,6 +87,8 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         :func:`snn_single_spike.functional.single_spike_linear`
     """
 
+    layer = nn.Linear
+
     def __init__(
         self,
         in_features: int,
@@ -99,14 +100,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
         dtype: torch.dtype | None = None,
         **neuron: Any,
     ) -> None:
-        fixed = {"init_hidden", "output", "spike_format", "refractory"} & neuron.keys()
-        if fixed:
-            names = " or ".join(f"`{name}`" for name in sorted(fixed))
-            raise TypeError(
-                f"SingleSpikeLinear does not accept {names}: it always returns spike times. For "
-                "the membrane, or more than one spike, use nn.Linear followed by SingleSpikeLeaky."
-            )
-        super().__init__(beta, init_hidden=True, spike_format="times", **neuron)
+        super().__init__(beta, **neuron)
         linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
         self.weight = linear.weight
@@ -115,10 +109,7 @@ class SingleSpikeLinear(SingleSpikeLeaky):
     def forward(  # type: ignore[override]
         self, spikes: SpikeTimes | SpikeEvents | Tensor
     ) -> SpikeTimes:
-        if isinstance(spikes, LazyTensor) and not isinstance(spikes, Spikes):
-            spikes = materialize(spikes, type(self).__name__)
-        self._check(spikes)
-        self._check_hooks()
+        spikes = self._checked(spikes)
         if isinstance(spikes, Tensor):
             if not self._faster_from_spikes(spikes):
                 return super().forward(F.linear(spikes, self.weight, self.bias))
@@ -136,20 +127,12 @@ class SingleSpikeLinear(SingleSpikeLeaky):
             self.backend,
         )
 
-    def _check(self, spikes: SpikeTimes | SpikeEvents | Tensor) -> None:
-        if isinstance(spikes, Tensor):
-            check_current(spikes, "spikes")
-        elif not isinstance(spikes, Spikes):
-            fix = f": {UNPACK}" if isinstance(spikes, tuple) else ""
-            raise TypeError(
-                f"spikes must be SpikeTimes, SpikeEvents or a torch.Tensor, not "
-                f"{type(spikes).__name__}{fix}"
-            )
-        if spikes.shape[2:] != (self.in_features,):
+    def _check_shape(self, shape: torch.Size) -> None:
+        if shape[2:] != (self.in_features,):
             raise ValueError(
-                f"spikes has shape {tuple(spikes.shape)}, but (time, batch, {self.in_features}) is "
+                f"spikes has shape {tuple(shape)}, but (time, batch, {self.in_features}) is "
                 "expected: for features of several dimensions use spikes.flatten(2), or make the "
-                f"layer with in_features={spikes.shape[2:].numel()}"
+                f"layer with in_features={shape[2:].numel()}"
             )
 
     def _faster_from_spikes(self, dense: Tensor) -> bool:
