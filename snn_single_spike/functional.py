@@ -517,22 +517,13 @@ def run_single_spike_linear(
         # Autograd differentiates a custom surrogate on the dense membrane.
         by = "linear with a custom spike_grad"
         dense = spikes.materialize(by) if custom else spikes.to_dense()
-        result = run_single_spike(
-            dense_linear(dense, weight, bias),
-            beta,
-            threshold,
-            1.0,
-            surrogate,
-            custom_surrogate,
-            gradient,
-            reset,
-            want_mem=False,
-            backend=backend,
-        )
+        current = dense_linear(dense, weight, bias)
+        neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
+        result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
         return spikes_of_result(result, graded_spikes_factor)
-    current, settings, tensors, events = _linear_inputs(spikes, weight, bias)
-    decay = clip_decay(check_parameter("beta", beta, current)).expand(current.shape[2])
-    new, times, interpolated = LinearSpikes.apply(
+    described, settings, tensors, events = _linear_inputs(spikes, weight, bias)
+    decay = clip_decay(check_parameter("beta", beta, described)).expand(described.shape[2])
+    out = LinearSpikes.apply(
         settings._replace(
             rule=gradient,
             reset=reset,
@@ -541,15 +532,11 @@ def run_single_spike_linear(
         ),
         *tensors,
         decay.contiguous(),
-        _per_output("threshold", threshold, current),
+        _per_output("threshold", threshold, described),
         *events,
     )
-    if surrogate is None and custom_surrogate is None:
-        new = new.detach()  # surrogate_disable of snnTorch; interpolated times keep a gradient
-    height = _height(graded_spikes_factor, current)
-    return SpikeTimes.of_neuron(
-        times, spikes.num_steps, height, weight.dtype, new, interpolated if exact else None
-    )
+    disabled = surrogate is None and custom_surrogate is None
+    return _spikes_of_layer(out, described, graded_spikes_factor, exact, disabled)
 
 
 def run_single_spike_conv(
@@ -584,22 +571,13 @@ def run_single_spike_conv(
         if heights is None:
             by = "a convolution of spikes whose height differs in a channel"
         dense = spikes.materialize(by) if custom or heights is None else spikes.to_dense()
-        result = run_single_spike(
-            dense_conv(dense, weight, bias, sizes).unflatten(2, features),
-            beta,
-            threshold,
-            1.0,
-            surrogate,
-            custom_surrogate,
-            gradient,
-            reset,
-            want_mem=False,
-            backend=backend,
-        )
+        current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
+        neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
+        result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
         return spikes_of_result(result, graded_spikes_factor)
     chosen = backends.select(backend, weight.device.type, "conv")
     shape = torch.Size((spikes.num_steps, spikes.batch, *features))
-    current = _Current(shape, weight.dtype, weight.device)
+    described = _Current(shape, weight.dtype, weight.device)
     factor = None
     if spikes.height is not None:
         # A channel of the input is a column of the weights of its group.
@@ -607,7 +585,7 @@ def run_single_spike_conv(
         of_output = by_group.expand(-1, len(weight) // sizes.groups, -1)
         factor = of_output.reshape(*weight.shape[:2], 1, 1)
     settings, tensors, events = _layer_inputs(spikes, weight, factor, bias)
-    new, times, interpolated = ConvSpikes.apply(
+    out = ConvSpikes.apply(
         settings._replace(
             rule=gradient,
             reset=reset,
@@ -616,19 +594,33 @@ def run_single_spike_conv(
         ),
         sizes,
         *tensors,
-        clip_decay(_per_channel("beta", beta, current)),
-        _per_channel("threshold", threshold, current),
+        clip_decay(_per_channel("beta", beta, described)),
+        _per_channel("threshold", threshold, described),
         *events,
     )
-    if surrogate is None and custom_surrogate is None:
-        new = new.detach()  # surrogate_disable of snnTorch; interpolated times keep a gradient
-    size = (spikes.batch, *features)
+    disabled = surrogate is None and custom_surrogate is None
+    return _spikes_of_layer(out, described, graded_spikes_factor, exact, disabled)
+
+
+def _spikes_of_layer(
+    out: tuple[Tensor, Tensor, Tensor],
+    current: _Current,
+    graded_spikes_factor: Tensor | float,
+    exact: bool,
+    disabled: bool,
+) -> SpikeTimes:
+    """The carrier, the times and the interpolated times of an operator as spikes.
+
+    ``disabled`` is surrogate_disable of snnTorch. Interpolated times keep a gradient.
+    """
+    new, times, interpolated = out
+    num_steps, *size = current.shape
     return SpikeTimes.of_neuron(
         times.view(size),
-        spikes.num_steps,
+        num_steps,
         _height(graded_spikes_factor, current),
-        weight.dtype,
-        new,
+        current.dtype,
+        new.detach() if disabled else new,
         interpolated.view(size) if exact else None,
     )
 
