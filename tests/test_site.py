@@ -114,7 +114,7 @@ def test_the_table_finds_what_a_layer_does_not_support():
 
 
 def variables_of(tree):
-    """The environment variables that a file reads; a name stands for a constant of the file."""
+    """The environment variables that a file reads, as literals or through its constants."""
     constants = {
         ast.unparse(node.targets[0]): node.value
         for node in tree.body

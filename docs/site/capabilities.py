@@ -151,7 +151,7 @@ def row(name: str, layer: Layer) -> Iterator[str]:
 
 
 def table() -> str:
-    """The table, and what "all" stands for."""
+    """The table, followed by the values that "all" abbreviates."""
     head = INPUT_HEADINGS + OPTION_HEADINGS
     rows = [head, ["---"] * len(head), *itertools.starmap(row, layers().items())]
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -136,7 +136,7 @@ def convert(
 
     :param strict: if False, a loop over time that cannot run all its steps at once stays the
         author's loop over snnTorch's neurons, and a warning says why. Parts of the model with loops
-        of their own are converted. :func:`explain` tells before. Defaults to True
+        of their own are converted. :func:`explain` reports this beforehand. Defaults to True
     :type strict: bool, optional
 
     :return: model with inputs and outputs of shape `(time, batch, ...)`; those of the author, if

@@ -519,7 +519,7 @@ class Run:
 class _Undo:
     """Sets generators and buffers back to the start of a call, so that it can be repeated.
 
-    The buffers are those that a call in training can update.
+    Only buffers that a call in training can update are copied.
     """
 
     def __init__(self, model: Any, devices: Iterable[torch.device], before: Snapshot) -> None:

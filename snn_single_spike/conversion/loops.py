@@ -1,4 +1,4 @@
-"""Finds the loops over time in the methods of a module, and rejects those that cannot fold.
+"""Finds the loops over time in the methods of a module, and rejects loops that cannot run at once.
 
 A loop over time calls neurons, and does not iterate over layers. It may be a ``for`` loop, a
 ``while`` loop that counts, or a comprehension.

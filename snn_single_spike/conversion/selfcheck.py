@@ -37,7 +37,7 @@ __all__ = ["SelfCheck", "foreign_error", "warn_unless_compared"]
 
 _SAMPLES = 2
 _TOLERANCE = 1e-4
-_MOST = 4  # comparisons of a model in one mode, of which flags of the model cause all but the first
+_MOST = 4  # comparisons of a model in one mode; each changed flag causes one more
 
 
 class SelfCheck:

@@ -1,4 +1,4 @@
-"""nn.Conv1d and nn.Conv2d of spike times, put off until a neuron reads them."""
+"""nn.Conv1d and nn.Conv2d of spike times: a neuron computes their current when it reads it."""
 
 import pickle
 import warnings

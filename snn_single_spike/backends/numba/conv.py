@@ -44,7 +44,7 @@ from ..memory import empty
 from ._launch import as_array, as_events, in_threads, plain
 from .neuron import neuron_backward
 
-_TABLE = 1 << 16  # elements of a table of powers, for layers with few neurons of their own
+_TABLE = 1 << 16  # elements of a table of powers, which has at least _JUMP steps
 _JUMP = 64  # steps that a table of powers reaches at least
 _PIECE = 1 << 21  # elements of a dense tensor of some samples
 
