@@ -42,13 +42,15 @@ class ForwardOutputs(NamedTuple):
     syn: np.ndarray
     inh: np.ndarray
     crossing: np.ndarray
-    """(2, M): the membrane before and at the spike."""
+    """(2, M): the membrane before and at the spike; 0 and the maximum of a silent neuron's."""
     final: np.ndarray
     """(1 to 3, M)."""
     times: np.ndarray
     """(M,), -1 for a silent neuron; the last spike with ``refractory``."""
     phase: np.ndarray
     """(T, M) uint8, only with ``refractory``."""
+    when: np.ndarray
+    """(M,), given if ``crossing`` is: the spike, or the step of a silent neuron's maximum."""
 
 
 class Saved(NamedTuple):
@@ -71,9 +73,11 @@ class OutputGradients(NamedTuple):
     grad_syn: np.ndarray
     grad_inh: np.ndarray
     grad_at: np.ndarray
-    """(M,): to the membrane at the spike."""
+    """(M,): to the membrane at the step ``when``."""
     grad_before: np.ndarray
-    """(M,): to the membrane one step before the spike."""
+    """(M,): to the membrane one step before."""
+    when: np.ndarray
+    """(M,), -1 for no step."""
 
 
 class InputGradients(NamedTuple):
@@ -115,7 +119,7 @@ class Scratch(NamedTuple):
     rows: np.ndarray
     """(13, TILE)."""
     marks: np.ndarray
-    """(3, TILE) int32."""
+    """(4, TILE) int32."""
     tables: np.ndarray
     """(5, JUMP + 1, TILE)."""
 
@@ -151,9 +155,11 @@ class FirstSpikes(NamedTuple):
     times: np.ndarray
     """(B, O), -1 for a silent neuron."""
     crossing: np.ndarray
-    """(2, B, O): the membrane before and at the spike."""
+    """(2, B, O): the membrane before and at the spike; 0 and the maximum of a silent neuron's."""
     sensitivity: np.ndarray
     """(2, B, O): the derivative of ``crossing`` by beta."""
+    when: np.ndarray
+    """(B, O), given if ``crossing`` is: the spike, or the step of a silent neuron's maximum."""
 
 
 class ClosedFormAdjoint(NamedTuple):
@@ -170,12 +176,14 @@ class ClosedFormAdjoint(NamedTuple):
 
 
 class ClosedFormGradients(NamedTuple):
+    """Empty if not requested."""
+
     weight: np.ndarray
     """(tiles, N, TILE), added to."""
     bias: np.ndarray
     """(O,), added to."""
     inputs: np.ndarray
-    """(2, B, N), added to: at the step of the spike of each input, and at the step before it."""
+    """(2, B, N), added to: at the step of the event of each input, and at the step before it."""
 
 
 class DenseGradient(NamedTuple):
@@ -253,6 +261,10 @@ class ConvState(NamedTuple):
     """(4, L)."""
     first: np.ndarray
     """(cells of neurons, L) int32."""
+    peaks: np.ndarray
+    """(2, cells of neurons, L): the highest membrane up to the spike, and its ``slope``."""
+    when: np.ndarray
+    """(cells of neurons, L) int32: the step of this membrane. Empty if it is not requested."""
     counters: np.ndarray
     """(3, cells of neurons) int32."""
     step: tuple[np.ndarray, ...]
@@ -291,9 +303,11 @@ class ConvImpulses(NamedTuple):
 
 
 class ConvGradients(NamedTuple):
+    """Empty if not requested."""
+
     weight: np.ndarray
     """(C, KH * KW, L), added to."""
     bias: np.ndarray
     """(groups, L), added to."""
     inputs: np.ndarray
-    """(2, B, N), overwritten at units that spike: at the step of the spike, and the step before."""
+    """(2, B, N), overwritten at units with an event: at its step, and at the step before."""

@@ -159,7 +159,7 @@ def _add_currents(e, begin, step, events, patches, at_step, layer):
 
 @helper
 def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adjoint, gradients):
-    """Gradients of the weights, the bias, and the inputs around their spikes."""
+    """Gradients of the weights and the bias, or to the inputs around their events."""
     state, events, patches = ConvImpulses(*state), Events(*events), Patches(*patches)
     layer, adjoint = ConvLayer(*layer), ClosedFormAdjoint(*adjoint)
     gradients, at_step = ConvGradients(*gradients), ConvStep(*state.step)
@@ -181,8 +181,11 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
                 unit = events.units[start]
                 channel, count = reach(unit, patches, reached)
                 _prepare(count, now, patches, at_step, state, layer)
-                value = events.values[start] if given(events.values) else one
-                _to_weights(value, channel, count, now, source, reached, state, gradients.weight)
+                if given(gradients.weight):
+                    value = events.values[start] if given(events.values) else one
+                    _to_weights(
+                        value, channel, count, now, source, reached, state, gradients.weight
+                    )
                 if want_inputs:
                     found = _product(channel, count, now, source, reached, state, layer)
                     inputs[0, sample, unit] = found

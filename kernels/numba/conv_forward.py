@@ -56,6 +56,8 @@ def _search(sample, cell, group, q, start, stop, never, patches, state, layer, o
                 u = b * u + drive
                 if u > theta:
                     state.first[cell, j] = t
+                    if given(state.when):
+                        state.when[cell, j] = t
                     neuron = neuron_of(cell, j, patches, layer.out_channels)
                     _record(sample, neuron, before, u, p_before, p, out)
                     break
@@ -82,6 +84,40 @@ def _jump(cell, group, q, gap, state, layer):
 
 
 @inlined_helper
+def _begin_peak(cell, state):
+    """Keep the membrane of step 0, before which no membrane counts."""
+    for j in range(0, state.mem.shape[1], LANES):
+        store(state.peaks, (0, cell, j), load(state.mem, (cell, j)))
+        if given(state.slope):
+            store(state.peaks, (1, cell, j), load(state.slope, (cell, j)))
+        for i in range(j, j + LANES):
+            state.when[cell, i] = 0
+
+
+@inlined_helper
+def _end_peak(cell, never, state):
+    """Keep the membrane of the last step if it is the highest."""
+    for j in range(0, state.mem.shape[1], LANES):
+        u, top = load(state.mem, (cell, j)), load(state.peaks, (0, cell, j))
+        higher = (u > top) & (load(state.first, (cell, j)) == never)
+        store(state.peaks, (0, cell, j), where(higher, u, top))
+        store(state.when, (cell, j), where(higher, never - 1, load(state.when, (cell, j))))
+        if given(state.slope):
+            kept = load(state.peaks, (1, cell, j))
+            store(state.peaks, (1, cell, j), where(higher, load(state.slope, (cell, j)), kept))
+
+
+@inlined_helper
+def _rises(cell, never, first, peaks):
+    """Whether the membrane of a silent neuron has been below 0 from the start."""
+    below = False
+    for j in range(0, first.shape[1], LANES):
+        low = load(peaks, (0, cell, j)) < 0.0
+        below |= any_lane(low & (load(first, (cell, j)) == never))
+    return below
+
+
+@inlined_helper
 def _advance(sample, cell, stop, never, may_cross, may_fall, patches, state, layer, out):
     """Integrate a cell up to the step ``stop``, without spikes."""
     last = state.counters[0]
@@ -90,7 +126,8 @@ def _advance(sample, cell, stop, never, may_cross, may_fall, patches, state, lay
     most = layer.tables.shape[1] - 1
     t = last[cell]
     while t < stop:
-        gap = 1 if may_fall and t == 0 else min(stop - t, most)
+        alone = t == 0 and (may_fall or given(state.when))
+        gap = 1 if alone else min(stop - t, most)
         if may_cross and _jump_marked(cell, group, q, gap, never, state, layer):
             _search(sample, cell, group, q, t, t + gap, never, patches, state, layer, out)
         if given(state.slope):
@@ -100,6 +137,8 @@ def _advance(sample, cell, stop, never, may_cross, may_fall, patches, state, lay
                 store(state.mem, (cell, j), load(state.rows, (0, j)))
         else:
             _jump(cell, group, q, gap, state, layer)
+        if given(state.when) and t == 0:
+            _begin_peak(cell, state)
         t += gap
     last[cell] = stop
 
@@ -112,17 +151,31 @@ def _step(cell, q, step, never, currents, index, state, layer):
     for j in range(0, mem.shape[1], LANES):
         held, b = load(mem, (cell, j)), load(layer.beta, (q, j))
         u = b * held + load(currents, (index, j))
+        silent = load(first, (cell, j)) == never
         store(state.rows, (1, j), held)
         store(mem, (cell, j), u)
         if given(slope):
             p = load(slope, (cell, j))
             store(state.rows, (2, j), p)
             store(slope, (cell, j), held + b * p)
-        fired = load(first, (cell, j))
-        fires = (u > load(layer.threshold, (q, j))) & (fired == never)
+        if given(state.when) and step > 0:
+            # Between two spikes the membrane is monotonous: its maximum is at one of the ends.
+            top, at = load(state.peaks, (0, cell, j)), load(state.when, (cell, j))
+            risen = (held > top) & silent
+            top = where(risen, held, top)
+            higher = (u > top) & silent
+            store(state.peaks, (0, cell, j), where(higher, u, top))
+            store(state.when, (cell, j), where(higher, step, where(risen, step - 1, at)))
+            if given(slope):
+                kept = where(risen, load(state.rows, (2, j)), load(state.peaks, (1, cell, j)))
+                kept = where(higher, load(slope, (cell, j)), kept)
+                store(state.peaks, (1, cell, j), kept)
+        fires = (u > load(layer.threshold, (q, j))) & silent
         if any_lane(fires):
-            store(first, (cell, j), where(fires, step, fired))
+            store(first, (cell, j), where(fires, step, load(first, (cell, j))))
             hit = True
+    if given(state.when) and step == 0:
+        _begin_peak(cell, state)
     return hit
 
 
@@ -138,15 +191,22 @@ def _keep_crossing(sample, cell, step, patches, state, layer, out):
 
 
 @inlined_helper
-def _write(sample, never, patches, first, out_channels, times):
-    """The spikes of a sample, from the order of cells to that of features."""
-    n = patches.neurons
+def _write(sample, never, patches, state, out_channels, out):
+    """The spikes and peaks of a sample, from the order of cells to that of features."""
+    n, first = patches.neurons, state.first
     for group in range(first.shape[0] // n):
         for lane in range(out_channels):
             start = (group * out_channels + lane) * n
             for position in range(n):
-                step = first[group * n + position, lane]
-                times[sample, start + position] = step if step < never else -1
+                cell, neuron = group * n + position, start + position
+                step = first[cell, lane]
+                out.times[sample, neuron] = step if step < never else -1
+                if given(out.when):
+                    out.when[sample, neuron] = state.when[cell, lane]
+                    if step == never:
+                        out.crossing[1, sample, neuron] = state.peaks[0, cell, lane]
+                        if given(out.sensitivity):
+                            out.sensitivity[1, sample, neuron] = state.peaks[1, cell, lane]
 
 
 @inlined_helper
@@ -206,6 +266,9 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
     for sample in range(low, high):
         clear_rows(state.mem)
         clear_rows(state.slope)
+        if given(state.when):
+            state.peaks[:] = 0
+            state.when[:] = 0
         at_now.seen[:] = -1
         for cell in range(cells):
             last[cell], marked[cell] = 0, -1
@@ -226,6 +289,11 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
                 count = cells
                 for cell in range(cells):
                     touched[cell] = cell
+            elif now == never and given(state.when):
+                for cell in range(cells):
+                    if _rises(cell, never, state.first, state.peaks):
+                        touched[count] = cell
+                        count += 1
             for i in range(count):
                 cell = touched[i]
                 if last[cell] < now:
@@ -233,6 +301,8 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
                         sample, cell, now, never, may_cross, may_fall, patches, state, layer, out
                     )
                 if now == never:
+                    if given(state.when):
+                        _end_peak(cell, never, state)
                     continue
                 currents, index = at_now.current, cell
                 if given(patches.windows):
@@ -245,4 +315,4 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
                         _keep_crossing(sample, cell, now, patches, state, layer, out)
                     if _all_fired(cell, state.first, never):
                         last[cell] = finished
-        _write(sample, never, patches, state.first, layer.out_channels, out.times)
+        _write(sample, never, patches, state, layer.out_channels, out)

@@ -80,12 +80,12 @@ def _inputs_before(e, end, step, events, weights, lam, grads):
 
 @part_of_caller
 def _inputs_at(e, begin, step, events, weights, lam, grads):
-    """Add the gradients at ``step`` of inputs that spike at ``step``: the events up to ``e``."""
-    i = e
-    while i >= begin and events.times[i] == step:
-        unit = events.units[i]
+    """Add the gradients at ``step`` of its inputs: the events up to ``e``. Returns the next one."""
+    while e >= begin and events.times[e] == step:
+        unit = events.units[e]
         grads[unit] += _dot(weights, unit, lam)
-        i -= 1
+        e -= 1
+    return e
 
 
 @part_of_caller
@@ -127,8 +127,9 @@ def _sample(
         if e >= begin and t == now:
             previous = now
             if want_inputs:
-                _inputs_at(e, begin, now, events, weights, lam, inputs[0, sample])
-            e = scatter(e, begin, now, events, lam, gradient)
+                e = _inputs_at(e, begin, now, events, weights, lam, inputs[0, sample])
+            else:
+                e = scatter(e, begin, now, events, lam, gradient)
             if t == 0:
                 break
     if has_at:
@@ -139,10 +140,10 @@ def _sample(
 def linear_backward_closed_form_loop(
     scratch, heads, part, events, layer, num_steps, adjoint, gradients
 ):
-    """Gradients of the weights from an adjoint in closed form.
+    """Gradients of the weights and the bias from an adjoint in closed form, or to the inputs.
 
-    ``heads`` is work space of num_steps + 1 int32. The gradients to inputs are correct only if each
-    input spikes at most once.
+    ``heads`` is work space of num_steps + 1 int32. For the gradients to inputs each input has at
+    most one event, which need not be a spike.
     """
     scratch, part, events, layer = Scratch(*scratch), Part(*part), Events(*events), Layer(*layer)
     adjoint, gradients = ClosedFormAdjoint(*adjoint), ClosedFormGradients(*gradients)
@@ -154,7 +155,8 @@ def linear_backward_closed_form_loop(
         heads[t] = -1
     clear_row(h)
     for tile in range(part.tile_low, part.tile_high):
-        weights, gradient = layer.weight[tile], gradients.weight[tile]
+        weights = layer.weight[tile]
+        gradient = gradients.weight[tile] if given(gradients.weight) else weights
         neuron, n = tile * TILE, width(tile, layer.beta.shape[0])
         tile_values(layer.beta, tile, zero, b)
         power_tables(b, tables)

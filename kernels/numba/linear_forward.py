@@ -9,6 +9,7 @@ import numpy as np
 from .arguments import Events, FirstSpikes, Layer, Part, Scratch
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
+from .simd import LANES, load, store, where
 from .tile import (
     JUMP,
     TILE,
@@ -33,18 +34,18 @@ class _Rows(NamedTuple):
     drive: np.ndarray
     v: np.ndarray
     x: np.ndarray
-    before: np.ndarray
     p: np.ndarray
     """The derivative of ``v`` by beta."""
     below: np.ndarray
-    """The membrane before the spike. ``above`` is the membrane at the spike."""
+    """The membrane before the spike. ``above`` is the membrane at the step ``when``."""
     above: np.ndarray
     slope_below: np.ndarray
     slope_above: np.ndarray
-    p_before: np.ndarray
     unfired: np.ndarray
     first: np.ndarray
     marks: np.ndarray
+    when: np.ndarray
+    """The step of the highest membrane up to the spike, which is the step of a spike."""
 
 
 @part_of_caller
@@ -52,7 +53,7 @@ def _rows_of(scratch):
     # Rows of one array: the compiler can prove that they do not overlap, and vectorizes.
     r, m = scratch.rows, scratch.marks
     return _Rows(
-        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], m[0], m[1], m[2]
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], m[0], m[1], m[2], m[3]
     )  # fmt: skip
 
 
@@ -83,36 +84,52 @@ def _step(step, never, rows):
 
 
 @inlined_helper
-def _step_marked(step, never, rows):
-    """One step of current ``x`` that keeps the membrane before. Returns whether a neuron fires."""
-    v, b, x, threshold, first = rows.v, rows.b, rows.x, rows.threshold, rows.first
-    before = rows.before
-    hit = np.int32(0)
-    for j in range(TILE):
-        held = v[j]
-        u = b[j] * held + x[j]
-        before[j] = held
-        v[j] = u
-        fire = (u > threshold[j]) & (first[j] == never)
-        first[j] = step if fire else first[j]
-        hit |= np.int32(fire)
-    return hit
+def _step_crossing(step, never, want_slope, rows):
+    """As :func:`_step`; keeps the membrane around a spike, and the highest one.
 
-
-@inlined_helper
-def _step_slope(p, b, before, p_before):
-    for j in range(TILE):
-        held = p[j]
-        p_before[j] = held
-        p[j] = before[j] + b[j] * held
+    Between two spikes the membrane is monotonic, so its maximum is at one of the two ends.
+    """
+    last = np.int32(step - 1)
+    for j in range(0, TILE, LANES):
+        held, b, at, top = load(rows.v, j), load(rows.b, j), load(rows.when, j), load(rows.above, j)
+        u = b * held + load(rows.x, j)
+        store(rows.v, j, u)
+        first = load(rows.first, j)
+        silent = first == never
+        fires = (u > load(rows.threshold, j)) & silent
+        store(rows.first, j, where(fires, step, first))
+        store(rows.below, j, where(fires, held, load(rows.below, j)))
+        risen = (held > top) & silent
+        top = where(risen, held, top)
+        higher = (u > top) & silent
+        store(rows.above, j, where(higher, u, top))
+        store(rows.when, j, where(higher, step, where(risen, last, at)))
+        if want_slope:
+            p = load(rows.p, j)
+            slope = held + b * p
+            store(rows.p, j, slope)
+            store(rows.slope_below, j, where(fires, p, load(rows.slope_below, j)))
+            kept = where(risen, p, load(rows.slope_above, j))
+            store(rows.slope_above, j, where(higher, slope, kept))
 
 
 @part_of_caller
-def _keep_crossing(step, rows):
+def _end_peak(step, never, want_slope, rows):
+    """Keep the membrane of one step if it is the highest."""
     for j in range(TILE):
-        if rows.first[j] == step:
-            rows.below[j], rows.above[j] = rows.before[j], rows.v[j]
-            rows.slope_below[j], rows.slope_above[j] = rows.p_before[j], rows.p[j]
+        if (rows.v[j] > rows.above[j]) & (rows.first[j] == never):
+            rows.above[j], rows.when[j] = rows.v[j], step
+            if want_slope:
+                rows.slope_above[j] = rows.p[j]
+
+
+@part_of_caller
+def _begin_peak(want_slope, rows):
+    """Keep the membrane of step 0, before which no membrane counts."""
+    copy_row(rows.v, rows.above)
+    clear_row(rows.when)
+    if want_slope:
+        copy_row(rows.p, rows.slope_above)
 
 
 @helper
@@ -132,7 +149,7 @@ def _search(start, stop, rows):
                 q = u + b[j] * q
                 u = b[j] * u + current[j]
                 if u > threshold[j]:
-                    rows.first[j] = t
+                    rows.first[j], rows.when[j] = t, t
                     rows.below[j], rows.above[j] = before, u
                     rows.slope_below[j], rows.slope_above[j] = q_before, q
                     break
@@ -160,11 +177,7 @@ def _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, row
     e = gather(e, end, t, events, weights, rows.x)
     step = np.int32(t)
     if want_crossing:
-        hit = _step_marked(step, never, rows)
-        if want_slope:
-            _step_slope(rows.p, rows.b, rows.before, rows.p_before)
-        if hit:
-            _keep_crossing(step, rows)
+        _step_crossing(step, never, want_slope, rows)
     else:
         _step(step, never, rows)
     return e
@@ -186,16 +199,20 @@ def _write(sample, tile, n, never, rows, out):
         fired = rows.first[j] < never
         out.times[sample, neuron] = rows.first[j] if fired else -1
         if given(out.crossing):
+            out.when[sample, neuron] = rows.when[j]
             out.crossing[0, sample, neuron] = rows.below[j] if fired else zero
-            out.crossing[1, sample, neuron] = rows.above[j] if fired else zero
+            out.crossing[1, sample, neuron] = rows.above[j]
         if given(out.sensitivity):
             out.sensitivity[0, sample, neuron] = rows.slope_below[j] if fired else zero
-            out.sensitivity[1, sample, neuron] = rows.slope_above[j] if fired else zero
+            out.sensitivity[1, sample, neuron] = rows.slope_above[j]
 
 
 @helper
 def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
-    """First spikes, the membrane around them and its derivatives by beta."""
+    """First spikes, the membrane around them and its derivatives by beta.
+
+    A silent neuron has the maximum of its membrane in place of a spike.
+    """
     scratch, part, events = Scratch(*scratch), Part(*part), Events(*events)
     layer, out = Layer(*layer), FirstSpikes(*out)
     dtype = layer.weight.dtype
@@ -227,14 +244,21 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
             while t < num_steps:
                 now = events.times[e] if e < end else num_steps
                 while t < now:
-                    gap = 1 if may_fall and t == 0 else min(now - t, JUMP)
+                    alone = t == 0 and (may_fall or want_crossing)
+                    gap = 1 if alone else min(now - t, JUMP)
                     _jump(t, gap, never, may_cross, want_slope, rows, tables)
+                    if want_crossing and t == 0:
+                        _begin_peak(want_slope, rows)
                     t += gap
                 if t == num_steps:
                     break
                 e = _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows)
+                if want_crossing and t == 0:
+                    _begin_peak(want_slope, rows)
                 t += 1
                 stops += 1
                 if stops % 8 == 0 and _all_fired(rows.first, never):
                     break
+            if want_crossing:
+                _end_peak(num_steps - 1, never, want_slope, rows)
             _write(sample, tile, n, never, rows, out)

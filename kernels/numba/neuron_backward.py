@@ -49,6 +49,8 @@ class _Scan(NamedTuple):
     lam: np.ndarray
     """The adjoint of the membrane, in rows: those of the gradient of the current, or two."""
     first: np.ndarray
+    when: np.ndarray
+    """The step of ``grad_at``."""
     limit: np.ndarray
     """The last step at which a gradient passes the spikes."""
     zeros: np.ndarray
@@ -198,9 +200,10 @@ def _adjoint_membrane(k, n, start, after, row, through, grads, into, kind, param
         for j in range(n):
             row[j] += h[j]
     if given(grads.grad_at):
+        when = scan.when
         for j in range(n):
-            row[j] += grads.grad_at[start + j] if first[j] == now else zero
-            row[j] += grads.grad_before[start + j] if first[j] == now + np.int32(1) else zero
+            row[j] += grads.grad_at[start + j] if when[j] == now else zero
+            row[j] += grads.grad_before[start + j] if when[j] == now + np.int32(1) else zero
     if given(into.feedback):
         for j in range(n):
             if first[j] == now:
@@ -328,6 +331,8 @@ def _block(
         load_times(times, start, n, steps, scan.first)
     else:
         load_history(*last_0, scan.first)
+    if given(grads.when):
+        copy(grads.when[start : start + n], n, scan.when)
     if recompute:
         _integrate_again(
             start, n, saved.current, source, kind, initial, state, parameters, scan.first,
@@ -384,6 +389,7 @@ def neuron_backward_loop(low, high, saved, neuron, times, grads, into, spike_gra
     in_place = given(into.current) and not given(neuron.alpha)
     scan = _Scan(
         into.current if in_place else np.empty((2, BLOCK), dtype),
+        np.empty(BLOCK, np.int32),
         np.empty(BLOCK, np.int32),
         np.empty(BLOCK, np.int32),
         np.zeros(BLOCK, dtype),

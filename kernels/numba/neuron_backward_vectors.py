@@ -44,6 +44,8 @@ class _Scan(NamedTuple):
     """The state of the reverse scan over one block."""
 
     first: np.ndarray
+    when: np.ndarray
+    """The step of ``grad_at``."""
     lam: np.ndarray
     tail: np.ndarray
     ramp: np.ndarray
@@ -136,7 +138,7 @@ def _rows_back(
         decay = load(parameters.decay, j)
         threshold, height = load(parameters.threshold, j), load(parameters.height, j)
         zeroed, subtracted = at + lags.zero, at + lags.subtract
-        after = load(scan.lam, j)
+        after, when = load(scan.lam, j), load(scan.when, j)
         for k in range(count - 1, -1, -1):
             t = early + k
             if not path.once:
@@ -164,8 +166,8 @@ def _rows_back(
             if path.has_mem:
                 after = after + load(grads.grad_mem, (row_of(grads.grad_mem, t), neuron))
             if path.has_crossing:
-                after = after + where(at == t, load(grads.grad_at, neuron), 0.0)
-                after = after + where(at == t + 1, load(grads.grad_before, neuron), 0.0)
+                after = after + where(when == t, load(grads.grad_at, neuron), 0.0)
+                after = after + where(when == t + 1, load(grads.grad_before, neuron), 0.0)
             if path.want_current:
                 write_vector(grad_current, (t, neuron), after, streams)
         store(scan.lam, j, after)
@@ -246,6 +248,7 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
     mem = np.empty(size, dtype)
     scan = _Scan(
         np.empty(size, np.int32),
+        np.empty(size, np.int32),
         np.empty(size, dtype),
         np.empty(size, dtype),
         np.empty(size, dtype),
@@ -261,6 +264,8 @@ def _vectors(low, high, saved, neuron, times, grads, into, spike_gradient):
             load_times(times, start, n, steps, scan.first)
         else:
             load_history(*last_0)
+        if path.has_crossing:
+            copy(grads.when[start : start + n], n, scan.when)
         _clear(scan, n)
         if recompute:
             copy(initial.mem, n, mem)

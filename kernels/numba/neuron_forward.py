@@ -34,6 +34,8 @@ class _Work(NamedTuple):
     unwanted: np.ndarray
     """Takes the spikes if they are not requested."""
     no_phase: np.ndarray
+    peaks: np.ndarray
+    """The step of the highest membrane up to the spike."""
 
 
 @part_of_caller
@@ -83,15 +85,19 @@ def _fire_again(now, n, v, parameters, last, refractory, spikes, phase):
 
 
 @part_of_caller
-def _write_crossing(now, start, n, before, v, first, crossing):
+def _write_crossing(now, start, n, before, v, first, crossing, peaks):
+    """Keep the membrane around a spike, and before it the highest one."""
+    above = crossing[1, start : start + n]
     for j in range(n):
         if first[j] == now:
             crossing[0, start + j] = before[j]
-            crossing[1, start + j] = v[j]
+        if (first[j] >= now) & (v[j] > above[j]):
+            above[j] = v[j]
+            peaks[j] = now
 
 
 @part_of_caller
-def _finish(start, n, never, graded, kind, state, parameters, first, out):
+def _finish(start, n, never, graded, kind, state, parameters, first, peaks, out):
     """The outputs that are complete after the last step."""
     store_times(first, start, n, never, out.times)
     if graded:  # only of neurons that spike once
@@ -105,11 +111,7 @@ def _finish(start, n, never, graded, kind, state, parameters, first, out):
         if kind.inhibitory:
             copy(state.inh, n, out.final[2, start : start + n])
     if given(out.crossing):
-        zero = state.mem.dtype.type(0)
-        for j in range(n):
-            if first[j] == never:
-                out.crossing[0, start + j] = zero
-                out.crossing[1, start + j] = zero
+        copy(peaks, n, out.when[start : start + n])
 
 
 @helper
@@ -122,6 +124,10 @@ def _block(start, n, current, neuron, out, graded, state, parameters, work):
     times_only = not (given(out.spikes) or given(out.mem) or given(out.syn) or given(out.final))
     load_block(neuron, start, n, parameters, state)
     load_history(neuron.last_0, neuron.refractory, start, n, never, first)
+    if given(out.crossing):
+        out.crossing[0, start : start + n] = 0
+        out.crossing[1, start : start + n] = -np.inf
+        work.peaks[:n] = 0
     for t in range(steps):
         now = np.int32(t)
         if given(out.crossing):
@@ -135,10 +141,10 @@ def _block(start, n, current, neuron, out, graded, state, parameters, work):
             phase = out.phase[t, start : start + n] if given(out.phase) else work.no_phase
             _fire_again(now, n, state.mem, parameters, first, neuron.refractory, spikes, phase)
         if given(out.crossing):
-            _write_crossing(now, start, n, work.before, state.mem, first, out.crossing)
+            _write_crossing(now, start, n, work.before, state.mem, first, out.crossing, work.peaks)
         if once and times_only and t % 8 == 7 and all_fired(first, n, never):
             break
-    _finish(start, n, never, graded, kind, state, parameters, first, out)
+    _finish(start, n, never, graded, kind, state, parameters, first, work.peaks, out)
 
 
 @compiled
@@ -151,6 +157,7 @@ def neuron_forward_loop(low, high, current, neuron, out):
         np.empty(BLOCK, dtype),
         np.empty(BLOCK, dtype),
         np.empty(0, np.uint8),
+        np.empty(BLOCK, np.int32),
     )
     graded = given(out.spikes) and (neuron.graded_spikes_factor != dtype.type(1)).any()
     graded = graded and neuron.refractory is None

@@ -42,7 +42,7 @@ class _Writes(NamedTuple):
 
 
 @inlined_helper
-def _rows(count, early, start, n, current, out, mem, first, parameters, reset, writes):
+def _rows(count, early, start, n, current, out, mem, first, peaks, parameters, reset, writes):
     """``count`` steps of a block from ``early`` on, each vector with its state in registers."""
     steps = current.shape[0]
     ahead = min(early + count, steps - count)
@@ -78,8 +78,10 @@ def _rows(count, early, start, n, current, out, mem, first, parameters, reset, w
                 write_vector(out.mem, (t, neuron), u, writes.mem_past_the_cache)
             if given(out.crossing):
                 below, above = load(out.crossing, (0, neuron)), load(out.crossing, (1, neuron))
+                kept = (u > above) & (at >= t)  # a spike is the highest step so far, too
                 store(out.crossing, (0, neuron), where(fires, before, below))
-                store(out.crossing, (1, neuron), where(fires, u, above))
+                store(out.crossing, (1, neuron), where(kept, u, above))
+                store(peaks, j, where(kept, t, load(peaks, j)))
         store(mem, j, u)
         store(first, j, at)
 
@@ -97,13 +99,16 @@ def _vectors(low, high, current, neuron, out):
         neuron.refractory is None,
     )
     tiles = steps // STEPS + steps % STEPS
+    peaks = np.empty(BLOCK, np.int32)
     for start in range(low, high, BLOCK):
         n = min(BLOCK, high - start)
         load_block(neuron, start, n, parameters, state)
         load_history(neuron.last_0, neuron.refractory, start, n, never, first)
         if given(out.crossing):
-            out.crossing[:, start : start + n] = 0
-        block = start, n, current, out, state.mem, first, parameters, neuron.reset, writes
+            out.crossing[0, start : start + n] = 0
+            out.crossing[1, start : start + n] = -np.inf
+            peaks[:n] = 0
+        block = start, n, current, out, state.mem, first, peaks, parameters, neuron.reset, writes
         for tile in range(tiles):
             early = first_step(tile, steps)
             # Two calls, because numba compiles literal numbers in.
@@ -115,6 +120,8 @@ def _vectors(low, high, current, neuron, out):
             if skips and all_fired(first, n, never):
                 break
         store_times(first, start, n, never, out.times)
+        if given(out.crossing):
+            copy(peaks, n, out.when[start : start + n])
         if given(out.final):
             copy(state.mem, n, out.final[0, start : start + n])
     fence()

@@ -139,12 +139,12 @@ def through_spikes(
 
 
 @triton.jit
-def add_direct_gradients(lam, h, at, before, first, row):
-    """Add the losses on the membrane: h[k] at every step; at, before around the spike."""
+def add_direct_gradients(lam, h, at, before, step, row):
+    """Add the losses on the membrane: h[k] at every step; at and before at one step each."""
     if h is not None:
         lam += h
     if at is not None:
-        lam += tl.where(first == row, at, 0.0) + tl.where(first == row + 1, before, 0.0)
+        lam += tl.where(step == row, at, 0.0) + tl.where(step == row + 1, before, 0.0)
     return lam
 
 

@@ -99,6 +99,7 @@ def linear_first_spikes_kernel(
     mem,
     crossing,
     sensitivity,
+    peaks,
     T,
     B,
     O,
@@ -112,8 +113,9 @@ def linear_first_spikes_kernel(
 
     offsets (B + 1,) int64, times and units (E,) int32, values (E,) or None; weight (N, O); bias,
     beta (between 0 and 1), threshold (O,). Outputs, None where not wanted: first_spikes (B, O)
-    int32, -1 for silent; crossing (2, B, O) = V[t*-1], V[t*]; sensitivity (2, B, O), their
-    derivatives by beta.
+    int32, -1 for silent; crossing (2, B, O) = V[t*-1], V[t*], with peaks (B, O) int32 = t*; of a
+    silent neuron 0, the maximum of V, and its step; sensitivity (2, B, O), the derivatives of
+    crossing by beta, only with crossing.
 
     Where the first spikes are known, spiked (B, O) replaces first_spikes. The output is then
     mem (T, n, O) of the n samples from ``start`` on, with the reset that follows the spike.
@@ -132,7 +134,8 @@ def linear_first_spikes_kernel(
     v = tl.zeros((BLOCK,), STATE)
     slope = tl.zeros((BLOCK,), STATE)
     below = tl.zeros((BLOCK,), STATE)
-    above = tl.zeros((BLOCK,), STATE)
+    above = tl.full((BLOCK,), float("-inf"), STATE)
+    peak = tl.zeros((BLOCK,), tl.int32)
     slope_below = tl.zeros((BLOCK,), STATE)
     slope_above = tl.zeros((BLOCK,), STATE)
     e = tl.load(offsets + sample)
@@ -151,11 +154,13 @@ def linear_first_spikes_kernel(
                     fire = (v > theta) & (first >= T)
                     first = tl.where(fire, t, first)
                     if crossing is not None:
+                        kept = (v > above) & (first >= t)  # a spike is the highest step so far
                         below = tl.where(fire, before, below)
-                        above = tl.where(fire, v, above)
+                        above = tl.where(kept, v, above)
+                        peak = tl.where(kept, t, peak)
                     if sensitivity is not None:
                         slope_below = tl.where(fire, slope_before, slope_below)
-                        slope_above = tl.where(fire, slope, slope_above)
+                        slope_above = tl.where(kept, slope, slope_above)
                 if mem is not None:
                     row = (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * O
                     tl.store(mem + row + lane, v, mask=inside)
@@ -168,6 +173,8 @@ def linear_first_spikes_kernel(
 
     if first_spikes is not None:
         tl.store(first_spikes + here, tl.where(first < T, first, -1), mask=inside)
+    if crossing is not None:
+        tl.store(peaks + here, peak, mask=inside)
     _store_pair(crossing, here, below, above, B, O, inside)
     _store_pair(sensitivity, here, slope_below, slope_above, B, O, inside)
 
@@ -396,11 +403,11 @@ def linear_backward_input_kernel(
     STATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient to a spike at its step, and at the step before it, from a closed form.
+    """Gradient to an input at one step, and at the step before it, from a closed form.
 
-    times, units and samples (E,) int32 of inputs that spike once; weight (N, O); the adjoint as
-    in linear_backward_weight_kernel. Output: grad_inputs (2, B, N). One program writes the two
-    values of one spike.
+    times, units and samples (E,) int32 of events, one of each input at most; weight (N, O); the
+    adjoint as in linear_backward_weight_kernel. Output: grad_inputs (2, B, N). One program writes
+    the two values of one event.
     """
     e = tl.program_id(0)
     k = tl.load(times + e)

@@ -88,6 +88,7 @@ def neuron_forward_kernel(
     crossing,
     final,
     phase,
+    when,
     refractory,
     T,
     M,
@@ -108,7 +109,8 @@ def neuron_forward_kernel(
     current (T, M); beta, threshold, graded_spikes_factor, alpha, gain, feedback (P,),
     P = 1 or features; mem_0, syn_0, inh_0 (M,) or None. beta is the decay of inh where gain
     is given, else of the membrane. Outputs: spikes, mem, syn, inh (T, M), times (M,) int64,
-    crossing (2, M) = V[t*-1], V[t*], final (1 to 3, M) = V, syn, inh at T-1.
+    crossing (2, M) = V[t*-1], V[t*], with when (M,) int64 = t*; of a silent neuron 0, the maximum
+    of V, and its step; final (1 to 3, M) = V, syn, inh at T-1.
 
     refractory is None for one spike, else the number of silent steps after each. Then first is the
     last spike in place of the first one; last_0 (M,) is the last one before the first step, and
@@ -140,7 +142,8 @@ def neuron_forward_kernel(
     bits = tl.zeros((BLOCK,), tl.int32)
     if crossing is not None:
         below = tl.zeros((BLOCK,), STATE)
-        above = tl.zeros((BLOCK,), STATE)
+        above = tl.full((BLOCK,), float("-inf"), STATE)
+        peak = tl.zeros((BLOCK,), tl.int32)
 
     # Where only the spike times are wanted, the loop ends once every neuron has fired.
     UNREAD: tl.constexpr = (spikes is None and mem is None) and (syn is None and final is None)
@@ -170,7 +173,9 @@ def neuron_forward_kernel(
             first = tl.where(fire, t, first)
             if crossing is not None:
                 below = tl.where(fire, before, below)
-                above = tl.where(fire, v, above)
+                kept = (v > above) & (first >= t)  # a spike is the highest step so far, too
+                above = tl.where(kept, v, above)
+                peak = tl.where(kept, t, peak)
             offset = start + row.to(tl.int64) * M
             if spikes is not None:
                 spike = tl.where(first == row, height, 0.0)
@@ -194,6 +199,7 @@ def neuron_forward_kernel(
     if crossing is not None:
         store_row(crossing + start, lane, below, inside)
         store_row(crossing + M + start, lane, above, inside)
+        store_row(when + start, lane, peak, inside)
     if final is not None:
         store_row(final + start, lane, v, inside)
         if alpha is not None:
@@ -226,6 +232,7 @@ def neuron_backward_kernel(
     grad_inh,
     grad_at,
     grad_before,
+    when,
     grad_current,
     grad_beta,
     grad_threshold,
@@ -272,11 +279,11 @@ def neuron_backward_kernel(
     integrates the membrane again into grad_current, and the reverse scan overwrites it row by
     row. syn and inh (T, M) are needed for the gradient of alpha and, where gain is given, for
     those of beta and gain. grad_spikes, grad_mem, grad_syn and grad_inh advance by STEP_*
-    elements a time step, 0 where the gradient is the same at every step. grad_at and
-    grad_before (M,) are the gradients to V[t*] and V[t*-1]. The other grad_* (M,) are per lane:
-    the caller sums them over the batch, because atomics would make training non-deterministic.
-    grad_feedback is the gradient to the current that the spike feeds back. RULE is "none"
-    where no gradient passes the spikes. Each output that is not wanted is None.
+    elements a time step, 0 where the gradient is the same at every step. grad_at and grad_before
+    (M,) are gradients to V at the step when (M,), and at the step before it. The other grad_* (M,)
+    are per lane: the caller sums them over the batch, because atomics would make training
+    non-deterministic. grad_feedback is the gradient to the current that the spike feeds back. RULE
+    is "none" where no gradient passes the spikes. Each output that is not wanted is None.
 
     With refractory, the spikes follow from phase (T, M), or from the membrane where phase is None.
 
@@ -342,7 +349,9 @@ def neuron_backward_kernel(
 
     at = None
     before = None
+    step = None
     if grad_at is not None:
+        step = tl.load(when + start + lane, mask=inside, other=-1).to(tl.int32)
         at = tl.load(grad_at + start + lane, mask=inside, other=0.0).to(STATE)
         before = tl.load(grad_before + start + lane, mask=inside, other=0.0).to(STATE)
 
@@ -393,7 +402,7 @@ def neuron_backward_kernel(
             if grad_feedback is not None:
                 d_feedback += at_spike(first, row, k, after)
             h = h_rows[u].to(STATE) if grad_mem is not None else None
-            entering = add_direct_gradients(entering, h, at, before, first, row)
+            entering = add_direct_gradients(entering, h, at, before, step, row)
             if RESET == "zero_after":
                 entering = tl.where(first == k - 1, 0.0, entering)
             if alpha is not None:

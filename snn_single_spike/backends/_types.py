@@ -115,7 +115,7 @@ class ForwardOutputs(NamedTuple):
     inh: Tensor | None
     """(T, M), type of the input."""
     crossing: Tensor | None
-    """(2, M): V[t*-1] and V[t*], state precision; 0 for a silent neuron."""
+    """(2, M): V[t*-1] and V[t*], state precision; for a silent neuron 0 and V[m]."""
     final: Tensor | None
     """(1 to 3, M): V, syn, inh at T-1, type of the input."""
     times: Tensor
@@ -123,6 +123,9 @@ class ForwardOutputs(NamedTuple):
     ``last_0`` for a neuron without a spike."""
     phase: Tensor | None = None
     """(T, M) uint8, only with ``refractory``: :data:`FREE`, :data:`SPIKED`, :data:`RESET_NOW`."""
+    when: Tensor | None = None
+    """(M,) int64, present if ``crossing`` is: t*; for a silent neuron m, the first step of the
+    maximum of its membrane."""
 
 
 class Saved(NamedTuple):
@@ -161,9 +164,11 @@ class OutputGradients(NamedTuple):
     grad_syn: Tensor | None = None
     grad_inh: Tensor | None = None
     grad_at: Tensor | None = None
-    """(M,) gradient to V[t*], state precision."""
+    """(M,) gradient to the membrane at the step ``when``, state precision."""
     grad_before: Tensor | None = None
-    """(M,) gradient to V[t*-1], state precision; present if ``grad_at`` is."""
+    """(M,) gradient to the membrane one step before, as ``when`` present if ``grad_at`` is."""
+    when: Tensor | None = None
+    """(M,) int64, -1 for no step."""
 
 
 InputGradients = dict[str, Tensor]

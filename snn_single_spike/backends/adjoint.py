@@ -31,6 +31,7 @@ def adjoint_rows(
         grad_mem=None if every is None else every.view(1, -1),
         grad_at=None if at is None else at.flatten(),
         grad_before=None if before is None else before.flatten(),
+        when=None if at is None else when.flatten(),
     )
     if given.numel():
         neuron_backward(

@@ -120,9 +120,7 @@ def _matters(config: Config, name: str) -> bool:
     """Whether the setting has an effect on a network of this kind of neuron."""
     if name == "spike_format":
         return not config.neuron.endswith("loop")
-    if name == "gradient":
-        return config.neuron == "single-spike"
-    return name != "surrogate" or config.gradient != "spike_time"
+    return name != "gradient" or config.neuron == "single-spike"
 
 
 def _task(run: Run) -> str:

@@ -72,8 +72,8 @@ def _check_neuron(config: Any) -> None:
         )
     if config.spike_penalty and single and config.gradient == "spike_time":
         raise ExperimentError(
-            f"--spike-penalty {config.spike_penalty}: --gradient spike_time has no gradient to the "
-            "number of spikes; use another gradient rule, or omit --spike-penalty"
+            f"--spike-penalty {config.spike_penalty}: --gradient spike_time has no gradient that "
+            "removes a spike; use another gradient rule, or omit --spike-penalty"
         )
     if config.precision == "bfloat16" and config.spike_format != "dense":
         raise ExperimentError(

@@ -39,7 +39,6 @@ def layer_inputs(
     events = spikes.events()
     settings = LinearSettings(
         num_steps=spikes.num_steps,
-        at_spikes=spikes.interpolated_times is not None,
         once=events.once,
         padded=events.padded,
         track=torch.is_grad_enabled() and not torch.compiler.is_exporting(),

@@ -227,7 +227,7 @@ def run_single_spike_conv(
         settings._replace(
             rule=gradient,
             reset=reset,
-            surrogate=None if exact else surrogate,
+            surrogate=surrogate or custom_surrogate,
             backend=chosen,
         ),
         sizes,

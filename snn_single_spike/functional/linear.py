@@ -188,7 +188,7 @@ def run_single_spike_linear(
         settings._replace(
             rule=gradient,
             reset=reset,
-            surrogate=None if exact else surrogate,
+            surrogate=surrogate or custom_surrogate,
             backend=chosen,
         ),
         *tensors,

@@ -133,8 +133,7 @@ def run_single_spike(
         reset=reset,
         refractory=refractory,
         rule=gradient,
-        surrogate=None if exact else surrogate,
-        spikes_move_times=exact and not (surrogate is None and custom_surrogate is None),
+        surrogate=surrogate or (custom_surrogate if exact else None),
         wanted=Wanted(
             spikes=want_spikes,
             mem=want_mem or composed,
@@ -287,8 +286,9 @@ def single_spike_leaky(
         `"straight_through"`: the block model of arXiv:2205.15286, through the double
         cumulative sum. `"pre_spike"`: FastSNN, the same up to the spike. `"spike_time"`:
         exact gradient of the interpolated crossing time (Göltz et al., Fast & Deep,
-        Nature Machine Intelligence 2021), without a surrogate. Under `"spike_time"` a spike at
-        step 0 and a silent neuron have no gradient. A loss on the spikes is then a loss on the
+        Nature Machine Intelligence 2021). Under `"spike_time"` a spike at step 0 has no gradient,
+        and a silent neuron has the gradient of the surrogate at the maximum of its membrane only
+        (`surrogate.heaviside()` gives it none). A loss on the spikes is then a loss on the
         spike time: the spike is shared linearly between the two steps around the crossing.
         Defaults to `"masked"`
     :type gradient: str, optional

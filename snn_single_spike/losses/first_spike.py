@@ -36,9 +36,8 @@ def first_spike_times(
     with or without a spike at t. A loss that decreases with τ pushes a silent neuron towards a
     spike at every step, and most at the early steps. The surrogate derivative carries this
     gradient to the membrane, and revives the neuron. (In `snntorch.functional` the gradient is -1
-    at the spike only, and at the last step for a silent neuron.) A layer with
-    `gradient="spike_time"` has no surrogate: its silent neurons get no gradient from any loss on
-    spikes.
+    at the spike only, and at the last step for a silent neuron.) In a layer with
+    `gradient="spike_time"` the gradient reaches a silent neuron at the maximum of its membrane.
 
     Example::
 

@@ -93,14 +93,15 @@ class _Chosen(torch.autograd.Function):
 
         if not isinstance(grad, FactoredGradient):
             return through(grad, units), None
-        factors, at_spikes = grad.factors, grad.at_spikes
+        factors, at = grad.factors, grad.at
         rows = GradientFactors(
             lambda samples: through(factors.to_dense(samples), units[samples]), None
         )
-        if at_spikes is not None:
-            at_spikes = through(at_spikes, units)  # the chosen unit spikes at the same step
+        chosen_at = None
+        if at is not None:
+            chosen_at = lambda steps: through(at(steps.gather(1, units)), units)  # noqa: E731
         like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
-        return FactoredGradient(grad.shape[0], grad.shape[1], rows, at_spikes, like), None
+        return FactoredGradient(grad.shape[0], grad.shape[1], rows, chosen_at, like), None
 
 
 def chosen_carrier(given: Tensor, units: Tensor) -> Tensor:

@@ -33,7 +33,13 @@ from ._library import New, allocate, allocate_fake, given, given_of, register, t
 from .carrier import carrier
 from .crossing import interpolate, through_crossing
 from .factored_gradient import FactoredGradient, factors_of, rows_of
-from .linear import LinearSettings, check_backward, dense_adjoint, rise
+from .linear import (
+    LinearSettings,
+    check_backward,
+    dense_adjoint,
+    gradient_around,
+    sort_spikes,
+)
 
 
 def _conv_first_spikes(new: New, *rest: Any) -> tuple[Tensor, ...]:
@@ -46,11 +52,13 @@ def _conv_first_spikes(new: New, *rest: Any) -> tuple[Tensor, ...]:
     crossing = new(want_crossing, (2, *shape), dtype, device)
     sensitivity = new(want_sensitivity, (2, *shape), dtype, device)
     times = new(True, shape, torch.int32, device)
+    when = new(want_crossing, shape, torch.int32, device)
     if new is not allocate_fake and batch:
+        outputs = map(given, (crossing, sensitivity, when))
         backends.load(backend, "conv").conv_first_spikes(
-            events.trimmed(), num_steps, layer, conv, times, given(crossing), given(sensitivity)
+            events.trimmed(), num_steps, layer, conv, times, *outputs
         )
-    return crossing, sensitivity, times
+    return crossing, sensitivity, times, when
 
 
 def _conv_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
@@ -60,8 +68,8 @@ def _conv_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
     conv, adjoint = take(Convolution, arguments), take(ClosedFormAdjoint, arguments)
     want_inputs, backend = arguments
     batch, dtype, device = events.offsets.shape[0] - 1, weight.dtype, weight.device
-    grad_weight = new(True, tuple(weight.shape), dtype, device)
-    grad_bias = new(True, (weight.shape[0],), dtype, device)
+    grad_weight = new(not want_inputs, tuple(weight.shape), dtype, device)
+    grad_bias = new(not want_inputs, (weight.shape[0],), dtype, device)
     grad_inputs = new(want_inputs, (2, batch, conv.units), dtype, device)
     if new is not allocate_fake:
         for gradient in (grad_weight, grad_bias, grad_inputs):
@@ -73,9 +81,7 @@ def _conv_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
             beta,
             conv,
             adjoint,
-            grad_weight,
-            grad_bias,
-            given(grad_inputs),
+            *map(given, (grad_weight, grad_bias, grad_inputs)),
         )
     return grad_weight, grad_bias, grad_inputs
 
@@ -140,7 +146,7 @@ _EVENTS = f"{schema(Events)}, SymInt num_steps"
 register(
     f"conv_first_spikes({_EVENTS}, {schema(ConvNeurons)}, {schema(Convolution)}, bool crossing, "
     "bool sensitivity, str backend) -> "
-    "(Tensor out_crossing, Tensor out_sensitivity, Tensor out_times)",
+    "(Tensor out_crossing, Tensor out_sensitivity, Tensor out_times, Tensor out_when)",
     _conv_first_spikes,
 )
 register(
@@ -182,7 +188,7 @@ class ConvSpikes(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = settings.rule == "spike_time"
         _, _, _, _, _, need_beta, *_ = ctx.needs_input_grad
-        crossing, sensitivity, times = torch.ops.snn_single_spike.conv_first_spikes(
+        crossing, sensitivity, times, when = torch.ops.snn_single_spike.conv_first_spikes(
             *(*events, settings.once, settings.padded, settings.num_steps),
             *(weight, bias, beta, threshold, settings.reset),
             *conv,
@@ -190,7 +196,9 @@ class ConvSpikes(torch.autograd.Function):
             exact and settings.track and need_beta,
             settings.backend,
         )
-        ctx.save_for_backward(weight, bias, beta, threshold, times, crossing, sensitivity, *events)
+        ctx.save_for_backward(
+            *(weight, bias, beta, threshold, times, when, crossing, sensitivity, *events)
+        )
         ctx.settings, ctx.conv = settings, conv
         ctx.set_materialize_grads(False)
         interpolated = weight.new_empty(0)
@@ -202,7 +210,7 @@ class ConvSpikes(torch.autograd.Function):
         else:
             ctx.mark_non_differentiable(times, interpolated)
         new = carrier(settings.num_steps, times.shape[0], times.shape[1], weight)
-        if settings.surrogate is None and not exact:
+        if settings.surrogate is None:
             ctx.mark_non_differentiable(new)
         return new, times, interpolated
 
@@ -210,13 +218,14 @@ class ConvSpikes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _, grad_times = grads
         settings: LinearSettings = ctx.settings
-        weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
+        weight, bias, beta, threshold, *around_spikes = ctx.saved_tensors
+        times, when, crossing, sensitivity, *tensors = around_spikes
         place = "single_spike_conv2d (SingleSpikeLeaky"
         check_backward(place, weight, grad, grad_times, layer="convolution")
         layer = ConvNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
         # A compiled graph passes zeros for outputs without a gradient.
-        grad = grad if exact or settings.surrogate is not None else None
+        grad = None if settings.surrogate is None else grad
         grad_times = grad_times if exact else None
         unused = (None,) * len(tensors)
         if (grad is None and grad_times is None) or not times.numel():
@@ -226,7 +235,7 @@ class ConvSpikes(torch.autograd.Function):
         _, _, need_input, *_ = ctx.needs_input_grad
         through = _Backward(settings, ctx.conv, events, layer, times, need_input)
         if exact:
-            found = through.times(crossing, sensitivity, grad, grad_times)
+            found = through.times(when, crossing, sensitivity, grad, grad_times)
         else:
             assert grad is not None
             found = through.spikes(grad)
@@ -255,6 +264,7 @@ class _Backward:
 
     def times(
         self,
+        when: Tensor,
         crossing: Tensor,
         sensitivity: Tensor,
         grad: Tensor | None,
@@ -263,36 +273,35 @@ class _Backward:
         """By the rule "spike_time", whose adjoint has a closed form."""
         settings, conv, layer, spiked = self.settings, self.conv, self.layer, self.spiked
         at, before, direct = through_crossing(
-            rise(grad, spiked),
+            gradient_around(grad, when),
             None if grad_times is None else grad_times.flatten(),
             spiked.flatten().long(),
             crossing.flatten(1),
             _flat(layer.threshold, conv),
+            settings.surrogate,
         )
         assert at is not None
         assert before is not None
         assert direct is not None
         at, before = at.view(spiked.shape), before.view(spiked.shape)
-        adjoint = ClosedFormAdjoint(None, at, before, spiked.long())
-        traced = is_traced()
-        grad_weight, grad_bias, inputs = torch.ops.snn_single_spike.conv_backward_closed_form(
-            *self.events,
-            settings.num_steps,
-            *(layer.weight, layer.beta),
-            *conv,
-            *adjoint,
-            self.need_input and settings.at_spikes and not traced,
-            settings.backend,
-        )
+        adjoint = ClosedFormAdjoint(None, at, before, when.long())
+        backward = torch.ops.snn_single_spike.conv_backward_closed_form
+        num_steps, backend = settings.num_steps, settings.backend
+        given_ = (num_steps, layer.weight, layer.beta, *conv, *adjoint)
+        grad_weight, grad_bias, _ = backward(*self.events, *given_, False, backend)
         decay = _flat(layer.beta, conv)
         to_input = None
-        if traced and self.need_input:
-            lam = dense_adjoint(settings.num_steps, decay, adjoint)
+        if is_traced() and self.need_input:
+            lam = dense_adjoint(num_steps, decay, adjoint)
             to_input = self._product(lam, slice(0, len(spiked)))
         elif self.need_input:
-            scan = backends.load(settings.backend, "neuron").neuron_backward
-            rows = functools.partial(adjoint_rows, scan, settings.num_steps, decay, adjoint)
-            to_input = self._to_input(rows, given(inputs))
+            scan = backends.load(backend, "neuron").neuron_backward
+            rows = functools.partial(adjoint_rows, scan, num_steps, decay, adjoint)
+
+            def around(steps: Tensor) -> Tensor:
+                return backward(*self._events_at(steps), *given_, True, backend)[2]
+
+            to_input = self._to_input(rows, around)
         d_beta = None
         if sensitivity.numel():
             d_beta = self._of(before * sensitivity[0] + at * sensitivity[1], layer.beta)
@@ -304,14 +313,14 @@ class _Backward:
         return values.sum(0).view(len(parameter), -1).sum_to_size(parameter.shape)
 
     def _to_input(
-        self, rows: Callable[[slice], Tensor], at_spikes: Tensor | None
+        self, rows: Callable[[slice], Tensor], at: Callable[[Tensor], Tensor] | None
     ) -> FactoredGradient:
         """The gradient to the input spikes, from the rows of the adjoint (T, n, O * positions)."""
         return FactoredGradient(
             self.settings.num_steps,
             len(self.spiked),
             GradientFactors(lambda samples: self._product(rows(samples), samples), None),
-            at_spikes,
+            at,
             like=self.layer.weight.new_empty(0, self.conv.units),
         )
 
@@ -324,6 +333,22 @@ class _Backward:
         module = backends.load(self.settings.backend, "conv")
         return module.conv_to_input(self._events_of(samples), num_steps, weight, conv, lam)
 
+    def _events_at(self, steps: Tensor) -> Events:
+        """One step of each input as an event, whose value is 0 for an input without a spike.
+
+        An input with a spike has the step of its spike. The values decide which position of a
+        window has the maximum.
+        """
+        events = sort_spikes(steps, self.settings.num_steps, self.settings.backend)
+        if not self.conv.pools:
+            return events
+        spikes = self.events.trimmed()
+        values = self.layer.weight.new_zeros(steps.shape)
+        values[spikes.samples(), spikes.units.long()] = (
+            1 if spikes.values is None else spikes.values
+        )
+        return events._replace(values=values[events.samples(), events.units.long()], once=False)
+
     def _events_of(self, samples: slice) -> Events:
         events = self.events.trimmed().part(samples)
         return events._replace(offsets=events.offsets - events.offsets[0])
@@ -331,7 +356,7 @@ class _Backward:
     def spikes(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         """By a surrogate rule, from a scan over all steps."""
         settings, conv, layer = self.settings, self.conv, self.layer
-        assert settings.surrogate is not None
+        assert isinstance(settings.surrogate, Surrogate)
         num_steps, rule, surrogate = settings.num_steps, settings.rule, settings.surrogate
         if is_traced():
             *gradients, current = torch.ops.snn_single_spike.conv_backward_scan(

@@ -1,9 +1,21 @@
-"""The interpolated spike time: the membrane crosses the threshold between two steps."""
+"""The gradients of the rule "spike_time": of the interpolated spike, and of a spike that is absent.
+
+The membrane of a neuron that fires crosses the threshold between two steps. The membrane of a
+silent neuron has a peak below the threshold.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from ..backends._surrogate import Surrogate
+from ..backends.torch.surrogate import surrogate_slope
+
+Slope = Surrogate | Callable[[Tensor], Tensor]
+"""A surrogate, or a custom differentiable function of mem - threshold."""
 
 
 def per_neuron(parameter: Tensor, neurons: int) -> Tensor:
@@ -28,36 +40,61 @@ def _between(times: Tensor, crossing: Tensor) -> tuple[Tensor, Tensor]:
     return below, torch.where(times > 0, above - below, 1.0)
 
 
-def at_steps(rows: Tensor, times: Tensor, back: int = 0) -> Tensor:
-    """rows[t* - back] for every neuron that fired at t* >= back, else 0."""
-    index = (times - back).clamp(min=0)
-    return torch.where(times >= back, rows.gather(0, index[None])[0], 0.0)
+def at_steps(rows: Tensor, steps: Tensor, back: int = 0) -> Tensor:
+    """rows[step - back] for every neuron whose step is at least ``back``, else 0."""
+    index = (steps - back).clamp(min=0)
+    return torch.where(steps >= back, rows.gather(0, index[None])[0], 0.0)
+
+
+def around(rows: Tensor, steps: Tensor) -> Tensor:
+    """rows[step] and rows[step - 1], (2, M); see :func:`at_steps`."""
+    return torch.stack((at_steps(rows, steps), at_steps(rows, steps, back=1)))
+
+
+def slope_at(u: Tensor, surrogate: Slope) -> Tensor:
+    """s'(u), which autograd can differentiate where it records ``u``."""
+    if isinstance(surrogate, Surrogate):
+        return surrogate_slope(u.clone(), surrogate)
+    recorded = u.requires_grad and torch.is_grad_enabled()
+    with torch.enable_grad():
+        given = u if recorded else u.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(surrogate(given).sum(), given, create_graph=recorded)
+    return slope
 
 
 def through_crossing(
-    rise: Tensor | None,
+    on_spikes: Tensor | None,
     grad_times: Tensor | None,
     times: Tensor,
     crossing: Tensor,
     threshold: Tensor,
+    surrogate: Slope | None,
 ) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
-    """Gradients to V[t*], V[t*-1] and the threshold from the interpolated spike time.
+    """Gradients to the membrane at a step, to that one step before, and to the threshold.
 
-    A loss on the spikes is a loss on the spike time: the spike is shared linearly between the two
-    steps around the crossing, so dL/dtau = ``rise`` = factor * (g[t*] - g[t*-1]). Göltz et al.,
-    Fast & Deep, Nature Machine Intelligence 2021.
+    The step is t* of a neuron that fires, and the peak of a silent neuron. ``on_spikes`` (2, M) is
+    the gradient to a spike at this step and at the step before, times the height of the spike.
+
+    A loss on a spike is a loss on its time: the spike is shared linearly between the two steps
+    around the crossing, so dL/dtau = g[t*] - g[t*-1]. Göltz et al., Fast & Deep, Nature Machine
+    Intelligence 2021. A silent neuron has the gradient of a surrogate at its peak only. None is no
+    surrogate.
     """
-    if rise is None and grad_times is None:
+    if on_spikes is None and grad_times is None:
         return None, None, None
     below, over = _between(times, crossing)
-    neurons = times.shape[0]
+    theta = per_neuron(threshold, times.shape[0])
     grad = torch.zeros_like(below)
     if grad_times is not None:
         grad = grad + grad_times
-    if rise is not None:
-        grad = grad + rise
-    # A spike at step 0 has no crossing between steps, and a silent neuron has no spike.
+    if on_spikes is not None:
+        grad = grad + (on_spikes[0] - on_spikes[1])
+    # A spike at step 0 has no crossing between steps.
     per_volt = torch.where(times > 0, grad / over, 0.0)
-    position = (per_neuron(threshold, neurons) - below) / over
-    position = torch.where(times > 0, position, 0.0)
-    return -position * per_volt, (position - 1.0) * per_volt, per_volt
+    position = torch.where(times > 0, (theta - below) / over, 0.0)
+    at, before, direct = -position * per_volt, (position - 1.0) * per_volt, per_volt
+    if on_spikes is not None and surrogate is not None:
+        slope = slope_at(crossing[1] - theta, surrogate)
+        silent = torch.where(times < 0, slope * on_spikes[0], 0.0)
+        at, direct = at + silent, direct - silent
+    return at, before, direct

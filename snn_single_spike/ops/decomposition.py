@@ -96,6 +96,12 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     if wanted.crossing:
         pair = (rows["before"], rows["mem"])
         crossing = torch.stack([torch.where(spiked, torch.stack(x), 0.0).sum(0) for x in pair])
+    when = last.new_empty(0)
+    if wanted.crossing:
+        mem = torch.stack(rows["mem"])
+        seen = torch.where(mem.isnan(), -torch.inf, mem)
+        when = torch.where(last < 0, seen.argmax(0), last)
+        crossing = torch.stack((crossing[0], torch.where(last < 0, seen.amax(0), crossing[1])))
     final = torch.stack([v, s, i][: neuron.num_states])
     out = ForwardOutputs(
         spikes=torch.where(spiked, factor, 0.0).to(current.dtype) if wanted.spikes else empty,
@@ -106,6 +112,7 @@ def neuron_forward(current: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         final=final.to(current.dtype) if wanted.final else empty,
         times=last,
         phase=torch.stack(rows["phase"]) if wanted.phase else empty.to(torch.uint8),
+        when=when,
     )
     return out  # type: ignore[return-value]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ class FactoredGradient(Tensor):
     """
 
     factors: GradientFactors
-    at_spikes: Tensor | None
-    """(2, B, N): the gradient at the step of each spike, and at the step before. None if no layer
-    has computed these values."""
+    at: Callable[[Tensor], Tensor] | None
+    """Computes (2, B, N) from steps (B, N), -1 for none: the gradient at one step of each neuron,
+    and at the step before it. None if this needs the product."""
 
     @staticmethod
     def __new__(
@@ -32,7 +32,7 @@ class FactoredGradient(Tensor):
         num_steps: int,
         batch: int,
         factors: GradientFactors,
-        at_spikes: Tensor | None,
+        at: Callable[[Tensor], Tensor] | None,
         like: Tensor | None = None,
     ) -> FactoredGradient:
         weight = factors.weight if like is None else like
@@ -40,7 +40,7 @@ class FactoredGradient(Tensor):
         new: FactoredGradient = Tensor._make_wrapper_subclass(
             cls, (num_steps, batch, weight.shape[-1]), dtype=weight.dtype, device=weight.device
         )
-        new.factors, new.at_spikes = factors, at_spikes
+        new.factors, new.at = factors, at
         return new
 
     def to_dense(self) -> Tensor:  # type: ignore[override]
@@ -48,13 +48,14 @@ class FactoredGradient(Tensor):
 
     def plus(self, other: FactoredGradient) -> FactoredGradient:
         """The sum of two gradients, as factors: the gradient of spikes that two layers read."""
-        at_spikes = None
-        if self.at_spikes is not None and other.at_spikes is not None:
-            at_spikes = self.at_spikes + other.at_spikes
+        at, at_other = self.at, other.at
+        both = None
+        if at is not None and at_other is not None:
+            both = lambda steps: at(steps) + at_other(steps)  # noqa: E731
         factors = self.factors.plus(other.factors)
         num_steps, batch, units = self.shape
         like = torch.empty((0, units), dtype=self.dtype, device=self.device)
-        return FactoredGradient(num_steps, batch, factors, at_spikes, like)
+        return FactoredGradient(num_steps, batch, factors, both, like)
 
     def __coerce_same_metadata_as_tangent__(self, *expected: Any) -> Tensor:
         # The layer that returned the spikes may be compiled: it was traced with a dense gradient.

@@ -29,7 +29,7 @@ from ..backends._types import (
 from ..backends.adjoint import adjoint_rows
 from ._library import New, allocate, allocate_fake, given, given_of, register, take
 from .carrier import carrier
-from .crossing import at_steps, interpolate, through_crossing
+from .crossing import Slope, around, interpolate, through_crossing
 from .factored_gradient import FactoredGradient, factors_of, rows_of
 from .second_order import refuse_batched, refuse_recorded
 
@@ -83,11 +83,12 @@ def _linear_first_spikes(new: New, *rest: Any) -> tuple[Tensor, ...]:
     crossing = new(want_crossing, (2, *shape), dtype, device)
     sensitivity = new(want_sensitivity, (2, *shape), dtype, device)
     times = new(True, shape, torch.int32, device)
+    when = new(want_crossing, shape, torch.int32, device)
     if new is not allocate_fake and batch:
         backends.load(backend, "linear").linear_first_spikes(
-            events.trimmed(), num_steps, layer, times, given(crossing), given(sensitivity)
+            events.trimmed(), num_steps, layer, times, *map(given, (crossing, sensitivity, when))
         )
-    return crossing, sensitivity, times
+    return crossing, sensitivity, times, when
 
 
 def _linear_readout(new: New, *rest: Any) -> tuple[Tensor, ...]:
@@ -123,8 +124,8 @@ def _linear_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
     adjoint = take(ClosedFormAdjoint, arguments)
     want_inputs, backend = arguments
     batch, dtype, device = events.offsets.shape[0] - 1, weight.dtype, weight.device
-    grad_weight = new(True, tuple(weight.shape), dtype, device)
-    grad_bias = new(True, tuple(beta.shape), dtype, device)
+    grad_weight = new(not want_inputs, tuple(weight.shape), dtype, device)
+    grad_bias = new(not want_inputs, tuple(beta.shape), dtype, device)
     grad_inputs = new(want_inputs, (2, batch, weight.shape[1]), dtype, device)
     if new is not allocate_fake:
         for gradient in (grad_weight, grad_bias, grad_inputs):
@@ -135,9 +136,7 @@ def _linear_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
             weight,
             beta,
             adjoint,
-            grad_weight,
-            grad_bias,
-            given(grad_inputs),
+            *map(given, (grad_weight, grad_bias, grad_inputs)),
         )
     return grad_weight, grad_bias, grad_inputs
 
@@ -193,7 +192,8 @@ register(
 )
 register(
     f"linear_first_spikes({_EVENTS}, {schema(LinearNeurons)}, bool crossing, bool sensitivity, "
-    "str backend) -> (Tensor out_crossing, Tensor out_sensitivity, Tensor out_times)",
+    "str backend) -> "
+    "(Tensor out_crossing, Tensor out_sensitivity, Tensor out_times, Tensor out_when)",
     _linear_first_spikes,
 )
 register(
@@ -223,14 +223,13 @@ class LinearSettings(NamedTuple):
     """Arguments of :class:`LinearSpikes` and :class:`LinearReadout` that are not tensors."""
 
     num_steps: int
-    at_spikes: bool
-    """Whether the layer that returned the input reads its gradient at spike times only."""
     once: bool
     """As in :class:`Events`."""
     padded: bool
     rule: str = "masked"
     reset: str = "none"
-    surrogate: Surrogate | None = None
+    surrogate: Slope | None = None
+    """As in :class:`snn_single_spike.ops.neuron.Settings`."""
     reduction: str = "sum"
     track: bool = True
     backend: str = "torch"
@@ -273,7 +272,7 @@ class LinearSpikes(torch.autograd.Function):
         num_steps, surrogate = settings.num_steps, settings.surrogate
         exact = settings.rule == "spike_time"
         _, _, _, _, need_beta, *_ = ctx.needs_input_grad
-        crossing, sensitivity, times = torch.ops.snn_single_spike.linear_first_spikes(
+        crossing, sensitivity, times, when = torch.ops.snn_single_spike.linear_first_spikes(
             *events,
             settings.once,
             settings.padded,
@@ -284,7 +283,9 @@ class LinearSpikes(torch.autograd.Function):
             settings.backend,
         )
         batch, out_features = times.shape
-        ctx.save_for_backward(weight, bias, beta, threshold, times, crossing, sensitivity, *events)
+        ctx.save_for_backward(
+            *(weight, bias, beta, threshold, times, when, crossing, sensitivity, *events)
+        )
         ctx.settings = settings
         ctx.set_materialize_grads(False)
         interpolated = weight.new_empty(0)
@@ -296,7 +297,7 @@ class LinearSpikes(torch.autograd.Function):
         else:
             ctx.mark_non_differentiable(times, interpolated)
         new = carrier(num_steps, batch, out_features, weight)
-        if surrogate is None and not exact:
+        if surrogate is None:
             ctx.mark_non_differentiable(new)
         return new, times, interpolated
 
@@ -304,12 +305,13 @@ class LinearSpikes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _, grad_times = grads
         settings: LinearSettings = ctx.settings
-        weight, bias, beta, threshold, times, crossing, sensitivity, *tensors = ctx.saved_tensors
+        weight, bias, beta, threshold, *around_spikes = ctx.saved_tensors
+        times, when, crossing, sensitivity, *tensors = around_spikes
         check_backward("single_spike_linear (SingleSpikeLeaky", weight, grad, grad_times)
         layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
         # A compiled graph passes zeros for outputs without a gradient.
-        grad = grad if exact or settings.surrogate is not None else None
+        grad = None if settings.surrogate is None else grad
         grad_times = grad_times if exact else None
         unused = (None,) * len(tensors)
         _, need_input, *_ = ctx.needs_input_grad
@@ -320,7 +322,7 @@ class LinearSpikes(torch.autograd.Function):
         if exact:
             return (
                 None,
-                *_through_times(settings, events, layer, times, crossing, sensitivity, grad,
+                *_through_times(settings, events, layer, times, when, crossing, sensitivity, grad,
                                 grad_times, need_input),
                 *unused,
             )  # fmt: skip
@@ -333,6 +335,7 @@ def _through_times(
     events: Events,
     layer: LinearNeurons,
     times: Tensor,
+    when: Tensor,
     crossing: Tensor,
     sensitivity: Tensor,
     grad: Tensor | None,
@@ -341,17 +344,18 @@ def _through_times(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the rule "spike_time", whose adjoint has a closed form."""
     at, before, direct = through_crossing(
-        rise(grad, times),
+        gradient_around(grad, when),
         None if grad_times is None else grad_times.flatten(),
         times.flatten().long(),
         crossing.flatten(1),
         layer.threshold,
+        settings.surrogate,
     )
     assert at is not None
     assert before is not None
     assert direct is not None
     at, before = at.view(times.shape), before.view(times.shape)
-    adjoint = ClosedFormAdjoint(None, at, before, times.long())
+    adjoint = ClosedFormAdjoint(None, at, before, when.long())
     linear = _through_closed_form(settings, events, adjoint, layer.weight, layer.beta, need_input)
     d_beta = None
     if sensitivity.numel():
@@ -359,28 +363,26 @@ def _through_times(
     return *linear, d_beta, direct.view(times.shape).sum(0)
 
 
-def rise(grad: Tensor | None, times: Tensor) -> Tensor | None:
-    """dL/dS[t*] - dL/dS[t*-1] of every neuron, (B * O,)."""
+def gradient_around(grad: Tensor | None, steps: Tensor) -> Tensor | None:
+    """dL/dS of every neuron at its step and at the step before, (2, B * O)."""
     if grad is None:
         return None
-    if isinstance(grad, FactoredGradient) and grad.at_spikes is not None:
-        at, before = grad.at_spikes
-        return torch.where(times >= 0, at - before, 0.0).flatten()
+    if isinstance(grad, FactoredGradient) and grad.at is not None:
+        return grad.at(steps).flatten(1)
     if isinstance(grad, FactoredGradient):
-        batch = len(times)
+        batch = len(steps)
         size = max(_ELEMENTS // (grad.shape[0] * max(grad.shape[2], 1)), 1)
         parts = [slice(low, min(low + size, batch)) for low in range(0, batch, size)]
-        rises = [_dense_rise(grad.factors.to_dense(part), times[part]) for part in parts]
-        return torch.cat(rises) if rises else grad.to_dense().flatten()
-    return _dense_rise(grad, times)
+        found = [_dense_around(grad.factors.to_dense(part), steps[part]) for part in parts]
+        return torch.cat(found, 1) if found else grad.new_empty(2, steps.numel())
+    return _dense_around(grad, steps)
 
 
-def _dense_rise(grad: Tensor, times: Tensor) -> Tensor:
-    num_steps = grad.shape[0]
-    flat, steps = grad.reshape(num_steps, -1), times.flatten().long()
-    if num_steps == 1:  # the same at every step
-        return torch.where((steps == 0), flat[0], 0.0)
-    return at_steps(flat, steps) - at_steps(flat, steps, back=1)
+def _dense_around(grad: Tensor, steps: Tensor) -> Tensor:
+    flat = grad.reshape(grad.shape[0], -1)
+    if len(flat) == 1:  # the same at every step
+        return flat.expand(2, -1)
+    return around(flat, steps.flatten().long())
 
 
 def _through_spikes(
@@ -392,7 +394,7 @@ def _through_spikes(
     need_input: bool,
 ) -> tuple[Tensor | None, ...]:
     """The gradients by a surrogate rule, from a scan over all steps."""
-    assert settings.surrogate is not None
+    assert isinstance(settings.surrogate, Surrogate)
     common = (settings.rule, settings.surrogate, need_input, settings.backend)
     if is_traced():
         rule, surrogate, *options = common
@@ -424,21 +426,21 @@ def _through_closed_form(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients to the input (if needed), the weights and the bias, from a closed form."""
     num_steps, backend, batch = settings.num_steps, settings.backend, events.offsets.shape[0] - 1
-    traced = is_traced()
-    at_spikes = need_input and settings.at_spikes and not traced
-    grad_weight, grad_bias, inputs = torch.ops.snn_single_spike.linear_backward_closed_form(
-        *events, num_steps, weight, beta, *adjoint, at_spikes, backend
-    )
-    to_input = None
-    if need_input:
-        if traced:
-            to_input = dense_adjoint(num_steps, beta, adjoint) @ weight
-        else:
-            scan = backends.load(backend, "neuron").neuron_backward
-            rows = functools.partial(adjoint_rows, scan, num_steps, beta, adjoint)
-            to_input = FactoredGradient(
-                num_steps, batch, GradientFactors(rows, weight), given(inputs)
-            )
+    backward = torch.ops.snn_single_spike.linear_backward_closed_form
+    given_ = (num_steps, weight, beta, *adjoint)
+    grad_weight, grad_bias, _ = backward(*events, *given_, False, backend)
+    if not need_input:
+        return None, grad_weight, grad_bias
+    if is_traced():
+        return dense_adjoint(num_steps, beta, adjoint) @ weight, grad_weight, grad_bias
+
+    def at(steps: Tensor) -> Tensor:
+        _, _, around_steps = backward(*_sorted(steps, num_steps, backend), *given_, True, backend)
+        return around_steps
+
+    scan = backends.load(backend, "neuron").neuron_backward
+    rows = functools.partial(adjoint_rows, scan, num_steps, beta, adjoint)
+    to_input = FactoredGradient(num_steps, batch, GradientFactors(rows, weight), at)
     return to_input, grad_weight, grad_bias
 
 

@@ -31,7 +31,7 @@ from ..backends._types import (
 from ..backends.memory import copy
 from ..backends.torch import differentiable
 from ._library import New, allocate_fake, given_of, register, take
-from .crossing import at_steps, interpolate, per_neuron, through_crossing
+from .crossing import Slope, around, at_steps, interpolate, per_neuron, through_crossing
 from .factored_gradient import distinct_rows
 from .second_order import is_recorded, moved_height, refuse_batched, through_height, unit_spikes
 
@@ -59,9 +59,8 @@ class Settings(NamedTuple):
     reset: str
     refractory: int | None
     rule: str
-    surrogate: Surrogate | None
-    spikes_move_times: bool
-    """Under "spike_time": whether a loss on the spikes is a loss on their times."""
+    surrogate: Slope | None
+    """None for spikes without a gradient. Only "spike_time" takes a custom function."""
     wanted: Wanted
     recompute: bool
     track: bool
@@ -86,6 +85,7 @@ def _neuron_forward(new: New, current: Tensor, *rest: Any) -> tuple[Tensor, ...]
         final=new(wanted.final, (states, neurons), dtype, device),
         times=new(True, (neurons,), torch.int64, device),
         phase=new(wanted.phase, whole, torch.uint8, device),
+        when=new(wanted.crossing, (neurons,), torch.int64, device),
     )
     if new is not allocate_fake and neurons:
         backends.load(backend, "neuron").neuron_forward(current, neuron, given_of(out))
@@ -167,8 +167,8 @@ def neuron_backward(
 def _as_backends_read(grads: OutputGradients) -> OutputGradients:
     """Contiguous gradients; one row for a gradient that is the same at every step."""
     rows = (None if g is None else distinct_rows(g).contiguous() for g in grads[:4])
-    around = (None if g is None else g.contiguous() for g in grads[4:])
-    return OutputGradients(*rows, *around)
+    single = (None if g is None else g.contiguous() for g in grads[4:])
+    return OutputGradients(*rows, *single)
 
 
 def sum_to_parameter(gradient: Tensor, like: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class SingleSpike(torch.autograd.Function):
         elif scans or need_factor:
             times = copy(times)  # the caller may overwrite -1 in place
         ctx.set_materialize_grads(False)
-        carries = need_factor or (settings.spikes_move_times if exact else surrogate is not None)
+        carries = need_factor or surrogate is not None
         constant = [out.final, out.phase] if exact else [out.final, out.phase, times]
         ctx.mark_non_differentiable(*constant, *([] if carries else [out.spikes]))
         ctx.save_for_backward(
@@ -241,11 +241,12 @@ class SingleSpike(torch.autograd.Function):
             out.phase if scans and computed.phase else None,
             out.times,
             out.crossing if exact else None,
+            out.when if exact else None,
             *neuron.tensors().values(),
         )
         ctx.settings = settings
         ctx.recompute = need_saved and not save_mem
-        ctx.rule = settings.rule if through_spikes else "none"
+        ctx.rule = (settings.rule, surrogate) if through_spikes else ("none", None)
         ctx.num_steps, ctx.dtype = current.shape[0], current.dtype
         # A compiled graph has no second derivatives, and passes zeros for unused outputs.
         traced = torch.compiler.is_compiling()
@@ -275,7 +276,7 @@ class SingleSpike(torch.autograd.Function):
         grad_spikes, grad_mem, grad_syn, grad_inh, grad_times, _, grad_crossing, _ = (
             grad if has else None for grad, has in zip(grads, ctx.has_gradient, strict=True)
         )
-        saved, syn, inh, phase, times, crossing, *tensors = ctx.saved_tensors
+        saved, syn, inh, phase, times, crossing, when, *tensors = ctx.saved_tensors
         options = (getattr(settings, name) for name in OPTIONS)
         neuron = take(Neuron, iter((*tensors, *options)))
         factor, feedback = neuron.graded_spikes_factor, neuron.feedback
@@ -283,15 +284,17 @@ class SingleSpike(torch.autograd.Function):
         need_factor = needs.pop("graded_spikes_factor")
         del needs["last_0"]
         neurons = len(times)
+        rule, surrogate = ctx.rule
         grad_heights = grad_spikes if need_factor else None
         grad_at = grad_before = direct_threshold = None
-        if crossing is not None:
-            rise = None
-            if grad_spikes is not None and settings.spikes_move_times:
-                rise = at_steps(grad_spikes, times) - at_steps(grad_spikes, times, back=1)
-                rise = rise.to(crossing.dtype) * per_neuron(factor, neurons)
+        if when is not None:
+            assert crossing is not None
+            on_spikes = None
+            if grad_spikes is not None and settings.surrogate is not None:
+                on_spikes = around(grad_spikes, when).to(crossing.dtype)
+                on_spikes = on_spikes * per_neuron(factor, neurons)
             grad_at, grad_before, direct_threshold = through_crossing(
-                rise, grad_times, times, crossing, neuron.threshold
+                on_spikes, grad_times, times, crossing, neuron.threshold, settings.surrogate
             )
             if grad_crossing is not None:
                 before, at = grad_crossing.unbind(0)
@@ -300,12 +303,16 @@ class SingleSpike(torch.autograd.Function):
         if crossing is not None or settings.surrogate is None:
             grad_spikes = None
         needs["feedback"] = feedback is not None and (needs["feedback"] or need_factor)
-        gradients = OutputGradients(grad_spikes, grad_mem, grad_syn, grad_inh, grad_at, grad_before)
+        gradients = OutputGradients(
+            *(grad_spikes, grad_mem, grad_syn, grad_inh),
+            *(grad_at, grad_before, None if grad_at is None else when),
+        )
         states = Saved(saved, ctx.recompute, syn, inh, phase)
         into: dict[str, Tensor] = {}
         if is_recorded():
             into = _recorded_backward(
-                ctx, states, neuron, times, crossing, gradients, grad_heights, needs, need_factor
+                *(ctx, states, neuron, times, when, crossing),
+                *(gradients, grad_heights, needs, need_factor),
             )
         else:
             if any(needs.values()):
@@ -316,8 +323,8 @@ class SingleSpike(torch.autograd.Function):
                     _as_backends_read(gradients),
                     ctx.num_steps,
                     ctx.dtype,
-                    ctx.rule,
-                    settings.surrogate,
+                    rule,
+                    surrogate,
                     needs,
                     settings.backend,
                 )
@@ -348,6 +355,7 @@ def _recorded_backward(
     saved: Saved,
     neuron: Neuron,
     times: Tensor,
+    when: Tensor | None,
     crossing: Tensor | None,
     grads: OutputGradients,
     grad_heights: Tensor | None,
@@ -361,19 +369,22 @@ def _recorded_backward(
     if mem is not None and saved.recompute:
         only_mem = settings._replace(wanted=Wanted(spikes=False), recompute=False, track=True)
         mem = SingleSpike.apply(only_mem, mem, *neuron.tensors().values())[1]
-    how = (ctx.rule, settings.surrogate)
+    rule, surrogate = ctx.rule
     wanted = [name for name, need in needs.items() if need]
     states = saved._replace(saved=mem, recompute=False)
     into, after = differentiable.neuron_backward(
-        ctx.num_steps, states, neuron, times, grads, *how, wanted
+        ctx.num_steps, states, neuron, times, grads, rule, surrogate, wanted
     )
     into = {name: into[name] for name in wanted}
     if "current" in into:
         into["current"] = into["current"].to(ctx.dtype)
     if need_factor or "feedback" in into:
-        units = unit_spikes(ctx.num_steps, mem, neuron, times, *how)
+        units = unit_spikes(ctx.num_steps, mem, neuron, times, rule, surrogate)
         into |= through_height(units, after, grad_heights, neuron)
-    if settings.spikes_move_times and crossing is not None and grad_heights is not None:
-        moved = moved_height(grad_heights, times, crossing, neuron.threshold)
+    if when is not None and settings.surrogate is not None and grad_heights is not None:
+        assert crossing is not None
+        moved = moved_height(
+            *(grad_heights, times, when, crossing, neuron.threshold, settings.surrogate)
+        )
         into["graded_spikes_factor"] = into["graded_spikes_factor"] + moved
     return into

@@ -89,7 +89,7 @@ class LeakyReadout(torch.autograd.Function):
                 step = at.new_zeros(at.shape, dtype=torch.int64)
                 grads = OutputGradients(grad_mem=at[None])
             else:
-                grads = OutputGradients(grad_at=at, grad_before=torch.zeros_like(at))
+                grads = OutputGradients(grad_at=at, grad_before=torch.zeros_like(at), when=step)
             neuron = Neuron(beta, threshold=beta, graded_spikes_factor=beta)  # it never fires
             needs = {"current": need_current, "mem_0": need_mem}
             if is_recorded():

@@ -108,6 +108,11 @@ def backward(
             to_v[spike] -= d_tau * (theta[m] - below) / rise**2
             to_v[spike - 1] += d_tau * (theta[m] - above) / rise**2
             out.theta[m] += d_tau / rise
+        if rule == "spike_time" and spike == T:
+            peak = int(np.argmax(V))  # as if the neuron fired there
+            through = slope(V[peak] - theta[m]) * dS[peak]
+            to_v[peak] += through
+            out.theta[m] -= through
 
         lam = 0.0
         for k in reversed(range(T)):

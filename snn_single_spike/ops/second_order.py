@@ -16,7 +16,7 @@ from ..backends._compiling import is_batched
 from ..backends._surrogate import Surrogate
 from ..backends._types import Neuron
 from ..backends.torch.surrogate import surrogate_slope
-from .crossing import at_steps, interpolate, per_neuron
+from .crossing import Slope, around, interpolate, per_neuron, slope_at
 from .gate import RuleGate
 
 
@@ -99,8 +99,17 @@ def through_height(
     return found
 
 
-def moved_height(grad_spikes: Tensor, times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
-    """Zeros (M,): the dependence of the gradient to the height on the interpolated spike time."""
+def moved_height(
+    grad_spikes: Tensor,
+    times: Tensor,
+    when: Tensor,
+    crossing: Tensor,
+    threshold: Tensor,
+    surrogate: Slope,
+) -> Tensor:
+    """Zeros (M,): how the gradient to the height depends on the membrane under "spike_time"."""
     moved = interpolate(times, crossing, threshold)
-    rise = at_steps(grad_spikes, times) - at_steps(grad_spikes, times, back=1)
-    return torch.where(times > 0, rise.to(moved.dtype) * (moved - moved.detach()), 0.0)
+    at, before = around(grad_spikes, when).to(moved.dtype)
+    u = crossing[1] - per_neuron(threshold, len(times))
+    path = torch.where(times > 0, (at - before) * (moved - moved.detach()), 0.0)
+    return path + torch.where(times < 0, at * slope_at(u, surrogate).detach() * (u - u.detach()), 0)

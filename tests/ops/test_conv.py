@@ -61,7 +61,9 @@ def test_long_gaps_and_a_bias_alone(rule, cpu_backend):
     times = torch.full((4, 1, 6, 6), -1)
     times[0, 0, 2, 2], times[1, 0, 0, 0], times[2, 0, 5, 5] = 150, 0, 299
     dense = SpikeTimes(times, 300, dtype=torch.float64).to_dense()
-    check(case, layer, dense, "times", rule, "zero", cpu_backend, 1e-7)  # slow crossings
+    given = (case, layer, dense, "times", rule, "zero", cpu_backend, 1e-7)  # slow crossings
+    # A silent membrane with a bias approaches its limit: rounding decides the step of its maximum.
+    check(*given, surrogate="heaviside" if rule == "spike_time" else "fast_sigmoid")
 
 
 def test_one_sample_no_sample_and_one_step(cpu_backend):

@@ -93,7 +93,7 @@ VARIANTS = {
     ),
     "forward times": Variant("neuron_forward_kernel", ("current",), (("RESET", "none"),)),
     "forward crossing": Variant(
-        "neuron_forward_kernel", ("current", "crossing", "mem_0"), (("RESET", "none"),)
+        "neuron_forward_kernel", ("current", "crossing", "when", "mem_0"), (("RESET", "none"),)
     ),
     "backward masked": Variant(
         "neuron_backward_kernel", ("mem", "grad_spikes", "grad_current"), MASKED
@@ -113,7 +113,7 @@ VARIANTS = {
     ),
     "backward spike time": Variant(
         "neuron_backward_kernel",
-        ("grad_at", "grad_before", "grad_current"),
+        ("grad_at", "grad_before", "when", "grad_current"),
         (("RULE", "spike_time"), ("SURROGATE", "atan"), ("RESET", "none")),
     ),
     "backward bf16": Variant(
@@ -200,7 +200,8 @@ VARIANTS = {
 
 
 POINTERS = {"offsets": "*i64", "times": "*i32", "units": "*i32", "samples": "*i32"}
-POINTERS |= {"spiked": "*i32", "first_spikes": "*i32", "when": "*i64", "taken": "*i64"}
+POINTERS |= {"spiked": "*i32", "first_spikes": "*i32", "peaks": "*i32"}
+POINTERS |= {"when": "*i64", "taken": "*i64"}
 EVENTS = ("offsets", "times", "units", "weight", "bias", "beta", "threshold")
 READOUT = ("offsets", "times", "units", "weight", "bias", "beta", "value")
 BY_UNIT = ("offsets", "times", "samples", "grad_weight")
@@ -221,7 +222,7 @@ LINEAR = {
     ),
     "linear crossing": Linear(
         "linear_first_spikes_kernel",
-        (*EVENTS, "values", "first_spikes", "crossing", "sensitivity"),
+        (*EVENTS, "values", "first_spikes", "crossing", "sensitivity", "peaks"),
         (("RESET", "none"),),
     ),
     "linear membrane": Linear(
@@ -342,7 +343,7 @@ def compile_variant(name: str, target_name: str) -> Facts:
             signature[name], values[name] = "constexpr", constants[name]
         elif name in ALWAYS:
             signature[name] = ALWAYS[name]
-        elif name in ("step", "last_0") and name in variant.tensors:
+        elif name in ("step", "last_0", "when") and name in variant.tensors:
             signature[name] = "*i64"
         elif name == "phase" and name in variant.tensors:
             signature[name] = "*u8"

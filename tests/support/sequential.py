@@ -158,5 +158,10 @@ def run(
         dense = dense + torch.where(
             crosses, factor * (interpolated_times - interpolated_times.detach()) * share, 0.0
         )
+        # A silent neuron: the surrogate at the peak of the membrane.
+        peak, m = record["mem"].max(0)
+        path = surrogate(peak - theta)
+        path = factor * torch.where(times < 0, path - path.detach(), 0.0)
+        dense = dense + path * (step_ == m)
         times = interpolated_times
     return Trace(dense, record, times)

@@ -200,6 +200,7 @@ def conv_first_spikes(
     times: Tensor,
     crossing: Tensor | None,
     sensitivity: Tensor | None,
+    when: Tensor | None,
 ) -> None:
     dtype = layer.weight.dtype
     patches, shape = _patches(conv, _kernel(layer.weight)), _cells(conv, layer.weight)
@@ -211,6 +212,7 @@ def conv_first_spikes(
         times=as_numpy(times),
         crossing=as_array(crossing, 3, dtype),
         sensitivity=as_array(sensitivity, 3, dtype),
+        when=as_array(when, 2, torch.int32),
     )
     neurons = _layer(layer.weight, layer.bias, layer.beta, layer.threshold, conv, num_steps, slopes)
     given = plain(as_events(events, dtype), patches, neurons, num_steps, out)
@@ -222,6 +224,8 @@ def conv_first_spikes(
             slope=np.empty(shape if slopes else (0, shape[1]), kind),
             rows=np.empty((4, shape[1]), kind),
             first=np.empty(shape, np.int32),
+            peaks=np.empty((0 if when is None else 2, *shape), kind),
+            when=np.empty((0 if when is None else shape[0], shape[1]), np.int32),
             counters=np.empty((3, shape[0]), np.int32),
             step=tuple(_step(conv, layer.weight, kind, current=True, routed=False)),
         )
@@ -237,8 +241,8 @@ def conv_backward_closed_form(
     beta: Tensor,
     conv: Convolution,
     adjoint: ClosedFormAdjoint,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
 ) -> None:
     dtype = weight.dtype
@@ -246,7 +250,8 @@ def conv_backward_closed_form(
     neurons = _layer(weight, None, beta, None, conv, num_steps)
     kind = neurons.weight.dtype
     ranges = _ranges(len(events.offsets) - 1, torch.get_num_threads())
-    gradient = np.zeros((len(ranges), *neurons.weight.shape), kind)
+    wanted = 0 if grad_weight is None else len(ranges)
+    gradient = np.zeros((wanted, *neurons.weight.shape), kind)
     bias = np.zeros((len(ranges), *neurons.bias.shape), kind)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(None, 2, dtype),
@@ -267,12 +272,14 @@ def conv_backward_closed_form(
             total=np.empty(LANES, kind),
             step=tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
         )
-        into = arguments.ConvGradients(gradient[k], bias[k], as_array(grad_inputs, 3, dtype))
+        of_weight = gradient[k] if wanted else np.empty((0, 0, 0), kind)
+        into = arguments.ConvGradients(of_weight, bias[k], as_array(grad_inputs, 3, dtype))
         calls.append((*samples, *plain(state), *given, *plain(into)))
     in_threads(conv_backward_closed_form_loop, calls)
-    _unpack(gradient, grad_weight, conv.groups)
-    total = torch.from_numpy(bias).sum(0)[:, : neurons.out_channels]
-    grad_bias.copy_(total.flatten())
+    if grad_weight is not None and grad_bias is not None:
+        _unpack(gradient, grad_weight, conv.groups)
+        total = torch.from_numpy(bias).sum(0)[:, : neurons.out_channels]
+        grad_bias.copy_(total.flatten())
 
 
 def _to_cells(features: Tensor, conv: Convolution) -> Tensor:

@@ -80,7 +80,7 @@ def _ranges(total: int) -> list[tuple[int, int]]:
 def _scratch(dtype: np.dtype) -> arguments.Scratch:
     return arguments.Scratch(
         rows=np.zeros((13, TILE), dtype),
-        marks=np.zeros((3, TILE), np.int32),
+        marks=np.zeros((4, TILE), np.int32),
         tables=np.empty((5, JUMP + 1, TILE), dtype),
     )
 
@@ -154,6 +154,7 @@ def linear_first_spikes(
     times: Tensor,
     crossing: Tensor | None,
     sensitivity: Tensor | None,
+    when: Tensor | None,
 ) -> None:
     dtype = layer.weight.dtype
     packed = _packed(layer.weight)
@@ -161,6 +162,7 @@ def linear_first_spikes(
         times=as_numpy(times),
         crossing=as_array(crossing, 3, dtype),
         sensitivity=as_array(sensitivity, 3, dtype),
+        when=as_array(when, 2, torch.int32),
     )
     neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
     given = plain(as_events(events, dtype), neurons, num_steps, out)
@@ -208,8 +210,8 @@ def linear_backward_closed_form(
     weight: Tensor,
     beta: Tensor,
     adjoint: ClosedFormAdjoint,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
 ) -> None:
     dtype = weight.dtype
@@ -217,7 +219,9 @@ def linear_backward_closed_form(
     tiles, batch = len(packed), len(events.offsets) - 1
     parts = _parts(tiles, batch)
     ranges = _sample_ranges(tiles, batch)
-    by_range = _zeros((ranges, *packed.shape), packed.dtype)
+    by_range = _zeros(
+        (ranges, *(packed.shape if grad_weight is not None else (0, 0, 0))), packed.dtype
+    )
     bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
     inputs = _zeros((len(parts), *shape), packed.dtype)
@@ -239,8 +243,10 @@ def linear_backward_closed_form(
             (*plain(_scratch(packed.dtype), heads, part), *given, *plain(gradients)),
         )
     in_threads(linear_backward_closed_form_loop, calls)
-    _unpack(by_range, grad_weight)
-    grad_bias.copy_(torch.from_numpy(bias).sum(0))
+    if grad_weight is not None:
+        _unpack(by_range, grad_weight)
+    if grad_bias is not None:
+        grad_bias.copy_(torch.from_numpy(bias).sum(0))
     if grad_inputs is not None:
         grad_inputs.copy_(torch.from_numpy(inputs).sum(0))
 

@@ -63,6 +63,7 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
         final=results.array(out.final, 2),
         times=as_numpy(out.times),
         phase=as_array(out.phase, 2, torch.uint8),
+        when=as_array(out.when, 1, torch.int64),
     )
     given = as_array(current, 2, dtype), _neuron(neuron, dtype), outputs
     whole = _in_vectors(neuron, neurons, out.phase)
@@ -100,6 +101,7 @@ def neuron_backward(
         grad_inh=as_array(grads.grad_inh, 2, state),
         grad_at=as_array(grads.grad_at, 1, state),
         grad_before=as_array(grads.grad_before, 1, state),
+        when=as_array(grads.when, 1, torch.int64),
     )
     into = arguments.InputGradients(
         **{name: results.array(out.get(name), 2 if name == "current" else 1) for name in SCANNED}

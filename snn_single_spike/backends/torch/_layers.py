@@ -71,6 +71,12 @@ def dense(events: Events, num_steps: int, product: Product, samples: slice) -> T
     return events.part(samples).to_dense(num_steps, product.units, product.weight.dtype)
 
 
+def _around(rows: Tensor, steps: Tensor) -> Tensor:
+    """rows[step - 1] and rows[step] of every neuron, (2, n); 0 before the first step."""
+    found = [rows.gather(0, step.clamp(min=0)[None])[0] for step in (steps - 1, steps)]
+    return torch.stack([found[0].masked_fill(steps < 1, 0), found[1].masked_fill(steps < 0, 0)])
+
+
 def first_spikes(
     events: Events,
     num_steps: int,
@@ -79,6 +85,7 @@ def first_spikes(
     times: Tensor,
     crossing: Tensor | None,
     sensitivity: Tensor | None,
+    when: Tensor | None,
 ) -> None:
     batch, features = times.shape
     neuron = neuron._replace(reset="none")
@@ -88,9 +95,12 @@ def first_spikes(
         first = times.new_empty(n * features, dtype=torch.int64)
         around = current.new_empty(2, n * features)
         mem = torch.empty_like(current) if sensitivity is not None else None
-        out = ForwardOutputs(None, mem, None, None, around, None, first)
+        steps = torch.empty_like(first)
+        out = ForwardOutputs(None, mem, None, None, around, None, first, when=steps)
         neuron_forward(current, neuron, out)
         times[part] = first.view(n, features).to(times.dtype)
+        if when is not None:
+            when[part] = steps.view(n, features).to(when.dtype)
         if crossing is not None:
             crossing[:, part] = around.view(2, n, features)
         if sensitivity is not None and mem is not None:
@@ -101,11 +111,7 @@ def first_spikes(
             unused = torch.empty_like(first)
             outputs = ForwardOutputs(None, slope, None, None, None, None, unused)
             neuron_forward(late, never, outputs)
-            for place, step in enumerate((first - 1, first)):
-                at = torch.where(first >= 0, step.clamp(min=0), 0)
-                value = slope.gather(0, at[None])[0]
-                fires = (first >= 0) & (step >= 0)
-                sensitivity[place, part] = torch.where(fires, value, 0).view(n, features)
+            sensitivity[:, part] = _around(slope, steps).view(2, n, features)
 
 
 def backward_closed_form(
@@ -114,21 +120,29 @@ def backward_closed_form(
     product: Product,
     beta: Tensor,
     adjoint: ClosedFormAdjoint,
-    grad_weight: Tensor,
+    grad_weight: Tensor | None,
     grad_inputs: Tensor | None,
 ) -> Tensor:
-    """Add to the gradient of the weights. Returns the adjoint summed over time, (features,)."""
+    """Add to the gradient of the weights. Returns the adjoint summed over time, (features,).
+
+    The gradients to inputs are correct only if each input has one event at most.
+    """
     batch = len(events.offsets) - 1
     total = beta.new_zeros(product.features)
     for part in pieces(num_steps, batch, product):
         lam = adjoint_rows(neuron_backward, num_steps, beta, adjoint, part)
         spikes = dense(events, num_steps, product, part)
-        grad_weight += product.to_weight(lam, spikes)
-        total += lam.sum((0, 1))
+        if grad_weight is not None:
+            grad_weight += product.to_weight(lam, spikes)
+            total += lam.sum((0, 1))
         if grad_inputs is not None:
             through = product.to_input(lam, spikes)
-            grad_inputs[0, part] = (through * spikes).sum(0)
-            grad_inputs[1, part] = (through[:-1] * spikes[1:]).sum(0)
+            some = events.part(part)
+            step, sample, unit = some.times.long(), some.samples(), some.units.long()
+            grad_inputs[0, part.start + sample, unit] = through[step, sample, unit]
+            later = step > 0
+            step, sample, unit = step[later] - 1, sample[later], unit[later]
+            grad_inputs[1, part.start + sample, unit] = through[step, sample, unit]
     return total
 
 

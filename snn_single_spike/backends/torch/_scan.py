@@ -63,17 +63,18 @@ def gate(g: Tensor, first: Tensor, step: Tensor, rule: str, out: Tensor) -> None
         row.copy_(ramp.add_(tail))
 
 
-def add_direct_gradients(lam: Tensor, first: Tensor, block: slice, grads: OutputGradients) -> None:
-    """Add the gradients to V at every step, and at the steps around the spike."""
-    num_steps = lam.shape[0]
+def add_direct_gradients(
+    lam: Tensor, when: Tensor | None, block: slice, grads: OutputGradients
+) -> None:
+    """Add the gradients to V at every step, at the step ``when``, and at the step before."""
     if grads.grad_mem is not None:
         lam += grads.grad_mem[:, block]
     if grads.grad_at is not None:
         assert grads.grad_before is not None
-        for gradient, index in ((grads.grad_at, first), (grads.grad_before, first - 1)):
-            real = (index >= 0) & (index < num_steps)
-            source = gradient[block].masked_fill(~real, 0.0)[None]
-            lam.scatter_add_(0, index.clamp(0, num_steps - 1)[None], source)
+        assert when is not None
+        for gradient, index in ((grads.grad_at, when), (grads.grad_before, when - 1)):
+            source = gradient[block].masked_fill(index < 0, 0.0)[None]
+            lam.scatter_add_(0, index.clamp(min=0)[None], source)
 
 
 def scan_leaky(

@@ -47,10 +47,11 @@ def conv_first_spikes(
     times: Tensor,
     crossing: Tensor | None,
     sensitivity: Tensor | None,
+    when: Tensor | None,
 ) -> None:
     product = _Conv(layer.weight, layer.bias, conv)
     neuron = layer.neuron(conv.positions)
-    first_spikes(events, num_steps, product, neuron, times, crossing, sensitivity)
+    first_spikes(events, num_steps, product, neuron, times, crossing, sensitivity, when)
 
 
 @without_autocast
@@ -61,8 +62,8 @@ def conv_backward_closed_form(
     beta: Tensor,
     conv: Convolution,
     adjoint: ClosedFormAdjoint,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
 ) -> None:
     decay = beta.expand(len(beta), conv.positions).flatten()
@@ -70,7 +71,8 @@ def conv_backward_closed_form(
     total = backward_closed_form(
         events, num_steps, product, decay, adjoint, grad_weight, grad_inputs
     )
-    grad_bias += total.view(len(grad_bias), -1).sum(1)
+    if grad_bias is not None:
+        grad_bias += total.view(len(grad_bias), -1).sum(1)
 
 
 @without_autocast

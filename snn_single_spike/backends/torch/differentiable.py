@@ -85,7 +85,7 @@ def neuron_backward(
         else:
             through = slope * past.gated(grad_spikes)
         direct, d_theta = direct + through, -through.sum(0)
-    add_direct_gradients(direct, first, slice(None), grads)
+    add_direct_gradients(direct, grads.when, slice(None), grads)
     syn, inh, q, r = (rows(x) for x in (saved.syn, saved.inh, grads.grad_syn, grads.grad_inh))
     scan = Scan(Rows(mem, slope, syn, inh, grad_spikes, q, r), part, past, rule, needs)
     adjoints = [(to_mem, to_current) for _, to_mem, to_current in scan.run(direct)][::-1]

@@ -44,9 +44,10 @@ def linear_first_spikes(
     times: Tensor,
     crossing: Tensor | None,
     sensitivity: Tensor | None,
+    when: Tensor | None,
 ) -> None:
     product = _Linear(layer.weight, layer.bias)
-    first_spikes(events, num_steps, product, layer.neuron(), times, crossing, sensitivity)
+    first_spikes(events, num_steps, product, layer.neuron(), times, crossing, sensitivity, when)
 
 
 @_without_autocast
@@ -75,14 +76,16 @@ def linear_backward_closed_form(
     weight: Tensor,
     beta: Tensor,
     adjoint: ClosedFormAdjoint,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
 ) -> None:
     product = _Linear(weight, None)
-    grad_bias += backward_closed_form(
+    total = backward_closed_form(
         events, num_steps, product, beta, adjoint, grad_weight, grad_inputs
     )
+    if grad_bias is not None:
+        grad_bias += total
 
 
 @_without_autocast

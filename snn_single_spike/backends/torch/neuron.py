@@ -140,7 +140,12 @@ def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None
             assert part.mem_0 is not None
             below = torch.where(at > 0, mem.gather(0, (at - 1).clamp(min=0)), part.mem_0[None])
             pair = torch.cat((below, mem.gather(0, at)))
-            out.crossing[:, block] = pair.masked_fill(silent, 0.0)
+            seen = mem.masked_fill(mem.isnan(), -torch.inf)  # as every other comparison with NaN
+            pair[1] = torch.where(silent, seen.amax(0), pair[1])
+            pair[0].masked_fill_(silent, 0.0)
+            out.crossing[:, block] = pair
+            assert out.when is not None
+            out.when[block] = torch.where(silent, seen.argmax(0), times)
         if out.final is not None:
             out.final[:, block] = torch.stack(states)
         if out.mem is not None and out.mem.dtype != dtype:
@@ -179,6 +184,7 @@ def neuron_backward(
     for block, lam, mem, slope in zip(blocks, lams, mems, slopes, strict=True):
         part = cut(neuron, block, device, state)
         first = torch.where(times[block] < 0, num_steps, times[block])
+        when = None if grads.when is None else grads.when[block]
         phase = None if saved.phase is None else saved.phase[:, block]
         if saved.recompute and saved.saved is not None:
             # The phases again, because their memory is saved; the membrane is not rounded here.
@@ -201,7 +207,7 @@ def neuron_backward(
             d_theta -= lam.sum(0)
         else:
             lam.zero_()
-        add_direct_gradients(lam, first, block, grads)
+        add_direct_gradients(lam, when, block, grads)
         into = {name: x[:, block] if name == "current" else x[block] for name, x in out.items()}
         if of_leaky:
             scan_leaky(lam, mem, part, history, d_theta, into)

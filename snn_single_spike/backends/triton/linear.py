@@ -159,13 +159,14 @@ def linear_first_spikes(
     times: Tensor,
     crossing: Tensor | None,
     sensitivity: Tensor | None,
+    when: Tensor | None,
 ) -> None:
     weight = layer.weight.T.contiguous()
     arguments = (events, num_steps, weight, _parameters(layer), times)
     if crossing is None and dot_pays(events, num_steps, layer.weight):
         _first_spikes_dot(*arguments)
     else:
-        _first_spikes_events(*arguments, crossing, sensitivity)
+        _first_spikes_events(*arguments, crossing, sensitivity, when)
 
 
 def _first_spikes_events(
@@ -176,6 +177,7 @@ def _first_spikes_events(
     times: Tensor,
     crossing: Tensor | None = None,
     sensitivity: Tensor | None = None,
+    when: Tensor | None = None,
 ) -> None:
     batch, out_features = times.shape
     constants = _constants(weight.dtype, out_features)
@@ -189,6 +191,7 @@ def _first_spikes_events(
             mem=None,
             crossing=crossing,
             sensitivity=sensitivity,
+            peaks=when,
             T=num_steps,
             B=batch,
             O=out_features,
@@ -246,6 +249,7 @@ def _membrane(
         mem=mem,
         crossing=None,
         sensitivity=None,
+        peaks=None,
         T=num_steps,
         B=batch,
         O=out_features,
@@ -354,16 +358,18 @@ def linear_backward_closed_form(
     weight: Tensor,
     beta: Tensor,
     adjoint: ClosedFormAdjoint,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
 ) -> None:
     out_features, in_features = weight.shape
     batch = len(events.offsets) - 1
     closed_form = _closed_form(num_steps, beta, adjoint)
-    transposed = weight.new_zeros(in_features, out_features)
     with on_device_of(weight):
-        _add_weight_gradient(events, num_steps, slice(0, batch), None, closed_form, transposed)
+        if grad_weight is not None:
+            transposed = weight.new_zeros(in_features, out_features)
+            _add_weight_gradient(events, num_steps, slice(0, batch), None, closed_form, transposed)
+            grad_weight.copy_(transposed.T)
         if grad_inputs is not None and len(events.times):
             linear_backward_input_kernel[(len(events.times),)](
                 times=events.times,
@@ -380,8 +386,8 @@ def linear_backward_closed_form(
                 BLOCK=_block(out_features),
                 **LAUNCH,
             )
-    grad_weight.copy_(transposed.T)
-    grad_bias.copy_(_sum_over_time(num_steps, beta, adjoint))
+    if grad_bias is not None:
+        grad_bias.copy_(_sum_over_time(num_steps, beta, adjoint))
 
 
 def linear_backward_scan(
