@@ -6,7 +6,7 @@ from ._checkout import expose_kernels
 
 expose_kernels()
 
-from . import data, functional, losses, memory, metrics  # noqa: E402
+from . import data, functional, init, losses, memory, metrics  # noqa: E402
 from .conversion.api import ConversionError, convert, explain, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
 from .modules.conv import SingleSpikeConv1d, SingleSpikeConv2d  # noqa: E402
@@ -46,6 +46,7 @@ __all__ = [
     "data",
     "explain",
     "functional",
+    "init",
     "losses",
     "memory",
     "metrics",

@@ -18,7 +18,7 @@ PACKAGE = "snn_single_spike"
 FLOORS = {
     "cli info": "The command line starts everything else, and nothing imports it.",
     "experiments": "Trainings of the papers: a user's own script could be written the same way.",
-    "conversion nir": "Whole models: they recognize and replace modules.",
+    "conversion nir init": "Whole models: they recognize, replace and scale modules.",
     "modules": "nn.Module with parameters and state; they call functions.",
     "data losses memory metrics functional": "Public functions: checks, and calls of operators.",
     "spikes": "Values: spike times, events, and tensors that are computed on first use.",

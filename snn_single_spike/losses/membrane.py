@@ -6,7 +6,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..backends._types import state_dtype
-from ..ops.validation import REDUCTIONS, check_choice, check_recording, check_targets
+from ..ops.validation import (
+    REDUCTIONS,
+    check_choice,
+    check_not_nan,
+    check_recording,
+    check_targets,
+    scaled,
+)
 from ..spikes.lazy import to_dense
 from ._checks import BATCH_REDUCTIONS, check_class_weight
 
@@ -35,6 +42,10 @@ class ce_membrane_loss:
         in torch; snnTorch divides by the number of samples. Defaults to None
     :type weight: torch.Tensor, optional
 
+    :param scale: factor of the scores before the cross entropy, a number or a tensor that
+        broadcasts to `(B, C)`, as in :class:`snn_single_spike.LeakyReadout`. Defaults to 1
+    :type scale: float or torch.Tensor, optional, keyword only
+
     :param batch_reduction: over the batch: `"mean"`, `"sum"` or `"none"` (snnTorch's
         `reduction`). Defaults to `"mean"`
     :type batch_reduction: str, optional, keyword only
@@ -56,6 +67,7 @@ class ce_membrane_loss:
         reduction: str = "sum",
         weight: Tensor | None = None,
         *,
+        scale: Tensor | float = 1.0,
         batch_reduction: str = "mean",
     ) -> None:
         if reduction in BATCH_REDUCTIONS and reduction not in REDUCTIONS:
@@ -66,7 +78,8 @@ class ce_membrane_loss:
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("batch_reduction", batch_reduction, BATCH_REDUCTIONS)
         self.reduction = reduction
-        self.weight = weight
+        check_not_nan("scale", scale)
+        self.weight, self.scale = weight, scale
         self.batch_reduction = batch_reduction
         self.__name__ = type(self).__name__
 
@@ -74,6 +87,7 @@ class ce_membrane_loss:
         scores = self._scores(to_dense(mem_out))
         targets = check_targets(targets, scores)
         weight = check_class_weight(self.weight, scores)
+        scores = scaled(scores, self.scale)
         return cross_entropy(scores, targets, weight, reduction=self.batch_reduction)
 
     def _scores(self, mem_out: Tensor) -> Tensor:

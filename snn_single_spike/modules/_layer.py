@@ -19,6 +19,7 @@ class SingleSpikeLayer(SingleSpikeLeaky):
     """Leaky neurons behind a ``layer`` of torch, which always return spike times."""
 
     layer: Callable[..., Any]
+    dense_current: Callable[[Tensor], Tensor]
 
     def __init__(self, beta: Tensor | float, **neuron: Any) -> None:
         if fixed := _FIXED & neuron.keys():

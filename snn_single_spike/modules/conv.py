@@ -63,8 +63,7 @@ class _SingleSpikeConv(SingleSpikeLayer):
     ) -> SpikeTimes:
         spikes = self._checked(spikes)
         if isinstance(spikes, Tensor):
-            current = self._current(spikes.flatten(0, 1))
-            return super().forward(current.unflatten(0, spikes.shape[:2]))
+            return super().forward(self.dense_current(spikes))
         how = (self.bias, self.stride, self.padding, self.dilation, self.groups)
         if len(self.maps) == 1:
             given, weight, sizes = conv1d_as_2d(spikes, self.weight, *how)
@@ -81,6 +80,10 @@ class _SingleSpikeConv(SingleSpikeLayer):
             features=torch.Size(features),
             backend=self.backend,
         )
+
+    def dense_current(self, spikes: Tensor) -> Tensor:
+        """The current of the neurons from dense spikes."""
+        return self._current(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
 
     def _current(self, maps: Tensor) -> Tensor:
         return type(self).convolve(

@@ -112,7 +112,7 @@ class SingleSpikeLinear(SingleSpikeLayer):
         spikes = self._checked(spikes)
         if isinstance(spikes, Tensor):
             if not self._faster_from_spikes(spikes):
-                return super().forward(F.linear(spikes, self.weight, self.bias))
+                return super().forward(self.dense_current(spikes))
             spikes = SpikeEvents.from_dense(spikes)
         return run_single_spike_linear(
             spikes,
@@ -126,6 +126,10 @@ class SingleSpikeLinear(SingleSpikeLayer):
             self._reset(),
             self.backend,
         )
+
+    def dense_current(self, spikes: Tensor) -> Tensor:
+        """The current of the neurons from dense spikes."""
+        return F.linear(spikes, self.weight, self.bias)
 
     def _check_shape(self, shape: torch.Size) -> None:
         if shape[2:] != (self.in_features,):
@@ -156,7 +160,7 @@ class SingleSpikeLinear(SingleSpikeLayer):
         :rtype: tuple(torch.Tensor, LeakyState)
         :raises ValueError, TypeError: as :meth:`SingleSpikeLeaky.step`
         """
-        return super().step(F.linear(input_, self.weight, self.bias), state)
+        return super().step(self.dense_current(input_), state)
 
     def extra_repr(self) -> str:
         """The options that decide what the layer computes."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..functional import leaky_readout, linear_readout
 from ..functional.neuron import run_single_spike
-from ..ops.validation import REDUCTIONS, check_choice, check_not_nan
+from ..ops.validation import REDUCTIONS, check_choice, check_not_nan, scaled
 from ..spikes import LazyCurrent
 from ..spikes.lazy import materialize, to_dense
 
@@ -24,10 +24,15 @@ class LeakyReadout(nn.Module):
     .. math::
 
             U[t] = βU[t-1] + I_{\\rm in}[t], \\qquad
-            y = \\sum_t U[t], \\; \\max_t U[t] \\text{ or } U[T-1]
+            y = c \\sum_t U[t], \\; c \\max_t U[t] \\text{ or } c \\, U[T-1]
 
     The reduction is fused into the integration, so the membrane over time is not stored. With
     `"sum"` it is the readout of Taylor, King and Harper, arXiv:2205.15286.
+
+    Choose the scale c where scores saturate a cross entropy. One spike of weight w changes a sum
+    over T steps by up to w T, so scores of some hundred are common, and most samples then have no
+    gradient. :func:`snn_single_spike.init.readout_scale` computes a scale with which a spike of
+    weight 1 changes a score by 1.
 
     Example::
 
@@ -46,6 +51,13 @@ class LeakyReadout(nn.Module):
         step. Defaults to `"sum"`
     :type reduction: str, optional, keyword only
 
+    :param scale: factor c of the output: a number, or a tensor that broadcasts to the features.
+        Defaults to 1
+    :type scale: float or torch.tensor, optional, keyword only
+
+    :param learn_scale: make the scale a parameter. Defaults to False
+    :type learn_scale: bool, optional, keyword only
+
     :param backend: implementation, see :mod:`snn_single_spike.backends`. Defaults to "auto"
     :type backend: str, optional, keyword only
 
@@ -59,7 +71,7 @@ class LeakyReadout(nn.Module):
     Outputs: y of shape `(batch, *features)`, or `(time, batch, *features)` with `reduction=None`;
     type of the input
 
-    :raises ValueError: `reduction` or `backend` is unknown, or beta contains NaN
+    :raises ValueError: `reduction` or `backend` is unknown, or beta or the scale contains NaN
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.leaky_readout`
     """
@@ -70,6 +82,8 @@ class LeakyReadout(nn.Module):
         learn_beta: bool = False,
         *,
         reduction: str | None = "sum",
+        scale: Tensor | float = 1.0,
+        learn_scale: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -77,18 +91,30 @@ class LeakyReadout(nn.Module):
             check_choice("reduction", reduction, (*REDUCTIONS, None))
         check_choice("backend", backend, ("auto", *backends.BACKENDS))
         check_not_nan("beta", beta)
+        check_not_nan("scale", scale)
         beta = torch.as_tensor(beta)
         if learn_beta:
             self.beta = nn.Parameter(beta)
         else:
             self.register_buffer("beta", beta)
+        self.scale: Tensor | float
+        if learn_scale:
+            self.scale = nn.Parameter(torch.as_tensor(scale))
+        elif isinstance(scale, Tensor):
+            self.register_buffer("scale", scale)
+        else:
+            self.scale = scale  # not in the state_dict
         self.reduction = reduction
         self.backend = backend
 
     def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}, backend={self.backend!r}"
+        scale = f", scale={self.scale}" if isinstance(self.scale, int | float) else ""
+        return f"reduction={self.reduction!r}{scale}, backend={self.backend!r}"
 
-    def forward(self, input_: Any, mem: Tensor | None = None) -> Tensor | None:
+    def forward(self, input_: Any, mem: Tensor | None = None) -> Tensor:
+        return scaled(self._reduced(input_, mem), self.scale)
+
+    def _reduced(self, input_: Any, mem: Tensor | None) -> Tensor:
         how: dict[str, Any] = {"reduction": self.reduction, "backend": self.backend}
         if self.reduction is None:
             return self._membrane(input_, mem)
@@ -96,9 +122,9 @@ class LeakyReadout(nn.Module):
             return linear_readout(*input_.linear(), self.beta, **how)
         return leaky_readout(materialize(input_, self._get_name()), self.beta, mem=mem, **how)
 
-    def _membrane(self, input_: Any, mem: Tensor | None) -> Tensor | None:
+    def _membrane(self, input_: Any, mem: Tensor | None) -> Tensor:
         """The membrane at every step, (time, batch, *features)."""
-        return run_single_spike(
+        result = run_single_spike(
             to_dense(input_),
             self.beta,
             float("inf"),
@@ -110,4 +136,6 @@ class LeakyReadout(nn.Module):
             mem=mem,
             want_spikes=False,
             backend=self.backend,
-        ).mem
+        )
+        assert result.mem is not None
+        return result.mem

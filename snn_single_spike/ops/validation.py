@@ -134,6 +134,20 @@ def check_not_nan(name: str, value: Tensor | float) -> None:
         )
 
 
+def scaled(scores: Tensor, scale: Tensor | float) -> Tensor:
+    """Scores times a number, or times a tensor that broadcasts to them; type of the scores."""
+    if not isinstance(scale, Tensor):
+        return scores if scale == 1 else scores * scale
+    try:
+        each = scale.expand(scores.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"scale has shape {tuple(scale.shape)}, which does not broadcast to the scores "
+            f"{tuple(scores.shape)}: use a number, or one value per class, ({scores.shape[-1]},)"
+        ) from None
+    return (scores * each).to(scores.dtype)
+
+
 def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
     """A parameter as a flat (P,) tensor in state precision, P = 1 or the number of features."""
     state = state_dtype(current.dtype)

@@ -61,8 +61,8 @@ def test_a_crossing_that_a_backend_leaves_unwritten(cpu_backend, monkeypatch):
     module = backends.load(cpu_backend, "linear")
     real = module.linear_first_spikes
 
-    def forgetful(events, num_steps, layer, times, crossing, sensitivity):
-        real(events, num_steps, layer, times, torch.zeros_like(crossing), sensitivity)
+    def forgetful(events, num_steps, layer, times, crossing, sensitivity, when):
+        real(events, num_steps, layer, times, torch.zeros_like(crossing), sensitivity, when)
 
     def run():
         made = single_spike_linear(

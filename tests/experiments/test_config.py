@@ -113,7 +113,7 @@ def test_every_setting_has_a_flag():
         ({"spike_penalty": "-1"}, "--spike-penalty -1: must be greater than or equal to 0"),
         (
             {"spike_penalty": "0.1", "gradient": "spike_time"},
-            "--spike-penalty 0.1: --gradient spike_time has no gradient to the number of spikes",
+            "--spike-penalty 0.1: --gradient spike_time has no gradient that removes a spike",
         ),
         ({"beta": "1.5"}, "--beta 1.5: must be less than or equal to 1"),
         ({"weight_scale": "1,x"}, "--weight-scale 1,x: must be a valid number"),

@@ -13,12 +13,8 @@ from snntorch import surrogate
 from torch import nn
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes, losses, metrics
-from snn_single_spike.functional import (
-    COUNTED,
-    first_spike_time,
-    single_spike_leaky,
-    spike_count,
-)
+from snn_single_spike.functional import first_spike_time, single_spike_leaky, spike_count
+from snn_single_spike.functional.count import COUNTED
 from snn_single_spike.losses import regularizers, temporal
 
 STEPS, BATCH, CLASSES = 12, 5, 4
@@ -312,6 +308,14 @@ def test_ce_membrane_loss(reduction):
         loss_fn = losses.ce_membrane_loss(reduction, batch_reduction=batch_reduction)
         torch.testing.assert_close(loss_fn(mem, targets), value)
         torch.testing.assert_close(loss_fn(scores, targets), value)
+
+
+def test_ce_membrane_loss_scales_its_scores():
+    mem, targets = torch.randn(4, 3, 5), torch.tensor([0, 4, 2])
+    expected = losses.ce_membrane_loss()(0.05 * mem.sum(0), targets)
+    torch.testing.assert_close(losses.ce_membrane_loss(scale=0.05)(mem, targets), expected)
+    each = losses.ce_membrane_loss(scale=torch.full((5,), 0.05))
+    torch.testing.assert_close(each(mem, targets), expected)
 
 
 def test_ce_membrane_loss_is_snntorchs_for_the_maximum_and_fits_the_readout():

@@ -126,3 +126,21 @@ def test_what_a_neuron_returns_is_to_be_unpacked(reduction):
     both = SingleSpikeLeaky(0.9)(torch.rand(4, 2, 3))
     with pytest.raises(TypeError, match="not tuple: unpack the result of a neuron"):
         LeakyReadout(0.9, reduction=reduction)(both)
+
+
+@pytest.mark.parametrize("reduction", [*REDUCTIONS, None])
+def test_scale(reduction):
+    current = torch.randn(5, 2, 3)
+    plain = LeakyReadout(0.9, reduction=reduction)
+    fixed = LeakyReadout(0.9, reduction=reduction, scale=0.25)
+    assert torch.equal(fixed(current), 0.25 * plain(current))
+    assert fixed.state_dict().keys() == plain.state_dict().keys()
+    each = torch.tensor([1.0, 2.0, 3.0])
+    learned = LeakyReadout(0.9, reduction=reduction, scale=each, learn_scale=True)
+    learned(current).sum().backward()
+    expected = plain(current).flatten(0, -2).sum(0)
+    torch.testing.assert_close(learned.scale.grad, expected)
+    kept = LeakyReadout(0.9, reduction=reduction, scale=each)
+    assert torch.equal(kept.state_dict()["scale"], each)
+    with pytest.raises(ValueError, match=r"scale has shape \(2,\)"):
+        LeakyReadout(0.9, reduction=reduction, scale=torch.ones(2))(current)
