@@ -74,11 +74,19 @@ class Config(BaseModel):
     readout: Literal[REDUCTIONS] = Field(  # type: ignore[valid-type]
         "sum", description="reduction of the last membrane over time"
     )
+    score_scale: PositiveFloat = Field(
+        1.0, description="factor of the scores before the cross-entropy"
+    )
     beta: Decay = Field(math.exp(-1 / 10), description="initial decay of hidden neurons")
     readout_beta: Decay = Field(math.exp(-1 / 20), description="initial decay of the readout")
     learn_beta: bool = Field(True, strict=True, description="learn the decay of each neuron")
     weight_scale: tuple[PositiveFloat, ...] = Field(
         (1.0,), description="factors of the initial weights, one per layer or one for all layers"
+    )
+    calibrate: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="scale the initial weights so that each hidden neuron fires for this share of "
+        "the first training samples, a batch",
     )
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(

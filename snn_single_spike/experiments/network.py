@@ -45,9 +45,9 @@ class LeakyLoop(snn.Leaky):
 class LeakyReadoutLoop(snn.Leaky):
     """The readout in a loop over time: snn.Leaky without a reset."""
 
-    def __init__(self, beta: Tensor, learn_beta: bool, reduction: str) -> None:
+    def __init__(self, beta: Tensor, learn_beta: bool, *, reduction: str, scale: float) -> None:
         super().__init__(beta, learn_beta=learn_beta, reset_mechanism="none")
-        self.reduction = reduction
+        self.reduction, self.scale = reduction, scale
 
     def forward(self, current: Tensor) -> Tensor:
         mem, mems = torch.zeros_like(current[0]), []
@@ -55,9 +55,9 @@ class LeakyReadoutLoop(snn.Leaky):
             _, mem = super().forward(step, mem)
             mems.append(mem)
         if self.reduction == "last":
-            return mem
+            return self.scale * mem
         stacked = torch.stack(mems)
-        return stacked.sum(0) if self.reduction == "sum" else stacked.max(0).values
+        return self.scale * (stacked.sum(0) if self.reduction == "sum" else stacked.max(0).values)
 
 
 class EachStep(nn.Module):
@@ -95,12 +95,9 @@ class Network(nn.Module):
             features = self._add(name, features, config)
         self.output = nn.Linear(math.prod(features), spec.classes)
         beta = torch.full((spec.classes,), config.readout_beta)
-        if not config.neuron.endswith("loop"):
-            self.readout: nn.Module = LeakyReadout(
-                beta, config.learn_beta, reduction=config.readout
-            )
-        else:
-            self.readout = LeakyReadoutLoop(beta, config.learn_beta, config.readout)
+        readout = LeakyReadoutLoop if config.neuron.endswith("loop") else LeakyReadout
+        how: dict[str, Any] = {"reduction": config.readout, "scale": config.score_scale}
+        self.readout: nn.Module = readout(beta, config.learn_beta, **how)
         self._initialize(config)
 
     def forward(self, x: Any) -> tuple[Tensor, list[Any]]:

@@ -70,6 +70,12 @@ def _check_neuron(config: Any) -> None:
             f"--spike-format {config.spike_format}: {config.neuron} is a loop over time, which "
             "needs dense tensors; use --neuron single-spike, or --spike-format dense"
         )
+    if config.calibrate and loop:
+        raise ExperimentError(
+            f"--calibrate {config.calibrate}: {config.neuron} is a loop of snnTorch's neurons, "
+            "whose weights are not calibrated; use --neuron single-spike or multi-spike, or omit "
+            "--calibrate"
+        )
     if config.spike_penalty and single and config.gradient == "spike_time":
         raise ExperimentError(
             f"--spike-penalty {config.spike_penalty}: --gradient spike_time has no gradient that "

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import SpikeEvents, SpikeTimes
+from .. import SpikeEvents, SpikeTimes, init
 from ..functional import NaNError
 from . import ExperimentError, augment, checkpoint, datasets, record, rules
 from .checkpoint import Position
@@ -203,6 +203,7 @@ class _Run:
 
     def _begin(self, resume: bool) -> Position:
         if not resume:
+            self._calibrate()
             return checkpoint.after([])
         found = checkpoint.restore(self.out, self.network, self.optimizer, self.among.device)
         if self.config.epochs < len(found["history"]):
@@ -211,6 +212,21 @@ class _Run:
                 f"{len(found['history'])}; use at least as many"
             )
         return found
+
+    def _calibrate(self) -> None:
+        """Scale the initial weights. Every process reads the same samples."""
+        if self.config.calibrate is None:
+            return
+        first = torch.arange(min(len(self.training), self.config.batch), device=self.among.device)
+        try:
+            init.calibrate_(self.network, self._input(first), self.config.calibrate)
+        except ValueError as error:
+            raise ExperimentError(f"--calibrate {self.config.calibrate}: {error}") from None
+
+    def _input(self, index: Tensor) -> Any:
+        """Training samples without augmentation, as the network takes them."""
+        spikes = self.training.batch(index)
+        return spikes.to_dense() if self.config.spike_format == "dense" else spikes
 
     @contextlib.contextmanager
     def _alone(self, resume: bool) -> Iterator[None]:

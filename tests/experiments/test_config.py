@@ -115,6 +115,12 @@ def test_every_setting_has_a_flag():
             {"spike_penalty": "0.1", "gradient": "spike_time"},
             "--spike-penalty 0.1: --gradient spike_time has no gradient that removes a spike",
         ),
+        ({"score_scale": "0"}, "--score-scale 0: must be greater than 0"),
+        ({"calibrate": "1"}, "--calibrate 1: must be less than 1"),
+        (
+            {"calibrate": "0.5", "neuron": "multi-spike-loop"},
+            "--calibrate 0.5: multi-spike-loop is a loop of snnTorch's neurons",
+        ),
         ({"beta": "1.5"}, "--beta 1.5: must be less than or equal to 1"),
         ({"weight_scale": "1,x"}, "--weight-scale 1,x: must be a valid number"),
         ({"weight_scale": 4}, "--weight-scale 4: must be a list, separated by commas"),

@@ -48,7 +48,8 @@ def test_weights_start_as_in_the_papers():
 def test_spikes_are_those_of_the_loop_and_so_are_gradients(codes, kind, layers, readout):
     results = []
     for neuron in (kind, f"{kind}-loop"):
-        net = network(neuron=neuron, layers=layers, readout=readout, precision="float64").double()
+        more = {"readout": readout, "score_scale": "0.5", "precision": "float64"}
+        net = network(neuron=neuron, layers=layers, **more).double()
         scores, hidden = net(codes.double())
         nn.functional.cross_entropy(scores, torch.arange(6)).backward()
         results.append((scores, hidden, [p.grad for p in net.parameters()]))

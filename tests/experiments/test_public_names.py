@@ -10,7 +10,7 @@ import snn_single_spike
 
 PACKAGE = Path(snn_single_spike.__file__).parent
 FILES = sorted((PACKAGE / "experiments").glob("*.py"))
-PUBLIC = {"", "functional", "losses", "metrics"}
+PUBLIC = {"", "functional", "init", "losses", "metrics"}
 
 
 def imports(path):

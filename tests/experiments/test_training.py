@@ -54,6 +54,34 @@ def test_digits_are_learned(tmp_path):
     assert 5 < history[-1]["test_spikes"] <= 128
 
 
+@pytest.mark.parametrize("spike_format", ["times", "dense"])
+def test_silent_neurons_train_by_the_exact_rule(spike_format, tmp_path):
+    """From weights with which no hidden neuron fires."""
+    made = make(
+        {
+            "dataset": "digits",
+            "num_steps": "20",
+            "epochs": "10",
+            "lr": "5e-3",
+            "gradient": "spike_time",
+            "surrogate": "atan",
+            "score_scale": "0.1",
+            "weight_scale": "0.1,1",
+            "spike_format": spike_format,
+        }
+    )
+    history = training.train(made, tmp_path)
+    assert history[0]["train_spikes"] < 30
+    assert history[-1]["test_accuracy"] > 0.85
+
+
+def test_calibrated_neurons_fire_from_the_first_epoch(tmp_path):
+    made = settings(epochs="1", lr="1e-6", calibrate="0.5", weight_scale="0.01")
+    history = training.train(made, tmp_path)
+    half = sum(int(n) for n in made.layers.split("-")) / 2
+    assert 0.7 * half < history[0]["test_spikes"] < 1.6 * half  # and those of the last step
+
+
 def test_a_run_writes_its_record(tmp_path):
     history = training.train(settings(epochs="2"), tmp_path)
     found = recorded(tmp_path)
