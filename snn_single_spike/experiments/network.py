@@ -134,7 +134,7 @@ class Network(nn.Module):
 
 def _layer(layer: Layer) -> nn.Module:
     if layer.kind == "linear":
-        return nn.Linear(*layer.given, *layer.features)
+        return nn.Linear(layer.given[0], layer.features[0])
     if layer.kind == "convolution":
         return EachStep(nn.Conv2d(layer.given[0], layer.features[0], layer.size))
     return EachStep((nn.MaxPool2d if layer.kind == "maximum" else nn.AvgPool2d)(layer.size))
