@@ -340,12 +340,22 @@ class TransposedConv(NamedTuple):
     lam: np.ndarray
     """(T, n, O * neurons of a channel): the adjoint of the neurons."""
     weight: np.ndarray
-    """(O, rows, row): the patch of an output channel, in rows that lie side by side in ``maps``."""
+    """(rows, O, row): the patch of an output channel, in rows that lie side by side in ``maps``."""
     rows: np.ndarray
     """(rows,) int64: where the rows of a patch begin, from its first number on."""
     patches: np.ndarray
     """(positions,) int64: where the patch of a position begins."""
     inside: np.ndarray
-    """(units of a group,) int64: where a unit is in ``maps``, -1 if no patch reaches it."""
+    """(height,) int64: where a row of the input begins in ``maps``, -1 if no patch reaches it."""
+    covered: int
+    """Columns of the input that patches reach, from the left."""
+    size: tuple[int, int, int]
+    """Channels of a group, height and width of the input."""
     maps: np.ndarray
     """The input of a group with its border, channels last."""
+    counts: np.ndarray
+    """(positions,) int32: the number of channels with a gradient at a position."""
+    lanes: np.ndarray
+    """(positions, O / groups) int32: these channels."""
+    values: np.ndarray
+    """(positions, O / groups): their gradients."""

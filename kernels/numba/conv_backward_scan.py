@@ -129,8 +129,10 @@ def _load_gradient(row, patches, out_channels, g):
     for group in range(g.shape[0] // n):
         for lane in range(out_channels):
             start = (group * out_channels + lane) * n
+            # Slices, since their indices need no check for negative numbers
+            features, cells = row[start : start + n], g[group * n : group * n + n, lane]
             for position in range(n):
-                g[group * n + position, lane] = row[start + position]
+                cells[position] = features[position]
 
 
 @inlined_helper
@@ -140,8 +142,9 @@ def _write_adjoint(lam, patches, out_channels, row):
     for group in range(lam.shape[0] // n):
         for lane in range(out_channels):
             start = (group * out_channels + lane) * n
+            features, cells = row[start : start + n], lam[group * n : group * n + n, lane]
             for position in range(n):
-                row[start + position] = lam[group * n + position, lane]
+                features[position] = cells[position]
 
 
 @inlined_helper

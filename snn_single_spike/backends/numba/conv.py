@@ -11,6 +11,7 @@ and keeps one step of the adjoint. The gradient to the inputs is (T, n, units), 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -331,8 +332,8 @@ def conv_backward_scan(
 
 
 @functools.lru_cache(64)
-def _transposed(conv: Convolution, kernel: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """The indices of :class:`TransposedConv`, and the size of its maps."""
+def _transposed(conv: Convolution, kernel: tuple[int, int]) -> tuple[Any, ...]:
+    """Indices of :class:`arguments.TransposedConv`, and the size of its maps."""
     channels = conv.channels // conv.groups
     height = (conv.out_height - 1) * conv.stride_y + conv.dilation_y * (kernel[0] - 1) + 1
     width = (conv.out_width - 1) * conv.stride_x + conv.dilation_x * (kernel[1] - 1) + 1
@@ -341,10 +342,10 @@ def _transposed(conv: Convolution, kernel: tuple[int, int]) -> tuple[np.ndarray,
         taps = taps + np.arange(kernel[1]) * conv.dilation_x
     y, x = np.divmod(np.arange(conv.out_height * conv.out_width), conv.out_width)
     patches = (y * conv.stride_y * width + x * conv.stride_x) * channels
-    c, y, x = np.indices((channels, conv.height, conv.width)).reshape(3, -1)
-    y, x = y + conv.top, x + conv.left
-    inside = np.where((y < height) & (x < width), (y * width + x) * channels + c, -1)
-    return taps.flatten() * channels, patches, inside, np.int64(height * width * channels)
+    y = np.arange(conv.height) + conv.top
+    inside = np.where(y < height, (y * width + conv.left) * channels, -1)
+    covered, size = max(width - conv.left, 0), height * width * channels
+    return taps.flatten() * channels, patches, inside, covered, size
 
 
 def conv_to_input(
@@ -355,11 +356,13 @@ def conv_to_input(
     n, kernel = lam.shape[1], _kernel(weight)
     packed = as_numpy(_packed(weight, conv.groups))
     bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
-    rows, patches, inside, size = _transposed(conv, kernel)
+    rows, patches, inside, covered, size = _transposed(conv, kernel)
     given = plain(as_events(events, weight.dtype), _patches(conv, kernel))
-    by_row = weight.permute(0, 2, 3, 1).reshape(len(weight), len(rows), -1).contiguous()
+    by_row = weight.permute(2, 3, 0, 1) if len(rows) > kernel[0] else weight.permute(2, 0, 3, 1)
+    by_row = by_row.reshape(len(rows), len(weight), -1).contiguous()
     out = empty((num_steps, n, conv.units), dtype=lam.dtype, device=lam.device)
     shape, threads = _cells(conv, weight), torch.get_num_threads()
+    positions, channels = len(patches), len(weight) // conv.groups
     by_sample = [(*part, 0, num_steps) for part in _ranges(n, threads)]
     by_step = [(0, n, *part) for part in _ranges(num_steps, threads)]
     calls = []
@@ -370,7 +373,12 @@ def conv_to_input(
             rows=rows,
             patches=patches,
             inside=inside,
+            covered=covered,
+            size=(conv.channels // conv.groups, conv.height, conv.width),
             maps=np.empty(size, packed.dtype),
+            counts=np.empty(positions, np.int32),
+            lanes=np.empty((positions, channels), np.int32),
+            values=np.empty((positions, channels), packed.dtype),
         )
         scratch = (
             tuple(_step(conv, weight, packed.dtype, current=True, routed=True)),
