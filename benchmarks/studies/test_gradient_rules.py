@@ -27,8 +27,8 @@ def test_the_study_writes_its_tables_and_trains_once(
         assert text.count(f"| `{rule}` | ") == 2  # and from a silent network
     assert text.count("| 0.0 | 0.0 | 0.0 |") >= 1  # silent at first
     assert (tmp_path / "report" / "curves-1.png").exists()
-    # 3 rules with 2 surrogates, spike_time, and 4 rules from silence; 2 seeds each
+    # 4 rules with 2 surrogates, and 4 rules from silence; 2 seeds each
     records = {path: path.read_text() for path in tmp_path.glob("*/run.jsonl")}
-    assert len(records) == 2 * (3 * 2 + 1 + 4)
+    assert len(records) == 2 * (4 * 2 + 4)
     gradient_rules.main()
     assert records == {path: path.read_text() for path in records}

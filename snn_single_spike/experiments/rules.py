@@ -17,6 +17,7 @@ SURROGATES = {
     "sigmoid": 25.0,
     "triangular": 1.0,
     "straight_through_estimator": None,
+    "heaviside": None,
 }
 
 
