@@ -3,12 +3,12 @@
     python -m benchmarks.studies.gradient_rules --data DIR [--tasks yinyang digits] [--seeds 3]
 
 The study trains every rule with every surrogate on Yin-Yang 4-120-3, digits 64-128-10 and
-Fashion-MNIST 784-200-10, by the papers' recipe with fewer epochs and without augmentation, and with
-scores that do not saturate: all rules have the same scale and decays, chosen on training samples
-that were held out. The rule `spike_time` has a surrogate for silent neurons only; "heaviside" is the
-exact gradient alone. The study also trains silent networks, whose initial weights are a tenth of the
-recipe's. The same command resumes a stopped study and skips finished runs. The study writes tables
-and learning curves beside the runs.
+Fashion-MNIST 784-200-10, by the papers' recipe with fewer epochs and without augmentation. All
+rules have the same decays, and the same scale of the scores, with which these do not saturate. Both
+were chosen on training samples that were held out. The rule `spike_time` reads the surrogate at
+silent neurons only; "heaviside" is the exact gradient alone. The study also trains silent networks,
+whose initial weights are a tenth of the recipe's. The same command resumes a stopped study and
+skips finished runs. The study writes tables and learning curves beside the runs.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def main() -> None:
         lines += [
             f"## {task}",
             "",
-            f"Test accuracy in % after {epochs} epochs, mean and extremes of {options.seeds} seeds.",
+            f"Test accuracy in % after {epochs} epochs, mean and extremes of {options.seeds} "
+            "seeds.",
             "",
             *by_surrogate(runs),
             "",

@@ -195,6 +195,8 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
                 if pools:
                     _add_currents(start, begin, known, events, patches, at_step, layer)
                 for i in range(start + 1, e + 1):
+                    if given(events.values) and events.values[i] == 0:
+                        continue  # no spike: the gradient at its step alone
                     unit = events.units[i]
                     channel, count = reach(unit, patches, reached)
                     _prepare(count, known, patches, at_step, state, layer)

@@ -73,8 +73,9 @@ def _inputs_before(e, end, step, events, weights, lam, grads):
     """Add the gradients at ``step`` - 1 of inputs that spike at ``step``: events after ``e``."""
     i = e + 1
     while i < end and events.times[i] == step:
-        unit = events.units[i]
-        grads[unit] += _dot(weights, unit, lam)
+        if not given(events.values) or events.values[i] != 0:
+            unit = events.units[i]
+            grads[unit] += _dot(weights, unit, lam)
         i += 1
 
 
@@ -143,7 +144,7 @@ def linear_backward_closed_form_loop(
     """Gradients of the weights and the bias from an adjoint in closed form, or to the inputs.
 
     ``heads`` is work space of num_steps + 1 int32. For the gradients to inputs each input has at
-    most one event, which need not be a spike.
+    most one event. An event of value 0 is no spike, and needs no gradient at the step before.
     """
     scratch, part, events, layer = Scratch(*scratch), Part(*part), Events(*events), Layer(*layer)
     adjoint, gradients = ClosedFormAdjoint(*adjoint), ClosedFormGradients(*gradients)

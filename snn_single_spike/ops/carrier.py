@@ -99,7 +99,7 @@ class _Chosen(torch.autograd.Function):
         )
         chosen_at = None
         if at is not None:
-            chosen_at = lambda steps: through(at(steps.gather(1, units)), units)  # noqa: E731
+            chosen_at = lambda *of: through(at(*(x.gather(1, units) for x in of)), units)  # noqa: E731
         like = torch.empty((0, ctx.units), dtype=grad.dtype, device=grad.device)
         return FactoredGradient(grad.shape[0], grad.shape[1], rows, chosen_at, like), None
 

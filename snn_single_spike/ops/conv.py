@@ -32,13 +32,14 @@ from ..backends.adjoint import adjoint_rows
 from ._library import New, allocate, allocate_fake, given, given_of, register, take
 from .carrier import carrier
 from .crossing import interpolate, through_crossing
-from .factored_gradient import FactoredGradient, factors_of, rows_of
+from .factored_gradient import At, FactoredGradient, factors_of, rows_of
 from .linear import (
     LinearSettings,
     check_backward,
     dense_adjoint,
     gradient_around,
     sort_spikes,
+    with_values,
 )
 
 
@@ -273,7 +274,7 @@ class _Backward:
         """By the rule "spike_time", whose adjoint has a closed form."""
         settings, conv, layer, spiked = self.settings, self.conv, self.layer, self.spiked
         at, before, direct = through_crossing(
-            gradient_around(grad, when),
+            gradient_around(grad, when, spiked >= 0),
             None if grad_times is None else grad_times.flatten(),
             spiked.flatten().long(),
             crossing.flatten(1),
@@ -298,8 +299,8 @@ class _Backward:
             scan = backends.load(backend, "neuron").neuron_backward
             rows = functools.partial(adjoint_rows, scan, num_steps, decay, adjoint)
 
-            def around(steps: Tensor) -> Tensor:
-                return backward(*self._events_at(steps), *given_, True, backend)[2]
+            def around(steps: Tensor, fired: Tensor) -> Tensor:
+                return backward(*self._events_at(steps, fired), *given_, True, backend)[2]
 
             to_input = self._to_input(rows, around)
         d_beta = None
@@ -312,9 +313,7 @@ class _Backward:
         """Values (B, O * positions), summed to the shape of a parameter."""
         return values.sum(0).view(len(parameter), -1).sum_to_size(parameter.shape)
 
-    def _to_input(
-        self, rows: Callable[[slice], Tensor], at: Callable[[Tensor], Tensor] | None
-    ) -> FactoredGradient:
+    def _to_input(self, rows: Callable[[slice], Tensor], at: At | None) -> FactoredGradient:
         """The gradient to the input spikes, from the rows of the adjoint (T, n, O * positions)."""
         return FactoredGradient(
             self.settings.num_steps,
@@ -333,21 +332,18 @@ class _Backward:
         module = backends.load(self.settings.backend, "conv")
         return module.conv_to_input(self._events_of(samples), num_steps, weight, conv, lam)
 
-    def _events_at(self, steps: Tensor) -> Events:
+    def _events_at(self, steps: Tensor, fired: Tensor) -> Events:
         """One step of each input as an event, whose value is 0 for an input without a spike.
 
-        An input with a spike has the step of its spike. The values decide which position of a
-        window has the maximum.
+        An input with a spike has the step of its spike. Behind a maximum the values are those of
+        the spikes, because they decide which position of a window has the maximum.
         """
         events = sort_spikes(steps, self.settings.num_steps, self.settings.backend)
-        if not self.conv.pools:
-            return events
+        values = fired.to(self.layer.weight.dtype)
         spikes = self.events.trimmed()
-        values = self.layer.weight.new_zeros(steps.shape)
-        values[spikes.samples(), spikes.units.long()] = (
-            1 if spikes.values is None else spikes.values
-        )
-        return events._replace(values=values[events.samples(), events.units.long()], once=False)
+        if self.conv.pools and spikes.values is not None:
+            values = values.index_put((spikes.samples(), spikes.units.long()), spikes.values)
+        return with_values(events, values)
 
     def _events_of(self, samples: slice) -> Events:
         events = self.events.trimmed().part(samples)

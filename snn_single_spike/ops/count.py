@@ -58,6 +58,6 @@ class SpikeCount(torch.autograd.Function):
                 ctx.num_steps,
                 batch,
                 rows_of(lam, of_neuron[None]),
-                lambda steps: at_each_step.expand(2, batch, neurons),
+                lambda steps, fired: at_each_step.expand(2, batch, neurons),
             )
         return to_spikes, None, d_height, None

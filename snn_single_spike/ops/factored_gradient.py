@@ -11,6 +11,10 @@ from torch.utils._pytree import tree_map
 
 from ..backends._types import GradientFactors
 
+At = Callable[[Tensor, Tensor], Tensor]
+"""``at(steps, fired)`` computes (2, B, N) from steps (B, N), -1 for none: the gradient at one step
+of each neuron, and at the step before it. The second one is read for neurons that fired only."""
+
 
 class FactoredGradient(Tensor):
     """Gradient (T, B, N) to the spikes that a linear layer reads: its adjoint times its weights.
@@ -22,9 +26,8 @@ class FactoredGradient(Tensor):
     """
 
     factors: GradientFactors
-    at: Callable[[Tensor], Tensor] | None
-    """Computes (2, B, N) from steps (B, N), -1 for none: the gradient at one step of each neuron,
-    and at the step before it. None if this needs the product."""
+    at: At | None
+    """None if the gradient at some steps needs the product."""
 
     @staticmethod
     def __new__(
@@ -32,7 +35,7 @@ class FactoredGradient(Tensor):
         num_steps: int,
         batch: int,
         factors: GradientFactors,
-        at: Callable[[Tensor], Tensor] | None,
+        at: At | None,
         like: Tensor | None = None,
     ) -> FactoredGradient:
         weight = factors.weight if like is None else like
@@ -51,7 +54,7 @@ class FactoredGradient(Tensor):
         at, at_other = self.at, other.at
         both = None
         if at is not None and at_other is not None:
-            both = lambda steps: at(steps) + at_other(steps)  # noqa: E731
+            both = lambda *steps: at(*steps) + at_other(*steps)  # noqa: E731
         factors = self.factors.plus(other.factors)
         num_steps, batch, units = self.shape
         like = torch.empty((0, units), dtype=self.dtype, device=self.device)

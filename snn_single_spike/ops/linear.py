@@ -69,6 +69,11 @@ def sort_spikes(times: Tensor, num_steps: int, backend: str) -> Events:
     return _sorted(times, num_steps, backend)
 
 
+def with_values(events: Events, values: Tensor) -> Events:
+    """Events with the values (B, N) of their units."""
+    return events._replace(values=values[events.samples(), events.units.long()], once=False)
+
+
 def _linear_first_spikes(new: New, *rest: Any) -> tuple[Tensor, ...]:
     arguments = iter(rest)
     events, num_steps, layer = (
@@ -344,7 +349,7 @@ def _through_times(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the rule "spike_time", whose adjoint has a closed form."""
     at, before, direct = through_crossing(
-        gradient_around(grad, when),
+        gradient_around(grad, when, times >= 0),
         None if grad_times is None else grad_times.flatten(),
         times.flatten().long(),
         crossing.flatten(1),
@@ -363,12 +368,12 @@ def _through_times(
     return *linear, d_beta, direct.view(times.shape).sum(0)
 
 
-def gradient_around(grad: Tensor | None, steps: Tensor) -> Tensor | None:
-    """dL/dS of every neuron at its step and at the step before, (2, B * O)."""
+def gradient_around(grad: Tensor | None, steps: Tensor, fired: Tensor) -> Tensor | None:
+    """dL/dS of every neuron at its step, and of those that fired at the step before, (2, B * O)."""
     if grad is None:
         return None
     if isinstance(grad, FactoredGradient) and grad.at is not None:
-        return grad.at(steps).flatten(1)
+        return grad.at(steps, fired).flatten(1)
     if isinstance(grad, FactoredGradient):
         batch = len(steps)
         size = max(_ELEMENTS // (grad.shape[0] * max(grad.shape[2], 1)), 1)
@@ -434,8 +439,9 @@ def _through_closed_form(
     if is_traced():
         return dense_adjoint(num_steps, beta, adjoint) @ weight, grad_weight, grad_bias
 
-    def at(steps: Tensor) -> Tensor:
-        _, _, around_steps = backward(*_sorted(steps, num_steps, backend), *given_, True, backend)
+    def at(steps: Tensor, fired: Tensor) -> Tensor:
+        events = with_values(_sorted(steps, num_steps, backend), fired.to(weight.dtype))
+        _, _, around_steps = backward(*events, *given_, True, backend)
         return around_steps
 
     scan = backends.load(backend, "neuron").neuron_backward
