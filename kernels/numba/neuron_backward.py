@@ -161,11 +161,15 @@ def _add(array, j, value):
 
 @part_of_caller
 def _through_membrane(t, after, mem, lam_i, j, neuron, marks, saved, path, lanes, kind, scan):
-    """The gradient to the membrane at ``t`` from step t+1, and those of the parameters there."""
+    """The gradient to the membrane at ``t`` from step t+1, and those of the parameters there.
+
+    The states of the last step carry nothing on, also where they are infinite or NaN.
+    """
+    carries = t < saved.num_steps - 1
     if kind.inhibitory:  # the membrane of Alpha does not depend on the step before
-        if path.want_beta:
+        if path.want_beta and carries:
             _add(scan.d_beta, j, lam_i * load(saved.inh, (t, neuron)))
-        if path.want_gain:
+        if path.want_gain and carries:
             # The gain multiplies this sum at t+1. The input current cancels there.
             both = lanes.alpha * load(saved.syn, (t, neuron))
             both = both + lanes.decay * load(saved.inh, (t, neuron))
@@ -174,7 +178,7 @@ def _through_membrane(t, after, mem, lam_i, j, neuron, marks, saved, path, lanes
     if path.want_threshold and kind.reset == SUBTRACT:
         _add(scan.d_threshold, j, 0.0 - where(marks.spiked, after, 0.0))
     carried = where(marks.spiked, 0.0, after) if kind.reset == ZERO_BEFORE else after
-    if path.want_beta:
+    if path.want_beta and carries:
         _add(scan.d_beta, j, carried * mem)
     return lanes.decay * carried
 
@@ -204,7 +208,7 @@ def _through_spikes(
 def _through_synapses(t, row, after, lam_s, lam_i, j, neuron, marks, saved, grads, path, lanes,
                       kind, scan):  # fmt: skip
     """The gradients to the synaptic currents at ``t``."""
-    if path.want_alpha:
+    if path.want_alpha and t < saved.num_steps - 1:
         _add(scan.d_alpha, j, lam_s * load(saved.syn, (t, neuron)))
     lam_s = lanes.alpha * lam_s
     if path.has_syn:
