@@ -44,6 +44,9 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
     The threads take the calls from one list. A thread may start late by milliseconds, where
     torch's own threads wait for work on its core: then the others do its share.
     """
+    if len(calls) == 1:
+        kernel(*calls[0])
+        return
     left = iter(calls)
 
     def work() -> None:
@@ -153,20 +156,24 @@ class Arrays:
         self._widened: list[tuple[Tensor, Tensor]] = []
 
     def read(self, tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:
+        if tensor is None:
+            return _nothing(dimensions, dtype)
         array = as_array(tensor, dimensions, dtype)
-        if tensor is None or not self._pads:
+        if not self._pads:
             return array
         whole = np.empty((*array.shape[:-1], LANES), array.dtype)
         whole[..., : array.shape[-1]] = array
         return whole
 
     def write(self, tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:
-        if tensor is not None and tensor.dtype != dtype:
+        if tensor is None:
+            return _nothing(dimensions, dtype)
+        if tensor.dtype != dtype:
             wide = empty(tuple(tensor.shape), dtype=dtype, device=tensor.device)
             self._widened.append((tensor, wide))
             tensor = wide
         array = as_array(tensor, dimensions, dtype)
-        if tensor is None or not self._pads:
+        if not self._pads:
             return array
         whole = np.empty((*array.shape[:-1], LANES), array.dtype)
         self._padded.append((array, whole))
