@@ -117,7 +117,7 @@ class Scratch(NamedTuple):
     """Work space of one tile of a linear layer."""
 
     rows: np.ndarray
-    """(12, TILE)."""
+    """(13, TILE)."""
     marks: np.ndarray
     """(3, TILE) int32."""
     tables: np.ndarray

@@ -25,8 +25,8 @@ from .compiling import (
     inlined_helper,
     part_of_caller,
 )
-from .simd import LANES, any_lane, full_like, load, store, where
-from .surrogate import ATAN, surrogate_slope
+from .simd import LANES, load, store
+from .surrogate import surrogate_slope
 from .tile import TILE, clear_row, copy_row, gather, scatter, tile_values, width
 
 
@@ -39,6 +39,7 @@ class _Rows(NamedTuple):
     x: np.ndarray
     v: np.ndarray
     g: np.ndarray
+    slope: np.ndarray
     tail: np.ndarray
     ramp: np.ndarray
     d_bias: np.ndarray
@@ -47,96 +48,95 @@ class _Rows(NamedTuple):
     lam: np.ndarray
 
 
-class _Path(NamedTuple):
-    """What the reverse scan does at each step."""
-
-    rule: int
-    surrogate: int
-    a: float
-    b: float
-    zeroes: bool
-    """Whether a reset zeroes the membrane after a spike that passes a gradient."""
-    subtracts: bool
-    multiplies: bool
-    """Whether the gradient to the spikes is a product of two factors."""
-
-
 @part_of_caller
 def _rows_of(scratch):
     # Rows of one array: the compiler can prove that they do not overlap, and vectorizes.
     r = scratch.rows
-    return _Rows(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11])
+    return _Rows(
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12]
+    )  # fmt: skip
 
 
 @inlined_helper
-def _integrate(early, end, x, mem, first, limit, rows, path):
-    """The membrane from step ``early`` up to ``end``, with the current ``x`` at each step."""
-    for j in range(0, TILE, LANES):
-        if not any_lane(load(limit, j) >= early):
-            continue
-        v, b, current = load(rows.v, j), load(rows.b, j), load(x, j)
-        threshold, at = load(rows.threshold, j), load(first, j)
-        for t in range(early, end):
-            if path.zeroes:
-                v = where(at == t - 1, 0.0, v)
-            drive = current - where(at == t - 1, threshold, 0.0) if path.subtracts else current
-            v = b * v + drive
-            store(mem, (t, j), v)
-        store(rows.v, j, v)
-
-
-@part_of_caller
-def _gradient_to_spikes(k, j, rows, factor, g, path):
-    """The gradient to the spikes of one step: in ``g``, or one row of a matrix product."""
-    total = load(g, j)
-    if path.multiplies:
-        row = row_of(rows, k)
-        total = full_like(total, 0.0)
-        for p in range(rows.shape[1]):
-            total = total + rows[row, p] * load(factor, (p, j))
-    return total
+def _product(adjoint, weights, g):
+    """One row of a matrix product, four factors at a time."""
+    for j in range(TILE):
+        g[j] = 0
+    p = 0
+    while p + 3 < adjoint.shape[0]:
+        one, two, three, four = adjoint[p], adjoint[p + 1], adjoint[p + 2], adjoint[p + 3]
+        for j in range(TILE):
+            u = g[j] + one * weights[p, j]
+            u = u + two * weights[p + 1, j]
+            u = u + three * weights[p + 2, j]
+            g[j] = u + four * weights[p + 3, j]
+        p += 4
+    while p < adjoint.shape[0]:
+        one = adjoint[p]
+        for j in range(TILE):
+            g[j] += one * weights[p, j]
+        p += 1
 
 
 @inlined_helper
-def _adjoint(early, late, last, dense, factor, mem, first, limit, rows, path):
-    """lam from step ``late`` down to ``early``, and its terms of the parameters' gradients.
+def _clear_fired(v, first, step):
+    spike = np.int32(step)
+    for j in range(TILE):
+        u = v[j]
+        v[j] = v.dtype.type(0) if first[j] == spike else u
 
-    The state of a vector of neurons stays in registers. A vector whose neurons have all spiked
-    before has no gradient yet.
-    """
+
+@inlined_helper
+def _subtract_fired(v, amount, first, step):
+    spike = np.int32(step)
+    for j in range(TILE):
+        down = amount[j]
+        v[j] -= down if first[j] == spike else v.dtype.type(0)
+
+
+@inlined_helper
+def _accumulate(g, limit, now, tail, ramp):
+    """Replace ``g`` by its double sum over later steps."""
+    for j in range(TILE):
+        entering = g[j]
+        t = tail[j] + (entering if now <= limit[j] else g.dtype.type(0))
+        r = ramp[j] + t
+        tail[j] = t
+        ramp[j] = r
+        g[j] = r
+
+
+@inlined_helper
+def _integrate(t, v, b, x, mem):
+    for j in range(TILE):
+        u = b[j] * v[j] + x[j]
+        v[j] = u
+        mem[t, j] = u
+
+
+@inlined_helper
+def _slopes_at(k, mem, threshold, spike_gradient, out):
+    """s'(V[k] - threshold)."""
+    _, surrogate, a, b = spike_gradient
     for j in range(0, TILE, LANES):
-        if not any_lane(load(limit, j) >= early):
-            continue
-        b, threshold, lam = load(rows.b, j), load(rows.threshold, j), load(rows.lam, j)
-        d_bias, d_beta = load(rows.d_bias, j), load(rows.d_beta, j)
-        d_threshold, tail, ramp = load(rows.d_threshold, j), load(rows.tail, j), load(rows.ramp, j)
-        at, until = load(first, j), load(limit, j)
-        for k in range(late, early - 1, -1):
-            open_ = until >= k
-            g = _gradient_to_spikes(k, j, dense, factor, rows.g, path)
-            if path.rule != MASKED:
-                tail = tail + where(open_, g, 0.0)
-                ramp = ramp + tail
-                g = ramp
-            v = load(mem, (k, j))
-            if path.zeroes:
-                lam = where(at == k, 0.0, lam)
-            elif path.subtracts:
-                d_threshold = d_threshold - where(at == k, lam, 0.0)
-            if k < last:  # the last membrane carries nothing on, also where it is infinite or NaN
-                d_beta = d_beta + lam * v
-            slope = surrogate_slope(v - threshold, path.surrogate, path.a, path.b)
-            through = where(open_, slope * g, 0.0)
-            d_threshold = d_threshold - through
-            lam = b * lam + through
-            d_bias = d_bias + lam
-        store(rows.lam, j, lam)
-        store(rows.d_bias, j, d_bias)
-        store(rows.d_beta, j, d_beta)
-        store(rows.d_threshold, j, d_threshold)
-        if path.rule != MASKED:
-            store(rows.tail, j, tail)
-            store(rows.ramp, j, ramp)
+        distance = load(mem, (k, j)) - load(threshold, j)
+        store(out, j, surrogate_slope(distance, surrogate, a, b))
+
+
+@inlined_helper
+def _adjoint(k, now, carries, mem, limit, rows):
+    """Compute lam[k] from lam[k+1], and add to the gradients of the parameters."""
+    b, g, slope, lam = rows.b, rows.g, rows.slope, rows.lam
+    d_bias, d_beta, d_threshold = rows.d_bias, rows.d_beta, rows.d_threshold
+    if carries:
+        for j in range(TILE):
+            d_beta[j] += lam[j] * mem[k, j]
+    for j in range(TILE):
+        through = slope[j] * g[j] if now <= limit[j] else g.dtype.type(0)
+        d_threshold[j] -= through
+        lam[j] = b[j] * lam[j] + through
+    for j in range(TILE):
+        d_bias[j] += lam[j]
 
 
 @part_of_caller
@@ -156,20 +156,29 @@ def _limits(fired, n, steps, rule, causal, first, limit):
 
 
 @part_of_caller
-def _integrate_again(last, begin, end, events, weights, first, limit, mem, rows, path):
+def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first, mem, rows):
     """Integrate the membrane up to step ``last``. Returns the last spike up to this step."""
-    e, t = begin, 0
-    while t <= last:
-        now = min(events.times[e], last + 1) if e < end else last + 1
-        if t < now:  # steps without a spike
-            _integrate(t, now, rows.drive, mem, first, limit, rows, path)
-            t = now
-        else:
-            copy_row(rows.drive, rows.x)
-            e = gather(e, end, t, events, weights, rows.x)
-            _integrate(t, t + 1, rows.x, mem, first, limit, rows, path)
-            t += 1
+    e = begin
+    for t in range(last + 1):
+        copy_row(rows.drive, rows.x)
+        if zeroes:
+            _clear_fired(rows.v, first, t - 1)
+        elif subtracts:
+            _subtract_fired(rows.x, rows.threshold, first, t - 1)
+        e = gather(e, end, t, events, weights, rows.x)
+        _integrate(t, rows.v, rows.b, rows.x, mem)
     return e - 1
+
+
+@part_of_caller
+def _gradient_to_spikes(k, tile, sample, n, dense, g):
+    """The gradient to the spikes of one step."""
+    row = row_of(dense.rows, k)
+    if given(dense.factor):
+        _product(dense.rows[row, sample - dense.offset], dense.factor[tile], g)
+    else:
+        neuron = tile * TILE
+        copy(dense.rows[row, sample - dense.offset, neuron : neuron + n], n, g)
 
 
 @part_of_caller
@@ -194,27 +203,14 @@ def linear_backward_scan_loop(
     dense, spike_gradient = DenseGradient(*dense), SpikeGradient(*spike_gradient)
     gradients = LinearGradients(*gradients)
     zero = layer.weight.dtype.type(0)
-    rule, surrogate, a, b = spike_gradient
+    rule = spike_gradient.rule
     rows, first, limit = _rows_of(scratch), scratch.marks[0], scratch.marks[1]
     causal = rule in (MASKED, PRE_SPIKE)
-    path = _Path(
-        rule,
-        surrogate,
-        a,
-        b,
-        reset == ZERO_BEFORE and not causal,
-        reset == SUBTRACT and not causal,
-        given(dense.factor),
-    )
-    default = _Path(rule, ATAN, a, b, path.zeroes, path.subtracts, path.multiplies)
-    want_current = given(gradients.current)
-    by_steps = want_current or not path.multiplies
+    zeroes, subtracts = reset == ZERO_BEFORE and not causal, reset == SUBTRACT and not causal
     for tile in range(part.tile_low, part.tile_high):
         weights, gradient = layer.weight[tile], gradients.weight[tile]
         neuron, n = tile * TILE, width(tile, layer.beta.shape[0])
-        factor = dense.factor[tile] if path.multiplies else dense.rows[0]
         _load_tile(layer, tile, rows)
-        clear_row(rows.g)
         for sample in range(part.low, part.high):
             begin, end = events.offsets[sample], events.offsets[sample + 1]
             fired = spiked[sample, neuron : neuron + n]
@@ -223,29 +219,27 @@ def linear_backward_scan_loop(
             clear_row(rows.lam)
             clear_row(rows.tail)
             clear_row(rows.ramp)
-            e = _integrate_again(last, begin, end, events, weights, first, limit, mem, rows, path)
-            if want_current:
+            e = _integrate_again(
+                last, begin, end, zeroes, subtracts, events, weights, first, mem, rows
+            )
+            if given(gradients.current):
                 for k in range(last + 1, num_steps):
                     fill(gradients.current[k, sample, neuron : neuron + n], n, zero)
-            late = last
-            while late >= 0:
-                # Down to the step of a spike, whose weights receive the adjoint of this step.
-                early = events.times[e] if e >= begin else 0
-                if by_steps:
-                    early = late
-                if not path.multiplies:
-                    row = dense.rows[row_of(dense.rows, late), sample - dense.offset]
-                    copy(row[neuron : neuron + n], n, rows.g)
-                gradient_rows = dense.rows[:, sample - dense.offset]
-                block = last, gradient_rows, factor, mem, first, limit, rows
-                if surrogate == ATAN:  # compiled apart, without calls of exp
-                    _adjoint(early, late, *block, default)
-                else:
-                    _adjoint(early, late, *block, path)
-                e = scatter(e, begin, np.int32(early), events, rows.lam, gradient)
-                if want_current:
-                    copy(rows.lam, n, gradients.current[late, sample, neuron : neuron + n])
-                late = early - 1
+            for k in range(last, -1, -1):
+                now = np.int32(k)
+                _gradient_to_spikes(k, tile, sample, n, dense, rows.g)
+                if rule != MASKED:
+                    _accumulate(rows.g, limit, now, rows.tail, rows.ramp)
+                _slopes_at(k, mem, rows.threshold, spike_gradient, rows.slope)
+                if zeroes:
+                    _clear_fired(rows.lam, first, now)
+                elif subtracts:
+                    _subtract_fired(rows.d_threshold, rows.lam, first, now)
+                # The last membrane carries nothing on, also where it is infinite or NaN.
+                _adjoint(k, now, k < last, mem, limit, rows)
+                e = scatter(e, begin, now, events, rows.lam, gradient)
+                if given(gradients.current):
+                    copy(rows.lam, n, gradients.current[k, sample, neuron : neuron + n])
         for j in range(n):
             gradients.bias[neuron + j] += rows.d_bias[j]
             gradients.beta[neuron + j] += rows.d_beta[j]

@@ -79,7 +79,7 @@ def _ranges(total: int) -> list[tuple[int, int]]:
 
 def _scratch(dtype: np.dtype) -> arguments.Scratch:
     return arguments.Scratch(
-        rows=np.zeros((12, TILE), dtype),
+        rows=np.zeros((13, TILE), dtype),
         marks=np.zeros((3, TILE), np.int32),
         tables=np.empty((5, JUMP + 1, TILE), dtype),
     )
