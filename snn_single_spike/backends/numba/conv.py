@@ -28,6 +28,16 @@ from snn_single_spike.kernels.numba.simd import LANES
 
 from .. import _convolution as convolution
 from .._arrays import as_numpy
+from .._cells import (
+    gradient_of_cells,
+    neuron_of_cells,
+    parameter_of_cells,
+    sum_to_parameter,
+    to_cells,
+    to_features,
+    weight_from_cells,
+    weight_of_cells,
+)
 from .._events import Events
 from .._surrogate import Surrogate
 from .._types import (
@@ -36,7 +46,6 @@ from .._types import (
     ConvNeurons,
     Convolution,
     GradientFactors,
-    Neuron,
     OutputGradients,
     Saved,
 )
@@ -89,31 +98,6 @@ def _lanes(out_channels: int) -> int:
     return -(-out_channels // LANES) * LANES
 
 
-def _packed(weight: Tensor, groups: int) -> Tensor:
-    """(O, C / groups, KH, KW) to (C, KH * KW, lanes), zeros in the padding."""
-    out_channels, taps = len(weight) // groups, weight.shape[2:].numel()
-    by_tap = weight.reshape(groups, out_channels, -1, taps).permute(0, 2, 3, 1)
-    packed = weight.new_zeros(groups * weight.shape[1], taps, _lanes(out_channels))
-    packed[..., :out_channels] = by_tap.flatten(0, 1)
-    return packed
-
-
-def _unpack(packed: np.ndarray, weight: Tensor, groups: int) -> None:
-    """The sum over ranges of samples (ranges, C, KH * KW, lanes), as (O, C / groups, KH, KW)."""
-    out_channels = len(weight) // groups
-    total = torch.from_numpy(packed).sum(0)[..., :out_channels]
-    weight.copy_(total.unflatten(0, (groups, -1)).permute(0, 3, 1, 2).reshape(weight.shape))
-
-
-def _by_cell(parameter: Tensor, groups: int, beyond: float) -> Tensor:
-    """(O, Q) to (groups * Q, lanes), ``beyond`` in the padding."""
-    out_channels = len(parameter) // groups
-    rows = parameter.view(groups, out_channels, -1).transpose(1, 2).flatten(0, 1)
-    padded = rows.new_full((len(rows), _lanes(out_channels)), beyond)
-    padded[:, :out_channels] = rows
-    return padded
-
-
 def _tables(beta: np.ndarray, num_steps: int, slopes: bool) -> np.ndarray:
     """Powers of beta and their sums for 0 ... n steps, and the derivatives of both by beta."""
     reach = min(num_steps, max(_TABLE // beta.size, _JUMP))
@@ -138,15 +122,19 @@ def _layer(
     num_steps: int,
     slopes: bool = False,
 ) -> arguments.ConvLayer:
-    groups = conv.groups
+    groups, lanes = conv.groups, _lanes(len(weight) // conv.groups)
     if threshold is not None:
         beta, threshold = torch.broadcast_tensors(beta, threshold)
-    decay = as_numpy(_by_cell(beta, groups, 0.0))
+    decay = as_numpy(parameter_of_cells(beta, groups, lanes))
     drive = weight.new_zeros(len(weight)) if bias is None else bias
-    theta = decay[:0] if threshold is None else as_numpy(_by_cell(threshold, groups, torch.inf))
+    theta = (
+        decay[:0]
+        if threshold is None
+        else as_numpy(parameter_of_cells(threshold, groups, lanes, torch.inf))
+    )
     return arguments.ConvLayer(
-        weight=as_numpy(_packed(weight, groups)),
-        bias=as_numpy(_by_cell(drive[:, None], groups, 0.0)),
+        weight=as_numpy(weight_of_cells(weight, groups, lanes)),
+        bias=as_numpy(parameter_of_cells(drive[:, None], groups, lanes)),
         beta=decay,
         threshold=theta,
         tables=_tables(decay, num_steps, slopes),
@@ -270,38 +258,9 @@ def conv_backward_closed_form(
         into = arguments.ConvGradients(gradient[k], bias[k], as_array(grad_inputs, 3, dtype))
         calls.append((*samples, *plain(state), *given, *plain(into)))
     in_threads(conv_backward_closed_form_loop, calls)
-    _unpack(gradient, grad_weight, conv.groups)
+    grad_weight.copy_(weight_from_cells(torch.from_numpy(gradient).sum(0), weight, conv.groups))
     total = torch.from_numpy(bias).sum(0)[:, : neurons.out_channels]
     grad_bias.copy_(total.flatten())
-
-
-def _to_cells(features: Tensor, conv: Convolution) -> Tensor:
-    """(..., O * positions) in the order of cells: channels of a group side by side."""
-    by_group = features.unflatten(-1, (conv.groups, -1, conv.positions))
-    return by_group.transpose(-1, -2).flatten(-3)
-
-
-def _to_features(cells: Tensor, conv: Convolution) -> Tensor:
-    """The inverse of :func:`_to_cells`."""
-    by_cell = cells.unflatten(-1, (conv.groups, conv.positions, -1))
-    return by_cell.transpose(-1, -2).flatten(-3)
-
-
-def _cell_gradient(grad_spikes: GradientFactors, conv: Convolution) -> GradientFactors:
-    """The gradient to the spikes in the order of cells."""
-    if grad_spikes.weight is not None:
-        return grad_spikes._replace(weight=_to_cells(grad_spikes.weight, conv).contiguous())
-    return GradientFactors(
-        lambda samples: _to_cells(grad_spikes.rows(samples), conv).contiguous(), None
-    )
-
-
-def _cell_neuron(layer: ConvNeurons, conv: Convolution) -> Neuron:
-    neuron = layer.neuron(conv.positions)
-    return neuron._replace(
-        beta=_to_cells(neuron.beta, conv).contiguous(),
-        threshold=_to_cells(neuron.threshold, conv).contiguous(),
-    )
 
 
 def conv_backward_scan(
@@ -320,12 +279,13 @@ def conv_backward_scan(
     patches = _patches(conv, _kernel(weight))
     batch, neurons = times.shape
     channels = len(weight) // conv.groups
-    packed = as_numpy(_packed(weight, conv.groups))
-    bias = as_numpy(_by_cell(layer.bias[:, None], conv.groups, 0.0))
+    lanes = _lanes(channels)
+    packed = as_numpy(weight_of_cells(weight, conv.groups, lanes))
+    bias = as_numpy(parameter_of_cells(layer.bias[:, None], conv.groups, lanes))
     threads = torch.get_num_threads()
     gradient = np.zeros((threads, *packed.shape), packed.dtype)
-    neuron, gradients = _cell_neuron(layer, conv), _cell_gradient(grad_spikes, conv)
-    first = _to_cells(times, conv).to(torch.int64)
+    neuron, gradients = neuron_of_cells(layer, conv), gradient_of_cells(grad_spikes, conv)
+    first = to_cells(times, conv).to(torch.int64)
     piece = max(_PIECE // (num_steps * neurons), threads)
     totals = layer.beta.new_zeros(3, neurons)
     given = plain(as_events(events, dtype), patches)
@@ -366,13 +326,13 @@ def conv_backward_scan(
                 )
             )
         if out.current is not None:
-            out.current[:, part] = _to_features(lam, conv)
+            out.current[:, part] = to_features(lam, conv)
     if out.weight is not None:
-        _unpack(gradient, out.weight, conv.groups)
+        total = torch.from_numpy(gradient).sum(0)
+        out.weight.copy_(weight_from_cells(total, weight, conv.groups))
         for total, into in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
             assert into is not None
-            of_channel = _to_features(total, conv).view(len(into), -1)
-            into.copy_(of_channel.sum_to_size(into.view(len(into), -1).shape).view(into.shape))
+            into.copy_(sum_to_parameter(total, into, conv))
 
 
 def conv_to_input(
@@ -381,7 +341,7 @@ def conv_to_input(
     if not conv.pools:
         return convolution.to_input(lam, None, weight, conv)
     n, channels = lam.shape[1], len(weight) // conv.groups
-    packed = as_numpy(_packed(weight, conv.groups))
+    packed = as_numpy(weight_of_cells(weight, conv.groups, _lanes(channels)))
     bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
     positions = conv.out_height * conv.out_width
     shape = (num_steps, n, conv.groups * positions * channels)
