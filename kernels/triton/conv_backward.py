@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from .conv_patch import load_spikes, reached_neurons
-from .linear import _impulse
+from .membrane import impulse
 
 
 @triton.jit
@@ -33,13 +33,18 @@ def _rates(log_decay, group, lane, inside, O, EACH: tl.constexpr):
 
 
 @triton.jit
-def _load_adjoint(adjoint, neurons, k, sample, group, sizes, lane, inside, EACH: tl.constexpr):
-    """What decides lam[k] of the neurons (TAPS, CH) that a spike reaches; see :func:`_lam`."""
+def _load_adjoint(adjoint, spike, patch, geometry, EACH: tl.constexpr):
+    """What decides the adjoint of the neurons that a spike reaches, for :func:`_lam`.
+
+    ``patch`` has taps (TAPS,) and channels (CH,), and whether the channels exist.
+    """
     lam, at, before, when, log_decay, winner = adjoint
-    neuron, member, reached = neurons
-    positions, per_sample, size, O = sizes
+    k, sample, row, column = spike
+    tap, lane, inside = patch
+    kernel, windows, group, per_sample, size, O = geometry
+    neuron, member, reached = reached_neurons(row, column, tap, kernel, windows)
     mask = reached[:, None] & inside[None, :]
-    of_sample = (group * positions + neuron)[:, None] * O + lane[None, :]
+    of_sample = (group * (windows[0] * windows[1]) + neuron)[:, None] * O + lane[None, :]
     cell = sample.to(tl.int64) * per_sample + of_sample
     now = k.to(tl.int64) * size + cell
     if lam is not None:
@@ -69,8 +74,8 @@ def _lam(loaded, start: tl.constexpr, k, rates, winner, EACH: tl.constexpr):
         earlier = tl.where(when >= 1, when - 1, -1)
         if EACH:
             rates = loaded[start + 3]
-        out = _impulse(loaded[start], when, rates, k)
-        out += _impulse(loaded[start + 1], earlier, rates, k)
+        out = impulse(loaded[start], when, rates, k)
+        out += impulse(loaded[start + 1], earlier, rates, k)
     else:
         out = loaded[start]
     if winner is not None:
@@ -81,28 +86,13 @@ def _lam(loaded, start: tl.constexpr, k, rates, winner, EACH: tl.constexpr):
 
 
 @triton.jit
-def _load_adjoints(
-    adjoint,
-    spikes,
-    tap,
-    kernel,
-    windows,
-    group,
-    sizes,
-    lane,
-    inside,
-    POOL_Y: tl.constexpr,
-    POOL_X: tl.constexpr,
-    EACH: tl.constexpr,
-):
+def _load_adjoints(adjoint, spikes, patch, geometry, EACH: tl.constexpr):
     """:func:`_load_adjoint` for each of some spikes, one after the other."""
     k, sample, row, column, _ = spikes
     found = ()
     for u in tl.static_range(len(k)):
-        neurons = reached_neurons(row[u], column[u], tap, kernel, windows, POOL_Y, POOL_X)
-        found = found + _load_adjoint(
-            adjoint, neurons, k[u], sample[u], group, sizes, lane, inside, EACH
-        )
+        spike = (k[u], sample[u], row[u], column[u])
+        found = found + _load_adjoint(adjoint, spike, patch, geometry, EACH)
     return found
 
 
@@ -156,10 +146,10 @@ def conv_backward_weight_kernel(
     tap = tl.program_id(1) * TAPS + tl.arange(0, TAPS)
     lane = tl.program_id(2) * CH + tl.arange(0, CH)
     inside = lane < O
-    kernel = (stride_y, stride_x, dilation_y, dilation_x, KH, KW)
-    windows = (windows_y, windows_x)
+    patch = (tap, lane, inside)
+    kernel = (KH, KW, stride_y, stride_x, dilation_y, dilation_x)
+    geometry = (kernel, (windows_y, windows_x, POOL_Y, POOL_X), group, per_sample, size, O)
     adjoint = (lam, at, before, when, log_decay, winner)
-    sizes = (windows_y * windows_x, per_sample, size, O)
     rates = _rates(log_decay, group, lane, inside, O, EACH)
     low = tl.load(offsets + channel)
     count = tl.load(offsets + channel + 1) - low
@@ -167,15 +157,11 @@ def conv_backward_weight_kernel(
     end = low + count * (part + 1) // parts
     total = tl.zeros((TAPS, CH), STATE)
     spikes = load_spikes(times, samples, rows, columns, values, e, end, T, U)
-    found = _load_adjoints(
-        adjoint, spikes, tap, kernel, windows, group, sizes, lane, inside, POOL_Y, POOL_X, EACH
-    )
+    found = _load_adjoints(adjoint, spikes, patch, geometry, EACH)
     after = load_spikes(times, samples, rows, columns, values, e + U, end, T, U)
     while e < end:
         later = load_spikes(times, samples, rows, columns, values, e + 2 * U, end, T, U)
-        ahead = _load_adjoints(
-            adjoint, after, tap, kernel, windows, group, sizes, lane, inside, POOL_Y, POOL_X, EACH
-        )
+        ahead = _load_adjoints(adjoint, after, patch, geometry, EACH)
         k, _, _, _, height = spikes
         spikes = after
         after = later
@@ -192,33 +178,29 @@ def conv_backward_weight_kernel(
 
 @triton.jit
 def _load_block(
-    block, spike, adjoint, weight, log_decay, kernel, windows, sizes, group,
-    POOL_Y: tl.constexpr, POOL_X: tl.constexpr, EACH: tl.constexpr, TAPS: tl.constexpr,
-    CH: tl.constexpr,
+    block, spike, channel, adjoint, weight, geometry,
+    EACH: tl.constexpr, TAPS: tl.constexpr, CH: tl.constexpr,
 ):  # fmt: skip
     """The weights of one block of taps and channels, and what decides the adjoint there.
 
-    The adjoint of the step before the spike is asked for where its winner may be another.
+    The adjoint one step before the spike is loaded too where its winner may be another.
     """
-    k, channel, sample, row, column = spike
-    O = sizes[3]
+    kernel, _, group, _, _, O = geometry
     blocks = tl.cdiv(O, CH)
     lane = block % blocks * CH + tl.arange(0, CH)
     tap = block // blocks * TAPS + tl.arange(0, TAPS)
     inside = lane < O
-    neurons = reached_neurons(row, column, tap, kernel, windows, POOL_Y, POOL_X)
-    here = (channel * (kernel[4] * kernel[5]) + tap)[:, None] * O + lane[None, :]
-    weights = tl.load(weight + here, mask=neurons[2][:, None] & inside[None, :], other=0.0)
-    out = (weights,)
+    taps = kernel[0] * kernel[1]
+    here = (channel * taps + tap)[:, None] * O + lane[None, :]
+    out = (tl.load(weight + here, mask=(tap < taps)[:, None] & inside[None, :], other=0.0),)
     if not EACH:
-        out = out + (_rates(log_decay, group, lane, inside, O, EACH),)
-    now = _load_adjoint(adjoint, neurons, k, sample, group, sizes, lane, inside, EACH)
-    out = out + now
+        out = out + (_rates(adjoint[4], group, lane, inside, O, EACH),)
+    patch = (tap, lane, inside)
+    out = out + _load_adjoint(adjoint, spike, patch, geometry, EACH)
     if adjoint[5] is not None:
-        previous = tl.maximum(k - 1, 0)
-        out = out + _load_adjoint(
-            adjoint, neurons, previous, sample, group, sizes, lane, inside, EACH
-        )
+        k, sample, row, column = spike
+        earlier = (tl.maximum(k - 1, 0), sample, row, column)
+        out = out + _load_adjoint(adjoint, earlier, patch, geometry, EACH)
     return out
 
 
@@ -271,29 +253,20 @@ def conv_backward_input_kernel(
     row = tl.load(rows + e)
     column = tl.load(columns + e)
     group = channel // group_size
-    previous = tl.maximum(k - 1, 0)
-    kernel = (stride_y, stride_x, dilation_y, dilation_x, KH, KW)
+    kernel = (KH, KW, stride_y, stride_x, dilation_y, dilation_x)
+    geometry = (kernel, (windows_y, windows_x, POOL_Y, POOL_X), group, per_sample, size, O)
     adjoint = (None, at, before, when, log_decay, winner)
-    windows = (windows_y, windows_x)
-    sizes = (windows_y * windows_x, per_sample, size, O)
+    spike = (k, sample, row, column)
     now = tl.zeros((TAPS, CH), STATE)
     late = tl.zeros((TAPS, CH), STATE)
-    spike = (k, channel, sample, row, column)
-    blocks = tl.cdiv(KH * KW, TAPS) * tl.cdiv(O, CH)
-    found = _load_block(
-        0, spike, adjoint, weight, log_decay, kernel, windows, sizes, group,
-        POOL_Y, POOL_X, EACH, TAPS, CH,
-    )  # fmt: skip
-    for block in range(1, blocks + 1):
-        ahead = _load_block(
-            block, spike, adjoint, weight, log_decay, kernel, windows, sizes, group,
-            POOL_Y, POOL_X, EACH, TAPS, CH,
-        )  # fmt: skip
+    found = _load_block(0, spike, channel, adjoint, weight, geometry, EACH, TAPS, CH)
+    for block in range(1, tl.cdiv(KH * KW, TAPS) * tl.cdiv(O, CH) + 1):
+        ahead = _load_block(block, spike, channel, adjoint, weight, geometry, EACH, TAPS, CH)
         rates = None if EACH else found[1]
         start: tl.constexpr = 1 if EACH else 2
         again: tl.constexpr = start if winner is None else start + (len(found) - start) // 2
         now += found[0] * _lam(found, start, k, rates, winner, EACH)
-        late += found[0] * _lam(found, again, previous, rates, winner, EACH)
+        late += found[0] * _lam(found, again, tl.maximum(k - 1, 0), rates, winner, EACH)
         found = ahead
     here = sample.to(tl.int64) * num_units + tl.load(units + e)
     tl.store(grad_inputs + here, tl.sum(tl.sum(now, axis=1), axis=0))

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .conv_patch import add_patches, first_peak, load_patches, load_spikes, peak, repeat
-from .linear import _advance
+from .membrane import advance
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def conv_first_spikes_kernel(
     # No spike reaches a neuron that does not exist.
     top = tl.where(exists, y * POOL_Y * stride_y, 1 << 30)
     tile = (top, x * POOL_X * stride_x, lane, inside, O)
-    kernel = (stride_y, stride_x, dilation_y, dilation_x, KH, KW)
+    kernel = (KH, KW, stride_y, stride_x, dilation_y, dilation_x)
 
     decay = _parameter(beta, group, position, positions, lane, mask, O, EACH, 0.0)
     theta = _parameter(threshold, group, position, positions, lane, mask, O, EACH, 0.0)
@@ -161,7 +161,7 @@ def conv_first_spikes_kernel(
             while t < now:
                 slope_before = slope
                 current = peak(currents)
-                before, v, slope = _advance(
+                before, v, slope = advance(
                     v, slope, current, decay, theta, first, t, sensitivity, RESET
                 )
                 if first_spikes is not None:

@@ -41,20 +41,21 @@ def _tap(place, start, dilation, length):
 
 
 @triton.jit
-def load_patches(spikes, weight, tile, kernel, pool_y: tl.constexpr, pool_x: tl.constexpr):
+def load_patches(spikes, weight, tile, kernel, POOL_Y: tl.constexpr, POOL_X: tl.constexpr):
     """The weights that each spike adds to each neuron, one tensor for each member of a window.
 
     ``tile`` has the first input row and column of each neuron (P,), its channels (CH,), whether
-    they exist, and the number of channels. ``kernel`` has the strides, the dilations and the size.
+    they exist, and the number of channels. ``kernel`` has the size of the kernel, its strides and
+    its dilations.
     """
     _, channel, row, column, height = spikes
     top, left, lane, inside, O = tile
-    stride_y, stride_x, dilation_y, dilation_x, KH, KW = kernel
+    KH, KW, stride_y, stride_x, dilation_y, dilation_x = kernel
     patches = ()
     for u in tl.static_range(len(channel)):
-        for m in tl.static_range(pool_y * pool_x):
-            y, in_y = _tap(row[u], top + m // pool_x * stride_y, dilation_y, KH)
-            x, in_x = _tap(column[u], left + m % pool_x * stride_x, dilation_x, KW)
+        for m in tl.static_range(POOL_Y * POOL_X):
+            y, in_y = _tap(row[u], top + m // POOL_X * stride_y, dilation_y, KH)
+            x, in_x = _tap(column[u], left + m % POOL_X * stride_x, dilation_x, KW)
             tap = (channel[u] * KH + y) * KW + x
             reached = (in_y & in_x)[:, None] & inside[None, :]
             patch = tl.load(weight + tap[:, None] * O + lane[None, :], mask=reached, other=0.0)
@@ -112,14 +113,14 @@ def _output(place, tap, dilation, stride, length):
 
 
 @triton.jit
-def reached_neurons(row, column, tap, kernel, windows, pool_y: tl.constexpr, pool_x: tl.constexpr):
+def reached_neurons(row, column, tap, kernel, windows):
     """The neuron of a channel that a spike reaches through each tap, and the member of its window.
 
-    The third result says whether there is one. ``windows`` has the number of neurons in a column
-    and in a row.
+    The third result says whether there is one. ``kernel`` is as in :func:`load_patches`;
+    ``windows`` has the neurons in a column and in a row, and the size of a window.
     """
-    stride_y, stride_x, dilation_y, dilation_x, KH, KW = kernel
-    windows_y, windows_x = windows
+    KH, KW, stride_y, stride_x, dilation_y, dilation_x = kernel
+    windows_y, windows_x, pool_y, pool_x = windows
     y, in_y = _output(row, tap // KW, dilation_y, stride_y, windows_y * pool_y)
     x, in_x = _output(column, tap % KW, dilation_x, stride_x, windows_x * pool_x)
     neuron = y // pool_y * windows_x + x // pool_x

@@ -1,10 +1,10 @@
 """Launches the Triton kernels for convolutions from spike times.
 
-Spikes are sorted by the tile of neurons that they reach, once forward, and by channel for the
-gradient of the weights. No tensor has the size of the dense current. A surrogate rule reads every
-step: its backward pass writes the membrane of a few samples, runs the reverse scan of :mod:`.neuron`
-over it, and gathers the adjoint at the spikes. The membrane and the adjoint of such a piece are in
-the order of cells, so that the channels that a spike reaches lie side by side.
+Spikes are sorted by the tile of neurons that they reach, and by channel for the gradient of the
+weights. No tensor has the size of the dense current. A surrogate rule reads every step: its
+backward pass writes the membrane of a few samples, runs the reverse scan of :mod:`.neuron` over it,
+and gathers the adjoint at the spikes. Kernels keep neurons in the order of cells, so that the
+channels that a spike reaches lie side by side.
 """
 
 from __future__ import annotations
