@@ -24,12 +24,16 @@ from .membrane import impulse
 
 
 @triton.jit
-def _rates(log_decay, group, lane, inside, O, EACH: tl.constexpr):
-    """log2(beta) of the channels (1, CH), if it is the same for all their neurons."""
+def _rates(log_decay, patch, group, O, EACH: tl.constexpr):
+    """log2(beta) of the channels, if it is the same for all their neurons: a row for each tap."""
     if log_decay is None or EACH:
         return None
     else:
-        return tl.load(log_decay + group * O + lane, mask=inside, other=0.0)[None, :]
+        tap, lane, inside = patch
+        # In full, so that a thread loads the numbers that it needs.
+        mask = (tap >= 0)[:, None] & inside[None, :]
+        rows = group * O + tl.zeros_like(tap)
+        return tl.load(log_decay + rows[:, None] + lane[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -150,7 +154,7 @@ def conv_backward_weight_kernel(
     kernel = (KH, KW, stride_y, stride_x, dilation_y, dilation_x)
     geometry = (kernel, (windows_y, windows_x, POOL_Y, POOL_X), group, per_sample, size, O)
     adjoint = (lam, at, before, when, log_decay, winner)
-    rates = _rates(log_decay, group, lane, inside, O, EACH)
+    rates = _rates(log_decay, patch, group, O, EACH)
     low = tl.load(offsets + channel)
     count = tl.load(offsets + channel + 1) - low
     e = low + count * part // parts
@@ -193,9 +197,9 @@ def _load_block(
     taps = kernel[0] * kernel[1]
     here = (channel * taps + tap)[:, None] * O + lane[None, :]
     out = (tl.load(weight + here, mask=(tap < taps)[:, None] & inside[None, :], other=0.0),)
-    if not EACH:
-        out = out + (_rates(adjoint[4], group, lane, inside, O, EACH),)
     patch = (tap, lane, inside)
+    if not EACH:
+        out = out + (_rates(adjoint[4], patch, group, O, EACH),)
     out = out + _load_adjoint(adjoint, spike, patch, geometry, EACH)
     if adjoint[5] is not None:
         k, sample, row, column = spike

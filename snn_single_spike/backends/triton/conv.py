@@ -48,7 +48,8 @@ from ._launch import LAUNCH, on_device_of, state_type, warp_size
 from ._tiles import Spikes, by_channel, by_tile, places_of, tile_of, windows
 from .neuron import neuron_backward
 
-EVENTS = 4  # spikes loaded ahead
+EVENTS = 4  # spikes loaded ahead, where the registers allow
+_MOST_MEMBERS = 64  # of a window
 _CHANNELS, _WEIGHTS = 32, 128  # channels, and taps times channels, of a backward program
 _PROGRAMS = 2048  # that sum the gradient of the weights, where there are enough spikes
 _PIECE_BYTES = 64 << 20  # of the membrane, and of the adjoint, of some samples
@@ -84,6 +85,18 @@ def _by_cell(parameter: Tensor, conv: Convolution) -> Tensor:
 
 def _packed(weight: Tensor, conv: Convolution) -> Tensor:
     return weight_of_cells(weight, conv.groups, len(weight) // conv.groups)
+
+
+def spikes_ahead(conv: Convolution) -> int:
+    """Spikes whose weights the forward kernel loads ahead."""
+    members = conv.pool_y * conv.pool_x
+    if members > _MOST_MEMBERS:
+        raise RuntimeError(
+            f"the Triton kernels have no maximum of windows of {conv.pool_y} x {conv.pool_x}: they "
+            f"keep one current for each of at most {_MOST_MEMBERS} positions of a window; use "
+            "backend='torch' for this layer"
+        )
+    return max(1, 4 * EVENTS // max(members, 4))
 
 
 def _walk(
@@ -122,7 +135,7 @@ def _walk(
         PY=tile.y,
         PX=tile.x,
         CH=tile.channels,
-        U=EVENTS,
+        U=spikes_ahead(conv),
         **LAUNCH,
     )
 
@@ -206,19 +219,24 @@ def _gathered(
         "size": samples * per_sample,
         "EACH": each,
         "STATE": state_type(weight.dtype),
-        **_patch(sizes),
+        **patch_of(sizes["KH"] * sizes["KW"], sizes["O"], warp_size() is None),
         **LAUNCH,
     }
 
 
-def _patch(sizes: dict[str, int]) -> dict[str, int]:
+def patch_of(taps: int, channels: int, interpreted: bool) -> dict[str, int]:
     """Taps and channels per program; all in the interpreter, whose cost is per program."""
-    taps = triton.next_power_of_2(sizes["KH"] * sizes["KW"])
-    channels = triton.next_power_of_2(sizes["O"])
-    if warp_size() is None:
-        return {"TAPS": taps, "CH": channels}
-    channels = min(channels, _CHANNELS)
-    return {"TAPS": min(taps, _WEIGHTS // channels), "CH": channels}
+    taps, channels = (triton.next_power_of_2(x) for x in (taps, channels))
+    if not interpreted:
+        channels = min(channels, _CHANNELS)
+        taps = min(taps, _WEIGHTS // channels)
+    return {"TAPS": taps, "CH": channels}
+
+
+def gathered_ahead(conv: Convolution, dtype: torch.dtype, warp: int) -> int:
+    """Spikes whose adjoint is loaded ahead. The scalar registers of AMD hold fewer masks."""
+    few = conv.pools or dtype == torch.float64 or warp != 32
+    return EVENTS // 2 if few else EVENTS
 
 
 def _weight_gradient(
@@ -241,7 +259,7 @@ def _weight_gradient(
         T=num_steps,
         C=conv.channels,
         parts=parts,
-        U=EVENTS,
+        U=gathered_ahead(conv, weight.dtype, warp_size() or 32),
     )
     return weight_from_cells(sums.sum(0), weight, conv.groups)
 
