@@ -154,14 +154,15 @@ def conv_first_spikes(
     crossing: Tensor | None,
     sensitivity: Tensor | None,
 ) -> None:
-    wanted = {"first_spikes": times, "crossing": crossing, "sensitivity": sensitivity}
-    found = {name: None if x is None else torch.empty_like(x) for name, x in wanted.items()}
+    outputs = {"first_spikes": times, "crossing": crossing, "sensitivity": sensitivity}
+    wanted = {name: x for name, x in outputs.items() if x is not None}
+    found: dict[str, Tensor | None] = {name: torch.empty_like(x) for name, x in wanted.items()}
     with on_device_of(times):
         spikes = places_of(events, conv, layer.weight.dtype)
         _walk(spikes, num_steps, layer, conv, len(times), "none", _NO_OUTPUTS | found)
     for name, cells in found.items():
-        if cells is not None:
-            wanted[name].copy_(to_features(cells, conv))
+        assert cells is not None
+        wanted[name].copy_(to_features(cells, conv))
 
 
 def _winners(
@@ -250,7 +251,8 @@ def _weight_gradient(
     if warp_size() is not None:
         parts = max(_PROGRAMS // (conv.channels * blocks[0] * blocks[1]), 1)
     sums = weight.new_empty(parts, conv.channels, taps, channels)
-    conv_backward_weight_kernel[(conv.channels * parts, *blocks)](
+    grid = (conv.channels * parts, *blocks)
+    conv_backward_weight_kernel[grid](
         **by_channel(spikes, conv).named(
             "offsets", "times", "samples", "rows", "columns", "values"
         ),
@@ -373,6 +375,7 @@ def conv_to_input(
         with on_device_of(weight):
             spikes = places_of(events, conv, weight.dtype)
             winner = _winners(spikes, num_steps, layer, conv, n)
+        assert winner is not None
         maps = _unpooled(maps, to_features(winner, conv).view(maps.shape).long(), conv)
     maps = maps.view(len(maps), len(weight), conv.out_height, conv.out_width)
     with torch.autocast(lam.device.type, enabled=False):
