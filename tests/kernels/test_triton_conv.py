@@ -152,22 +152,22 @@ def test_every_spike_is_in_the_tiles_that_it_reaches(name):
     tiled = by_tile(spikes, conv, kernel, tile)
     tiles, (windows_y, windows_x) = tile.counts(conv), windows(conv)
     counts = torch.zeros(3, conv.groups, conv.out_height, conv.out_width)
-    for part in range(len(tiled.offsets) - 1):
+    times, rows, columns, offsets = (tiled[x] for x in ("times", "rows", "columns", "offsets"))
+    for part in range(len(offsets) - 1):
         map_, at = divmod(part, tiles[0] * tiles[1])
         tile_y, tile_x = divmod(at, tiles[1])
-        low, high = tiled.offsets[part], tiled.offsets[part + 1]
-        assert (tiled.times[low:high].diff() >= 0).all()
+        low, high = offsets[part], offsets[part + 1]
+        assert (times[low:high].diff() >= 0).all()
         y = torch.arange(tile_y * tile.y * conv.pool_y, (tile_y + 1) * tile.y * conv.pool_y)
         x = torch.arange(tile_x * tile.x * conv.pool_x, (tile_x + 1) * tile.x * conv.pool_x)
         y, x = y[y < windows_y * conv.pool_y], x[x < windows_x * conv.pool_x]
-        away_y = tiled.rows[low:high, None] - y * conv.stride_y
-        away_x = tiled.columns[low:high, None] - x * conv.stride_x
+        away_y = rows[low:high, None] - y * conv.stride_y
+        away_x = columns[low:high, None] - x * conv.stride_x
         hit_y, hit_x = (
             (away >= 0) & (away % dilation == 0) & (away <= 2 * dilation)
             for away, dilation in ((away_y, conv.dilation_y), (away_x, conv.dilation_x))
         )
         sample, group = divmod(map_, conv.groups)
-        assert (tiled.samples[low:high] == sample).all()
         counts[sample, group, y[:, None], x] = hit_y.float().T @ hit_x.float()
     maps = dense.sum(0).view(3, conv.channels, conv.height, conv.width)
     ones = torch.ones(conv.groups, conv.channels // conv.groups, 3, 3)

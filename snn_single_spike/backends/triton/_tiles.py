@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -52,10 +52,9 @@ def tile_of(conv: Convolution, out_channels: int, dtype: torch.dtype, interprete
 
 
 class Spikes(NamedTuple):
-    """The spikes of a part of a layer, with their places in the map of inputs."""
+    """Spikes with their places in the map of inputs, in the order of events: by sample and time."""
 
-    offsets: Tensor
-    """(parts + 1,) int64: the spikes of part i are at indices offsets[i] to offsets[i + 1] - 1."""
+    num_samples: int
     times: Tensor
     """(E,) int32, as all that follow."""
     channels: Tensor
@@ -67,20 +66,18 @@ class Spikes(NamedTuple):
     values: Tensor | None
     """(E,), of the type of the weights; None if every height is 1."""
 
-    def named(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names}
 
-    def at(self, index: Tensor, offsets: Tensor) -> Spikes:
-        """Some of the spikes, in another order."""
-        moved = (None if x is None else x[index] for x in self[1:])
-        return Spikes(offsets, *moved)  # type: ignore[arg-type]
+Sorted = dict[str, Tensor | None]
+"""Spikes in an order of parts, by name of a kernel's arguments.
+
+The spikes of part i are at indices offsets[i] to offsets[i + 1] - 1, in the order of time.
+"""
 
 
 def places_of(events: Events, conv: Convolution, dtype: torch.dtype) -> Spikes:
-    """The spikes in the order of events: by sample and time."""
     pixel = events.units % (conv.height * conv.width)
     return Spikes(
-        events.offsets,
+        len(events.offsets) - 1,
         events.times,
         events.units // (conv.height * conv.width),
         events.samples().to(torch.int32),
@@ -91,16 +88,23 @@ def places_of(events: Events, conv: Convolution, dtype: torch.dtype) -> Spikes:
     )
 
 
-def _sorted(spikes: Spikes, part: Tensor, parts: int, copies: int = 1) -> Spikes:
-    """The spikes by part, in the order of time; those of part ``parts`` are left out."""
+def _sorted(
+    spikes: Spikes, names: tuple[str, ...], part: Tensor, parts: int, copies: int = 1
+) -> Sorted:
+    """The spikes by part, each of them ``copies`` times; without those of part ``parts``."""
     part, order = part.sort(stable=True)
     bounds = torch.arange(parts + 1, dtype=part.dtype, device=part.device)
-    return spikes.at(order // copies, torch.searchsorted(part, bounds))
+    moved: Sorted = {"offsets": torch.searchsorted(part, bounds)}
+    for name in names:
+        values = getattr(spikes, name)
+        moved[name] = None if values is None else values[order // copies]
+    return moved
 
 
-def by_channel(spikes: Spikes, conv: Convolution) -> Spikes:
+def by_channel(spikes: Spikes, conv: Convolution) -> Sorted:
     """The spikes of all samples, by channel."""
-    return _sorted(spikes, spikes.channels, conv.channels)
+    names = ("times", "samples", "rows", "columns", "values")
+    return _sorted(spikes, names, spikes.channels, conv.channels)
 
 
 def _tiles_reached(
@@ -117,7 +121,7 @@ def _tiles_reached(
     return tile.to(torch.int32), real
 
 
-def by_tile(spikes: Spikes, conv: Convolution, kernel: tuple[int, int], tile: Tile) -> Spikes:
+def by_tile(spikes: Spikes, conv: Convolution, kernel: tuple[int, int], tile: Tile) -> Sorted:
     """The spikes by sample, group and tile. A spike that reaches several tiles is in each.
 
     The number of spikes depends on sizes alone, so that a GPU need not report it.
@@ -129,6 +133,7 @@ def by_tile(spikes: Spikes, conv: Convolution, kernel: tuple[int, int], tile: Ti
     group = spikes.channels // (conv.channels // conv.groups)
     map_ = (spikes.samples * conv.groups + group)[:, None, None]
     part = (map_ * tiles_y + y[:, :, None]) * tiles_x + x[:, None, :]
-    parts = (len(spikes.offsets) - 1) * conv.groups * tiles_y * tiles_x
+    parts = spikes.num_samples * conv.groups * tiles_y * tiles_x
     part = torch.where(in_y[:, :, None] & in_x[:, None, :], part, parts)
-    return _sorted(spikes, part.flatten(), parts, part[0].numel() if len(part) else 1)
+    names = ("times", "channels", "rows", "columns", "values")
+    return _sorted(spikes, names, part.flatten(), parts, part.shape[1] * part.shape[2])

@@ -104,20 +104,19 @@ def _walk(
     num_steps: int,
     layer: ConvNeurons,
     conv: Convolution,
-    samples: int,
     reset: str,
     outputs: dict[str, Tensor | None],
 ) -> None:
-    """Launch the forward kernel over ``samples`` samples; ``outputs`` by name of its arguments."""
+    """Launch the forward kernel; ``outputs`` by name of its arguments."""
     sizes = _sizes(layer.weight, conv)
     dtype, channels = layer.weight.dtype, sizes["O"]
     tile = tile_of(conv, channels, dtype, warp_size() is None)
     tiles_y, tiles_x = tile.counts(conv)
     beta, threshold = torch.broadcast_tensors(layer.beta, layer.threshold)
-    sorted_ = by_tile(spikes, conv, _kernel(layer.weight), tile)
-    grid = (samples * conv.groups * tiles_y * tiles_x, triton.cdiv(channels, tile.channels))
+    tiles = spikes.num_samples * conv.groups * tiles_y * tiles_x
+    grid = (tiles, triton.cdiv(channels, tile.channels))
     conv_first_spikes_kernel[grid](
-        **sorted_.named("offsets", "times", "channels", "rows", "columns", "values"),
+        **by_tile(spikes, conv, _kernel(layer.weight), tile),
         weight=_packed(layer.weight, conv),
         bias=_by_cell(layer.bias[:, None], conv),
         beta=_by_cell(beta, conv),
@@ -128,7 +127,7 @@ def _walk(
         tiles_y=tiles_y,
         tiles_x=tiles_x,
         **sizes,
-        size=samples * len(layer.weight) * conv.positions,
+        size=spikes.num_samples * len(layer.weight) * conv.positions,
         EACH=beta.shape[1] > 1,
         RESET=reset,
         STATE=state_type(dtype),
@@ -159,7 +158,7 @@ def conv_first_spikes(
     found: dict[str, Tensor | None] = {name: torch.empty_like(x) for name, x in wanted.items()}
     with on_device_of(times):
         spikes = places_of(events, conv, layer.weight.dtype)
-        _walk(spikes, num_steps, layer, conv, len(times), "none", _NO_OUTPUTS | found)
+        _walk(spikes, num_steps, layer, conv, "none", _NO_OUTPUTS | found)
     for name, cells in found.items():
         assert cells is not None
         wanted[name].copy_(to_features(cells, conv))
@@ -170,7 +169,6 @@ def _winners(
     num_steps: int,
     layer: ConvNeurons,
     conv: Convolution,
-    samples: int,
     **other: Tensor,
 ) -> Tensor | None:
     """The member of each window that has the maximum, at every step; None without windows.
@@ -179,11 +177,11 @@ def _winners(
     """
     winner = None
     if conv.pools:
-        shape = (num_steps, samples, len(layer.weight) * conv.positions)
+        shape = (num_steps, spikes.num_samples, len(layer.weight) * conv.positions)
         winner = torch.empty(shape, dtype=torch.uint8, device=layer.weight.device)
     if winner is not None or "mem" in other:
         outputs = _NO_OUTPUTS | other | {"winner": winner}
-        _walk(spikes, num_steps, layer, conv, samples, layer.reset, outputs)
+        _walk(spikes, num_steps, layer, conv, layer.reset, outputs)
     return winner
 
 
@@ -203,9 +201,9 @@ _NO_CLOSED_FORM: dict[str, Tensor | None] = dict.fromkeys(("at", "before", "when
 
 
 def _gathered(
+    spikes: Spikes,
     weight: Tensor,
     conv: Convolution,
-    samples: int,
     adjoint: dict[str, Tensor | None],
     each: bool,
 ) -> dict[str, Any]:
@@ -217,7 +215,7 @@ def _gathered(
         **sizes,
         "group_size": conv.channels // conv.groups,
         "per_sample": per_sample,
-        "size": samples * per_sample,
+        "size": spikes.num_samples * per_sample,
         "EACH": each,
         "STATE": state_type(weight.dtype),
         **patch_of(sizes["KH"] * sizes["KW"], sizes["O"], warp_size() is None),
@@ -253,9 +251,7 @@ def _weight_gradient(
     sums = weight.new_empty(parts, conv.channels, taps, channels)
     grid = (conv.channels * parts, *blocks)
     conv_backward_weight_kernel[grid](
-        **by_channel(spikes, conv).named(
-            "offsets", "times", "samples", "rows", "columns", "values"
-        ),
+        **by_channel(spikes, conv),
         **gathered,
         grad_weight=sums,
         T=num_steps,
@@ -277,34 +273,37 @@ def conv_backward_closed_form(
     grad_bias: Tensor,
     grad_inputs: Tensor | None,
 ) -> None:
-    at, before, when = adjoint.at, adjoint.before, adjoint.when
+    _, at, before, when = adjoint
     assert at is not None
-    assert before is not None
     assert when is not None
+    before = torch.zeros_like(at) if before is None else before
     batch, neurons = at.shape
     packed, rate = _packed(weight, conv), _by_cell(beta.double().log2().to(beta.dtype), conv)
     # The bias is the same for all members of a window, and changes no winner.
     layer = ConvNeurons(weight, torch.zeros_like(grad_bias), beta, beta, "none")
-    every = [slice(0, batch)]
-    # The winners of windows are written out at every step.
-    pieces = _pieces(num_steps, neurons, batch, torch.uint8) if conv.pools else every
+    pieces = [slice(0, batch)]
+    if conv.pools:  # the winners of windows are written at every step
+        pieces = _pieces(num_steps, neurons, batch, torch.uint8)
     with on_device_of(weight):
         for samples in pieces:
-            n = samples.stop - samples.start
             spikes = places_of(_part(events, samples), conv, weight.dtype)
             closed_form: dict[str, Tensor | None] = {
                 name: to_cells(x[samples], conv).contiguous()
                 for name, x in (("at", at), ("before", before), ("when", when.int()))
             }
             closed_form["log_decay"] = rate
-            closed_form["winner"] = _winners(spikes, num_steps, layer, conv, n)
-            gathered = _gathered(weight, conv, n, closed_form, beta.shape[1] > 1)
-            grad_weight += _weight_gradient(
-                spikes, num_steps, weight, conv, {"lam": None, **gathered}
-            )
+            closed_form["winner"] = _winners(spikes, num_steps, layer, conv)
+            gathered = _gathered(spikes, weight, conv, closed_form, beta.shape[1] > 1)
+            sums = _weight_gradient(spikes, num_steps, weight, conv, {"lam": None, **gathered})
+            grad_weight += sums
             if grad_inputs is not None and len(spikes.times):
                 conv_backward_input_kernel[(len(spikes.times),)](
-                    **spikes.named("times", "channels", "samples", "rows", "columns", "units"),
+                    times=spikes.times,
+                    channels=spikes.channels,
+                    samples=spikes.samples,
+                    rows=spikes.rows,
+                    columns=spikes.columns,
+                    units=spikes.units,
                     **gathered,
                     weight=packed,
                     grad_inputs=grad_inputs[:, samples],
@@ -338,7 +337,7 @@ def conv_backward_scan(
         spiked = to_cells(times[samples], conv).contiguous()
         with on_device_of(weight):
             spikes = places_of(_part(events, samples), conv, weight.dtype)
-            winner = _winners(spikes, num_steps, layer, conv, n, spiked=spiked, mem=mem)
+            winner = _winners(spikes, num_steps, layer, conv, spiked=spiked, mem=mem)
             neuron_backward(
                 num_steps,
                 weight.dtype,
@@ -352,7 +351,7 @@ def conv_backward_scan(
             )
             if out.weight is not None:
                 adjoint = {"lam": lam, **_NO_CLOSED_FORM, "winner": winner}
-                gathered = _gathered(weight, conv, n, adjoint, each=False)
+                gathered = _gathered(spikes, weight, conv, adjoint, each=False)
                 out.weight.add_(_weight_gradient(spikes, num_steps, weight, conv, gathered))
         sums = (x.view(n, neurons).sum(0) for x in (beta, threshold))
         totals += torch.stack((lam.sum((0, 1)), *sums))
@@ -374,7 +373,7 @@ def conv_to_input(
         layer = ConvNeurons(weight, zeros, ones, ones, "none")
         with on_device_of(weight):
             spikes = places_of(events, conv, weight.dtype)
-            winner = _winners(spikes, num_steps, layer, conv, n)
+            winner = _winners(spikes, num_steps, layer, conv)
         assert winner is not None
         maps = _unpooled(maps, to_features(winner, conv).view(maps.shape).long(), conv)
     maps = maps.view(len(maps), len(weight), conv.out_height, conv.out_width)
