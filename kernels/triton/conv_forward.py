@@ -69,6 +69,7 @@ def conv_first_spikes_kernel(
     winner,
     crossing,
     sensitivity,
+    peaks,
     T,
     O,
     groups,
@@ -100,7 +101,8 @@ def conv_first_spikes_kernel(
     of a group; bias (groups, O); beta (between 0 and 1) and threshold (groups, 1 or positions, O),
     with one value for each position where ``EACH``. Outputs, None where not wanted: first_spikes
     (B, groups, positions, O) int32, -1 for silent; crossing (2, ...) = V[t*-1], V[t*];
-    sensitivity (2, ...), their derivatives by beta.
+    sensitivity (2, ...), their derivatives by beta; peaks (...) int32 = t*. Of a silent neuron
+    crossing is 0 and, with peaks, the maximum of V at the step in peaks.
 
     Where the first spikes are known, spiked replaces first_spikes. The output is then
     mem (T, B, groups, positions, O), with the reset that follows the spike. winner, of the same
@@ -141,6 +143,9 @@ def conv_first_spikes_kernel(
     slope = v
     below = v
     above = v
+    if peaks is not None:
+        above += float("-inf")
+    peak_step = tl.zeros((PY * PX, CH), tl.int32)
     slope_below = v
     slope_above = v
     currents = repeat(drive, POOL_Y * POOL_X)  # of step t, as far as its spikes have been added
@@ -168,12 +173,16 @@ def conv_first_spikes_kernel(
                 if first_spikes is not None:
                     fire = (v > theta) & (first >= T)
                     first = tl.where(fire, t, first)
+                    kept = fire
+                    if peaks is not None:
+                        kept = (v > above) & (first >= t)  # a spike is the highest step so far
+                        peak_step = tl.where(kept, t, peak_step)
                     if crossing is not None:
                         below = tl.where(fire, before, below)
-                        above = tl.where(fire, v, above)
+                        above = tl.where(kept, v, above)
                     if sensitivity is not None:
                         slope_below = tl.where(fire, slope_before, slope_below)
-                        slope_above = tl.where(fire, slope, slope_above)
+                        slope_above = tl.where(kept, slope, slope_above)
                 row = tl.cast(t, tl.int64) * size
                 if mem is not None:
                     tl.store(mem + row + here, v, mask=mask)
@@ -190,5 +199,7 @@ def conv_first_spikes_kernel(
 
     if first_spikes is not None:
         tl.store(first_spikes + here, tl.where(first < T, first, -1), mask=mask)
+    if peaks is not None:
+        tl.store(peaks + here, peak_step, mask=mask)
     _store_pair(crossing, here, below, above, size, mask)
     _store_pair(sensitivity, here, slope_below, slope_above, size, mask)

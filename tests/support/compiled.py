@@ -263,9 +263,9 @@ PLAIN, POOLED = (
     Convolution(32, 12, 12, 8, 8, 1, 1, 0, 0, 1, 1, 1, *pool) for pool in ((1, 1), (2, 2))
 )
 OPTIONAL = ("values", "spiked", "first_spikes", "mem", "winner", "crossing", "sensitivity")
-OPTIONAL += ("lam", "at", "before", "when", "log_decay")
+OPTIONAL += ("peaks", "lam", "at", "before", "when", "log_decay")
 CONV_POINTERS = POINTERS | {"channels": "*i32", "rows": "*i32", "columns": "*i32"}
-CONV_POINTERS |= {"when": "*i32", "winner": "*u8"}
+CONV_POINTERS |= {"when": "*i32", "peaks": "*i32", "winner": "*u8"}
 TILED = ("offsets", "times", "channels", "rows", "columns")
 WALK = (*TILED, "weight", "bias", "beta", "threshold")
 BY_CHANNEL = ("offsets", "times", "samples", "rows", "columns", "grad_weight")
@@ -287,7 +287,7 @@ class Conv:
 
 _FORWARD, _WEIGHT = "conv_first_spikes_kernel", "conv_backward_weight_kernel"
 _INPUT = "conv_backward_input_kernel"
-AROUND = ("first_spikes", "crossing", "sensitivity")
+AROUND = ("first_spikes", "crossing", "sensitivity", "peaks")
 CONV = {
     "conv first spikes": Conv(_FORWARD, (*WALK, "first_spikes")),
     "conv crossing": Conv(_FORWARD, (*WALK, "values", *AROUND), each=True),

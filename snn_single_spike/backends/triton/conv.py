@@ -140,7 +140,7 @@ def _walk(
 
 
 _NO_OUTPUTS: dict[str, Tensor | None] = dict.fromkeys(
-    ("spiked", "first_spikes", "mem", "winner", "crossing", "sensitivity")
+    ("spiked", "first_spikes", "mem", "winner", "crossing", "sensitivity", "peaks")
 )
 
 
@@ -152,8 +152,10 @@ def conv_first_spikes(
     times: Tensor,
     crossing: Tensor | None,
     sensitivity: Tensor | None,
+    when: Tensor | None = None,
 ) -> None:
     outputs = {"first_spikes": times, "crossing": crossing, "sensitivity": sensitivity}
+    outputs["peaks"] = when
     wanted = {name: x for name, x in outputs.items() if x is not None}
     found: dict[str, Tensor | None] = {name: torch.empty_like(x) for name, x in wanted.items()}
     with on_device_of(times):
@@ -269,8 +271,8 @@ def conv_backward_closed_form(
     beta: Tensor,
     conv: Convolution,
     adjoint: ClosedFormAdjoint,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
 ) -> None:
     _, at, before, when = adjoint
@@ -280,7 +282,7 @@ def conv_backward_closed_form(
     batch, neurons = at.shape
     packed, rate = _packed(weight, conv), _by_cell(beta.double().log2().to(beta.dtype), conv)
     # The bias is the same for all members of a window, and changes no winner.
-    layer = ConvNeurons(weight, torch.zeros_like(grad_bias), beta, beta, "none")
+    layer = ConvNeurons(weight, weight.new_zeros(len(weight)), beta, beta, "none")
     pieces = [slice(0, batch)]
     if conv.pools:  # the winners of windows are written at every step
         pieces = _pieces(num_steps, neurons, batch, torch.uint8)
@@ -294,8 +296,9 @@ def conv_backward_closed_form(
             closed_form["log_decay"] = rate
             closed_form["winner"] = _winners(spikes, num_steps, layer, conv)
             gathered = _gathered(spikes, weight, conv, closed_form, beta.shape[1] > 1)
-            sums = _weight_gradient(spikes, num_steps, weight, conv, {"lam": None, **gathered})
-            grad_weight += sums
+            if grad_weight is not None:
+                lam = {"lam": None}
+                grad_weight += _weight_gradient(spikes, num_steps, weight, conv, lam | gathered)
             if grad_inputs is not None and len(spikes.times):
                 conv_backward_input_kernel[(len(spikes.times),)](
                     times=spikes.times,
@@ -310,9 +313,10 @@ def conv_backward_closed_form(
                     num_units=conv.units,
                     inputs=grad_inputs.stride(0),
                 )
-    decay = beta.expand(len(beta), conv.positions).flatten()
-    total = sum_over_time(num_steps, decay, adjoint)
-    grad_bias += total.view(len(grad_bias), -1).sum(1)
+    if grad_bias is not None:
+        decay = beta.expand(len(beta), conv.positions).flatten()
+        total = sum_over_time(num_steps, decay, adjoint)
+        grad_bias += total.view(len(grad_bias), -1).sum(1)
 
 
 def conv_backward_scan(
