@@ -85,9 +85,9 @@ def _lanes(out_channels: int) -> int:
     return -(-out_channels // LANES) * LANES
 
 
-def _unpack(packed: np.ndarray, conv: Convolution, into: Tensor) -> None:
-    """Write the sum over ranges of samples (ranges, C, KH * KW, lanes)."""
-    into.copy_(weight_from_cells(torch.from_numpy(packed).sum(0), into, conv.groups))
+def _unpack(packed: np.ndarray, weight: Tensor, groups: int) -> None:
+    """The sum over ranges of samples (ranges, C, KH * KW, lanes), as (O, C / groups, KH, KW)."""
+    weight.copy_(weight_from_cells(torch.from_numpy(packed).sum(0), weight, groups))
 
 
 def _tables(beta: np.ndarray, num_steps: int, slopes: bool) -> np.ndarray:
@@ -238,7 +238,7 @@ def conv_backward_closed_form(
         into = arguments.ConvGradients(gradient[k], bias[k], as_array(grad_inputs, 3, dtype))
         calls.append((*samples, *plain(state), *given, *plain(into)))
     in_threads(conv_backward_closed_form_loop, calls)
-    _unpack(gradient, conv, grad_weight)
+    _unpack(gradient, grad_weight, conv.groups)
     total = torch.from_numpy(bias).sum(0)[:, : neurons.out_channels]
     grad_bias.copy_(total.flatten())
 
@@ -308,7 +308,7 @@ def conv_backward_scan(
             )
         in_threads(conv_backward_scan_loop, calls)
     if out.weight is not None:
-        _unpack(gradient, conv, out.weight)
+        _unpack(gradient, out.weight, conv.groups)
         for total, parameter in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
             assert parameter is not None
             _sum_of_cells(total, neurons, conv, parameter)
