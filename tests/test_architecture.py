@@ -28,6 +28,10 @@ FLOORS = {
 }
 """Floors from the top down. A module imports modules of the same floor and of lower floors."""
 
+CONVERSION = ("api", "explain", "whole parts", "folded", "comparison", "call", "loops", "copies")
+CONVERSION += ("refusals", "source")
+"""Floors of the folder conversion, from the top down."""
+
 VALUE_TYPES = ("spikes.times", "spikes.events", "spikes.lazy")
 USERS = ("experiments",)
 """Modules that import public names of the package; see tests/experiments/test_public_names.py."""
@@ -152,6 +156,21 @@ def test_imports_run_downwards():
         if not allowed:
             rising.add(f"{importer} -> {imported or ', '.join(names)}")
     hold("upwards", rising)
+
+
+def test_imports_of_conversion_run_downwards():
+    def floor(module: str) -> int:
+        name = module.split(".")[1]
+        return next(i for i, names in enumerate(CONVERSION) if name in names.split())
+
+    within = [
+        each
+        for each in imports()
+        if each.importer.startswith("conversion.") and each.imported.startswith("conversion.")
+    ]
+    assert len(within) > 50
+    rising = {x for x in within if floor(x.imported) < floor(x.importer)}
+    hold("upwards in conversion", {f"{x.importer} -> {x.imported}" for x in rising})
 
 
 def test_no_modules_import_each_other_in_a_circle():

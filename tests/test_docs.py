@@ -88,6 +88,6 @@ def test_the_modules_of_the_architecture_exist_and_none_is_missing():
         found = set(base.glob(f"{name}**/*.py" if name.endswith("/") else name))
         assert found, name
         named |= found
-    for folder in ("backends", "conversion", "modules", "ops", "spikes"):
+    for folder in ("backends", "conversion", "functional", "modules", "ops", "spikes"):
         files = (ROOT / "snn_single_spike" / folder).rglob("*.py")
         assert {path for path in files if path.name != "__init__.py"} <= named, folder

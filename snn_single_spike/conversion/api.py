@@ -9,11 +9,11 @@ from ..functional import DEFAULT_GRADIENT
 from ..modules._base import check_options
 from ..modules.leaky import SPIKE_FORMATS, check_once
 from ..ops.validation import check_choice
-from .checks import ConversionError
 from .copies import copy_model
 from .explain import explain
-from .folded import Converted, revert_in_place
+from .folded.modules import Converted, revert_in_place
 from .parts import convert_parts
+from .refusals.layers import ConversionError
 from .whole import Options, convert_whole
 
 __all__ = ["ConversionError", "convert", "explain", "revert"]

@@ -1,7 +1,7 @@
 """One call of a converted model: folds time into the batch of inputs, unfolds outputs.
 
 A call runs the model's own ``forward`` once. The first call finds out whether the model draws
-random numbers, and where: see :mod:`~snn_single_spike.conversion.chance`.
+random numbers, and where: see :mod:`~snn_single_spike.conversion.refusals.chance`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch.nn.parameter import is_lazy
 from ..backends._compiling import constant_when_compiled, outside_of_compiler
 from ..modules._base import SingleSpikeNeuron
 from ..spikes.lazy import LazyTensor
-from .chance import (
+from .loops.running import LoopRun
+from .refusals.chance import (
     DrawnOnce,
     Draws,
     Generators,
@@ -32,11 +33,10 @@ from .chance import (
     reject_draws_outside_of_torch,
     states_outside,
 )
-from .checks import BATCH_NORM, ConversionError, shape_advice
-from .order import Order
-from .place import failing_layer
-from .running import LoopRun
-from .state import Snapshot, reject_changes
+from .refusals.layers import BATCH_NORM, ConversionError, shape_advice
+from .refusals.order import Order
+from .refusals.state import Snapshot, reject_changes
+from .source.place import failing_layer
 
 __all__ = [
     "Conversion",

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..modules._base import STATES
-from .checks import ConversionError
-from .place import class_name, user_depth
-from .state import computed_by_torch, detached, membranes
+from .refusals.layers import ConversionError
+from .refusals.state import computed_by_torch, detached, membranes
+from .source.place import class_name, user_depth
 
 __all__ = ["computed_tensors", "copy_model", "unfold_neuron"]
 

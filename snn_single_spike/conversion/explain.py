@@ -12,9 +12,9 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
 from ..functional import DEFAULT_GRADIENT
-from .checks import ConversionError, convertible_kind, reject_neuron
-from .folded import FOLDED, Converted
-from .loops import find_loops
+from .folded.modules import FOLDED, Converted
+from .loops.find import find_loops
+from .refusals.layers import ConversionError, convertible_kind, reject_neuron
 from .whole import Options, convert_whole
 
 __all__ = ["LoopReport", "NeuronReport", "Report", "explain"]

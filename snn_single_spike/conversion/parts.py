@@ -11,13 +11,13 @@ import warnings
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
-from .checks import ConversionError
 from .copies import copy_model
-from .folded import Converted, revert_in_place
-from .loops import find_loops
-from .methods import entry_of
-from .place import user_depth
-from .source import called_in_loops
+from .folded.modules import Converted, revert_in_place
+from .loops.find import find_loops
+from .refusals.layers import ConversionError
+from .source.methods import entry_of
+from .source.place import user_depth
+from .source.repeated import called_in_loops
 from .whole import Options, convert_whole
 
 __all__ = ["convert_parts"]

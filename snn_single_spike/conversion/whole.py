@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .call import Time
-from .checks import (
+from .copies import copy_model
+from .folded.immediate import resets_at_spike
+from .folded.modules import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
+from .loops.find import find_loops
+from .refusals.layers import (
     ConversionError,
     convertible_kind,
     reject_unsupported_layers,
     warn_about_differences,
 )
-from .copies import copy_model
-from .folded import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
-from .immediate import resets_at_spike
-from .loops import find_loops
-from .state import reject_state
+from .refusals.state import reject_state
 
 __all__ = ["Options", "convert_whole"]
 

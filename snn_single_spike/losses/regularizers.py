@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functional import COUNTED, spike_count
+from ..functional.count import COUNTED, spike_count
 from ..ops.validation import check_choice
 from ._checks import check_number, check_optional, resolve_step
 from .first_spike import first_spike_times

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends._compiling import is_traced
-from ..functional import clip_decay
+from ..backends._decay import clip_decay
 from ..ops.validation import check_state
 from ..spikes.lazy import materialize
 from ._base import SingleSpikeNeuron

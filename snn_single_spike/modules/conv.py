@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import conv1d_as_2d, run_single_spike_conv
+from ..functional.conv import run_single_spike_conv
 from ..ops.validation import check_conv, check_padding
 from ..spikes import SpikeEvents, SpikeTimes
+from ..spikes.current import conv1d_as_2d
 from ._layer import SingleSpikeLayer
 from .leaky import LeakyState
 

@@ -8,16 +8,13 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
+from ..backends._decay import clip_decay
 from ..backends._types import state_dtype
-from ..functional import (
-    SPIKE_FORMATS,
-    clip_decay,
-    leaky_reset,
-    run_single_spike,
-    run_single_spike_conv,
-    run_single_spike_linear,
-    spikes_of_result,
-)
+from ..functional import SPIKE_FORMATS
+from ..functional._layer import spikes_of_result
+from ..functional.conv import run_single_spike_conv
+from ..functional.linear import run_single_spike_linear
+from ..functional.neuron import leaky_reset, run_single_spike
 from ..ops.validation import check_choice, check_parameter
 from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
 from ..spikes.lazy import LastState, materialize

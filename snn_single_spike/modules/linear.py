@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import run_single_spike_linear
+from ..functional.linear import run_single_spike_linear
 from ..spikes import SpikeEvents, SpikeTimes, choice
 from ._layer import SingleSpikeLayer
 from .leaky import LeakyState

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends._types import state_dtype
-from ..functional import Result
+from ..functional.neuron import Result
 from ..ops.validation import check_state
 
 __all__ = ["LeakyState", "checked", "following", "last_spike"]

@@ -13,7 +13,7 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from ..conversion.checks import BATCH_NORM, DROPOUT, MAX_POOL, overridden_parts
+from ..conversion.refusals.layers import BATCH_NORM, DROPOUT, MAX_POOL, overridden_parts
 from ..modules._base import SingleSpikeNeuron
 from ..modules.linear import SingleSpikeLinear
 from ._common import pair

@@ -18,7 +18,7 @@ from snntorch.export_nir import export_to_nir as write_with_snntorch
 from torch import Tensor, nn
 
 from ..conversion.api import revert
-from ..conversion.folded import Converted, static_steps
+from ..conversion.folded.modules import Converted, static_steps
 from ._common import is_neuron, unused_name
 from .layers import reject_other_neurons
 from .trace import Trace

@@ -414,5 +414,9 @@ class LastState(LazyTensor):
         """
         return self._membrane.to_dense()[-1].detach()
 
+    def detach_(self) -> LastState:
+        """The state itself, which has no gradient. `snntorch.Leaky.detach_hidden` calls this."""
+        return self
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return torch.zeros, (0,)  # a copy has not run

@@ -305,6 +305,8 @@ def test_the_last_membrane_is_computed_on_its_first_use(always):
     assert isinstance(state, LastState)
     assert torch.equal(torch.zeros_like(state), torch.zeros(2, 25))
     assert copy.deepcopy(fast)[3].mem.shape == (0,)
+    snn.Leaky.detach_hidden()
+    assert fast[3].mem is state
     utils.reset(fast)
     assert torch.equal(fast[3].mem, torch.zeros(2, 25))
     fast(torch.rand(7, 2, 20))

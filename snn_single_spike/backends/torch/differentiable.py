@@ -12,16 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._decay import clip_decay
 from .._surrogate import Surrogate
 from .._types import PARAMETERS, STATES, Neuron, OutputGradients, Saved
 from ._scan import History, Rows, Scan, add_direct_gradients
 from .surrogate import surrogate_slope
-
-
-def clip_decay(decay: Tensor) -> Tensor:
-    """Clip a decay between 0 and 1. Unlike in torch's clamp, a decay of 0 or 1 has a gradient."""
-    clipped = decay.detach().clamp(0.0, 1.0)
-    return torch.where(decay == clipped, decay, clipped)
 
 
 def gated(grad: Tensor, times: Tensor, rule: str) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spikes.lazy import LazyTensor
+from ...spikes.lazy import LazyTensor
 from .running import KEEP, active_loop, refuse
 
 __all__ = ["Carried", "Scalars", "Steps", "Sum", "add_or_start"]

@@ -18,7 +18,7 @@ from typing import Any
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
-from ..modules._base import STATES
+from ...modules._base import STATES
 from .methods import entry_of
 from .place import of_torch
 

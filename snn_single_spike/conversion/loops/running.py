@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from .checks import ConversionError
-from .place import user_line
+from ..refusals.layers import ConversionError
+from ..source.place import user_line
 
 __all__ = ["KEEP", "LoopRun", "active_loop", "active_run", "refuse"]
 

@@ -6,7 +6,7 @@ import warnings
 
 from torch import Tensor, nn
 
-from .place import user_depth
+from ..source.place import user_depth
 
 __all__ = ["Order"]
 

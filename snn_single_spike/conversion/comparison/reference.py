@@ -22,10 +22,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..modules._base import SingleSpikeNeuron
-from .copies import copy_model, unfold_neuron
+from ...modules._base import SingleSpikeNeuron
+from ..copies import copy_model, unfold_neuron
+from ..refusals.state import is_own_state, is_users_code, mark_own_state
 from .same_draws import Place
-from .state import is_own_state, is_users_code, mark_own_state
 
 __all__ = ["InDouble", "Layers", "double_copy", "make_author_s", "state_names"]
 

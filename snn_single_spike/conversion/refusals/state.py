@@ -29,11 +29,11 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from ..spikes.lazy import LazyTensor
-from .checks import DROPOUT, ConversionError
-from .dataflow import flow_of, flow_of_module
-from .methods import entry_of
-from .place import of_package, of_torch
+from ...spikes.lazy import LazyTensor
+from ..source.dataflow import flow_of, flow_of_module
+from ..source.methods import entry_of
+from ..source.place import of_package, of_torch
+from .layers import DROPOUT, ConversionError
 
 __all__ = [
     "INTERNAL",

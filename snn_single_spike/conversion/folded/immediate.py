@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..functional import clip_decay
-from ..spikes.lazy import LazyTensor
+from ...backends._decay import clip_decay
+from ...spikes.lazy import LazyTensor
 
 __all__ = ["resets_at_spike", "run_with_immediate_reset"]
 

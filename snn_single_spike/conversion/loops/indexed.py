@@ -8,7 +8,7 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from ..spikes.lazy import LazyTensor
+from ...spikes.lazy import LazyTensor
 from .carried import Scalars, Steps
 from .running import refuse
 

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
-from .checks import ConversionError
-from .dataflow import tree_of
-from .methods import (
+from ..refusals.layers import ConversionError
+from ..source.dataflow import tree_of
+from ..source.methods import (
     Method,
     called_on_self,
     entry_of,

@@ -1,6 +1,6 @@
 """Rewrites methods with a loop over time so that the body runs once, for all steps.
 
-The rewritten code calls :mod:`~snn_single_spike.conversion.steps`. It keeps the lines of the
+The rewritten code calls :mod:`~snn_single_spike.conversion.loops.steps`. It keeps the lines of the
 author's file. What follows the loop is not changed.
 """
 
@@ -13,10 +13,10 @@ import inspect
 import types
 from typing import Any, NamedTuple
 
+from ..refusals.layers import ConversionError
+from ..source.dataflow import tree_of
+from ..source.methods import Method, called_on_self, find_method, replace_inside, self_path
 from . import steps
-from .checks import ConversionError
-from .dataflow import tree_of
-from .methods import Method, called_on_self, find_method, replace_inside, self_path
 from .plain import Position, names, plain_loops, position, statements_at, stored_names
 
 __all__ = ["Rewritten", "RewrittenMethod", "rewritten_methods"]

@@ -11,8 +11,8 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from .place import of_torch
-from .state import INTERNAL, Snapshot, is_users_class
+from ..refusals.state import INTERNAL, Snapshot, is_users_class
+from ..source.place import of_torch
 
 __all__ = ["Kept"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .chance import generator_of, is_random, wrong_size
-from .place import user_line
+from ..refusals.chance import generator_of, is_random, wrong_size
+from ..source.place import user_line
 
 __all__ = ["FoldedDraws", "StepDraws"]
 

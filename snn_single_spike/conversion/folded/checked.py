@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from .call import run_converted, run_looped, undo_of
-from .checks import ConversionError
+from ..call import run_converted, run_looped, undo_of
+from ..comparison.compare import SelfCheck, foreign_error, warn_unless_compared
+from ..refusals.layers import ConversionError
+from ..source.methods import entry_of
+from ..source.place import user_depth
 from .formats import choose_formats
-from .methods import entry_of
-from .place import user_depth
-from .selfcheck import SelfCheck, foreign_error, warn_unless_compared
 
 __all__ = ["call_model"]
 

@@ -20,25 +20,25 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from ..modules._base import STATES, SingleSpikeNeuron
-from ..modules.alpha import SingleSpikeAlpha
-from ..modules.lapicque import SingleSpikeLapicque
-from ..modules.leaky import SingleSpikeLeaky
-from ..modules.rleaky import SingleSpikeRLeaky
-from ..modules.synaptic import SingleSpikeSynaptic
-from ..spikes import ConvCurrent, LazyCurrent
-from ..spikes.lazy import LazyTensor, materialize
-from .call import Conversion, Time
+from ...modules._base import STATES, SingleSpikeNeuron
+from ...modules.alpha import SingleSpikeAlpha
+from ...modules.lapicque import SingleSpikeLapicque
+from ...modules.leaky import SingleSpikeLeaky
+from ...modules.rleaky import SingleSpikeRLeaky
+from ...modules.synaptic import SingleSpikeSynaptic
+from ...spikes import ConvCurrent, LazyCurrent
+from ...spikes.lazy import LazyTensor, materialize
+from ..call import Conversion, Time
+from ..comparison.reference import state_names
+from ..copies import computed_tensors, unfold_neuron
+from ..loops.rewrite import Rewritten, rewritten_methods
+from ..loops.running import active_loop
+from ..refusals.layers import ConversionError, reused_in_loop, reused_neuron
+from ..refusals.state import is_own_state, mark_own_state
+from ..source.methods import entry_of
+from ..source.place import of_torch
 from .checked import call_model
-from .checks import ConversionError, reused_in_loop, reused_neuron
-from .copies import computed_tensors, unfold_neuron
 from .immediate import resets_at_spike, run_with_immediate_reset
-from .methods import entry_of
-from .place import of_torch
-from .reference import state_names
-from .rewrite import Rewritten, rewritten_methods
-from .running import active_loop
-from .state import is_own_state, mark_own_state
 
 __all__ = [
     "FOLDED",

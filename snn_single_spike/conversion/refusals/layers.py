@@ -14,12 +14,12 @@ import snntorch as snn
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import nn
 
-from ..modules._base import NEEDS_THE_LOOP, REFRACTORY, SingleSpikeNeuron
-from ..modules.readout import LeakyReadout
-from .dataflow import tree_of
-from .methods import entry_of
-from .place import of_package, user_depth
-from .source import called_in_loops
+from ...modules._base import NEEDS_THE_LOOP, REFRACTORY, SingleSpikeNeuron
+from ...modules.readout import LeakyReadout
+from ..source.dataflow import tree_of
+from ..source.methods import entry_of
+from ..source.place import of_package, user_depth
+from ..source.repeated import called_in_loops
 
 __all__ = [
     "BATCH_NORM",

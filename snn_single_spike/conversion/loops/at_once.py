@@ -1,7 +1,7 @@
 """One loop over time, which runs all its steps at once.
 
 Inside the loop a tensor is either the same at every step, `(B, ...)`, or folded, `(T * B, ...)`.
-:mod:`~snn_single_spike.conversion.carried` has the values that are no tensors.
+:mod:`~snn_single_spike.conversion.loops.carried` has the values that are no tensors.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 
-from ..spikes.lazy import LazyTensor
+from ...spikes.lazy import LazyTensor
+from ..refusals.layers import ConversionError
+from ..refusals.state import mark_own_state
 from .carried import Carried, Scalars, Steps, Sum
-from .checks import ConversionError
 from .indexed import norms_by_step
 from .running import KEEP, active_run, refuse
-from .state import mark_own_state
 
 __all__ = ["Loop"]
 

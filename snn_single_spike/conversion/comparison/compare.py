@@ -22,16 +22,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..backends._compiling import is_traced
-from ..spikes.lazy import LazyTensor
-from .call import Decision, Run, run_folded
-from .checks import ConversionError
+from ...backends._compiling import is_traced
+from ...spikes.lazy import LazyTensor
+from ..call import Decision, Run, run_folded
+from ..loops.running import LoopRun
+from ..refusals.layers import ConversionError
+from ..refusals.state import INTERNAL, is_users_code
+from ..source.place import failing_layer, of_torch, user_depth
 from .kept import Kept
-from .place import failing_layer, of_torch, user_depth
 from .reference import InDouble, Layers, double_copy, make_author_s
-from .running import LoopRun
 from .same_draws import FoldedDraws, Place, StepDraws
-from .state import INTERNAL, is_users_code
 
 __all__ = ["SelfCheck", "foreign_error", "warn_unless_compared"]
 

@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..spikes import SpikeEvents, choice
-from ..spikes.choice import Layer
-from ..spikes.current import MAX_POOLS, windows_side_by_side
-from ..spikes.lazy import LazyTensor
-from .place import of_torch
-from .source import source_of_forward
+from ...spikes import SpikeEvents, choice
+from ...spikes.choice import Layer
+from ...spikes.current import MAX_POOLS, windows_side_by_side
+from ...spikes.lazy import LazyTensor
+from ..source.place import of_torch
+from ..source.repeated import source_of_forward
 
 __all__ = ["Formats", "Readers", "choose_formats"]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .checks import ConversionError
-from .place import ENTRY, user_line
+from ..source.place import ENTRY, user_line
+from .layers import ConversionError
 
 __all__ = [
     "DrawnOnce",

@@ -1,6 +1,6 @@
 """The calls in rewritten code: the body of a loop over time runs once, for all steps.
 
-:mod:`~snn_single_spike.conversion.rewrite` writes these calls.
+:mod:`~snn_single_spike.conversion.loops.rewrite` writes these calls.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..spikes.lazy import LazyTensor
+from ...spikes.lazy import LazyTensor
+from ..refusals.layers import ConversionError
 from .at_once import Loop
 from .carried import Carried, Scalars, Steps, add_or_start
-from .checks import ConversionError
 from .indexed import Indexed
 from .running import active_loop, active_run, refuse
 

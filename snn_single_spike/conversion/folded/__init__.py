@@ -1,0 +1,1 @@
+"""A converted model: its modules, with time folded into the batch, and one call of it."""

@@ -1,0 +1,1 @@
+"""Loops over time in a forward: found, rewritten, and run once for all steps."""

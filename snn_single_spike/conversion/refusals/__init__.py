@@ -1,0 +1,1 @@
+"""What cannot be converted, and what is only warned about."""

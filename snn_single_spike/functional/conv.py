@@ -1,0 +1,252 @@
+"""Convolutions from spike times, and the pooling of their spikes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends._decay import clip_decay
+from ..backends._types import Convolution
+from ..ops.conv import ConvSpikes
+from ..ops.surrogate import SpikeGrad, Surrogate, split
+from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_conv, check_parameter
+from ..spikes import SpikeEvents, Spikes, SpikeTimes
+from ..spikes.current import conv1d_as_2d, dense_conv, height_of_channels
+from ..spikes.pooling import pool_first_spikes
+from ._layer import Current, check_type, layer_inputs, spikes_of_layer, spikes_of_result
+from .neuron import DEFAULT_GRADIENT, leaky_reset, run_single_spike
+
+__all__ = [
+    "first_spike_pool2d",
+    "run_single_spike_conv",
+    "single_spike_conv1d",
+    "single_spike_conv2d",
+]
+
+
+def single_spike_conv2d(
+    spikes: SpikeTimes | SpikeEvents,
+    weight: Tensor,
+    bias: Tensor | None,
+    beta: Tensor | float,
+    threshold: Tensor | float = 1.0,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    spike_grad: SpikeGrad | None = None,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+    reset_mechanism: str = "none",
+    graded_spikes_factor: Tensor | float = 1.0,
+) -> SpikeTimes:
+    """
+    A convolution and its single-spike neurons, from spike times to spike times.
+
+    The result equals :func:`single_spike_leaky` of `torch.nn.functional.conv2d` on every step of
+    `spikes.to_dense()`, with the same gradients by every rule. Every spike adds its patch of
+    weights to the outputs that it reaches once. No current `(T, B, out, height, width)` is stored
+    in the forward or in the backward pass.
+
+    Under a surrogate rule the backward pass visits every time step, a few samples at a time. A
+    hidden layer receives its gradient from the next convolution in the same way: the next layer
+    computes its adjoint a second time for these samples. Under `gradient="spike_time"` only steps
+    with spikes are visited, in all layers. Formulas as in :func:`single_spike_leaky`.
+
+    Example::
+
+        spikes = SpikeTimes(times, num_steps=100)                    # (B, 1, 28, 28)
+        hidden = single_spike_conv2d(spikes, weight, bias, beta=0.9, padding=2)
+        hidden.times                                                 # (B, out, 28, 28)
+
+    :param spikes: spikes of the layer before, with the features `(channels, height, width)`
+    :type spikes: SpikeTimes or SpikeEvents
+
+    :param weight: weights of shape `(out, channels / groups, height, width)`; float32 or float64,
+        half types are computed in float32
+    :type weight: torch.Tensor
+
+    :param bias: constant current of shape `(out,)`, or None
+    :type bias: torch.Tensor, optional
+
+    `stride`, `padding` (of zeros, a number, two numbers, `"same"` or `"valid"`), `dilation` and
+    `groups` as in :func:`torch.nn.functional.conv2d`. Other arguments as in
+    :func:`single_spike_leaky`, with parameters that broadcast to `(out, height, width)`, e.g.
+    `(out, 1, 1)`. With a custom surrogate, or if the height of the input spikes differs within a
+    channel, the layer is computed on dense tensors, with a :class:`MaterializationWarning`.
+
+    :return: spikes of shape `(T, B, out, height, width)`, with `interpolated_times` under
+        `gradient="spike_time"`
+    :rtype: SpikeTimes
+
+    :raises TypeError: `spikes` is a dense tensor
+    :raises ValueError: `spikes` has other feature dimensions, or does not fit `weight`
+    :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
+    """
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    check_type(spikes)
+    sizes = check_conv(spikes, weight, bias, stride, padding, dilation, groups)
+    return run_single_spike_conv(
+        *(spikes, weight, bias, sizes, beta, threshold, graded_spikes_factor),
+        *split(spike_grad),
+        *(gradient, leaky_reset(reset_mechanism)),
+        features=torch.Size((len(weight), sizes.out_height, sizes.out_width)),
+        backend=backend,
+    )
+
+
+def single_spike_conv1d(
+    spikes: SpikeTimes | SpikeEvents,
+    weight: Tensor,
+    bias: Tensor | None,
+    beta: Tensor | float,
+    threshold: Tensor | float = 1.0,
+    *,
+    stride: int = 1,
+    padding: int | str = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    spike_grad: SpikeGrad | None = None,
+    gradient: str = DEFAULT_GRADIENT,
+    backend: str = "auto",
+    reset_mechanism: str = "none",
+    graded_spikes_factor: Tensor | float = 1.0,
+) -> SpikeTimes:
+    """
+    A convolution in one dimension and its single-spike neurons: :func:`single_spike_conv2d` for
+    spikes with the features `(channels, length)` and weights `(out, channels / groups, length)`.
+
+    :return: spikes of shape `(T, B, out, length)`
+    :rtype: SpikeTimes
+
+    :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_conv2d`
+    """
+    check_choice("reset_mechanism", reset_mechanism, RESETS)
+    check_type(spikes)
+    maps, kernel, sizes = conv1d_as_2d(spikes, weight, bias, stride, padding, dilation, groups)
+    return run_single_spike_conv(
+        *(maps, kernel, bias, sizes, beta, threshold, graded_spikes_factor),
+        *split(spike_grad),
+        *(gradient, leaky_reset(reset_mechanism)),
+        features=torch.Size((len(weight), sizes.out_width)),
+        backend=backend,
+    )
+
+
+def first_spike_pool2d(
+    spikes: SpikeTimes,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+) -> SpikeTimes:
+    """
+    The earliest spike of each window, from maps of spike times.
+
+    One spike at most leaves a window. (`torch.nn.MaxPool2d` of dense spikes lets every spike of a
+    window through that is alone at its step.) The gradient of a pooled unit flows to the unit with
+    the earliest spike, at every step, and of a silent window to its first unit.
+
+    Example::
+
+        pooled = first_spike_pool2d(spikes, 2)         # (T, B, C, 28, 28) -> (T, B, C, 14, 14)
+
+    :param spikes: spike times with the features `(channels, height, width)`
+    :type spikes: SpikeTimes
+
+    Other arguments as in :func:`torch.nn.functional.max_pool2d`. Padding is silent.
+
+    :return: the pooled spike times. `interpolated_times` are those of the earliest spikes
+    :rtype: SpikeTimes
+
+    :raises TypeError: `spikes` are not :class:`SpikeTimes`
+    :raises ValueError: the spikes are not maps, or their height differs within a channel
+    """
+    if not isinstance(spikes, SpikeTimes):
+        raise TypeError(
+            f"spikes must be SpikeTimes, not {type(spikes).__name__}: make them with "
+            "SpikeTimes.from_dense(spikes)"
+        )
+    if len(spikes.features) != 3:
+        raise ValueError(
+            f"the spikes have features {tuple(spikes.features)}, but maps (channels, height, "
+            "width) are expected"
+        )
+    return pool_first_spikes(spikes, kernel_size, stride, padding, ceil_mode)
+
+
+def run_single_spike_conv(
+    spikes: Spikes,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: Convolution,
+    beta: Tensor | float,
+    threshold: Tensor | float,
+    graded_spikes_factor: Tensor | float,
+    surrogate: Surrogate | None,
+    custom_surrogate: SpikeGrad | None,
+    gradient: str,
+    reset: str,
+    *,
+    features: torch.Size,
+    backend: str,
+) -> SpikeTimes:
+    """Check the arguments and run the operator on spike times.
+
+    ``features`` are those of the neurons, (O, height, width) or (O, width). ``weight`` has two
+    dimensions of the kernel in both cases. :func:`single_spike_conv2d` and
+    :func:`run_single_spike` describe the other arguments.
+    """
+    check_choice("gradient", gradient, GRADIENT_RULES)
+    exact = gradient == "spike_time"
+    custom = custom_surrogate is not None and not exact and torch.is_grad_enabled()
+    heights = height_of_channels(spikes)
+    if custom or heights is None or not spikes.prefer_events():
+        # Autograd differentiates a custom surrogate on the dense membrane.
+        by = "convolution with a custom spike_grad"
+        if heights is None:
+            by = "a convolution of spikes whose height differs in a channel"
+        dense = spikes.materialize(by) if custom or heights is None else spikes.to_dense()
+        current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
+        neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
+        result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
+        return spikes_of_result(result, graded_spikes_factor)
+    chosen = backends.select(backend, weight.device.type, "conv")
+    shape = torch.Size((spikes.num_steps, spikes.batch, *features))
+    described = Current(shape, weight.dtype, weight.device)
+    factor = None
+    if spikes.height is not None:
+        # A channel of the input is a column of the weights of its group.
+        by_group = heights.expand(sizes.channels).view(sizes.groups, 1, -1)
+        of_output = by_group.expand(-1, len(weight) // sizes.groups, -1)
+        factor = of_output.reshape(*weight.shape[:2], 1, 1)
+    settings, tensors, events = layer_inputs(spikes, weight, factor, bias)
+    out = ConvSpikes.apply(
+        settings._replace(
+            rule=gradient,
+            reset=reset,
+            surrogate=None if exact else surrogate,
+            backend=chosen,
+        ),
+        sizes,
+        *tensors,
+        clip_decay(_per_channel("beta", beta, described)),
+        _per_channel("threshold", threshold, described),
+        *events,
+    )
+    disabled = surrogate is None and custom_surrogate is None
+    return spikes_of_layer(out, described, graded_spikes_factor, exact, disabled)
+
+
+def _per_channel(name: str, value: Tensor | float, current: Current) -> Tensor:
+    """A parameter of (O, *maps) as (O, 1) if it is the same in a channel, else (O, positions)."""
+    channels, *maps = current.shape[2:]
+    flat = check_parameter(name, value, current)
+    if flat.numel() == 1:
+        return flat.expand(channels)[:, None].contiguous()
+    by_channel = flat.view(channels, -1)
+    assert isinstance(value, Tensor)
+    within = value.shape[-len(maps) :] if value.dim() > len(maps) else value.shape
+    return by_channel[:, :1].contiguous() if within.numel() == 1 else by_channel

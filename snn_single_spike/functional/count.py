@@ -1,0 +1,75 @@
+"""The number of spikes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends._types import state_dtype
+from ..ops.carrier import carrier
+from ..ops.count import SpikeCount
+from ..ops.validation import check_choice, check_recording, check_transforms
+from ..spikes import SpikeEvents, SpikeTimes
+from ..spikes.lazy import materialize
+
+__all__ = ["COUNTED", "spike_count"]
+
+COUNTED = ("neuron", "sample")
+"""What :func:`spike_count` returns a number for."""
+
+
+def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron") -> Tensor:
+    """
+    Number of spikes, differentiable.
+
+    The count is linear in the spikes, so its gradient is the same at every step. The surrogate
+    rules carry this gradient to the membrane. Under `gradient="spike_time"` the gradient is
+    zero: this rule moves spikes, and their number stays the same. Spike times are counted without
+    dense spikes, forward and backward.
+
+    Example::
+
+        hidden = lif1(fc1(x))                                  # spikes or SpikeTimes
+        loss = loss_fn(scores, targets) + 1e-3 * spike_count(hidden, per="sample").mean()
+
+    :param spk_out: spikes of shape `(T, B, *features)`. A graded spike counts by its height
+    :type spk_out: torch.Tensor, SpikeTimes or SpikeEvents
+
+    :param per: `"neuron"` sums over the batch, `"sample"` sums over the neurons. Defaults to
+        `"neuron"`
+    :type per: str, optional
+
+    :return: counts of shape `(N,)` for `"neuron"`, where N is the number of neurons, or `(B,)` for
+        `"sample"`; float32, or float64 for float64 spikes
+    :rtype: torch.Tensor
+
+    :raises ValueError: `per` is unknown, the shape is wrong, or `T = 0`
+    :raises TypeError: the spikes are not floating-point
+    """
+    check_choice("per", per, COUNTED)
+    if isinstance(spk_out, SpikeEvents):
+        return _count_events(spk_out, per)
+    if isinstance(spk_out, SpikeTimes):
+        return _count_times(spk_out, per)
+    dense: Tensor = materialize(spk_out, "spike_count")
+    check_recording("spk_out", dense)
+    return dense.flatten(2).sum((0, 1 if per == "neuron" else 2), dtype=state_dtype(dense.dtype))
+
+
+def _count_times(spikes: SpikeTimes, per: str) -> Tensor:
+    check_transforms()
+    times, height = spikes.times.flatten(1), spikes.height
+    given = spikes.carrier
+    if given is None:
+        like = times.new_empty(0, dtype=spikes.dtype)
+        given = carrier(spikes.num_steps, spikes.batch, times.shape[1], like)
+    return SpikeCount.apply(given, times, None if height is None else height.flatten(), per)
+
+
+def _count_events(spikes: SpikeEvents, per: str) -> Tensor:
+    events, dtype = spikes.events(), state_dtype(spikes.dtype)
+    heights = torch.ones((), device=spikes.device) if events.values is None else events.values
+    where = events.units.long() if per == "neuron" else events.samples()
+    size = spikes.features.numel() if per == "neuron" else spikes.batch
+    count = torch.zeros(size, dtype=dtype, device=spikes.device)
+    return count.index_add_(0, where, heights.to(dtype).expand(len(where)))
