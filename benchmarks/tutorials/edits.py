@@ -98,8 +98,8 @@ TUTORIALS = {
         _six,
         _six_once,
         1,
-        3000,
-        500,
+        2000,
+        300,
     ),
     "tutorial_7": Tutorial(
         "tutorial_7.py",
