@@ -7,7 +7,7 @@ from torch import nn
 
 from ..functional import DEFAULT_GRADIENT
 from ..modules._base import check_options
-from ..modules.leaky import SPIKE_FORMATS, check_once
+from ..modules.leaky import SPIKE_FORMATS
 from ..ops.validation import check_choice
 from .copies import copy_model
 from .explain import explain
@@ -153,7 +153,6 @@ def convert(
         raise ValueError(f"num_steps={num_steps!r} must be a positive integer or None")
     check_options("Leaky", gradient, backend, {}, refractory)
     check_choice("spike_format", spike_format, ("auto", *SPIKE_FORMATS))
-    check_once(spike_format, refractory)
     if time_dim not in (0, 1):
         raise ValueError(
             f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
