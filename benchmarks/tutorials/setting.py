@@ -60,7 +60,7 @@ class Timed:
 def _loaders(train: TensorDataset, test: TensorDataset, size: int, **options: Any) -> list[Timed]:
     return [
         Timed(DataLoader(train, size, shuffle=True, drop_last=True, **options), stop=True),
-        Timed(DataLoader(test, 8 if quick else 100, **options)),
+        Timed(DataLoader(test, 8 if quick else 50, **options)),
     ]
 
 
