@@ -78,6 +78,16 @@ def _sequential(forward: str, static: bool) -> tuple[Edits, Edits]:
     return edits(", refractory=0"), edits("")
 
 
+# A neuron that fires once reaches no rate: the right class has to fire first.
+_FIRST_SPIKE = {
+    "import torch\n": "import torch\nfrom snn_single_spike import convert, losses, metrics\n",
+    "SF.accuracy_rate(": "metrics.accuracy_temporal(",
+}
+
+_SEVEN_LOSS = {
+    "SF.mse_count_loss(correct_rate=0.8, incorrect_rate=0.2)": "losses.ce_temporal_loss()"
+}
+
 _five, _five_once = _class("Net()")
 _regress, _regress_once = _class("Net()")
 _six, _six_once = _sequential("tutorial_6.py", static=True)
@@ -96,7 +106,7 @@ TUTORIALS = {
         "tutorial_6.py",
         "tutorial 6: 12C5-P2-64C5-P2-10, static image, T=50",
         _six,
-        _six_once,
+        _six_once | _FIRST_SPIKE | {"SF.ce_rate_loss()": "losses.ce_temporal_loss()"},
         1,
         2000,
         300,
@@ -105,7 +115,7 @@ TUTORIALS = {
         "tutorial_7.py",
         "tutorial 7: N-MNIST, 12C5-P2-32C5-P2-10, T=30",
         _seven,
-        _seven_once,
+        _seven_once | _FIRST_SPIKE | _SEVEN_LOSS,
         2,
     ),
     "population": Tutorial(

@@ -24,6 +24,7 @@ random = False
 quick = False
 """Few and tiny random samples, for a test of the scripts."""
 train_samples, test_samples = 10_000, 2000
+clock: Callable[[], float] = time.perf_counter
 batches: int | None = None
 """Stop an epoch after this number of batches."""
 
@@ -50,7 +51,7 @@ class Timed:
     def _stamp(self) -> None:
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        self.stamps.append(time.perf_counter())
+        self.stamps.append(clock())
 
     def seconds(self) -> list[float]:
         """The time of each batch but the first, whose step compiles and checks."""
