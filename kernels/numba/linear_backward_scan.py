@@ -124,12 +124,13 @@ def _slopes_at(k, mem, threshold, spike_gradient, out):
 
 
 @inlined_helper
-def _adjoint(k, now, mem, limit, rows):
+def _adjoint(k, now, carries, mem, limit, rows):
     """Compute lam[k] from lam[k+1], and add to the gradients of the parameters."""
     b, g, slope, lam = rows.b, rows.g, rows.slope, rows.lam
     d_bias, d_beta, d_threshold = rows.d_bias, rows.d_beta, rows.d_threshold
-    for j in range(TILE):
-        d_beta[j] += lam[j] * mem[k, j]
+    if carries:
+        for j in range(TILE):
+            d_beta[j] += lam[j] * mem[k, j]
     for j in range(TILE):
         through = slope[j] * g[j] if now <= limit[j] else g.dtype.type(0)
         d_threshold[j] -= through
@@ -234,7 +235,8 @@ def linear_backward_scan_loop(
                     _clear_fired(rows.lam, first, now)
                 elif subtracts:
                     _subtract_fired(rows.d_threshold, rows.lam, first, now)
-                _adjoint(k, now, mem, limit, rows)
+                # The last membrane carries nothing on, also where it is infinite or NaN.
+                _adjoint(k, now, k < last, mem, limit, rows)
                 e = scatter(e, begin, now, events, rows.lam, gradient)
                 if given(gradients.current):
                     copy(rows.lam, n, gradients.current[k, sample, neuron : neuron + n])

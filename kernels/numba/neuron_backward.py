@@ -342,21 +342,24 @@ def _block(
         mem = source[k, start : start + n]
         if not once:
             _mark_spikes(k, n, start, mem, saved.phase, kind.reset, parameters.threshold, scan)
+        # The states of the last step carry nothing on, also where they are infinite or NaN.
+        carries = k < steps - 1
         if not kind.inhibitory:
             _carried_parameters(
-                k, n, after, mem, given(into.beta), given(into.threshold), kind, scan
+                k, n, after, mem, carries and given(into.beta), given(into.threshold), kind, scan
             )
         if through:
             _through_spikes(
                 k, n, start, after, mem, grads.grad_spikes, spike_gradient, kind, parameters, scan
             )
         _adjoint_membrane(k, n, start, after, row, through, grads, into, kind, parameters, scan)
-        if kind.inhibitory:
+        if kind.inhibitory and carries:
             _parameters_of_alpha(k, n, start, after, saved, into, parameters, scan)
         if kind.synaptic:
             _adjoint_synaptic(
-                k, n, start, saved.syn, grads.grad_syn, given(into.alpha), parameters, scan
-            )
+                k, n, start, saved.syn, grads.grad_syn, carries and given(into.alpha), parameters,
+                scan,
+            )  # fmt: skip
             if kind.inhibitory:
                 _adjoint_alpha(
                     k, n, start, after, row, grads.grad_inh, kind.reset, parameters, scan

@@ -125,6 +125,7 @@ def _rows_back(
     """
     behind = max(early - count, 0)
     each = grads.grad_spikes.shape[0] > 1  # steps have different gradients
+    last = membranes.shape[0] - 1  # carries nothing on, also where it is infinite or NaN
     for j in range(0, n, LANES):
         neuron = start + j
         at = load(scan.first, j)
@@ -150,7 +151,7 @@ def _rows_back(
             after = decay * carried
             if path.once and (path.rule != NO_RULE or path.want_beta):
                 u = load(membranes, (t, column + j))
-            if path.want_beta:
+            if path.want_beta and t < last:
                 store(scan.d_beta, j, load(scan.d_beta, j) + carried * u)
             if path.rule != NO_RULE:
                 prefetch(grads.grad_spikes, (behind + k if each else 0, neuron))

@@ -34,12 +34,12 @@ def surrogate_slope(distance, surrogate, a, b):
     if surrogate == 3:
         return full_like(distance, 1.0)
     if surrogate == 4:
-        return where(distance < 0.0, full_like(distance, a), -a)
+        return where(distance >= 0.0, full_like(distance, -a), a)
     if surrogate == 5:
         return where(distance > 0.0, full_like(distance, 1.0), 0.0)
     if surrogate == 6:
         return b * exp(0.0 - a * absolute(distance - 1.0))
     if surrogate == 7:
         x = a * absolute(distance) + 1.0
-        return where(distance > b, 1.0 / (x * x), 0.0)
+        return where(distance <= b, 0.0, 1.0 / (x * x))  # NaN stays NaN, as in snnTorch
     return where(distance > 0.0, full_like(distance, 1.0), a)

@@ -149,26 +149,14 @@ def add_direct_gradients(lam, h, at, before, first, row):
 
 
 @triton.jit
-def sum_membrane(
-    d_beta, d_threshold, after, v, grad_beta, grad_threshold, first, k, RESET: tl.constexpr
-):
-    """Add step k+1 to the gradients of the membrane's decay and of a subtracted threshold."""
-    if RESET == "subtract" and grad_threshold is not None:
-        d_threshold -= at_spike(first, tl.maximum(k, 0), k, after)
-    if grad_beta is not None:
-        d_beta += tl.where(k >= 0, after * v, 0.0)
-    return d_beta, d_threshold
-
-
-@triton.jit
-def sum_alpha(d_beta, d_gain, after, lam_i, s, i, alpha, beta, grad_beta, grad_gain, k):
+def sum_alpha(d_beta, d_gain, after, lam_i, s, i, alpha, beta, grad_beta, grad_gain, carries):
     """Add step k+1 to the gradients of Alpha's decay of inh, and of its gain."""
     if grad_beta is not None:
-        d_beta += tl.where(k >= 0, lam_i * i, 0.0)
+        d_beta += tl.where(carries, lam_i * i, 0.0)
     if grad_gain is not None:
         # The input current cancels at step k+1: the gain multiplies the sum of the carried states.
         both = alpha * s + beta * i
-        d_gain += tl.where(k >= 0, after * both, 0.0)
+        d_gain += tl.where(carries, after * both, 0.0)
     return d_beta, d_gain
 
 

@@ -213,7 +213,7 @@ def linear_first_spikes_dot_kernel(
     for t0 in range(0, T, STEPS):
         current = tl.zeros((STEPS, BLOCK), tl.float32) + drive[None, :]
         for i0 in range(0, N, UNITS):
-            i = i0 + unit
+            i = (i0 + unit).to(tl.int64)  # N * O may exceed 2**31
             when = tl.load(times + sample * N + i, mask=i < N, other=-1)
             spikes = tl.where(when[None, :] == t0 + step[:, None], 1.0, 0.0)
             weights = tl.load(

@@ -52,7 +52,6 @@ from .adjoint import (
     spike_gradient,
     store_gradient,
     sum_alpha,
-    sum_membrane,
     through_spikes,
 )
 from .block import (
@@ -337,7 +336,8 @@ def neuron_backward_kernel(
             RESET=RESET,
             U=U,
         )
-        # In this layout a thread reads only rows that it wrote. The barrier covers every layout.
+        # Where 16 divides M, a thread reads back values that it stored. Elsewhere loads and stores
+        # may divide the neurons among the threads in two ways: the barrier is needed.
         tl.debug_barrier()
 
     at = None
@@ -367,6 +367,8 @@ def neuron_backward_kernel(
         for u in tl.static_range(U):
             k = k0 - u
             row = tl.maximum(k, 0)
+            # The states of the last step carry nothing on, also where they are infinite or NaN.
+            carries = (k >= 0) & (k < T - 1)
             after = lam
             v = v_rows[u].to(STATE) if membrane is not None else None
             limit = first
@@ -377,9 +379,10 @@ def neuron_backward_kernel(
                 after = tl.where(first == k, 0.0, after)
             entering = tl.zeros((BLOCK,), STATE)
             if gain is None:  # the membrane of Alpha carries nothing over
-                d_beta, d_threshold = sum_membrane(
-                    d_beta, d_threshold, after, v, grad_beta, grad_threshold, first, k, RESET
-                )
+                if grad_beta is not None:
+                    d_beta += tl.where(carries, after * v, 0.0)
+                if RESET == "subtract" and grad_threshold is not None:
+                    d_threshold -= at_spike(first, row, k, after)
                 entering = decay * after
             if THROUGH:
                 g = g_rows[u].to(STATE) if grad_spikes is not None else None
@@ -399,7 +402,7 @@ def neuron_backward_kernel(
             if alpha is not None:
                 s = s_rows[u].to(STATE) if syn is not None else None
                 if grad_alpha is not None:
-                    d_alpha += tl.where(k >= 0, lam_s * s, 0.0)
+                    d_alpha += tl.where(carries, lam_s * s, 0.0)
                 q = q_rows[u].to(STATE) if grad_syn is not None else None
                 new_s = adjoint_synaptic(lam_s, q, alpha_)
                 if gain is None:
@@ -407,8 +410,9 @@ def neuron_backward_kernel(
                 else:
                     i = i_rows[u].to(STATE) if inh is not None else None
                     d_beta, d_gain = sum_alpha(
-                        d_beta, d_gain, after, lam_i, s, i, alpha_, decay, grad_beta, grad_gain, k
-                    )
+                        d_beta, d_gain, after, lam_i, s, i, alpha_, decay, grad_beta, grad_gain,
+                        carries,
+                    )  # fmt: skip
                     if RESET == "subtract" and grad_threshold is not None:
                         d_threshold -= at_spike(first, k - 1, k, new_s)
                     r = r_rows[u].to(STATE) if grad_inh is not None else None

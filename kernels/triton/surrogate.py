@@ -22,14 +22,14 @@ def surrogate_slope(u, a, b, SURROGATE: tl.constexpr):
     elif SURROGATE == "straight_through_estimator":
         slope = tl.full(u.shape, 1.0, u.dtype)
     elif SURROGATE == "triangular":
-        slope = tl.where(u < 0.0, a, -a)
+        slope = tl.where(u >= 0.0, -a, a)
     elif SURROGATE == "heaviside":
         slope = tl.where(u > 0.0, 1.0, 0.0)
     elif SURROGATE == "spike_rate_escape":
         slope = b * tl.exp(-a * tl.abs(u - 1.0))
     elif SURROGATE == "SFS":
         x = a * tl.abs(u) + 1.0
-        slope = tl.where(u > b, 1.0 / (x * x), 0.0)
+        slope = tl.where(u <= b, 0.0, 1.0 / (x * x))  # NaN stays NaN, as in snnTorch
     else:
         tl.static_assert(SURROGATE == "LSO", "unknown surrogate")
         slope = tl.where(u > 0.0, 1.0, a)

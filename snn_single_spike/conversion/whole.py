@@ -10,6 +10,7 @@ from .call import Time
 from .copies import copy_model
 from .folded.immediate import resets_at_spike
 from .folded.modules import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
+from .folded.pooling import pool_earliest
 from .loops.find import find_loops
 from .refusals.layers import (
     ConversionError,
@@ -33,6 +34,7 @@ class Options(NamedTuple):
     time_dim: int
     check: bool | None
     refractory: int | None = None
+    first_spike_pooling: bool = False
 
 
 def convert_whole(model: nn.Module, options: Options) -> nn.Module:
@@ -51,7 +53,7 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
             "number of steps: convert it without num_steps= and time_dim="
         )
     reject_state(model)
-    warn_about_differences(model, loops, options.refractory is None)
+    warn_about_differences(model, loops, options.refractory is None, options.first_spike_pooling)
     new, time = copy_model(model, options.share_parameters), Time()
     neurons = [
         _fold(neuron, kind, time, path, options)
@@ -61,6 +63,8 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
     _check_neurons(neurons, options)
     if options.spike_format == "times":
         use_dense_inputs(new)
+    if options.first_spike_pooling:
+        pool_earliest(new)
     rewritten = {path: each.rewritten for path, each in loops.items()}
     make_converted(new, time, options.num_steps, options.time_dim, rewritten, options.check)
     return new

@@ -10,17 +10,23 @@ pytestmark = pytest.mark.untouched
 STEPS, LANES, USED = 3, 1 << 30, 8
 
 
+def reserved(count, dtype):
+    """``count`` tensors (STEPS, LANES)."""
+    size = count * dtype.itemsize * STEPS * LANES
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < size:
+        pytest.skip(f"less than {size >> 30} GB of GPU memory free")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return [torch.empty(STEPS, LANES, dtype=dtype, device=device) for _ in range(count)]
+    except RuntimeError as error:
+        pytest.skip(f"cannot reserve address space: {error}")
+
+
 @pytest.fixture
 def rows():
     """current, spikes, mem of 3 x 2**30 float16, with a current in a few lanes at the end."""
-    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 3 * 2 * STEPS * LANES:
-        pytest.skip("less than 19 GB of GPU memory free")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        made = [torch.empty(STEPS, LANES, dtype=torch.float16, device=device) for _ in range(3)]
-    except RuntimeError as error:
-        pytest.skip(f"cannot reserve address space: {error}")
-    made[0][:, :USED] = torch.tensor([0.5, 0.75, 0.25], device=device)[:, None]
+    made = reserved(3, torch.float16)
+    made[0][:, :USED] = torch.tensor([0.5, 0.75, 0.25], device=made[0].device)[:, None]
     return made
 
 
@@ -66,6 +72,23 @@ def test_kernel_offsets(backend, rows):
         RULE="masked", SURROGATE="straight_through_estimator", **options,
     )  # fmt: skip
     assert current[:, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+def test_kernel_offsets_in_weights(backend):
+    from snn_single_spike.kernels.triton.linear import linear_first_spikes_dot_kernel
+
+    (weight,) = reserved(1, torch.float32)
+    lanes = torch.full((USED,), 0.5, device=weight.device)
+    times = torch.full((1, STEPS), -1, dtype=torch.int32, device=weight.device)
+    times[0, -1] = 1  # of the input whose weights begin at element 2**31
+    first_spikes = torch.empty(1, USED, dtype=torch.int32, device=weight.device)
+    weight[-1, :USED] = 1.0
+    linear_first_spikes_dot_kernel[(1, 1)](
+        *(times, weight, 0 * lanes, lanes, lanes, first_spikes, 3, STEPS, LANES),
+        PRECISION="ieee", STEPS=16, UNITS=16, BLOCK=USED, num_warps=4,
+    )  # fmt: skip
+    assert first_spikes.tolist() == [[1] * USED]
 
 
 @pytest.mark.parametrize("backend", runnable("numba"))

@@ -403,6 +403,8 @@ def test_launches_compile(monkeypatch, request):
     made = {launch.kernel for launch in launches.values()}
     for module in (kernels_neuron, kernels_linear):
         assert {name for name in vars(module) if name.endswith("_kernel")} <= made
+    for launch in launches.values():  # the default of the compiler changes with its version
+        assert "enable_fp_fusion" in dict(launch.constants), launch.kernel
     compile_launches(list(launches.values()))
 
 

@@ -300,7 +300,7 @@ def compile_linear(name: str, target_name: str) -> Facts:
     options = dict(_launch.LAUNCH)
     if name == "linear dot":
         constants |= triton_linear.dot_tile(target.warp_size)
-        options = {"num_warps": 4}
+        options = dict(triton_linear.DOT_LAUNCH)
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in variant.tensors:

@@ -130,7 +130,8 @@ class Scan:
 
     ``after`` is the adjoint of the membrane one step later. ``lam_s`` and ``lam_i`` are the
     adjoints of the synaptic currents. With feedback, the gradient through the spikes depends on the
-    scan, so the scan applies the gradient rule.
+    scan, so the scan applies the gradient rule. The states of the last step carry nothing on:
+    parameters have no gradient from them, also where they are infinite or NaN.
     """
 
     def __init__(
@@ -149,7 +150,8 @@ class Scan:
 
         ``direct`` (T, n) is the direct gradient to V. The caller may overwrite row k of it.
         """
-        for k in range(direct.shape[0] - 1, -1, -1):
+        self.last = direct.shape[0] - 1
+        for k in range(self.last, -1, -1):
             entering = self._adjoint_membrane(k, direct[k].clone())
             current = entering if self.part.alpha is None else self._adjoint_synaptic(k, entering)
             yield k, entering, current
@@ -184,7 +186,7 @@ class Scan:
             if part.reset == "subtract":
                 self.d_theta = self.d_theta - after.masked_fill(~past.spiked(k), 0.0)
             carried = self._carried(k)
-            if "beta" in self.needs:
+            if "beta" in self.needs and k < self.last:
                 product = carried * self.rows.mem[k]
                 if part.reset == "zero_before":
                     product = product.masked_fill(past.spiked(k), 0.0)
@@ -204,7 +206,7 @@ class Scan:
         """Update the adjoints of the synaptic currents, and return that of the input current."""
         rows, part, after = self.rows, self.part, self.after
         assert part.alpha is not None
-        if rows.syn is not None:
+        if rows.syn is not None and k < self.last:
             self.d_alpha = self.d_alpha + self.lam_s * rows.syn[k]
             if rows.inh is not None:
                 # The gain multiplies this sum at k+1. The input current cancels there.
@@ -221,7 +223,7 @@ class Scan:
     def _adjoint_alpha(self, k: int, entering: Tensor, lam_s: Tensor) -> Tensor:
         rows, part = self.rows, self.part
         assert part.gain is not None
-        if rows.inh is not None:
+        if rows.inh is not None and k < self.last:
             self.d_beta = self.d_beta + self.lam_i * rows.inh[k]
         lam_i = part.beta * self.lam_i
         if rows.grad_inh is not None:

@@ -225,7 +225,7 @@ def neuron_backward(
             into["threshold"].copy_(d_theta)
         if "current" in into and dtype != state:
             into["current"].copy_(lam)
-    for name in ("beta", "alpha"):
+    for name, clamp in (("beta", raw.clamp), ("alpha", True)):
         decay, clipped = getattr(raw, name), getattr(neuron, name)
-        if name in out:  # no gradient if the clamp is active
+        if name in out and clamp:  # no gradient if the clamp is active
             out[name].masked_fill_(clipped != per_neuron(decay, neurons), 0.0)

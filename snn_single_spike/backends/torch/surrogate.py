@@ -29,7 +29,7 @@ def surrogate_slope(u: Tensor, surrogate: Surrogate) -> Tensor:
     if name == "straight_through_estimator":
         return torch.ones_like(u)
     if name == "triangular":
-        return torch.where(u < 0, u.new_tensor(a), u.new_tensor(-a))
+        return torch.where(u >= 0, u.new_tensor(-a), u.new_tensor(a))
     if name == "heaviside":
         # The derivative of snnTorch's Heaviside is its output, which has a derivative again.
         return surrogate(u).to(u.dtype)

@@ -55,6 +55,11 @@ def dot_tile(warp: int) -> dict[str, Any]:
     return {"STEPS": 16, "UNITS": 16, "BLOCK": 64, "PRECISION": precision}
 
 
+# The sums of products are rounded in another order anyway. Named, because the default of Triton
+# changes with its version.
+DOT_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+
+
 def dot_pays(events: Events, num_steps: int, weight: Tensor) -> bool:
     """Whether the tensor-core form is possible, and estimated to be faster than the event form."""
     products = num_steps * (len(events.offsets) - 1) * weight.shape[1]
@@ -220,7 +225,7 @@ def _first_spikes_dot(
             N=in_features,
             O=out_features,
             **tile,
-            num_warps=4,
+            **DOT_LAUNCH,
         )
 
 

@@ -39,6 +39,7 @@ from ..source.methods import entry_of
 from ..source.place import of_torch
 from .checked import call_model
 from .immediate import resets_at_spike, run_with_immediate_reset
+from .pooling import EarliestMaxPool2d
 
 __all__ = [
     "FOLDED",
@@ -285,6 +286,8 @@ def revert_in_place(model: Any) -> None:
             part.__class__ = original_class(part)
         elif isinstance(part, Folded):
             unfold_neuron(part)
+        elif isinstance(part, EarliestMaxPool2d):
+            part.__class__ = nn.MaxPool2d  # type: ignore[assignment]
         for key, hook in list(part._forward_pre_hooks.items()):
             if hook is _dense_inputs:
                 del part._forward_pre_hooks[key]
