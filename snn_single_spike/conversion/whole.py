@@ -18,7 +18,7 @@ from .refusals.layers import (
     reject_unsupported_layers,
     warn_about_differences,
 )
-from .refusals.state import reject_state
+from .refusals.state import reject_state, states_read
 
 __all__ = ["Options", "convert_whole"]
 
@@ -52,7 +52,7 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
             "the model has its own loop over time inside forward, which keeps its inputs and its "
             "number of steps: convert it without num_steps= and time_dim="
         )
-    reject_state(model)
+    reject_state(model, loops)
     warn_about_differences(model, loops, options.refractory is None, options.first_spike_pooling)
     new, time = copy_model(model, options.share_parameters), Time()
     neurons = [
@@ -61,6 +61,9 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
         if (kind := convertible_kind(neuron))
     ]
     _check_neurons(neurons, options)
+    for path in loops:
+        for neuron, name in states_read(new.get_submodule(path)):
+            neuron.states_read = (*neuron.states_read, name)
     if options.spike_format == "times":
         use_dense_inputs(new)
     if options.first_spike_pooling:

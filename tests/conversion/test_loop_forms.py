@@ -283,6 +283,41 @@ class Joined(Net):
         return spikes, mems, mem
 
 
+class ReadStates(Net):
+    """Membranes and synaptic currents as attributes of neurons, before and after they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif1 = snn.Synaptic(0.9, 0.8, init_hidden=True)
+        self.lif2 = snn.Leaky(0.8, init_hidden=True)
+
+    def forward(self, x):
+        utils.reset(self)
+        self.lif2.mem = x.new_zeros(x.size(1), 4)
+        records, change = [], 0.0
+        for t in range(x.size(0)):
+            lif, before = self.lif2, self.lif2.mem
+            spk = lif(self.fc2(self.lif1(self.fc1(x[t])) + 0.1 * self.lif1.syn))
+            records.append(torch.cat([spk, lif.mem, self.lif1.mem.clamp(max=1), self.lif1.syn], 1))
+            change = 0.5 * change + (lif.mem - before).abs()
+        return torch.stack(records), change, self.lif1.syn
+
+
+class Halved(Hidden):
+    def forward(self, x):
+        utils.reset(self)
+        out = []
+        for frame in x:
+            out.append(self.step(frame))
+            self.lif.mem = self.lif.mem * 0.5
+        return torch.stack(out)
+
+
+def test_a_state_that_the_loop_writes_is_refused():
+    with pytest.raises(ConversionError, match="'lif': its state 'mem' is not passed on"):
+        convert(awake(Halved()))(torch.rand(SEQUENCE))
+
+
 FORMS = {
     "abstract and generic": (lambda: OfKind[int](), [(B, 6)]),
     "__call__, a progress bar": (Called, [SEQUENCE]),
@@ -299,6 +334,7 @@ FORMS = {
     "layers with states": (OfStates, [SEQUENCE]),
     "values of the step before": (Deferred, [SEQUENCE]),
     "concatenated records": (Joined, [SEQUENCE]),
+    "states of neurons": (ReadStates, [SEQUENCE]),
 }
 
 

@@ -171,6 +171,10 @@ HAZARDS = {
         ["mem = 0.5 * mem", STEP, APPEND],
         "'lif1' is given a state 'mem' that is not its own",
     ),
+    "the state of the step before": (
+        ["spk, mem = self.lif1(self.fc1(x[t]) - self.lif1.mem.mean(), mem)", APPEND],
+        "'lif1.mem' of the step before",
+    ),
     "a power": ([STEP, "trace = spk + trace ** 2", APPEND], "'trace' of the step before"),
     "at some steps": (
         [STEP, "if t > 2:", " trace = 0.9 * trace + spk", APPEND],

@@ -48,6 +48,7 @@ class Loop:
         self.number, run.number = run.number, run.number + 1
         self.entered: dict[str, Any] = {}
         self.slots: list[tuple[str, tuple[Any, ...], Carried]] = []
+        self.states_read: list[tuple[Any, str, Carried]] = []  # by the user's code
         self.operations: list[Operation] = []
         self.values = Values()
         self.outputs: dict[tuple[str, int], Any] = {}
@@ -103,9 +104,20 @@ class Loop:
                 setattr(self.owner, name, self._carry(f"self.{name}", (), self._saved[name]))
         if run.expand:
             self._expand()
+        self._carry_states_that_are_read()
         self._norms = norms_by_step(self, run.model)
         self._norms.__enter__()
         return self
+
+    def _carry_states_that_are_read(self) -> None:
+        """Before a neuron has run, its attribute ``mem`` is that of the step before."""
+        for neuron in self.run.model.modules():
+            for name in getattr(neuron, "states_read", ()):
+                carried = Carried(f"{neuron.path}.{name}", vars(neuron).get(name))
+                self.run.states.append((neuron, name, carried.initial))
+                self.slots.append((carried.name, (), carried))
+                self.states_read.append((neuron, name, carried))
+                vars(neuron)[name] = carried
 
     def _expand(self) -> None:
         batch = self.time.batch = self.run.batches[self.number]
@@ -130,6 +142,7 @@ class Loop:
         self.time.num_steps, self.time.folded = 0, []
         # The loop outlives forward, and would hold the tensors of the user's names.
         self._local, self.outputs, self.operations, self.values = {}, {}, [], Values()
+        self.states_read = []
 
     def index(self) -> Any:
         """The value of the loop variable."""
@@ -267,6 +280,10 @@ class Loop:
             for position, state in enumerate(states):
                 self.outputs[neuron.path, position] = state
                 self._versions[neuron.path, position] = _version(state)
+                if parameters[position] in neuron.states_read:
+                    name = parameters[position]
+                    self.run.states.append((neuron, name, vars(neuron)[name]))
+                    vars(neuron)[name] = state
 
     def end(self, local: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
         """Check what the loop carries, and give names their values of the last step."""
@@ -279,6 +296,7 @@ class Loop:
             entries.sort(key=lambda entry: entry[0])  # several entries of a step keep their order
         ends = {name: local[name] for name in self.stored if name in local}
         held = {**local, **{f"self.{n}": getattr(self.owner, n, None) for n in self.attributes}}
+        held |= {carried.name: vars(neuron)[n] for neuron, n, carried in self.states_read}
         fixed = {id(carried) for _, _, carried in self.slots}
         own = {}
         for name, path, carried in self.slots:
@@ -306,6 +324,12 @@ class Loop:
             self.lists[target].extend(
                 self.values[x][step] if isinstance(x, Operation) else x for step, x in entries
             )
+        for neuron, name, carried in self.states_read:
+            state = vars(neuron)[name]
+            returned = any(self._is_returned(state, place) for place in self.outputs)
+            if neuron.init_hidden and state is not carried and not returned:
+                raise self._changed(neuron.path, name)
+            vars(neuron)[name] = self._leave(state)
         result = {name: self._leave(value) for name, value in ends.items() if name in needed}
         for name, value in self._local.items():
             if name in self.written_into and isinstance(value, (list, dict)):
