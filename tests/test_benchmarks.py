@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks.gpu import run as gpu
 from benchmarks.tutorials import run as tutorials
@@ -58,8 +59,17 @@ def test_a_piece_that_takes_too_long_keeps_its_figures(tmp_path, monkeypatch):
     assert found["figures"] == {"cells": 1}
 
 
+@pytest.fixture
+def one_thread():
+    """The loops of the tutorials are many small operations, for which threads only wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_the_tutorials_run_before_and_after(name, monkeypatch):
+def test_the_tutorials_run_before_and_after(name, monkeypatch, one_thread):
     for key, value in {"quick": True, "device": "cpu", "batches": 2, "epochs": 1}.items():
         monkeypatch.setattr(setting, key, value)
     tutorial = TUTORIALS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,12 +42,9 @@ class Tutorial(NamedTuple):
 
     def lines(self, version: str) -> int:
         """Number of lines added, removed or rewritten."""
-        count = 0
-        for line, replacement in self.edits(version).items():
-            before, after = line.splitlines(), replacement.splitlines()
-            kept = sum(x in after for x in before)
-            count += max(len(before), len(after)) - kept
-        return count
+        before, after = (self.source(x).splitlines() for x in ("loop", version))
+        blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+        return sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in blocks if kind != "equal")
 
 
 def _class(call: str) -> tuple[Edits, Edits]:
@@ -78,14 +76,21 @@ def _sequential(forward: str, static: bool) -> tuple[Edits, Edits]:
     return edits(", refractory=0"), edits("")
 
 
-# A neuron that fires once reaches no rate: the right class has to fire first.
-_FIRST_SPIKE = {
-    "import torch\n": "import torch\nfrom snn_single_spike import convert, losses, metrics\n",
-    "SF.accuracy_rate(": "metrics.accuracy_temporal(",
+# A neuron that fires once reaches no rate: the loss and the decision read the membrane.
+_MEMBRANE = {
+    "import torch\n": "import torch\nfrom snn_single_spike import convert, metrics\n",
+    "loss_fn(spk_rec, targets)": "loss_fn(mem_rec.sum(0), targets)",
+    "SF.accuracy_rate(spk_rec, targets)": "metrics.accuracy_membrane(mem_rec, targets)",
 }
-
-_SEVEN_LOSS = {
-    "SF.mse_count_loss(correct_rate=0.8, incorrect_rate=0.2)": "losses.ce_temporal_loss()"
+_SIX_MEMBRANE = _MEMBRANE | {
+    "SF.ce_rate_loss()": "nn.CrossEntropyLoss()",
+}
+_SEVEN_MEMBRANE = _MEMBRANE | {
+    "SF.mse_count_loss(correct_rate=0.8, incorrect_rate=0.2)": "nn.CrossEntropyLoss()",
+    "lr=2e-2": "lr=2e-3",
+    "net.train()\n        spk_rec = ": "net.train()\n        spk_rec, mem_rec = ",
+    "targets.to(device)\n        spk_rec = ": "targets.to(device)\n        spk_rec, mem_rec = ",
+    "net(data)[0]": "net(data)",
 }
 
 _five, _five_once = _class("Net()")
@@ -106,7 +111,7 @@ TUTORIALS = {
         "tutorial_6.py",
         "tutorial 6: 12C5-P2-64C5-P2-10, static image, T=50",
         _six,
-        _six_once | _FIRST_SPIKE | {"SF.ce_rate_loss()": "losses.ce_temporal_loss()"},
+        _six_once | _SIX_MEMBRANE,
         1,
         2000,
         300,
@@ -115,7 +120,7 @@ TUTORIALS = {
         "tutorial_7.py",
         "tutorial 7: N-MNIST, 12C5-P2-32C5-P2-10, T=30",
         _seven,
-        _seven_once | _FIRST_SPIKE | _SEVEN_LOSS,
+        _seven_once | _SEVEN_MEMBRANE,
         2,
     ),
     "population": Tutorial(
