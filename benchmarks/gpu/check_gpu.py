@@ -1,4 +1,4 @@
-"""Every neuron, linear layer and readout on a GPU, compared with plain torch on the CPU.
+"""Every neuron, linear layer, convolution and readout on a GPU, compared with torch on the CPU.
 
     python -m benchmarks.gpu.check_gpu [--out results.json]
 
@@ -24,13 +24,20 @@ import triton
 from torch import Tensor, nn
 
 import snn_single_spike
-from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeEvents, SpikeTimes
+from snn_single_spike import (
+    LeakyReadout,
+    SingleSpikeConv2d,
+    SingleSpikeLinear,
+    SpikeEvents,
+    SpikeTimes,
+)
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
 from benchmarks.gpu.results import save
 
 STEPS, BATCH, UNITS = (5, 2, 6) if SMOKE else (100, 32, 300)
 EVERY = 11 if SMOKE else 1  # the interpreter takes a tenth of a second for a launch
+MAPS, SIDE = ((2, 3), 5) if SMOKE else ((8, 16), 14)
 DTYPES = (torch.float32, torch.float64)
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 DIFFER = 1e-3
@@ -65,6 +72,13 @@ def layers() -> Iterator[tuple[str, Make, torch.dtype, str]]:
                 return SingleSpikeLinear(UNITS, UNITS, 0.9, backend=backend, **options)
 
             yield f"SingleSpikeLinear {rule} {reset} from {kind} {dtype}", linear, dtype, kind
+        for rule, reset in itertools.product(GRADIENT_RULES, RESETS):
+            more = {"gradient": rule, "reset_mechanism": reset}
+
+            def conv(backend: str, options=more) -> nn.Module:
+                return SingleSpikeConv2d(*MAPS, 3, 0.9, padding=1, backend=backend, **options)
+
+            yield f"SingleSpikeConv2d {rule} {reset} {dtype}", conv, dtype, "images"
         for reduction, kind in itertools.product(REDUCTIONS, ("current", "times", "events")):
 
             def readout(backend: str, reduction=reduction, kind=kind) -> nn.Module:
@@ -80,7 +94,7 @@ def run(make: Make, device: str, backend: str, dtype: torch.dtype, kind: str) ->
     layer = make(backend).to(dtype)
     with torch.no_grad():
         for parameter in layer.parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() >= 2:
                 parameter *= 3
     layer = layer.to(device)
     draw = torch.Generator().manual_seed(1)
@@ -88,9 +102,10 @@ def run(make: Make, device: str, backend: str, dtype: torch.dtype, kind: str) ->
         given: Any = torch.randn(STEPS, BATCH, UNITS, generator=draw).to(dtype) * 0.3
         given = given.to(device).requires_grad_()
     else:
-        times = torch.randint(-1, STEPS, (BATCH, UNITS), generator=draw)
+        units = (MAPS[0], SIDE, SIDE) if kind == "images" else (UNITS,)
+        times = torch.randint(-1, STEPS, (BATCH, *units), generator=draw)
         spikes: Any = SpikeTimes(times, STEPS, dtype=dtype)
-        spikes = spikes if kind == "times" else SpikeEvents.from_dense(spikes.to_dense())
+        spikes = SpikeEvents.from_dense(spikes.to_dense()) if kind == "events" else spikes
         given = spikes.to(device)
     found = layer(given)
     outputs = [found] if not isinstance(found, tuple) else list(found)
@@ -115,8 +130,9 @@ def compare(make: Make, dtype: torch.dtype, kind: str) -> dict[str, float] | Non
         return None
     actual = run(make, DEVICE, "triton", dtype, kind)
     first, mine = expected[0], actual[0]
-    apart = (first - mine).abs() > 0.5 if first.dim() == 3 else torch.zeros(1, dtype=torch.bool)
-    differ = apart.any(0).double().mean().item() if first.dim() == 3 else 0.0
+    spikes = first.dim() > 2  # scores of a readout are (B, classes)
+    apart = ((first - mine).abs() > 0.5).any(0)
+    differ = apart.double().mean().item() if spikes else 0.0
     if differ:  # gradients of parameters contain the neurons that differ
         allowed = dtype == torch.float32 and differ <= DIFFER
         return {"differ": differ, "error": 0.0 if allowed else float("inf")}
@@ -128,6 +144,7 @@ def compare(make: Make, dtype: torch.dtype, kind: str) -> dict[str, float] | Non
 
 
 def main() -> None:
+    torch.backends.cudnn.allow_tf32 = False  # else spike times of dense convolutions differ
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from .block import end_once_all_fired
+from .membrane import advance, impulse
 from .readout import empty_reduction, reduce_step
 
 
@@ -53,27 +54,6 @@ def _scaled(row, values, e, u, end):
     if values is not None:
         row *= tl.load(values + e + u, mask=e + u < end, other=0.0)
     return row
-
-
-@triton.jit
-def _advance(v, slope, x, decay, theta, first, t, sensitivity, RESET: tl.constexpr):
-    """The membrane before and after step t of current ``x``, and its derivative by beta.
-
-    The reset follows one step after the first spike. Where ``sensitivity`` is None, the
-    derivative is not computed.
-    """
-    tl.static_assert(
-        RESET == "none" or (RESET == "subtract" or RESET == "zero_before"), "unknown reset"
-    )
-    if RESET == "zero_before":
-        v = tl.where(first == t - 1, 0.0, v)
-    before = v
-    if sensitivity is not None:
-        slope = before + decay * slope
-    v = decay * before + x
-    if RESET == "subtract":
-        v = tl.where(first == t - 1, v - theta, v)
-    return before, v, slope
 
 
 @triton.jit
@@ -146,7 +126,7 @@ def linear_first_spikes_kernel(
             now = when[u]
             while t < now:
                 slope_before = slope
-                before, v, slope = _advance(v, slope, x, decay, theta, first, t, sensitivity, RESET)
+                before, v, slope = advance(v, slope, x, decay, theta, first, t, sensitivity, RESET)
                 if spiked is None:
                     fire = (v > theta) & (first >= T)
                     first = tl.where(fire, t, first)
@@ -274,7 +254,7 @@ def linear_readout_kernel(
         for u in tl.static_range(U):
             now = when[u]
             while t < now:
-                _, v, slope = _advance(v, slope, x, decay, None, None, t, sensitivity, "none")
+                _, v, slope = advance(v, slope, x, decay, None, None, t, sensitivity, "none")
                 result, result_slope, step = reduce_step(
                     result, result_slope, step, v, slope, t, None, REDUCTION
                 )
@@ -291,14 +271,6 @@ def linear_readout_kernel(
 
 
 @triton.jit
-def _impulse(amount, when, log_decay, k):
-    """amount * beta^(when - k) where k <= when, else 0; log_decay is log2(beta)."""
-    ahead = (when - k).to(amount.dtype)
-    power = tl.where(when == k, 1.0, tl.exp2(ahead * log_decay))
-    return tl.where((when >= 0) & (k <= when), amount * power, 0.0)
-
-
-@triton.jit
 def _closed_form(every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside):
     """lam[k] of one sample, of an adjoint in closed form; see linear_backward_weight_kernel."""
     here = row * O + lane
@@ -310,10 +282,10 @@ def _closed_form(every, at, before, when, log_decay, geometric, row, k, T, O, la
         amount = tl.load(at + here, mask=inside, other=0.0)
         spike = tl.load(when + here, mask=inside, other=-1).to(tl.int32)
         rate = tl.load(log_decay + lane, mask=inside, other=0.0)
-        out = _impulse(amount, spike, rate, k)
+        out = impulse(amount, spike, rate, k)
         if before is not None:
             amount = tl.load(before + here, mask=inside, other=0.0)
-            out += _impulse(amount, tl.where(spike >= 1, spike - 1, -1), rate, k)
+            out += impulse(amount, tl.where(spike >= 1, spike - 1, -1), rate, k)
         return out
 
 

@@ -39,7 +39,7 @@ from snn_single_spike.backends.triton.linear import DOT_PRODUCTS, EVENTS
 from snn_single_spike.kernels.triton import linear as kernels_linear
 from snn_single_spike.kernels.triton import neuron as kernels_neuron
 
-from tests.support.compiled import BASELINE, LINEAR, TARGETS, VARIANTS, ahead, compile_all
+from tests.support.compiled import BASELINE, CONV, LINEAR, TARGETS, VARIANTS, ahead, compile_all
 from tests.support.launches import compile_launches, recorded
 
 NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
@@ -74,7 +74,7 @@ FUSED = {"gfx942": r"v_(pk_)?(fma|fmac|mac|mad)_(f32|legacy).*"} | dict.fromkeys
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
+@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR, *CONV])
 def test_compiled_facts_do_not_worsen(name, target, facts):
     """Compare with the facts of `python -m tests.support.compiled --store`, same compiler."""
     import triton
@@ -89,7 +89,7 @@ def test_compiled_facts_do_not_worsen(name, target, facts):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR])
+@pytest.mark.parametrize("name", [*VARIANTS, *LINEAR, *CONV])
 def test_compiles_without_spills(name, target, facts):
     assert facts[name].spilled == 0
 
@@ -98,7 +98,7 @@ EVENT_FORM = [name for name in LINEAR if name != "linear dot"]
 
 
 @pytest.mark.parametrize("target", NVIDIA)
-@pytest.mark.parametrize("name", [*VARIANTS, *EVENT_FORM])
+@pytest.mark.parametrize("name", [*VARIANTS, *EVENT_FORM, *CONV])
 def test_no_barrier_or_shared_memory_in_the_loop_over_time(name, target, facts):
     loops = facts[name].loops
     assert loops
@@ -130,7 +130,11 @@ def test_spikes_are_decided_without_fused_multiply_add(name, target, facts):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    "name", ["linear first spikes", "linear crossing", "linear membrane", "linear readout sum"]
+    "name",
+    [
+        *("linear first spikes", "linear crossing", "linear membrane", "linear readout sum"),
+        *(name for name in CONV if CONV[name].kernel == "conv_first_spikes_kernel"),
+    ],
 )
 def test_events_are_integrated_without_fused_multiply_add(name, target, facts):
     assert facts[name].count(FUSED[target]) == 0
