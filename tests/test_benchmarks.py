@@ -1,6 +1,8 @@
 """The command of the GPU benchmarks, and the scripts of the tutorials."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,17 +48,26 @@ def test_results_survive_a_stop_and_the_next_run_continues(tmp_path, monkeypatch
 
 
 def test_a_piece_that_takes_too_long_keeps_its_figures(tmp_path, monkeypatch):
-    module = tmp_path / "benchmarks" / "gpu" / "slow_gpu.py"
-    module.parent.mkdir(parents=True)
-    module.write_text(
-        "import sys, time\n"
-        "open(sys.argv[sys.argv.index('--out') + 1], 'w').write('{\"cells\": 1}')\n"
-        "time.sleep(60)\n"
-    )
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    found = gpu.run_piece("slow", False, 5, tmp_path / "slow.json")
+    figures, killed = tmp_path / "slow.json", []
+
+    class Slow:
+        """A process that writes a figure, and does not end before it is killed."""
+
+        def __init__(self, command, cwd):
+            Path(command[command.index("--out") + 1]).write_text('{"cells": 1}')
+
+        def wait(self, timeout=None):
+            if not killed:
+                raise subprocess.TimeoutExpired("slow", timeout)
+
+        def kill(self):
+            killed.append(True)
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Slow)
+    found = gpu.run_piece("slow", False, 5, figures)
     assert found["state"] == "stopped after 5 s"
     assert found["figures"] == {"cells": 1}
+    assert killed
 
 
 @pytest.fixture
