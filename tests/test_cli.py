@@ -156,7 +156,7 @@ def test_extras_are_imported_where_they_are_used():
         "from snn_single_spike.experiments import datasets\n"
         "assert not extras & sys.modules.keys(), sys.modules.keys()\n"
         "from snn_single_spike.experiments import report, training\n"
-        "extras = {'sklearn', 'matplotlib', 'rich', 'h5py', 'tensorboard', 'kornia'}\n"
+        "extras = {'sklearn', 'matplotlib', 'rich', 'tonic', 'tensorboard', 'kornia'}\n"
         "sys.exit(' '.join(extras & sys.modules.keys()) or 0)"
     )
     result = subprocess.run(

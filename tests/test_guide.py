@@ -1,5 +1,7 @@
 """Every block of docs/guide.md and docs/spike-times.md, before and after, on the same weights."""
 
+import warnings
+
 import matplotlib
 import pytest
 import snntorch as snn
@@ -9,16 +11,18 @@ from snntorch.functional import probe
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from snn_single_spike import convert
+from snn_single_spike import MaterializationWarning, convert
 
-from tests.support.devices import ROOT
+from tests.support.devices import ROOT, SHARED
 from tests.support.pages import blocks_of, execute, sections_of
+from tests.support.recordings import write_nmnist
 
 GUIDE, TIMES = ((ROOT / "docs" / name).read_text() for name in ("guide.md", "spike-times.md"))
 SECTIONS = {title: blocks_of(body) for title, body in sections_of(GUIDE).items()}
 TIMES_SECTIONS = {title: blocks_of(body) for title, body in sections_of(TIMES).items()}
 STEPS = 8
 PLOTS = "Plots, probes and `utils.reset`"
+TONIC = "An event dataset, from tonic to accuracy"
 matplotlib.use("agg")
 
 
@@ -68,9 +72,33 @@ def test_after_does_what_before_did(title):
             assert (after["spk_rec"].sum(0) <= 1).all()
 
 
-@pytest.mark.parametrize("title", [title for title, blocks in SECTIONS.items() if len(blocks) == 1])
+@pytest.mark.parametrize(
+    "title", [title for title, blocks in SECTIONS.items() if len(blocks) == 1 and title != TONIC]
+)
 def test_other_blocks_run(title):
     run(SECTIONS[title][0])
+
+
+def test_events_from_tonic_train(tmp_path, monkeypatch):
+    """On a part of N-MNIST, without the archive that tonic would fetch again."""
+    tonic = pytest.importorskip("tonic", reason="tonic is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tonic.datasets.NMNIST, "_check_exists", lambda self: True)
+    real = SHARED / "data" / "NMNIST"
+    for part, digits in ((part, "0123456789") for part in ("Train", "Test")):
+        for digit in digits if real.is_dir() else "":
+            folder = tmp_path / "data" / "NMNIST" / part / digit
+            folder.mkdir(parents=True)
+            for path in sorted((real / part / digit).iterdir())[:25]:
+                (folder / path.name).symlink_to(path)
+    if not real.is_dir():
+        write_nmnist(tmp_path / "data" / "NMNIST")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MaterializationWarning)
+        code = SECTIONS[TONIC][0].replace("epochs = 10", "epochs = 4")
+        found = run(code.replace("lr=3e-4", "lr=2e-3"))
+    assert found["loss"].isfinite()
+    assert found["accuracy"] > (0.3 if real.is_dir() else -1)  # chance is 0.1
 
 
 def test_first_neurons_fire_as_before():

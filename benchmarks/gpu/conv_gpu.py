@@ -14,7 +14,6 @@ nothing.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +32,8 @@ from torch.nn import functional as F
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes
 from snn_single_spike.functional import first_spike_time, single_spike_conv2d
 from snn_single_spike.ops.validation import GRADIENT_RULES
+
+from benchmarks.gpu.results import save
 
 STEPS, BATCH, CHECKED = ((3,), 1, 1) if SMOKE else ((25, 100, 400), 64, 4)
 MAP, KERNEL, CHANNELS = (7, 2, (2, 2)) if SMOKE else (28, 5, (32, 64))
@@ -158,7 +159,8 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     name = "interpreter" if SMOKE else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
-    figures = {}
+    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
+    figures: dict[int, dict[str, float]] = {}
     for num_steps in STEPS:
         errors = check(num_steps)
         print(f"T={num_steps}: largest relative error {max(errors.values()):.1e}", flush=True)
@@ -167,10 +169,7 @@ def main() -> None:
             figures[num_steps] |= training(num_steps, rule)
         for what, milliseconds in figures[num_steps].items():
             print(f"  {what:34s}{milliseconds:10.3f} ms", flush=True)
-    if options.out:
-        machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
-        content = {"machine": machine, "ms": figures}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        save(options.out, {"machine": machine, "ms": figures})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ interpreter, as a test of the script; its times mean nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,8 @@ from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes
 from snn_single_spike.backends.triton import linear as triton_linear
 from snn_single_spike.functional import first_spike_time, single_spike_linear
 from snn_single_spike.ops.validation import GRADIENT_RULES
+
+from benchmarks.gpu.results import save
 
 STEPS, SIZES, BATCH = ((5,), (9, 12, 3), 2) if SMOKE else ((64, 256, 1024), (784, 1000, 10), 128)
 SHORT = (2, 3) if SMOKE else (8, 16, 32, 48, 64, 96, 128)
@@ -148,7 +149,8 @@ def main() -> None:
         parser.error("no GPU found; --smoke runs a tiny network in Triton's interpreter")
     name = "interpreter" if SMOKE else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
-    figures = {}
+    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
+    figures: dict[int, dict[str, float]] = {}
     for num_steps in STEPS:
         errors = check(num_steps)
         print(f"T={num_steps}: largest relative error {max(errors.values()):.1e}", flush=True)
@@ -157,16 +159,15 @@ def main() -> None:
             figures[num_steps] |= training(num_steps, rule)
         for what, milliseconds in figures[num_steps].items():
             print(f"  {what:28s}{milliseconds:10.3f} ms", flush=True)
+        save(options.out, {"machine": machine, "ms": figures})
     short = {num_steps: forms(num_steps) for num_steps in SHORT}
     for num_steps, found in short.items():
         times = ", ".join(f"{what} {ms:.3f}" for what, ms in found.items())
         print(f"T={num_steps}: {times} ms", flush=True)
     products, itself = level(short), triton_linear.dot_products(codes(1, DEVICE).times.device)
     print(f"forms are level at {products:.0f} steps; the package itself finds {itself:.0f}")
-    if options.out:
-        machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
-        content = {"machine": machine, "ms": short | figures, "level": products, "found": itself}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    content = {"machine": machine, "ms": short | figures, "level": products, "found": itself}
+    save(options.out, content)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ interpreter, as a test of the script; its times mean nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -31,6 +30,8 @@ from torch import Tensor
 
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
 from snn_single_spike.ops.validation import GRADIENT_RULES
+
+from benchmarks.gpu.results import save
 
 STEPS, NEURONS, BATCH = (32, 128, 512, 2048), (100, 1000, 10_000), 64
 LOOP_STEPS = 512  # the loop is timed up to here; its time per step is used beyond
@@ -172,7 +173,8 @@ def main() -> None:
     print({k: f"{max(c[k] for c in checks.values()):.1e}" for k in ("mem", "current", "beta")})
     print(f"\n{'T':>5s}{'M':>8s}{'fwd ms':>9s}{'graph':>8s}{'of copy':>9s}{'bwd ms':>9s}", end="")
     print(f"{'of copy':>9s}{'times':>8s}{'loop ms':>10s}{'speed-up':>10s}")
-    cells = {}
+    cells: dict[str, dict[str, float]] = {}
+    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
     for num_steps in STEPS:
         for neurons in NEURONS:
             cells[f"{num_steps}x{BATCH * neurons}"] = r = cell(num_steps, neurons, copy)
@@ -183,10 +185,8 @@ def main() -> None:
                 f"{r['speedup']:9.0f}x",
                 flush=True,
             )
-    if options.out:
-        machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
-        figures = {"machine": machine, "copy_gb_s": copy, "errors": checks, "cells": cells}
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+            figures = {"machine": machine, "copy_gb_s": copy, "errors": checks, "cells": cells}
+            save(options.out, figures)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ class Config(BaseModel):
 
     dataset: Literal[tuple(DATASETS)] = Field(description="dataset to train on")  # type: ignore
     data: str | None = Field(None, description="folder with the dataset's files")
+    download: bool = Field(
+        False, strict=True, description="let tonic fetch recordings that are not in --data"
+    )
     cache: str | None = Field(
         None, description="folder for decoded events (default: in the user's cache folder)"
     )
@@ -133,7 +136,7 @@ class Config(BaseModel):
 
 
 # Settings that may change when a run is resumed
-RESUMABLE = ("data", "cache", "device", "epochs", "tensorboard")
+RESUMABLE = ("data", "download", "cache", "device", "epochs", "tensorboard")
 
 
 def flag(name: str) -> str:

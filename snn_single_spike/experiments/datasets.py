@@ -1,7 +1,7 @@
 """Datasets behind one interface: batches of spike times or events, and labels.
 
 Files are read from the folder `--data`, in the layouts of torchvision and tonic. Nothing is
-downloaded.
+downloaded unless `--download` asks tonic for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import SpikeEvents, SpikeTimes
-from . import ExperimentError, digits, events, idx, yinyang
+from . import ExperimentError, digits, events, idx, recordings, yinyang
 
 Transform = Callable[[Tensor], Tensor]
 """From images `(B, C, H, W)` in [0, 1] to the same."""
@@ -46,12 +46,16 @@ DATASETS = {
     "digits": Spec((1, 8, 8), 10, (1437, 360), "latency"),
     "mnist": Spec((1, 28, 28), 10, (60_000, 10_000), "latency"),
     "fashion-mnist": Spec((1, 28, 28), 10, (60_000, 10_000), "latency"),
-    "nmnist": Spec(
-        (1, events.NMNIST_SIDE, events.NMNIST_SIDE), 10, (60_000, 10_000), "events", 1000
-    ),
-    "shd": Spec((events.SHD_UNITS,), events.SHD_CLASSES, (8156, 2264), "events", 2000),
+    "nmnist": Spec((1, 34, 34), 10, (60_000, 10_000), "events", 1000),
+    "shd": Spec((700,), 20, (8156, 2264), "events", 2000),
+    "ssc": Spec((700,), 35, (75_466, 20_382), "events", 2000),
+    "dvs-gesture": Spec((2, 128, 128), 11, (1077, 264), "events", 20_000),
+    "n-caltech101": Spec((2, 180, 240), 101, (6968, 1741), "events", 3000),
+    # tonic numbers the letters from a to z. There are no recordings of j and z.
+    "asl-dvs": Spec((2, 180, 240), 26, (80_640, 20_160), "events", 1000),
+    "poker-dvs": Spec((2, 35, 35), 4, (48, 20), "events", 250),
 }
-NEEDS_FILES = ("mnist", "fashion-mnist", "nmnist", "shd")
+NEEDS_FILES = ("mnist", "fashion-mnist", *recordings.SOURCES)
 
 
 class Split:
@@ -172,6 +176,7 @@ def load(
     train_samples: int | None = None,
     test_samples: int | None = None,
     hold_out: int | None = None,
+    download: bool = False,
 ) -> Dataset:
     """
     Open a dataset.
@@ -191,6 +196,7 @@ def load(
         Defaults to None: all
     :param hold_out: hold this many samples out of the training set, always the same ones, and
         use them as the test set. Defaults to None: the test set itself
+    :param download: let tonic fetch recordings that are missing. Defaults to False
     :raises ExperimentError: a file is missing, truncated or corrupt; `data` is missing; more
         samples are asked for than the set has
     """
@@ -203,8 +209,9 @@ def load(
         raise ExperimentError(f"--dataset {name} needs --data DIR, the folder with its files")
     if name in ("mnist", "fashion-mnist"):
         splits = _images(name, Path(data or ""), num_steps, dtype)
-    elif name in ("nmnist", "shd"):
-        splits = _recordings(name, Path(data or ""), cache or default_cache(), num_steps, dtype)
+    elif name in recordings.SOURCES:
+        parts = recordings.open_parts(name, Path(data or ""), download)
+        splits = _recordings(name, parts, cache or default_cache(), num_steps, dtype)
     elif name == "digits":
         splits = _digits(num_steps, dtype)
     else:
@@ -312,29 +319,19 @@ def _find_idx(name: str, folders: list[Path], file: str) -> Path:
 
 
 def _recordings(
-    name: str, data: Path, cache: Path, num_steps: int, dtype: torch.dtype
+    name: str,
+    parts: tuple[recordings.Part, recordings.Part],
+    cache: Path,
+    num_steps: int,
+    dtype: torch.dtype,
 ) -> list[Split]:
     spec = DATASETS[name]
     made: list[Split] = []
-    for part in ("train", "test"):
-        if name == "nmnist":
-            root = _find_folder(name, data, "NMNIST", "Train")
-            files = events.nmnist_files(root, part.capitalize())
-
-            def decode(files: list[Path] = files):
-                return events.nmnist_recordings(files)
-        else:
-            root = _find_folder(name, data, "SHD", f"shd_{part}.h5")
-            files = [root / f"shd_{part}.h5"]
-
-            def decode(files: list[Path] = files):
-                return events.shd_recordings(files[0])
-
+    for label, part in zip(("train", "test"), parts, strict=True):
         loaded = events.load_events(
-            f"{name}-{part}",
-            root,
-            files,
-            decode,
+            f"{name}-{label}",
+            part,
+            spec.classes,
             cache,
             num_steps,
             spec.step_us,
@@ -343,19 +340,3 @@ def _recordings(
         )
         made.append(Recordings(*loaded))
     return made
-
-
-_GET = {
-    "nmnist": "tonic.datasets.NMNIST(DIR, train=True) and train=False fetch it",
-    "shd": "tonic.datasets.SHD(DIR, train=True) and train=False fetch it",
-}
-
-
-def _find_folder(name: str, data: Path, folder: str, holds: str) -> Path:
-    for root in (data, data / folder):
-        if (root / holds).exists():
-            return root
-    raise ExperimentError(
-        f"{name}: {holds} is in neither {data} nor {data / folder}. Point --data at the folder "
-        f"that has it, or get it: {_GET[name]}"
-    )

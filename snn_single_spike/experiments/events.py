@@ -1,14 +1,16 @@
-"""Event recordings, N-MNIST and SHD, decoded once into a compact cache of events.
+"""Recorded events, decoded once into a compact cache.
 
-An event consists of a step and a unit, two int16. The events of the whole N-MNIST take 1 GB; dense
-frames would take 80 GB. Several events of one unit in one step are stored separately, and add up.
+An event consists of a step and a unit, two int16 where these suffice. The events of the whole
+N-MNIST take 1 GB; dense frames would take 80 GB. Several events of one unit in one step are stored
+separately, and add up, as in tonic's frames.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,113 +21,50 @@ from .. import SpikeEvents
 from ..functional import Events
 from . import ExperimentError
 from .files import write_atomically
+from .recordings import Part
 
 logger = logging.getLogger("snn_single_spike")
 
-_FORMAT = 2
+_FORMAT = 3
 _ARRAYS = ("offsets", "times", "units", "labels", "late")
 
-Recording = tuple[np.ndarray, np.ndarray, int]
-"""Times, units in the order of the times, and the label."""
 
-NMNIST_SIDE = 34
-_OVERFLOW_ROW, _OVERFLOW = 240, 1 << 13
-SHD_UNITS, SHD_CLASSES = 700, 20
-
-
-def read_nmnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def load_events(
+    name: str,
+    part: Part,
+    classes: int,
+    cache: Path,
+    num_steps: int,
+    step_us: int,
+    features: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[SpikeEvents, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Read one N-MNIST recording: times in microseconds, and units that both polarities share.
+    Load a set of recordings, from the cache if the cache was made from these files.
 
-    An event has 40 bits: x (8), y (8), polarity (1), time (23). A y of 240 marks an overflow of
-    the sensor's clock by 2^13 us instead of an event.
+    Step 0 begins at the first event of a recording, as in tonic's frames. Events after the last
+    step are left out.
 
-    :raises ExperimentError: the length is not a multiple of 5 bytes, or an event is off the sensor
+    :param name: name of the set, a part of the name of the cache file
+    :param classes: number of classes
+    :param step_us: duration of a time step
+    :param features: `(units,)` or `(polarities, height, width)`; with one polarity, the events of
+        both polarities share a unit
+    :return: events, labels, and for each recording the number of events kept and left out
+    :raises ExperimentError: a recording is unusable, or the cache cannot be written
     """
-    raw = np.fromfile(path, np.uint8)
-    if len(raw) % 5 or not len(raw):
-        raise ExperimentError(
-            f"{path} has {len(raw)} bytes, but an event has 5 bytes: it is truncated, unpack "
-            "the archive again"
-        )
-    x, y, high, middle, low = raw.reshape(-1, 5).astype(np.int64).T
-    overflow = y == _OVERFLOW_ROW
-    times = (high & 0x7F) << 16 | middle << 8 | low
-    times += _OVERFLOW * overflow.cumsum()
-    x, y, times = (a[~overflow] for a in (x, y, times))
-    if len(x) and max(x.max(), y.max()) >= NMNIST_SIDE:
-        raise ExperimentError(
-            f"{path} has an event at x={x.max()}, y={y.max()} at most, but the sensor has "
-            f"{NMNIST_SIDE} x {NMNIST_SIDE} pixels: it is corrupt, unpack the archive again"
-        )
-    order = times.argsort(kind="stable")
-    return times[order], (y * NMNIST_SIDE + x)[order]
-
-
-def nmnist_files(root: Path, part: str) -> list[Path]:
-    """
-    List the recordings of one part, `"Train"` or `"Test"`, in tonic's layout.
-
-    :raises ExperimentError: the folder is missing or holds no recordings
-    """
-    found = sorted((root / part).glob("[0-9]/*.bin"))
-    if not found:
-        raise ExperimentError(
-            f"{root / part} has no recordings: files <digit>/<number>.bin are expected, from "
-            f"{part}.zip of N-MNIST"
-        )
-    return found
-
-
-def nmnist_recordings(files: list[Path]) -> Iterator[Recording]:
-    for path in files:
-        yield *read_nmnist(path), int(path.parent.name)
-
-
-def shd_recordings(path: Path) -> Iterator[Recording]:
-    """
-    Read one HDF5 file of the Spiking Heidelberg Digits, with times in microseconds.
-
-    :raises ExperimentError: h5py is not installed; the file has another form or is truncated
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise ExperimentError("--dataset shd needs h5py: pip install h5py") from None
-    try:
-        with h5py.File(path, "r") as file:
-            times, units = file["spikes/times"], file["spikes/units"]
-            labels = file["labels"][:]
-            if not len(times) == len(units) == len(labels):
-                raise ExperimentError(
-                    f"{path} has {len(times)} spikes/times, {len(units)} spikes/units and "
-                    f"{len(labels)} labels: equal numbers are expected, fetch it again"
-                )
-            if not len(labels):
-                raise ExperimentError(f"{path} has no recordings: fetch it again")
-            for i, label in enumerate(labels):
-                unit, second = units[i].astype(np.int64), times[i].astype(np.float64)
-                if not 0 <= label < SHD_CLASSES or (len(unit) and unit.max() >= SHD_UNITS):
-                    raise ExperimentError(
-                        f"{path}, recording {i}: label {label}, units up to "
-                        f"{unit.max(initial=0)}, but {SHD_CLASSES} classes and {SHD_UNITS} units "
-                        "are expected: it is corrupt, fetch it again"
-                    )
-                if len(unit) != len(second) or not ((second >= 0) & (second < np.inf)).all():
-                    raise ExperimentError(
-                        f"{path}, recording {i}: {len(unit)} units and {len(second)} times, from "
-                        f"{second.min(initial=0)} to {second.max(initial=0)} s, but a time from 0 "
-                        "on is expected for each: it is corrupt, fetch it again"
-                    )
-                # Seconds, as half floats in the published files
-                time = np.rint(second * 1e6).astype(np.int64)
-                order = time.argsort(kind="stable")
-                yield time[order], unit[order], int(label)
-    except (OSError, KeyError) as error:
-        raise ExperimentError(
-            f"{path} is not an HDF5 file with spikes/times, spikes/units and labels, or is "
-            f"truncated ({error}): fetch it again"
-        ) from None
+    place = hashlib.sha256(str(part.root).encode()).hexdigest()[:8]
+    path = cache / f"{name}-{place}-{num_steps}x{step_us}us.npz"
+    source = fingerprint(part.files, part.root)
+    arrays = _read_cache(path, source)
+    if arrays is None:
+        logger.info("decoding %s into %s", part.root, path)
+        arrays = _bin(part.recordings(), classes, num_steps, step_us, features)
+        content: dict[str, Any] = {"source": np.array(source), **arrays}
+        write_atomically(path, lambda file: np.savez(file, **content))
+    offsets, times, units, labels, late = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
+    events = SpikeEvents(Events(offsets, times, units, None), num_steps, features, dtype=dtype)
+    return events, labels, offsets.diff(), late
 
 
 def fingerprint(files: list[Path], root: Path) -> str:
@@ -137,52 +76,25 @@ def fingerprint(files: list[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
-def load_events(
-    name: str,
-    root: Path,
-    files: list[Path],
-    decode: Callable[[], Iterator[Recording]],
-    cache: Path,
+def _bin(
+    recordings: Iterable[tuple[str, np.ndarray, int]],
+    classes: int,
     num_steps: int,
     step_us: int,
     features: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-) -> tuple[SpikeEvents, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    Load a set of recordings, from the cache if the cache was made from these files.
-
-    Events after the last step are left out.
-
-    :param name: name of the set, a part of the name of the cache file
-    :param decode: yields the recordings, with times in microseconds
-    :param step_us: duration of a time step
-    :return: events, labels, and for each recording the number of events kept and left out
-    :raises ExperimentError: from `decode`, or the cache cannot be written
-    """
-    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    path = cache / f"{name}-{place}-{num_steps}x{step_us}us.npz"
-    source = fingerprint(files, root)
-    arrays = _read_cache(path, source)
-    if arrays is None:
-        logger.info("decoding %s into %s", root, path)
-        arrays = _bin(decode(), num_steps, step_us)
-        content: dict[str, Any] = {"source": np.array(source), **arrays}
-        write_atomically(path, lambda file: np.savez(file, **content))
-    offsets, times, units, labels, late = (torch.from_numpy(arrays[key]) for key in _ARRAYS)
-    events = SpikeEvents(Events(offsets, times, units, None), num_steps, features, dtype=dtype)
-    return events, labels, offsets.diff(), late
-
-
-def _bin(recordings: Iterator[Recording], num_steps: int, step_us: int) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray]:
     times, units, labels, offsets, late = [], [], [], [0], []
-    for time, unit, label in recordings:
-        step = time // step_us
-        inside = step < num_steps
-        times.append(step[inside].astype(np.int16))
-        units.append(unit[inside].astype(np.int16))
+    step_type, unit_type = _smallest(num_steps), _smallest(math.prod(features))
+    for place, events, label in recordings:
+        _check(place, events, label, classes, features)
+        step = (events["t"] - events["t"].min()) // step_us
+        order = step.argsort(kind="stable")
+        order = order[step[order] < num_steps]
+        times.append(step[order].astype(step_type))
+        units.append(_units(events[order], features).astype(unit_type))
         labels.append(label)
-        offsets.append(offsets[-1] + len(times[-1]))
-        late.append(len(time) - len(times[-1]))
+        offsets.append(offsets[-1] + len(order))
+        late.append(len(events) - len(order))
     return {
         "offsets": np.array(offsets, np.int64),
         "times": np.concatenate(times),
@@ -190,6 +102,51 @@ def _bin(recordings: Iterator[Recording], num_steps: int, step_us: int) -> dict[
         "labels": np.array(labels, np.int64),
         "late": np.array(late, np.int64),
     }
+
+
+def _smallest(size: int) -> type[np.signedinteger]:
+    return np.int16 if size <= 1 << 15 else np.int32
+
+
+def _extents(features: tuple[int, ...]) -> dict[str, int]:
+    """The extent of each field that numbers the units."""
+    if len(features) == 1:
+        return {"x": features[0]}
+    polarities, height, width = features
+    return {**({"p": polarities} if polarities > 1 else {}), "y": height, "x": width}
+
+
+def _units(events: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
+    unit = np.zeros(len(events), np.int64)
+    for field, extent in _extents(features).items():
+        unit = unit * extent + events[field]
+    return unit
+
+
+def _check(
+    place: str, events: np.ndarray, label: int, classes: int, features: tuple[int, ...]
+) -> None:
+    """
+    Check a recording. tonic returns what a corrupt file has.
+
+    :raises ExperimentError: names the recording and the value
+    """
+    again = "it is corrupt, unpack the archive again"
+    if not len(events):
+        raise ExperimentError(f"{place} has no events: it is truncated, unpack the archive again")
+    if not 0 <= label < classes:
+        raise ExperimentError(f"{place} has class {label}, but there are {classes}: {again}")
+    if events["t"].min() < 0:
+        raise ExperimentError(
+            f"{place} has an event at {events['t'].min()} us, but times start at 0: {again}"
+        )
+    for field, extent in _extents(features).items():
+        low, high = events[field].min(), events[field].max()
+        if low < 0 or high >= extent:
+            raise ExperimentError(
+                f"{place} has events at {field} from {low} to {high}, but the sensor has {extent} "
+                f"of {field}: {again}"
+            )
 
 
 def _read_cache(path: Path, source: str) -> dict[str, np.ndarray] | None:

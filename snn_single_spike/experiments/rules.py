@@ -9,6 +9,7 @@ import torch
 
 from . import ExperimentError, augment
 from .datasets import DATASETS, NEEDS_FILES
+from .recordings import SOURCES
 
 # Surrogates with the default of their parameter; None if they have no parameter
 SURROGATES = {
@@ -56,6 +57,10 @@ def _check_dataset(config: Any) -> None:
         )
     if config.dataset not in NEEDS_FILES and config.data is not None:
         raise ExperimentError(f"--data {config.data}: {config.dataset} needs no files; omit --data")
+    if config.download and config.dataset not in SOURCES:
+        raise ExperimentError(
+            f"--download: tonic fetches only {', '.join(SOURCES)}; omit --download"
+        )
 
 
 def _check_neuron(config: Any) -> None:

@@ -144,6 +144,7 @@ def load_dataset(config: Config) -> Dataset:
         train_samples=config.train_samples,
         test_samples=config.test_samples,
         hold_out=config.hold_out,
+        download=config.download,
     )
 
 

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,20 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from snn_single_spike import SpikeEvents
-from snn_single_spike.experiments import ExperimentError, datasets, idx, yinyang
+from snn_single_spike.experiments import ExperimentError, datasets, idx, recordings, yinyang
 from snn_single_spike.experiments import events as recorded
 
 from tests.support.devices import ROOT, SHARED
 from tests.support.recordings import (
-    events,
+    write_asl_dvs,
+    write_dvs_gesture,
+    write_hsd,
     write_idx,
     write_images,
+    write_n_caltech101,
     write_nmnist,
     write_nmnist_recording,
-    write_shd,
+    write_poker_dvs,
 )
 
+tonic = pytest.importorskip("tonic", reason="tonic is not installed")
 FASHION, NMNIST = SHARED / "data" / "FashionMNIST" / "raw", SHARED / "data" / "NMNIST"
 
 
@@ -184,46 +188,87 @@ def test_real_fashion_mnist():
 
 # Events
 
+WRITERS = {
+    "nmnist": write_nmnist,
+    "shd": partial(write_hsd, name="shd"),
+    "ssc": partial(write_hsd, name="ssc"),
+    "dvs-gesture": write_dvs_gesture,
+    "n-caltech101": write_n_caltech101,
+    "asl-dvs": write_asl_dvs,
+    "poker-dvs": write_poker_dvs,
+}
 
-def test_nmnist_recordings_are_read_past_the_overflow_of_the_clock(tmp_path):
-    t = [5, 1 << 22, (1 << 23) - 1, (1 << 23) + 3, (1 << 23) + 20_000]
-    path = write_nmnist_recording(
-        tmp_path / "r.bin", t, [0, 33, 1, 2, 3], [0, 33, 4, 5, 6], [0, 1, 1, 0, 1]
-    )
-    times, units = recorded.read_nmnist(path)
-    assert times.tolist() == t
-    # Polarity is folded
-    assert units.tolist() == [0, 33 * 34 + 33, 4 * 34 + 1, 5 * 34 + 2, 6 * 34 + 3]
+
+def tonic_dataset(name, folder, **options):
+    """tonic's dataset of a few files, which tonic itself would download anew."""
+    original = getattr(tonic.datasets, recordings.SOURCES[name].name)
+    folder = folder.resolve()
+    small = type(folder.name, (original,), {"_check_exists": lambda self: True})
+    return small(str(folder.parent), **options)
 
 
-@pytest.mark.parametrize("folder", ["", "NMNIST"])
-def test_nmnist_has_the_events_of_its_recordings(tmp_path, folder):
-    write_nmnist(tmp_path / folder)
-    found = datasets.load("nmnist", 300, data=tmp_path, cache=tmp_path / "cache")
-    assert found.describe() == (
-        "nmnist: 20 of 60,000 (partial) training and 10 of 10,000 (partial) test samples"
-    )
-    assert found.train.labels.tolist() == [label for label in range(10) for _ in range(2)]
-    # Sample 3 is the second of digit 1, number 11; as tonic's frames would have it, folded
-    t, x, y, _ = events(11)
-    structured = np.zeros(len(t), dtype=[("t", int), ("x", int), ("y", int), ("p", int)])
-    structured["t"], structured["x"], structured["y"] = t, x, y
-    expected = SpikeEvents.from_events(
-        [structured], (34, 34, 1), 300, time_window=1000, late="drop"
-    )
-    batch = found.train.batch(torch.tensor([3]))
-    assert batch.shape == (300, 1, 1, 34, 34)
-    assert torch.equal(batch.to_dense()[:, :, 0], expected.to_dense())
-    assert batch.to_dense().sum() == found.train.kept[3] == sum(time < 300_000 for time in t) > 150
+def frames(events, features, step_us, num_steps):
+    """tonic's frames; with one polarity, those of both polarities together."""
+    events = events.reshape(-1).copy()
+    sensor = (features[-1], features[-2], features[0]) if len(features) == 3 else (*features, 1, 1)
+    if sensor[2] == 1:
+        events["p"] = 0
+    start = int(events["t"].min())
+    window = {"time_window": step_us, "start_time": start}
+    made = tonic.transforms.ToFrame(sensor, **window, end_time=start + num_steps * step_us)(events)
+    return made.reshape(num_steps, *features)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", WRITERS)
+def test_recordings_have_the_values_of_tonic_s_frames(name, inside, tmp_path):
+    source, spec, num_steps = recordings.SOURCES[name], datasets.DATASETS[name], 40
+    folder = WRITERS[name](tmp_path / source.name)
+    data = folder if inside else tmp_path
+    found = datasets.load(name, num_steps, data=data, cache=tmp_path / "cache")
+    theirs = {}
+    for options in source.parts.values():
+        for events, label in (d := tonic_dataset(name, folder, **options)):
+            framed = frames(events, spec.features, spec.step_us, num_steps)
+            theirs[framed.tobytes()] = (label, options, int(framed.sum()), len(events.reshape(-1)))
+        assert len(d)
+    assert len(theirs) == len(found.train) + len(found.test)
+    parts = list(source.parts.values())
+    for split, options in ((found.train, parts[0]), (found.test, parts[-1])):
+        dense = split.batch(torch.arange(len(split))).to_dense().to(torch.int16)
+        assert dense.any()
+        classes = set()
+        for i in range(len(split)):
+            label, part, kept, size = theirs.pop(dense[:, i].numpy().tobytes())
+            assert part == options
+            assert int(split.kept[i]) == kept
+            assert int(split.late[i]) == size - kept
+            classes.add((label, int(split.labels[i])))
+        if name == "n-caltech101":
+            assert classes == {("ant", 0), ("yin_yang", 1)}
+        else:
+            assert all(int(label) == ours for label, ours in classes)
+    assert "(partial)" in found.describe()
+
+
+def test_the_units_of_a_large_sensor():
+    """More than int16 holds, and more steps."""
+    events = np.zeros(2, [("t", int), ("x", int), ("y", int), ("p", int)])
+    events["t"], events["x"], events["y"], events["p"] = (5, 40_005), (239, 0), (179, 0), (1, 0)
+    made = recorded._bin([("a", events, 0)], 1, 40_001, 1, (2, 180, 240))
+    assert made["units"].tolist() == [2 * 180 * 240 - 1, 0]
+    assert made["times"].tolist() == [0, 40_000]
 
 
 def test_events_are_decoded_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     folder, cache = write_nmnist(tmp_path / "NMNIST"), tmp_path / "cache"
     first = datasets.load("nmnist", 300, data=folder, cache=cache)
     assert len(list(cache.iterdir())) == 2
-    read = recorded.read_nmnist
+    read = recordings.Part.recordings
     opened = []
-    monkeypatch.setattr(recorded, "read_nmnist", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr(
+        recordings.Part, "recordings", lambda part: opened.append(len(part.indices)) or read(part)
+    )
     second = datasets.load("nmnist", 300, data=folder, cache=cache)
     assert not opened
     index = torch.arange(20)
@@ -232,7 +277,7 @@ def test_events_are_decoded_once_and_again_when_a_file_changes(tmp_path, monkeyp
     changed = write_nmnist_recording(folder / "Train" / "0" / "00000.bin", [1], [2], [3], [0])
     os.utime(changed, ns=(1, 1))
     third = datasets.load("nmnist", 300, data=folder, cache=cache)
-    assert len(opened) == 20  # the training set only
+    assert opened == [20]  # the training set only
     assert third.train.batch(index[:1]).to_dense().sum() == third.train.kept[0] == 1
     assert len(list(cache.iterdir())) == 2
     datasets.load("nmnist", 200, data=folder, cache=cache)  # other steps, another file
@@ -258,22 +303,73 @@ def test_the_cache_is_in_the_users_folder(monkeypatch, tmp_path):
     assert datasets.default_cache() == Path.home() / ".cache" / "snn-single-spike"
 
 
-def test_nmnist_files_that_cannot_be_used_are_named(tmp_path):
-    cache = tmp_path / "cache"
-    with pytest.raises(ExperimentError, match=r"nmnist: Train is in neither .*tonic"):
-        datasets.load("nmnist", 300, data=tmp_path, cache=cache)
-    (tmp_path / "Train").mkdir()
-    with pytest.raises(ExperimentError, match=r"no recordings: files <digit>/<number>\.bin"):
-        datasets.load("nmnist", 300, data=tmp_path, cache=cache)
-    write_nmnist(tmp_path)
-    path = tmp_path / "Train" / "3" / "00013.bin"
+def test_recordings_that_cannot_be_used_are_named(tmp_path, monkeypatch):
+    def load(name="nmnist", data=tmp_path):
+        datasets.load(name, 300, data=data, cache=tmp_path / "cache")
+
+    with pytest.raises(ExperimentError, match=r"Train/\*/\*.bin is in neither .*--download"):
+        load()
+    path = write_nmnist(tmp_path) / "Train" / "3" / "00013.bin"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-2])
-    with pytest.raises(ExperimentError, match=r"00013\.bin has 998 bytes.*truncated"):
-        datasets.load("nmnist", 300, data=tmp_path, cache=cache)
-    path.write_bytes(bytes((40,)) + whole[1:])
-    with pytest.raises(ExperimentError, match=r"00013\.bin has an event at x=40.*34 x 34"):
-        datasets.load("nmnist", 300, data=tmp_path, cache=cache)
+    for content, message in (
+        (whole[:-2], r"00013\.bin cannot be read .*truncated"),
+        (b"", r"00013\.bin has no events.*truncated"),
+        (bytes((40,)) + whole[1:], r"00013\.bin has events at x from .* to 40, .* has 34 of x"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ExperimentError, match=message):
+            load()
+    with pytest.raises(ExperimentError, match=r"shd: shd_train\.h5 is in neither"):
+        load("shd")
+    path = write_hsd(tmp_path, "shd") / "shd_train.h5"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ExperimentError, match=r"shd_train\.h5 cannot be opened.*fetch it again"):
+        load("shd")
+    monkeypatch.setitem(sys.modules, "tonic", None)
+    with pytest.raises(ExperimentError, match="needs tonic: pip install tonic"):
+        load()
+
+
+def test_values_of_a_corrupt_file_are_named(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = write_hsd(tmp_path, "shd") / "shd_train.h5"
+    whole = path.read_bytes()
+    for field, value, message in (
+        ("spikes/units", [5] * 41 + [700], "recording 2 has events at x from 5 to 700"),
+        ("spikes/units", [5, 6], "recording 2 cannot be read"),
+        ("spikes/times", [-1.0] + [1.0] * 41, "recording 2 has an event at -1000000 us"),
+        ("labels", 20, "recording 2 has class 20, but there are 20"),
+    ):
+        path.write_bytes(whole)
+        with h5py.File(path, "a") as file:
+            kind = np.float16 if field == "spikes/times" else np.uint16
+            file[field][2] = value if field == "labels" else np.array(value, kind)
+        with pytest.raises(ExperimentError, match=message):
+            datasets.load("shd", 500, data=tmp_path, cache=tmp_path / "cache")
+
+
+def test_only_download_lets_tonic_fetch(tmp_path, monkeypatch):
+    fetched = []
+
+    def fetch(self):
+        fetched.append(self.location_on_system)
+        write_nmnist(Path(self.location_on_system))
+
+    monkeypatch.setattr(tonic.datasets.NMNIST, "download", fetch)
+    load = partial(datasets.load, "nmnist", 300, data=tmp_path, cache=tmp_path / "cache")
+    with pytest.raises(ExperimentError, match="--download"):
+        load()
+    assert not fetched
+    assert len(load(download=True).train) == 20
+    assert fetched == [str(tmp_path / "NMNIST")]
+    load(download=True)  # the files are there
+    assert len(fetched) == 1
+
+
+def test_a_failed_download_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tonic.datasets.SHD, "download", lambda self: 1 / 0)
+    with pytest.raises(ExperimentError, match=r"could not fetch shd \(division by zero\).*by hand"):
+        datasets.load("shd", 300, data=tmp_path, download=True)
 
 
 @pytest.mark.skipif(not NMNIST.is_dir(), reason=f"N-MNIST recordings are not in {NMNIST}")
@@ -283,88 +379,11 @@ def test_real_nmnist(tmp_path):
     assert 3000 < found.train.kept[:100].float().mean() < 6000
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert size < 4.01 * (sum(int(s.kept.sum()) for s in (found.train, found.test)) + 9e3)
-
-
-def test_nmnist_is_read_as_tonic_reads_it(tmp_path):
-    io = pytest.importorskip("tonic.io", reason="tonic is not installed")
-    path = write_nmnist_recording(tmp_path / "r.bin", *events(3, duration=9_000_000))
-    theirs = io.read_mnist_file(
-        path, dtype=np.dtype([("x", int), ("y", int), ("t", int), ("p", int)])
-    )
-    times, units = recorded.read_nmnist(path)
-    order = theirs["t"].argsort(kind="stable")
-    assert np.array_equal(times, theirs["t"][order])
-    assert np.array_equal(units, (theirs["y"] * 34 + theirs["x"])[order])
-
-
-@pytest.mark.parametrize("folder", ["", "SHD"])
-def test_shd_has_the_events_of_its_recordings(tmp_path, folder):
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
-    write_shd(tmp_path / folder)
-    found = datasets.load("shd", 500, data=tmp_path, cache=tmp_path / "cache")
-    assert found.describe() == (
-        "shd: 12 of 8,156 (partial) training and 5 of 2,264 (partial) test samples"
-    )
-    assert found.test.labels.tolist() == [0, 1, 2, 3, 4]
-    with h5py.File(tmp_path / folder / "shd_train.h5") as file:
-        times, units = file["spikes/times"][7].astype(float), file["spikes/units"][7]
-    expected = torch.zeros(500, 700)
-    for time, unit in zip(times, units, strict=True):
-        step = round(time * 1e6) // 2000
-        if step < 500:
-            expected[step, unit] += 1
-    assert expected.sum() < len(times)  # some are beyond the last step
-    late = re.match(r"; (\d+) of (\d+) events come after the last step", found.left_out())
-    kept = sum(int(split.kept.sum()) for split in (found.train, found.test))
-    assert int(late[1]) > 0
-    assert int(late[2]) - int(late[1]) == kept
-    whole = datasets.load("shd", 2000, data=tmp_path, cache=tmp_path / "cache")
-    assert whole.left_out() == ""
-    assert torch.equal(found.train.batch(torch.tensor([7])).to_dense()[:, 0], expected)
-
-
-def test_shd_files_that_cannot_be_used_are_named(tmp_path, monkeypatch):
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
-
-    def load():
-        datasets.load("shd", 500, data=tmp_path, cache=tmp_path / "cache")
-
-    with pytest.raises(ExperimentError, match=r"shd: shd_train\.h5 is in neither"):
-        load()
-    path = write_shd(tmp_path) / "shd_train.h5"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:3000])
-    with pytest.raises(ExperimentError, match=r"shd_train\.h5 is not an HDF5 file.*truncated"):
-        load()
-    path.write_bytes(whole)
-    with h5py.File(path, "a") as file:
-        del file["spikes/units"]
-    with pytest.raises(ExperimentError, match=r"not an HDF5 file with spikes/times"):
-        load()
-    path.write_bytes(whole)
-    with h5py.File(path, "a") as file:
-        del file["labels"]
-        file["labels"] = np.arange(3)
-    with pytest.raises(ExperimentError, match="12 spikes/units and 3 labels"):
-        load()
-    path.write_bytes(whole)
-    with h5py.File(path, "a") as file:
-        file["spikes/units"][2] = np.array([5, 700], np.uint16)
-    with pytest.raises(ExperimentError, match=r"recording 2: label 2, units up to 700"):
-        load()
-    for units in ([5], range(100)):
-        with h5py.File(path, "a") as file:
-            file["spikes/units"][2] = np.array(units, np.uint16)
-        with pytest.raises(ExperimentError, match=rf"recording 2: {len(units)} units and 42 times"):
-            load()
-    path.write_bytes(whole)
-    with h5py.File(path, "a") as file:
-        file["spikes/times"][2] = np.full(len(file["spikes/units"][2]), np.nan, np.float16)
-    with pytest.raises(ExperimentError, match=r"recording 2: .*a time from 0 on is expected"):
-        load()
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    with pytest.raises(ExperimentError, match="needs h5py: pip install h5py"):
-        load()
+    theirs = tonic_dataset("nmnist", NMNIST, train=False)
+    dense = found.test.batch(torch.arange(7)).to_dense().numpy()
+    for i, (events, label) in enumerate(map(theirs.__getitem__, range(7))):
+        assert np.array_equal(dense[:, i], frames(events, (1, 34, 34), 1000, 300))
+        assert label == found.test.labels[i]
 
 
 @pytest.mark.parametrize("name", ["digits", "yinyang"])
@@ -448,10 +467,6 @@ def test_samples_held_out_are_not_trained_on(name, tmp_path):
 
 
 def test_empty_files_are_not_samples(tmp_path):
-    write_nmnist(tmp_path)
-    (tmp_path / "Train" / "3" / "00003.bin").write_bytes(b"")
-    with pytest.raises(ExperimentError, match="00003.bin has 0 bytes.*truncated"):
-        datasets.load("nmnist", 300, data=tmp_path, cache=tmp_path / "cache")
     write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(0, np.uint8))
     with pytest.raises(ExperimentError, match="train-images-idx3-ubyte has no images"):

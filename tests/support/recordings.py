@@ -56,13 +56,14 @@ def write_nmnist(folder: Path, train: int = 20, test: int = 10) -> Path:
     return folder
 
 
-def write_shd(folder: Path, train: int = 12, test: int = 5) -> Path:
+def write_hsd(folder: Path, name: str, train: int = 12, test: int = 5) -> Path:
+    """A small SHD or SSC."""
     import h5py
 
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for part, size in (("train", train), ("test", test)):
-        with h5py.File(folder / f"shd_{part}.h5", "w") as file:
+        with h5py.File(folder / f"{name}_{part}.h5", "w") as file:
             times = file.create_dataset("spikes/times", (size,), h5py.vlen_dtype(np.float16))
             units = file.create_dataset("spikes/units", (size,), h5py.vlen_dtype(np.uint16))
             for i in range(size):
@@ -70,4 +71,58 @@ def write_shd(folder: Path, train: int = 12, test: int = 5) -> Path:
                 times[i] = np.sort(random.random(length) * 1.2).astype(np.float16)
                 units[i] = random.integers(0, 700, length)
             file["labels"] = np.arange(size) % 20
+            file["extra/keys"] = np.array([b"zero"])
+            file["extra/speaker"] = np.zeros(size, np.uint16)
+    return folder
+
+
+def _sensor_events(seed: int, sensor: tuple[int, int, int], duration: int, size: int = 60):
+    """Random events t, x, y, p in the order of their times, as columns."""
+    random = np.random.default_rng(seed)
+    columns = [np.sort(random.integers(3, duration, size))]
+    return columns + [random.integers(0, extent, size) for extent in sensor]
+
+
+def write_dvs_gesture(folder: Path) -> Path:
+    for part, users in (("Train", (2, 1)), ("Test", (3,))):
+        for user in users:
+            for label in (10, 0, 3):
+                path = folder / f"ibmGesture{part}" / f"user{user:02}_led" / f"{label}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                t, x, y, p = _sensor_events(100 * user + label, (128, 128, 2), 4000)
+                np.save(path, np.stack((x, y, p, t), 1).astype(np.float64))  # milliseconds
+    return folder
+
+
+def write_poker_dvs(folder: Path) -> Path:
+    for part, numbers in (("train", (0, 1, 2)), ("test", (3, 4))):
+        for i, suit in enumerate(("cl", "sp", "he", "di")):
+            for number in numbers:
+                path = folder / f"pips_{part}" / suit / f"{number}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                columns = _sensor_events(10 * i + number, (35, 35, 2), 30_000)
+                np.save(path, np.stack(columns, 1))
+    return folder
+
+
+def write_n_caltech101(folder: Path, classes: tuple[str, ...] = ("yin_yang", "ant")) -> Path:
+    for i, name in enumerate(classes):
+        for number in range(5):
+            path = folder / "Caltech101" / name / f"image_{number:04}.bin"
+            t, x, y, p = _sensor_events(10 * i + number, (230, 170, 2), 310_000)
+            x[0], y[0] = 0, 0  # tonic moves the smallest coordinates to 0
+            write_nmnist_recording(path, *(column.tolist() for column in (t, x, y, p)))
+    return folder
+
+
+def write_asl_dvs(folder: Path) -> Path:
+    from scipy.io import savemat
+
+    for letter in "ya":
+        for number in range(5):
+            path = folder / letter / f"{letter}_{number:04}.mat"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            columns = _sensor_events(ord(letter) + number, (240, 180, 2), 90_000)
+            names = ("ts", "x", "y", "pol")
+            savemat(path, {n: c[:, None] for n, c in zip(names, columns, strict=True)})
     return folder
