@@ -340,9 +340,9 @@ def _unit_spikes(spikes: Any) -> Any:
         return spikes if spikes.height is None else SpikeTimes(_steps(spikes), spikes.num_steps)
     if isinstance(spikes, SpikeEvents) and not spikes.folded and spikes.numel() > 0:
         events = spikes.events()
-        if events.values is None:
+        if events.values is None and spikes.height is None:
             return spikes
-        if bool((events.values.abs() > 0).all()):
+        if events.values is None or bool((events.values.abs() > 0).all()):
             return SpikeEvents(events._replace(values=None), spikes.num_steps, spikes.features)
     return _fired(to_dense(spikes)).float()
 

@@ -297,3 +297,65 @@ class ConvGradients(NamedTuple):
     """(groups, L), added to."""
     inputs: np.ndarray
     """(2, B, N), overwritten at units that spike: at the step of the spike, and the step before."""
+
+
+class ConvScan(NamedTuple):
+    """Work space of one sample for the reverse scan of a convolution's neurons."""
+
+    mem: np.ndarray
+    """(T, cells of neurons, L)."""
+    lam: np.ndarray
+    """(cells of neurons, L): the adjoint of one step."""
+    g: np.ndarray
+    """(cells of neurons, L): the gradient to the spikes of one step."""
+    tail: np.ndarray
+    """(cells of neurons, L), as ``ramp``; empty under the rule "masked"."""
+    ramp: np.ndarray
+    first: np.ndarray
+    """(cells of neurons, L) int32: the first spike, T for none."""
+    limit: np.ndarray
+    """(cells of neurons, L) int32: the last step with a gradient."""
+    counters: np.ndarray
+    """(2, cells of neurons) int32."""
+    rows: np.ndarray
+    """(4, L)."""
+    step: tuple[np.ndarray, ...]
+    """:class:`ConvStep`."""
+
+
+class ConvScanGradients(NamedTuple):
+    weight: np.ndarray
+    """(C, KH * KW, L), added to."""
+    bias: np.ndarray
+    """(cells of neurons, L), added to, as ``beta`` and ``threshold``."""
+    beta: np.ndarray
+    threshold: np.ndarray
+    current: np.ndarray
+    """(T, B, O * neurons of a channel), overwritten."""
+
+
+class TransposedConv(NamedTuple):
+    """The transposed convolution, patch by patch."""
+
+    lam: np.ndarray
+    """(T, n, O * neurons of a channel): the adjoint of the neurons."""
+    weight: np.ndarray
+    """(rows, O, row): the patch of an output channel, in rows that lie side by side in ``maps``."""
+    rows: np.ndarray
+    """(rows,) int64: where the rows of a patch begin, from its first number on."""
+    patches: np.ndarray
+    """(positions,) int64: where the patch of a position begins."""
+    inside: np.ndarray
+    """(height,) int64: where a row of the input begins in ``maps``, -1 if no patch reaches it."""
+    covered: int
+    """Columns of the input that patches reach, from the left."""
+    size: tuple[int, int, int]
+    """Channels of a group, height and width of the input."""
+    maps: np.ndarray
+    """The input of a group with its border, channels last."""
+    counts: np.ndarray
+    """(positions,) int32: the number of channels with a gradient at a position."""
+    lanes: np.ndarray
+    """(positions, O / groups) int32: these channels."""
+    values: np.ndarray
+    """(positions, O / groups): their gradients."""

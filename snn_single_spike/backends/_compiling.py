@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,18 @@ def constant_when_compiled(function: F) -> F:
     """As ``torch.compiler.assume_constant_result``, which would import the compiler and triton."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def never_compiled(function: F) -> F:
+    """As ``torch.compiler.disable``, which would import the compiler: a graph ends at the call."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        compiler = sys.modules.get("torch._dynamo")
+        return (compiler.disable(function) if compiler else function)(*args, **kwargs)
+
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return run  # type: ignore[return-value]
 
 
 @contextlib.contextmanager

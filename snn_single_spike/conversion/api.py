@@ -7,7 +7,7 @@ from torch import nn
 
 from ..functional import DEFAULT_GRADIENT
 from ..modules._base import check_options
-from ..modules.leaky import SPIKE_FORMATS, check_once
+from ..modules.leaky import SPIKE_FORMATS
 from ..ops.validation import check_choice
 from .copies import copy_model
 from .explain import explain
@@ -31,6 +31,7 @@ def convert(
     time_dim: int = 0,
     check: bool | None = None,
     strict: bool = True,
+    first_spike_pooling: bool = False,
 ) -> nn.Module:
     """
     Convert a snnTorch model to a model that computes whole sequences at once.
@@ -73,8 +74,8 @@ def convert(
     With ``spike_format="times"`` every :class:`snntorch.Leaky` returns
     :class:`snn_single_spike.SpikeTimes`, and the linear layers and convolutions behind it compute
     their current from the spike times. ``nn.Flatten``, reshapes that keep the first dimension,
-    ``nn.Identity``, Dropout in eval mode, average pooling of spikes, and max pooling between a
-    convolution and its Leaky keep spike times. All other layers (normalization, max pooling of
+    ``nn.Identity``, Dropout in eval mode, average pooling, and, between a convolution and its
+    Leaky, max pooling and BatchNorm in eval mode keep spike times. All other layers (max pooling of
     spikes, additions, neurons other than Leaky) receive dense tensors, and compute the same result.
     The model then returns:
 
@@ -139,6 +140,13 @@ def convert(
         of their own are converted. :func:`explain` reports this beforehand. Defaults to True
     :type strict: bool, optional
 
+    :param first_spike_pooling: let the earliest spike of each window alone through every
+        :class:`torch.nn.MaxPool2d` that reads the spikes of a Leaky, as
+        :class:`snn_single_spike.FirstSpikePool2d` does, from spike times. The model then computes
+        something else than the author's, in which several spikes of a window can pass, so no call
+        is compared. Requires ``spike_format="times"``. Defaults to False
+    :type first_spike_pooling: bool, optional
+
     :return: model with inputs and outputs of shape `(time, batch, ...)`; those of the author, if
         ``forward`` has the loop
     :rtype: torch.nn.Module
@@ -153,16 +161,33 @@ def convert(
         raise ValueError(f"num_steps={num_steps!r} must be a positive integer or None")
     check_options("Leaky", gradient, backend, {}, refractory)
     check_choice("spike_format", spike_format, ("auto", *SPIKE_FORMATS))
-    check_once(spike_format, refractory)
     if time_dim not in (0, 1):
         raise ValueError(
             f"time_dim={time_dim!r} must be 0, for (time, batch, ...), or 1, for (batch, time, ...)"
         )
+    if first_spike_pooling:
+        check = _check_first_spike_pooling(spike_format, check)
     options = Options(
         *(num_steps, share_parameters, gradient, backend, spike_format, time_dim, check),
         refractory=refractory,
+        first_spike_pooling=first_spike_pooling,
     )
     return convert_whole(model, options) if strict else convert_parts(model, options)
+
+
+def _check_first_spike_pooling(spike_format: str, check: bool | None) -> bool:
+    """The ``check`` of a model whose pooling is not the author's."""
+    if spike_format != "times":
+        raise ValueError(
+            f"first_spike_pooling=True requires spike_format='times', not {spike_format!r}: the "
+            "earliest spike of a window is found from spike times"
+        )
+    if check:
+        raise ValueError(
+            "first_spike_pooling=True does not support check=True: several spikes of a window can "
+            "pass in the author's model. Leave check out"
+        )
+    return False
 
 
 def revert(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:

@@ -10,6 +10,7 @@ from .call import Time
 from .copies import copy_model
 from .folded.immediate import resets_at_spike
 from .folded.modules import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
+from .folded.pooling import pool_earliest
 from .loops.find import find_loops
 from .refusals.layers import (
     ConversionError,
@@ -17,7 +18,7 @@ from .refusals.layers import (
     reject_unsupported_layers,
     warn_about_differences,
 )
-from .refusals.state import reject_state
+from .refusals.state import reject_state, states_read
 
 __all__ = ["Options", "convert_whole"]
 
@@ -33,6 +34,7 @@ class Options(NamedTuple):
     time_dim: int
     check: bool | None
     refractory: int | None = None
+    first_spike_pooling: bool = False
 
 
 def convert_whole(model: nn.Module, options: Options) -> nn.Module:
@@ -50,8 +52,8 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
             "the model has its own loop over time inside forward, which keeps its inputs and its "
             "number of steps: convert it without num_steps= and time_dim="
         )
-    reject_state(model)
-    warn_about_differences(model, loops, options.refractory is None)
+    reject_state(model, loops)
+    warn_about_differences(model, loops, options.refractory is None, options.first_spike_pooling)
     new, time = copy_model(model, options.share_parameters), Time()
     neurons = [
         _fold(neuron, kind, time, path, options)
@@ -59,8 +61,13 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
         if (kind := convertible_kind(neuron))
     ]
     _check_neurons(neurons, options)
+    for path in loops:
+        for neuron, name in states_read(new.get_submodule(path)):
+            neuron.states_read = (*neuron.states_read, name)
     if options.spike_format == "times":
         use_dense_inputs(new)
+    if options.first_spike_pooling:
+        pool_earliest(new)
     rewritten = {path: each.rewritten for path, each in loops.items()}
     make_converted(new, time, options.num_steps, options.time_dim, rewritten, options.check)
     return new

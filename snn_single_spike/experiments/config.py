@@ -52,7 +52,8 @@ class Config(BaseModel):
     layers: str = Field(
         "100",
         description="hidden layers: 300-100 means two layers of 300 and 100 neurons; 12C5-P2-100 "
-        "means 12 feature maps (5 x 5), average pooling (2 x 2) and 100 neurons",
+        "means 12 feature maps (5 x 5), the maximum of their currents (2 x 2) and 100 neurons; "
+        "AP2 in place of P2 is the average of spikes",
     )
     neuron: Literal["single-spike", "multi-spike", "multi-spike-loop", "single-spike-loop"] = Field(
         "single-spike",

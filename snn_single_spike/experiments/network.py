@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import snntorch as snn
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 
 from .. import FusedLeaky, LeakyReadout, SingleSpikeLeaky
 from ..functional import spike_count
-from . import ExperimentError
+from . import ExperimentError, layers
 from .config import Config
 from .datasets import DATASETS
+from .layers import Layer
 from .rules import parse_surrogate
-
-_LAYER = re.compile(r"(?P<neurons>\d+)|(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)")
 
 
 class LeakyLoop(snn.Leaky):
@@ -91,8 +89,11 @@ class Network(nn.Module):
         spec = DATASETS[config.dataset]
         self.stages = nn.ModuleList()
         features = spec.features
-        for name in config.layers.split("-"):
-            features = self._add(name, features, config)
+        for layer in layers.parse(config.layers, spec.features):
+            self.stages.append(_layer(layer))
+            if layer.fires:
+                self.stages.append(_neuron(layer.features, config))
+            features = layer.features
         self.output = nn.Linear(math.prod(features), spec.classes)
         beta = torch.full((spec.classes,), config.readout_beta)
         if not config.neuron.endswith("loop"):
@@ -113,67 +114,36 @@ class Network(nn.Module):
                 hidden.append(x)
         return self.readout(self.output(x.flatten(2))), hidden
 
-    def _add(self, name: str, features: Sequence[int], config: Config) -> tuple[int, ...]:
-        """Append one layer and its neurons; return the features of its output."""
-
-        def refuse(reason: str) -> ExperimentError:
-            return ExperimentError(f"--layers {config.layers}, {name!r}: {reason}")
-
-        found = _LAYER.fullmatch(name)
-        if not found:
-            raise refuse(
-                "use numbers of neurons, convolutions such as 12C5 and poolings such as P2, "
-                "joined by -"
-            )
-        size = {key: int(value) for key, value in found.groupdict().items() if value}
-        if 0 in size.values():
-            raise refuse("use numbers of at least 1")
-        if "neurons" in size:
-            self.stages.append(nn.Linear(math.prod(features), size["neurons"]))
-            features = (size["neurons"],)
-            self.stages.append(_neuron((size["neurons"],), config))
-            return features
-        if len(features) != 3:
-            raise refuse(
-                f"images are needed, but the input has {features[0]} units; put convolutions "
-                "first, or use numbers of neurons only"
-            )
-        channels, height, width = features
-        smaller = min(height, width)
-        if "pool" in size:
-            if not self.stages:
-                raise refuse("put a layer of neurons before the first pooling")
-            if size["pool"] > smaller:
-                raise refuse(f"the input maps are only {height} x {width}")
-            self.stages.append(EachStep(nn.AvgPool2d(size["pool"])))
-            return channels, height // size["pool"], width // size["pool"]
-        if size["kernel"] > smaller:
-            raise refuse(f"the input images are only {height} x {width}")
-        self.stages.append(EachStep(nn.Conv2d(channels, size["maps"], size["kernel"])))
-        self.stages.append(_neuron((size["maps"], 1, 1), config))
-        return size["maps"], height - size["kernel"] + 1, width - size["kernel"] + 1
-
     def _initialize(self, config: Config) -> None:
-        layers = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        weighted = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         scales = config.weight_scale
-        if len(scales) not in (1, len(layers)):
+        if len(scales) not in (1, len(weighted)):
             raise ExperimentError(
-                f"--weight-scale {','.join(map(str, scales))}: give 1 factor, or {len(layers)}, "
+                f"--weight-scale {','.join(map(str, scales))}: give 1 factor, or {len(weighted)}, "
                 f"one for each layer of weights (the recipe of {config.dataset} gives its own "
                 "where the option is left out)"
             )
         if len(scales) == 1:
-            scales = scales * len(layers)
-        for layer, scale in zip(layers, scales, strict=True):
+            scales = scales * len(weighted)
+        for layer, scale in zip(weighted, scales, strict=True):
             bound = scale / math.sqrt(layer.weight[0].numel())
             nn.init.uniform_(layer.weight, -bound, bound)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
-def _neuron(shape: tuple[int, ...], config: Config) -> nn.Module:
-    """Neurons with a decay of this shape."""
-    beta = torch.full(shape, config.beta)
+def _layer(layer: Layer) -> nn.Module:
+    if layer.kind == "linear":
+        return nn.Linear(layer.given[0], layer.features[0])
+    if layer.kind == "convolution":
+        return EachStep(nn.Conv2d(layer.given[0], layer.features[0], layer.size))
+    return EachStep((nn.MaxPool2d if layer.kind == "maximum" else nn.AvgPool2d)(layer.size))
+
+
+def _neuron(features: tuple[int, ...], config: Config) -> nn.Module:
+    """Neurons with one decay for each neuron, or for each feature map."""
+    channels, *maps = features
+    beta = torch.full((channels, *(1 for _ in maps)), config.beta)
     name, parameter = parse_surrogate(config.surrogate)
     make: Callable = getattr(surrogate, name)
     spike_grad = make() if parameter is None else make(parameter)

@@ -12,11 +12,18 @@ from ..backends._types import state_dtype
 from ..ops.carrier import carrier_of
 from ..ops.linear import LinearSettings
 from ..ops.validation import check_parameter
-from ..spikes import Spikes, SpikeTimes
+from ..spikes import SpikeEvents, Spikes, SpikeTimes
 from ..spikes.times import first_steps
 from .neuron import Result
 
-__all__ = ["Current", "check_type", "layer_inputs", "spikes_of_layer", "spikes_of_result"]
+__all__ = [
+    "Current",
+    "check_type",
+    "events_of_result",
+    "layer_inputs",
+    "spikes_of_layer",
+    "spikes_of_result",
+]
 
 
 class Current(NamedTuple):
@@ -85,6 +92,12 @@ def spikes_of_result(result: Result, graded_spikes_factor: Tensor | float) -> Sp
         carrier_of(spikes),
         interpolated,
     )
+
+
+def events_of_result(result: Result, graded_spikes_factor: Tensor | float) -> SpikeEvents:
+    """As :func:`spikes_of_result`, of neurons that may spike again."""
+    assert result.spikes is not None
+    return SpikeEvents.of_neuron(result.spikes, _height(graded_spikes_factor, result.spikes))
 
 
 def _height(factor: Tensor | float, like: Tensor | Current) -> Tensor | None:

@@ -47,29 +47,30 @@ def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron")
     :raises TypeError: the spikes are not floating-point
     """
     check_choice("per", per, COUNTED)
-    if isinstance(spk_out, SpikeEvents):
-        return _count_events(spk_out, per)
     if isinstance(spk_out, SpikeTimes):
-        return _count_times(spk_out, per)
+        return _count(spk_out, spk_out.times.flatten(1) >= 0, per)
+    if isinstance(spk_out, SpikeEvents):
+        return _count(spk_out, _numbers(spk_out), per)
     dense: Tensor = materialize(spk_out, "spike_count")
     check_recording("spk_out", dense)
     return dense.flatten(2).sum((0, 1 if per == "neuron" else 2), dtype=state_dtype(dense.dtype))
 
 
-def _count_times(spikes: SpikeTimes, per: str) -> Tensor:
+def _count(spikes: SpikeTimes | SpikeEvents, fired: Tensor, per: str) -> Tensor:
+    """The count of spikes, from their number (B, N) in each sample."""
     check_transforms()
-    times, height = spikes.times.flatten(1), spikes.height
-    given = spikes.carrier
+    given, height = spikes.carrier, spikes.height
     if given is None:
-        like = times.new_empty(0, dtype=spikes.dtype)
-        given = carrier(spikes.num_steps, spikes.batch, times.shape[1], like)
-    return SpikeCount.apply(given, times, None if height is None else height.flatten(), per)
+        like = fired.new_empty(0, dtype=spikes.dtype)
+        given = carrier(spikes.num_steps, spikes.batch, fired.shape[1], like)
+    return SpikeCount.apply(given, fired, None if height is None else height.flatten(), per)
 
 
-def _count_events(spikes: SpikeEvents, per: str) -> Tensor:
-    events, dtype = spikes.events(), state_dtype(spikes.dtype)
-    heights = torch.ones((), device=spikes.device) if events.values is None else events.values
-    where = events.units.long() if per == "neuron" else events.samples()
-    size = spikes.features.numel() if per == "neuron" else spikes.batch
-    count = torch.zeros(size, dtype=dtype, device=spikes.device)
-    return count.index_add_(0, where, heights.to(dtype).expand(len(where)))
+def _numbers(spikes: SpikeEvents) -> Tensor:
+    """The number of spikes (B, N) of each unit, by the values of the events."""
+    events, dtype = spikes.events().trimmed(), state_dtype(spikes.dtype)
+    units = spikes.features.numel()
+    number = torch.zeros(spikes.batch * units, dtype=dtype, device=spikes.device)
+    values = number.new_ones(()) if events.values is None else events.values.to(dtype)
+    where = events.samples() * units + events.units
+    return number.index_add_(0, where, values.expand(len(where))).view(spikes.batch, units)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends._decay import clip_decay
 from ..backends._types import state_dtype
 from ..functional import SPIKE_FORMATS
-from ..functional._layer import spikes_of_result
+from ..functional._layer import events_of_result, spikes_of_result
 from ..functional.conv import run_single_spike_conv
 from ..functional.linear import run_single_spike_linear
 from ..functional.neuron import leaky_reset, run_single_spike
@@ -21,16 +21,7 @@ from ..spikes.lazy import LastState, materialize
 from ._base import SingleSpikeNeuron
 from .state import LeakyState, checked
 
-__all__ = ["FusedLeaky", "LeakyState", "SingleSpikeLeaky", "check_once"]
-
-
-def check_once(spike_format: str, refractory: int | None) -> None:
-    """Reject spike times of neurons that may spike more than once."""
-    if refractory is not None and spike_format == "times":
-        raise ValueError(
-            f"spike_format='times' holds one spike per neuron, but refractory={refractory} allows "
-            "more: pass spike_format='dense', or refractory=None"
-        )
+__all__ = ["FusedLeaky", "LeakyState", "SingleSpikeLeaky"]
 
 
 class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
@@ -124,14 +115,16 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     :param refractory: number of silent steps after each spike; the neuron may then spike again.
         Every spike resets the membrane. 0 is :class:`snntorch.Leaky` itself, which
-        :class:`FusedLeaky` names. `gradient` must be `"masked"`, and `spike_format` `"dense"`.
-        Defaults to None: at most one spike
+        :class:`FusedLeaky` names. `gradient` must be `"masked"`. Defaults to None: at most one
+        spike
     :type refractory: int, optional, keyword only
 
-    :param spike_format: format of the returned spikes: a "dense" tensor, or
-        :class:`snn_single_spike.SpikeTimes` ("times"). With "times" the current of an `nn.Linear`
-        or `nn.Conv2d` from spike times is not computed, see :mod:`snn_single_spike.spikes`.
-        Defaults to "dense"
+    :param spike_format: format of the returned spikes: a "dense" tensor, or "times":
+        :class:`snn_single_spike.SpikeTimes`, and with `refractory`
+        :class:`snn_single_spike.SpikeEvents`. With "times" the current of an `nn.Linear` or
+        `nn.Conv2d` from spike times is not computed, see :mod:`snn_single_spike.spikes`. A neuron
+        with `refractory` computes its current, from events where that is faster. Defaults to
+        "dense"
     :type spike_format: str, optional, keyword only
 
     Inputs: \\input_, mem_0
@@ -170,7 +163,6 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def __init__(self, *args: Any, spike_format: str = "dense", **kwargs: Any) -> None:
         check_choice("spike_format", spike_format, SPIKE_FORMATS)
-        check_once(spike_format, kwargs.get("refractory"))
         super().__init__(*args, **kwargs)
         self.spike_format = spike_format
 
@@ -179,11 +171,10 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     ) -> Any:
         times = self._returns_times(input_)
         if times:
-            check_once(self.spike_format, self.refractory)
             self._check_hooks()
         zeros = mem is None or (not self.init_hidden and getattr(mem, "shape", None) == (0,))
         lazy = isinstance(input_, LazyCurrent | ConvCurrent)
-        if times and lazy and zeros and state is None:
+        if times and lazy and zeros and state is None and self.refractory is None:
             return self._from_spikes(input_.unfold())
         if lazy and self.refractory is not None:
             input_ = input_.to_dense()  # a neuron that spikes again needs the current of every step
@@ -194,7 +185,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         result = self._run(input_, None, state, **states, **height)
         spikes: Any = result.spikes
         if times:
-            spikes = spikes_of_result(result, self.graded_spikes_factor)
+            given = spikes_of_result if self.refractory is None else events_of_result
+            spikes = given(result, self.graded_spikes_factor)
         return spikes if result.mem is None else (spikes, result.mem)
 
     def _returns_times(self, input_: Any) -> bool:
@@ -329,7 +321,7 @@ class FusedLeaky(SingleSpikeLeaky):
         spk, mem = lif(next_chunk, state=lif.state)
 
     :param beta: membrane potential decay rate per step, and all other arguments of
-        :class:`SingleSpikeLeaky`. `gradient` must be `"masked"`, and `spike_format` `"dense"`
+        :class:`SingleSpikeLeaky`. `gradient` must be `"masked"`
     :type beta: float or torch.tensor
 
     :param refractory: number of silent steps after each spike. Defaults to 0

@@ -16,16 +16,16 @@ from .second_order import is_recorded
 class SpikeCount(torch.autograd.Function):
     """Number of spikes of each neuron (N,), or of each sample (B,), in state precision.
 
-    ``given`` is the carrier of the spikes. ``height`` is (N,), or None for spikes of height 1; a
-    spike counts by its height. The count is linear in the dense spikes, so the gradient is the same
-    at every step.
+    ``given`` is the carrier of the spikes, and ``fired`` (B, N) their number in each sample.
+    ``height`` is (N,), or None for spikes of height 1; a spike counts by its height. The count is
+    linear in the dense spikes, so the gradient is the same at every step.
     """
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, times: Tensor, height: Tensor | None, per: str) -> Tensor:
-        ctx.save_for_backward(given, times, height)
+    def forward(ctx: Any, given: Tensor, fired: Tensor, height: Tensor | None, per: str) -> Tensor:
+        ctx.save_for_backward(given, fired, height)
         ctx.num_steps, ctx.dtype, ctx.per = given.shape[0], given.dtype, per
-        fired, dtype = times >= 0, state_dtype(given.dtype)
+        dtype = state_dtype(given.dtype)
         if height is None:
             return fired.sum(0 if per == "neuron" else 1, dtype=dtype)
         height = height.to(dtype)
@@ -33,8 +33,8 @@ class SpikeCount(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        given, times, height = ctx.saved_tensors
-        batch, neurons = times.shape
+        given, fired, height = ctx.saved_tensors
+        batch, neurons = fired.shape
         of_sample, of_neuron = grad.new_ones(batch), grad.new_ones(neurons)
         if ctx.per == "neuron":
             of_neuron = grad
@@ -42,7 +42,7 @@ class SpikeCount(torch.autograd.Function):
             of_sample = grad
         d_height = None
         if height is not None:
-            fired = (times >= 0).to(grad.dtype)
+            fired = fired.to(grad.dtype)
             if is_recorded():
                 fired = fired + given.sum(0)  # zeros, with the gradient of the spikes
             d_height = of_neuron * (of_sample @ fired)

@@ -18,6 +18,7 @@ Do not change the tensors of spikes in place. A custom ``torch.autograd.Function
 in the type of their weights, also under autocast.
 """
 
+from . import between as between
 from . import registration as registration
 from ._base import Spikes
 from .current import ConvCurrent, LazyCurrent

@@ -14,10 +14,33 @@ from ..backends._types import Convolution
 from ..ops.current import EventCurrent
 from ..ops.validation import check_conv, check_linear
 from . import choice
-from ._base import Spikes, each
+from ._base import Spikes
 from .lazy import LazySequence, changed, implements, versions
 
-__all__ = ["ConvCurrent", "LazyCurrent", "dense_conv", "dense_linear", "height_of_channels"]
+__all__ = [
+    "ConvCurrent",
+    "LazyCurrent",
+    "dense_conv",
+    "dense_linear",
+    "follows",
+    "height_of_channels",
+]
+
+
+_FOLLOWS: dict[Callable[..., Any], Callable[..., ConvCurrent | None]] = {}
+
+
+def follows(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register an implementation of torch functions whose first argument is a ConvCurrent.
+
+    It returns a ConvCurrent, or None for arguments with which only the tensor can be used.
+    """
+
+    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        _FOLLOWS.update(dict.fromkeys(functions, implementation))
+        return implementation
+
+    return register
 
 
 class _WeightedSpikes(LazySequence):
@@ -138,7 +161,8 @@ class ConvCurrent(_WeightedSpikes):
     `torch.nn.Conv1d` and `torch.nn.Conv2d` return a ConvCurrent for :class:`SpikeTimes` and
     :class:`SpikeEvents`. :class:`snn_single_spike.SingleSpikeLeaky` with `spike_format="times"`
     reads the spikes and the weights with :meth:`convolution`, and never stores the current. Max
-    pooling of a ConvCurrent returns a ConvCurrent, if its windows lie side by side.
+    pooling of a ConvCurrent returns a ConvCurrent, if its windows lie side by side, and so do
+    average pooling and a BatchNorm in eval mode.
 
     :param spikes: spikes with the features `(channels, height, width)`
     :type spikes: SpikeTimes or SpikeEvents
@@ -188,22 +212,18 @@ class ConvCurrent(_WeightedSpikes):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if function in MAX_POOLS and args and isinstance(args[0], ConvCurrent):
-            pooled = args[0]._max_pool(windows_side_by_side(function, *args[1:], **(kwargs or {})))
-            if pooled is not None:
-                return pooled
+        if function in _FOLLOWS and args and isinstance(args[0], ConvCurrent):
+            found = _FOLLOWS[function](*args, **(kwargs or {}))
+            if found is not None:
+                return found
         return super().__torch_function__(function, types, args, kwargs)
 
-    def _max_pool(self, windows: tuple[int, ...] | None) -> ConvCurrent | None:
-        """The maximum of windows side by side; None where only the tensor can be pooled."""
-        channels, *maps = self.features
-        if windows is None or self.sizes.pools or len(maps) != len(windows):
-            return None
-        if not all(1 <= size <= extent for size, extent in zip(windows, maps, strict=True)):
-            return None
-        sizes = self.sizes._replace(pool_y=(1, *windows)[-2], pool_x=windows[-1])
-        whole = (extent // size for extent, size in zip(maps, windows, strict=True))
-        return self._is_like(sizes=sizes, features=torch.Size((channels, *whole)))
+    def folded_into(
+        self, weight: Tensor, bias: Tensor | None, sizes: Convolution, features: torch.Size
+    ) -> ConvCurrent:
+        """The current of the same spikes by other weights."""
+        spikes = self.spikes.fold() if self.folded else self.spikes
+        return ConvCurrent(spikes, weight, bias, sizes, features)
 
     def to_dense(self) -> Tensor:
         """
@@ -215,33 +235,6 @@ class ConvCurrent(_WeightedSpikes):
         spikes, weight, bias, sizes = self.convolution()
         dense = dense_conv(spikes.to_dense(), weight, bias, sizes)
         return self._leading(dense.unflatten(2, self.features))
-
-
-MAX_POOLS: dict[Any, int] = {
-    F.max_pool1d: 1,
-    torch.max_pool1d: 1,
-    F.max_pool2d: 2,
-    torch.max_pool2d: 2,
-}
-
-
-def windows_side_by_side(
-    function: Callable[..., Any],
-    kernel_size: Any = None,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> tuple[int, ...] | None:
-    """The windows of a max pooling of :data:`MAX_POOLS`; None with overlap, padding or indices."""
-    if ceil_mode or return_indices:
-        return None
-    dimensions = MAX_POOLS[function]
-    windows = each(kernel_size, dimensions)
-    strides = windows if stride is None or stride == [] else each(stride, dimensions)
-    plain = strides == windows and set(each(padding, dimensions)) == {0}
-    return windows if plain and set(each(dilation, dimensions)) == {1} else None
 
 
 @implements(F.linear)

@@ -1,16 +1,18 @@
-"""Any number of spikes for each input unit, in the order of their times."""
+"""Any number of spikes for each unit, in the order of their times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends._compiling import is_traced
+from ..backends._compiling import is_traced, never_compiled
 from ..backends._events import Events, collect_events, offsets_of
+from ..ops.carrier import carrier_of
 from ._base import (
     Spikes,
     check_dense,
@@ -27,9 +29,12 @@ __all__ = ["SpikeEvents"]
 
 class SpikeEvents(Spikes):
     """
-    Spikes of input units that may fire any number of times, in the order of their times.
+    Spikes of units that may fire any number of times, in the order of their times: the input of a
+    network, or the result of neurons with `refractory` and `spike_format="times"`.
 
-    SpikeEvents are inputs of a network and carry no gradient.
+    SpikeEvents of a neuron carry a gradient, and so do those of :meth:`from_dense`. Pickling drops
+    it, and so do the worker processes of a `DataLoader`, `to()` another device, `pin_memory()` and
+    `samples()`.
 
     Example::
 
@@ -93,6 +98,8 @@ class SpikeEvents(Spikes):
             units.to(torch.int32).contiguous(),
             None if values is None else values.detach().to(self.dtype).contiguous(),
         )
+        self.height: Tensor | None = None
+        self.carrier: Tensor | None = None
 
     @property
     def batch(self) -> int:  # type: ignore[override]
@@ -105,7 +112,8 @@ class SpikeEvents(Spikes):
     @classmethod
     def from_dense(cls, spikes: Tensor) -> SpikeEvents:
         """
-        The spikes of a dense tensor, with their heights. The result carries no gradient.
+        The spikes of a dense tensor, with their heights. The gradient of the result flows into
+        `spikes`.
 
         :param spikes: tensor of shape `(T, B, *features)`, floating-point. Every entry that is not
             0 is a spike
@@ -115,14 +123,17 @@ class SpikeEvents(Spikes):
         :raises ValueError: `spikes` has fewer than three dimensions, or `T = 0`
         """
         check_dense(spikes)
-        flat = spikes.detach().flatten(2).contiguous()
-        backend, _ = backends.explain(spikes.device.type)
-        collect = collect_events
-        if backend == "numba" and spikes.dtype in (torch.float32, torch.float64):
-            collect = backends.load(backend, "linear").collect_events
+        return cls.of_neuron(spikes, None)
+
+    @classmethod
+    def of_neuron(cls, spikes: Tensor, height: Tensor | None) -> SpikeEvents:
+        """The spikes that a neuron returns, dense and of height 1. They get the given height."""
         new = object.__new__(cls)
         new.num_steps, new.features = spikes.shape[0], spikes.shape[2:]
-        new.folded, new.dtype, new._events = False, spikes.dtype, collect(flat)
+        new.folded, new.dtype, new._events = False, spikes.dtype, _collect(spikes.detach())
+        new.height = None if height is None else height.expand(new.features)
+        tracked = spikes.requires_grad and torch.is_grad_enabled()
+        new.carrier = carrier_of(spikes) if tracked else None
         return new
 
     @classmethod
@@ -174,16 +185,20 @@ class SpikeEvents(Spikes):
 
     def to_dense(self) -> Tensor:
         """
-        The spikes as a tensor `(T, B, *features)`. Spikes of a unit in the same step add up.
+        The spikes as a tensor `(T, B, *features)`, differentiable. Spikes of a unit in the same
+        step add up.
 
         :rtype: torch.Tensor
         """
         spikes = self._events.to_dense(self.num_steps, self.features.numel(), self.dtype)
-        return self._leading(spikes.unflatten(2, self.features))
+        if self.carrier is not None:
+            spikes = spikes + self.carrier  # zeros, with the gradient
+        spikes = spikes.unflatten(2, self.features)
+        return self._leading(spikes if self.height is None else spikes * self.height)
 
     def __iter__(self) -> Iterator[Tensor]:
         """The dense spikes of one step after the other, `(B, *features)` each."""
-        if self.folded or torch.compiler.is_compiling():
+        if self.folded or self.requires_grad or torch.compiler.is_compiling():
             return iter(self.materialize("__iter__"))
         return self._steps()
 
@@ -197,31 +212,45 @@ class SpikeEvents(Spikes):
         for now in order.split(per_step):
             step = torch.zeros(self.shape[1:], dtype=self.dtype, device=self.device)
             step.view(-1).index_add_(0, index[now], heights[now])
-            yield step
+            yield step if self.height is None else step * self.height
 
     def events(self) -> Events:
         """All spikes in the order of their samples and times."""
         return self._events
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient can flow into the spikes or their height."""
+        height = self.height is not None and self.height.requires_grad
+        return self.carrier is not None or height
+
     def detach(self) -> SpikeEvents:
-        """This object: events carry no gradient."""
-        return self
+        """The same spikes without a gradient."""
+        return self._with_events(self._events, lambda height: height)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> SpikeEvents:
-        """The same spikes on another device, or this object if it is on that device."""
+        """
+        The same spikes on another device, without a gradient. If the spikes are on that device,
+        the method returns this object, with its gradient.
+        """
         self._check_target(device)
-        moved = self._events.map(lambda x: x.to(device, non_blocking=non_blocking))
-        return self if moved.times.device == self.device else self._is_like(_events=moved)
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=non_blocking)
+
+        moved = self._events.map(move)
+        return self if moved.times.device == self.device else self._with_events(moved, move)
 
     def pin_memory(self) -> SpikeEvents:
         """
-        The same spikes in pinned memory. A `DataLoader` with `pin_memory=True` calls this method.
+        The same spikes in pinned memory, without a gradient. A `DataLoader` with `pin_memory=True`
+        calls this method.
         """
-        return self._is_like(_events=self._events.map(Tensor.pin_memory))
+        return self._with_events(self._events.map(Tensor.pin_memory), Tensor.pin_memory)
 
     def samples(self, index: Tensor | slice) -> SpikeEvents:
         """
-        Some samples of the batch.
+        Some samples of the batch, without a gradient.
 
         :param index: a slice, a list or a tensor of one dimension
         :type index: slice, list or torch.Tensor
@@ -238,16 +267,40 @@ class SpikeEvents(Spikes):
         source = torch.arange(total, device=self.device) + shift
         values = None if events.values is None else events.values[source]
         taken = Events(new, events.times[source], events.units[source], values)
-        return self._is_like(_events=taken)
+        return self._with_events(taken, lambda height: height)
+
+    def _with_events(self, events: Events, move: Callable[[Tensor], Tensor]) -> SpikeEvents:
+        """Other events of the same units, without a gradient; ``move`` moves the height."""
+        height = None if self.height is None else move(self.height.detach())
+        return self._is_like(_events=events, height=height, carrier=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.detach().__dict__
 
     def _with_features(self, features: Sequence[int]) -> SpikeEvents:
-        return self._is_like(features=torch.Size(features))
+        height = None if self.height is None else self.height.reshape(*features)
+        return self._is_like(features=torch.Size(features), height=height)
 
     def __repr__(self) -> str:
+        gradient = ", requires_grad=True" if self.requires_grad else ""
         return (
             f"SpikeEvents(shape={tuple(self.shape)}, events={len(self._events.times)}, "
-            f"device={str(self.device)!r})"
+            f"device={str(self.device)!r}{gradient})"
         )
+
+
+@never_compiled  # the number of events depends on the spikes
+def _collect(spikes: Tensor) -> Events:
+    if is_traced():
+        raise RuntimeError(
+            "SpikeEvents cannot be a part of an exported program, whose shapes do not depend on "
+            'the spikes: use dense spikes, with spike_format="dense" of the neuron or of convert'
+        )
+    flat = spikes.flatten(2).contiguous()
+    backend, _ = backends.explain(spikes.device.type)
+    if backend == "numba" and spikes.dtype in (torch.float32, torch.float64):
+        return backends.load(backend, "linear").collect_events(flat)
+    return collect_events(flat)
 
 
 def _check_events(

@@ -46,6 +46,7 @@ def _times_of(tensors: dict[str, Any], options: dict[str, Any]) -> SpikeTimes:
 def _events_state(spikes: SpikeEvents) -> _State:
     events = spikes.events()._asdict()
     tensors = {name: events.pop(name) for name in ("offsets", "times", "units", "values")}
+    tensors |= {"height": spikes.height, "carrier": spikes.carrier}
     options: dict[str, Any] = {"num_steps": spikes.num_steps, "folded": spikes.folded}
     options |= {"features": list(spikes.features), "dtype": _name(spikes.dtype)}
     return tensors, options | events
@@ -54,9 +55,12 @@ def _events_state(spikes: SpikeEvents) -> _State:
 def _events_of(tensors: dict[str, Any], options: dict[str, Any]) -> SpikeEvents:
     options = dict(options)
     flags = {name: options.pop(name) for name in ("once", "padded")}
+    tensors = dict(tensors)
     state = options | {
         "features": torch.Size(options["features"]),
         "dtype": getattr(torch, options["dtype"]),
+        "height": tensors.pop("height"),
+        "carrier": tensors.pop("carrier"),
     }
     new = object.__new__(SpikeEvents)
     new.__dict__.update(state, _events=Events(**tensors, **flags))
@@ -184,20 +188,24 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
+def _height(parts: Sequence[SpikeTimes] | Sequence[SpikeEvents]) -> Tensor | None:
+    """The height that all samples of a batch share."""
+    height = parts[0].height
+    if not all(_equal(part.height, height) for part in parts):
+        raise ValueError(
+            "samples of one batch have different heights, but a batch has one height for each "
+            "feature: construct all samples with the same height"
+        )
+    return height
+
+
 def _collate_times(parts: Sequence[SpikeTimes], **_: Any) -> SpikeTimes:
     """One batch from several, such as ``SpikeTimes.samples`` returns."""
     _same(parts, "num_steps")
     _same(parts, "features")
-    first = parts[0]
-    height = first.height
-    for part in parts:
-        if not _equal(part.height, height):
-            raise ValueError(
-                "samples of one batch have different heights, but a batch has one height for each "
-                "feature: construct all samples with the same height"
-            )
     times = torch.cat([part.times for part in parts])
-    return SpikeTimes(times, first.num_steps, height=height, dtype=_same(parts, "dtype"))
+    dtype = _same(parts, "dtype")
+    return SpikeTimes(times, parts[0].num_steps, height=_height(parts), dtype=dtype)
 
 
 def _collate_events(parts: Sequence[SpikeEvents], **_: Any) -> SpikeEvents:
@@ -214,7 +222,9 @@ def _collate_events(parts: Sequence[SpikeEvents], **_: Any) -> SpikeEvents:
     joined = Events(
         offsets, torch.cat([e.times for e in events]), torch.cat([e.units for e in events]), values
     )
-    return SpikeEvents(joined, num_steps, features, dtype=_same(parts, "dtype"))
+    batch = SpikeEvents(joined, num_steps, features, dtype=_same(parts, "dtype"))
+    batch.height = _height(parts)
+    return batch
 
 
 default_collate_fn_map.update({SpikeTimes: _collate_times, SpikeEvents: _collate_events})

@@ -73,6 +73,10 @@ def test_equals_the_original_in_every_spike(name):
     assert torch.equal(spikes, expected[0])
     assert torch.allclose(mem, expected[1])
     assert torch.equal(fast(x)[0], spikes)  # spike_format="auto" decides after the first call
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some layers read dense spikes
+        of_events = convert(model, refractory=0, spike_format="times")
+        assert torch.allclose(of_events(x)[0].to_dense(), spikes)
     weights = torch.randn_like(mem)
     for spk, u in ((spikes, mem), expected):
         (spk * weights + u * weights.cos()).sum().backward()
@@ -112,7 +116,6 @@ def test_a_loop_inside_forward_is_compared_with_its_own_spikes(refractory):
             "'1' .RLeaky.* without refractory=",
         ),
         (leaky(reset_delay=False), {}, ConversionError, "make it with reset_delay=True"),
-        (leaky(), {"spike_format": "times"}, ValueError, "spike_format='dense'"),
         (leaky(), {"gradient": "spike_time"}, ValueError, "gradient='masked'"),
         (leaky(), {"refractory": -1}, ValueError, "0 or more"),
     ],

@@ -238,6 +238,86 @@ class OfStates(nn.Module):
         return torch.stack(out)
 
 
+class Deferred(Net):
+    """Values computed from the step before, which no neuron reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.decay = nn.Parameter(torch.rand(12))
+
+    def forward(self, x):
+        mem, scale = self.lif1.init_leaky(), torch.full((12,), 0.3)
+        trace, slow, other, total, best = torch.zeros(x.size(1), 12), 0, 0.5, 0, -torch.ones(12)
+        since, still, change, traces, found, fades = 9.0, 0.0, 0.0, [], [], []
+        faded = torch.zeros(x.size(1), 12)
+        for t in range(x.size(0)):
+            before = mem
+            spk, mem = self.lif1(self.fc1(x.select(0, t) + x[t : t + 1].squeeze(0)), before)
+            trace = self.decay * trace + (1 - scale) * spk
+            slow, other = other - slow * 0.5, 0.3 * other + trace / (t + 1)
+            total += spk
+            best = torch.maximum(best, total * 0.1 - mem)
+            since = torch.where(spk > 0, 0.0, since * 1.1)
+            change = (0.5 * change) + spk.mean()
+            with torch.no_grad():
+                still = 0.7 * still - mem
+            faded *= 0.5  # in place: the record of the step before holds it, too
+            faded += spk
+            fades.append(faded)
+            traces.append(trace)
+            found.append(trace.clamp(max=0.2).unsqueeze(0))
+        records = [torch.stack(traces), torch.stack(fades), torch.cat(found)]
+        return [*records, slow, other, total, best, since, change, still]
+
+
+class Joined(Net):
+    """Records that grow by concatenation."""
+
+    def forward(self, x):
+        mem = self.lif1.init_leaky()
+        spikes, mems = torch.empty(0, x.size(1), 12), torch.ones(x.size(1), 2, 12)
+        for frame in x:
+            spk, mem = self.lif1(self.fc1(frame), mem)
+            spikes = torch.cat((spikes, spk.unsqueeze(0)))
+            mems = torch.cat([mems, mem[:, None], mem.unsqueeze(1)], dim=1)
+        return spikes, mems, mem
+
+
+class ReadStates(Net):
+    """Membranes and synaptic currents as attributes of neurons, before and after they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif1 = snn.Synaptic(0.9, 0.8, init_hidden=True)
+        self.lif2 = snn.Leaky(0.8, init_hidden=True)
+
+    def forward(self, x):
+        utils.reset(self)
+        self.lif2.mem = x.new_zeros(x.size(1), 4)
+        records, change = [], 0.0
+        for t in range(x.size(0)):
+            lif, before = self.lif2, self.lif2.mem
+            spk = lif(self.fc2(self.lif1(self.fc1(x[t])) + 0.1 * self.lif1.syn))
+            records.append(torch.cat([spk, lif.mem, self.lif1.mem.clamp(max=1), self.lif1.syn], 1))
+            change = 0.5 * change + (lif.mem - before).abs()
+        return torch.stack(records), change, self.lif1.syn
+
+
+class Halved(Hidden):
+    def forward(self, x):
+        utils.reset(self)
+        out = []
+        for frame in x:
+            out.append(self.step(frame))
+            self.lif.mem = self.lif.mem * 0.5
+        return torch.stack(out)
+
+
+def test_a_state_that_the_loop_writes_is_refused():
+    with pytest.raises(ConversionError, match="'lif': its state 'mem' is not passed on"):
+        convert(awake(Halved()))(torch.rand(SEQUENCE))
+
+
 FORMS = {
     "abstract and generic": (lambda: OfKind[int](), [(B, 6)]),
     "__call__, a progress bar": (Called, [SEQUENCE]),
@@ -252,6 +332,9 @@ FORMS = {
     "continue": (Skips, [(B, 6)]),
     "BatchNorm": (Norms, [(B, 6)]),
     "layers with states": (OfStates, [SEQUENCE]),
+    "values of the step before": (Deferred, [SEQUENCE]),
+    "concatenated records": (Joined, [SEQUENCE]),
+    "states of neurons": (ReadStates, [SEQUENCE]),
 }
 
 
@@ -381,9 +464,9 @@ class Traced(Hidden):
 
     def forward(self, x):
         utils.reset(self)
-        trace, out = 0, []
+        trace, out = torch.zeros(x.size(1), 4), []
         for frame in x:
-            trace = 0.9 * trace + self.step(frame)
+            trace = 0.9 * trace + self.step(frame + 0 * trace.sum())
             out.append(trace)
         return torch.stack(out)
 

@@ -160,10 +160,28 @@ FRESH = "spk, _ = self.lif1(self.fc1(x[t]), self.lif1.init_leaky())"
 APPEND = "out.append(spk)"
 HAZARDS = {
     "trace": (
-        [STEP, "trace = 0.9 * trace + spk", "out.append(trace)"],
+        [STEP, "trace = 0.9 * trace + spk", "out.append(self.fc2(trace))"],
         "'trace' of the step before",
     ),
-    "previous": ([STEP, "out.append(spk + last)", "last = mem"], "'last' of the step before"),
+    "read by a neuron": (
+        [STEP, "trace = 0.9 * trace + spk", "spk, _ = self.lif2(trace)", APPEND],
+        "'trace' of the step before",
+    ),
+    "read as a state": (
+        ["mem = 0.5 * mem", STEP, APPEND],
+        "'lif1' is given a state 'mem' that is not its own",
+    ),
+    "the state of the step before": (
+        ["spk, mem = self.lif1(self.fc1(x[t]) - self.lif1.mem.mean(), mem)", APPEND],
+        "'lif1.mem' of the step before",
+    ),
+    "a power": ([STEP, "trace = spk + trace ** 2", APPEND], "'trace' of the step before"),
+    "at some steps": (
+        [STEP, "if t > 2:", " trace = 0.9 * trace + spk", APPEND],
+        "'trace' of the step before|branch differs",
+    ),
+    "in place": ([STEP, "trace = torch.add(spk, 1, out=trace)", APPEND], "with out="),
+    "a window": ([STEP, "out.append(spk * x[t : t + 2].sum())"], "index that is not understood"),
     "clamp": ([STEP, "mem = mem.clamp(max=1)", APPEND], "'lif1': its state 'mem'"),
     "clamp in place": ([STEP, "mem.detach().clamp_(max=0)", APPEND], "'lif1': its state 'mem'"),
     "branch": ([STEP, "if spk.sum() > 1:", " spk = 2 * spk", APPEND], "branch depends"),

@@ -43,7 +43,7 @@ def test_weights_start_as_in_the_papers():
 
 
 @pytest.mark.parametrize("readout", ["sum", "max", "last"])
-@pytest.mark.parametrize("layers", ["30", "30-20", "4C3-P2-20"])
+@pytest.mark.parametrize("layers", ["30", "30-20", "4C3-P2-20", "4C3-AP2-20"])
 @pytest.mark.parametrize("kind", ["single-spike", "multi-spike"])
 def test_spikes_are_those_of_the_loop_and_so_are_gradients(codes, kind, layers, readout):
     results = []
@@ -103,12 +103,28 @@ def test_surrogates_are_those_asked_for(codes, surrogate):
 
 
 def test_convolutions_and_poolings_have_the_shapes_they_say(codes):
-    for spike_format in ("dense", "times"):
-        scores, (maps, units) = network(layers="4C3-P2-20", spike_format=spike_format)(codes)
-        assert maps.shape == (20, 6, 4, 6, 6)
-        assert units.shape == (20, 6, 20)
-        assert scores.shape == (6, 10)
-    assert network(layers="4C3-P2-20").stages[1].beta.shape == (4, 1, 1)
+    for layers, side in (("4C3-P2-20", 3), ("4C3-AP2-20", 6)):
+        for spike_format in ("dense", "times"):
+            scores, (maps, units) = network(layers=layers, spike_format=spike_format)(codes)
+            assert maps.shape == (20, 6, 4, side, side)
+            assert units.shape == (20, 6, 20)
+            assert scores.shape == (6, 10)
+    assert [type(m).__name__ for m in network(layers="4C3-P2-20").stages] == [
+        *("EachStep", "EachStep", "SingleSpikeLeaky", "Linear", "SingleSpikeLeaky")
+    ]
+    assert network(layers="4C3-P2-20").stages[2].beta.shape == (4, 1, 1)
+
+
+@pytest.mark.filterwarnings("error::snn_single_spike.spikes.MaterializationWarning")
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def test_convolutions_and_maxima_run_from_spike_times(rule):
+    """No layer makes dense maps, forward or backward, so nothing warns."""
+    spikes = SpikeTimes(torch.randint(0, 50, (3, 1, 8, 8)), 50)
+    net = network(layers="4C3-P2-5C2-P2-7", spike_format="times", gradient=rule)
+    scores, hidden = net(spikes)
+    nn.functional.cross_entropy(scores, torch.arange(3)).backward()
+    assert all(isinstance(x, SpikeTimes) for x in hidden)
+    assert net.stages[0].layer.weight.grad.abs().max() > 0
 
 
 def test_spikes_are_counted_in_every_form(codes):
@@ -124,7 +140,11 @@ def test_spikes_are_counted_in_every_form(codes):
         ({"layers": "0"}, "'0': use numbers of at least 1"),
         ({"layers": "10-4C3"}, "'4C3': images are needed, but the input has 10 units"),
         ({"layers": "4C9"}, "'4C9': the input images are only 8 x 8"),
-        ({"layers": "P2-10"}, "'P2': put a layer of neurons before the first pooling"),
+        ({"layers": "P2-10"}, "'P2': put a convolution before the first pooling"),
+        ({"layers": "AP2-10"}, "'AP2': put a convolution before the first pooling"),
+        ({"layers": "4C3-P2-P2"}, "'P2': P is the maximum of the currents.*use AP2"),
+        ({"layers": "4C3-AP2-P2"}, "'P2': P is the maximum of the currents.*use AP2"),
+        ({"layers": "4C3-AP7"}, "'AP7': the input maps are only 6 x 6"),
         ({"layers": "4C3-P7"}, "'P7': the input maps are only 6 x 6"),
         ({"dataset": "yinyang", "layers": "4C3"}, "'4C3': images are needed.*4 units"),
         (

@@ -95,9 +95,12 @@ def test_runs_of_one_seed_are_the_same_and_of_another_are_not(tmp_path):
 
 
 @pytest.mark.usefixtures("_every_batch_is_shown")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, number):
-    made = settings(augment="crop:1,noise:0.2:1", milestones="1", weight_decay="1e-4")
+@pytest.mark.parametrize(
+    ("number", "layers"), [(signal.SIGINT, "20"), (signal.SIGTERM, "4C3-P2-20")]
+)
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, number, layers):
+    augment = "crop:1,noise:0.2:1"
+    made = settings(layers=layers, augment=augment, milestones="1", weight_decay="1e-4")
     whole = training.train(made, tmp_path / "whole")
     cut = tmp_path / "cut"
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -319,6 +322,7 @@ def test_events_train(tmp_path, spike_format):
         {},
         {"layers": "30-20", "spike_penalty": "1e-2"},
         {"layers": "4C3-P2-20"},
+        {"layers": "4C3-AP2-20"},
         {"gradient": "pre_spike"},
     ],
     ids=str,

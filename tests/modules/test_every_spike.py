@@ -1,26 +1,43 @@
 """Neurons with ``refractory``: every spike of snnTorch, and refractory periods."""
 
+import pickle
+
 import pytest
 import snntorch as snn
 import torch
 from snntorch import surrogate
+from torch import nn
+from torch.utils.data import default_collate
 
 from snn_single_spike import (
     FusedLeaky,
+    LeakyReadout,
     LeakyState,
     SingleSpikeAlpha,
     SingleSpikeLapicque,
     SingleSpikeLeaky,
     SingleSpikeLinear,
     SingleSpikeSynaptic,
+    SpikeEvents,
     SpikeTimes,
 )
-from snn_single_spike.functional import single_spike_leaky
+from snn_single_spike.functional import single_spike_leaky, spike_count
 from snn_single_spike.ops.validation import RESETS
 
 from tests.support import sequential
 from tests.support.devices import device_of
 from tests.support.surrogates import differentiable, fused, smooth
+
+READERS = {
+    "linear, every spike": lambda: nn.Sequential(nn.Linear(19, 5), FusedLeaky(0.8)),
+    "linear, one spike": lambda: nn.Sequential(nn.Linear(19, 5), SingleSpikeLeaky(0.8)),
+    "SingleSpikeLinear": lambda: SingleSpikeLinear(19, 5, 0.8),
+    "readout": lambda: nn.Sequential(nn.Linear(19, 5), LeakyReadout(0.9)),
+    "spike_count": lambda: lambda spikes: spike_count(spikes, "sample"),
+    "dense operation": lambda: lambda spikes: spikes.sin(),
+    "dropout": lambda: nn.Dropout(0.0),
+    "several": lambda: lambda spikes: spike_count(spikes) + spikes.cumsum(0)[-1].sum(0),
+}
 
 SHAPE = (2, 19)  # whole vectors of the numba loops, and a rest
 
@@ -279,12 +296,6 @@ def test_what_cannot_be_is_refused():
     for wrong in (-1, 1.0, True, "all"):
         with pytest.raises(ValueError, match="must be an integer, 0 or more"):
             FusedLeaky(0.9, refractory=wrong)
-    with pytest.raises(ValueError, match="spike_format='dense'"):
-        FusedLeaky(0.9, spike_format="times")
-    lif = SingleSpikeLeaky(0.9, spike_format="times")
-    lif.refractory = 0
-    with pytest.raises(ValueError, match="spike_format='dense'"):
-        lif(x)
     with pytest.raises(TypeError, match=r"more than one spike, use nn\.Linear"):
         SingleSpikeLinear(3, 2, 0.9, refractory=0)
     with pytest.raises(ValueError, match="SingleSpikeLeaky spikes once per sample"):
@@ -316,3 +327,73 @@ def test_a_linear_layer_from_spike_times_drives_every_spike():
         assert spk.sum(0).max() > 1
     for mine, right in zip(*results, strict=True):
         assert torch.allclose(mine, right, atol=1e-5)
+
+
+def first(out):
+    out = out[0] if isinstance(out, tuple) else out
+    return out.to_dense() if hasattr(out, "to_dense") else out
+
+
+@pytest.mark.parametrize("threshold", [0.9, 20.0])
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.filterwarnings("ignore::snn_single_spike.spikes.MaterializationWarning")
+def test_events_leave_with_the_gradient_of_dense_spikes(reader, threshold):
+    """With a threshold of 20, and few spikes, the layer behind computes from events."""
+    torch.manual_seed(5)
+    behind = READERS[reader]()
+    x = (torch.randn(120, *SHAPE) * 2).double()
+    height = nn.Parameter(torch.rand(19, dtype=torch.float64) + 0.5)
+    if isinstance(behind, nn.Module):
+        behind.double()
+    results = []
+    for spike_format in ("dense", "times"):
+        current = x.clone().requires_grad_()
+        lif = FusedLeaky(0.99, threshold, spike_format=spike_format)
+        lif.graded_spikes_factor = height
+        spikes = lif(current)[0]
+        if spike_format == "times":
+            assert isinstance(spikes, SpikeEvents)
+            assert spikes.requires_grad
+        out = first(behind(spikes))
+        parameters = behind.parameters() if isinstance(behind, nn.Module) else ()
+        results.append(
+            (
+                first(spikes),
+                out,
+                *torch.autograd.grad((out * out).sum(), (current, height, *parameters)),
+            )
+        )
+    assert results[0][0].count_nonzero() > 3
+    for mine, right in zip(*results, strict=True):
+        assert torch.allclose(mine, right, rtol=1e-10, atol=1e-12)
+    assert results[0][2].any()
+
+
+def test_events_of_neurons_in_other_forms():
+    lif = FusedLeaky(0.9, 0.5, spike_format="times", graded_spikes_factor=2.0)
+    x = torch.randn(30, 3, 4, requires_grad=True)
+    spikes = lif(x)[0]
+    dense = spikes.to_dense()
+    assert "requires_grad=True" in repr(spikes)
+    assert set(dense.unique().tolist()) == {0.0, 2.0}
+    assert spikes.to("cpu") is spikes
+    for other, expected in (
+        (spikes.detach(), dense),
+        (pickle.loads(pickle.dumps(spikes)), dense),
+        (spikes.samples(slice(1, 3)), dense[:, 1:3]),
+        (default_collate([spikes.samples(slice(0, 1)), spikes.samples(slice(1, 3))]), dense),
+        (spikes.reshape(30, 3, 2, 2), dense.view(30, 3, 2, 2)),
+    ):
+        assert torch.equal(other.to_dense(), expected)
+        assert torch.equal(torch.stack(list(other)), expected)
+        assert other.requires_grad == (other.dim() == 4)
+    with torch.no_grad():
+        assert not lif(x)[0].requires_grad
+    compiled = torch.compile(lambda x: lif(x)[0].to_dense(), backend="eager")
+    assert torch.equal(compiled(x), dense)
+
+
+def test_dense_spikes_as_events_keep_their_gradient():
+    x = torch.randn(6, 2, 5).relu().requires_grad_()
+    SpikeEvents.from_dense(x).to_dense().sin().sum().backward()
+    assert torch.allclose(x.grad, x.detach().cos())

@@ -57,7 +57,25 @@ NETS = {
         nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(4, 3, 2)),
         3 * 4,
     ],
+    "averages of currents": lambda: [
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(3, 2)),
+        nn.Sequential(nn.Conv2d(4, 6, 2, padding=1, groups=2), nn.AvgPool2d(2)),
+        6 * 4,
+    ],
+    "batch norm": lambda: [
+        nn.Sequential(nn.Conv2d(2, 4, 3), batch_norm(4), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(4, 3, 2, bias=False), batch_norm(3)),
+        3 * 4,
+    ],
 }
+
+
+def batch_norm(channels):
+    made = nn.BatchNorm2d(channels)
+    for value in (made.weight, made.bias, made.running_mean, made.running_var):
+        value.data.copy_(torch.rand(channels) / 4)
+    made.weight.data.sub_(0.1)  # a negative factor
+    return made
 
 
 def network(name):
@@ -78,9 +96,10 @@ def network(name):
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.data.mul_(2)
-    return net
+    return net.eval()
 
 
+@pytest.mark.filterwarnings("ignore:.*BatchNorm takes its statistics")
 @pytest.mark.parametrize("kind", ["times", "events"])
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 @pytest.mark.parametrize("name", NETS)
@@ -242,6 +261,58 @@ def test_windows_of_a_maximum_that_fall_back_to_dense_maps():
     twice = F.max_pool2d(current, 2)
     with pytest.warns(MaterializationWarning):
         assert torch.equal(F.max_pool2d(twice, 3), F.max_pool2d(F.max_pool2d(dense, 2), 3))
+
+
+POOLS = [
+    ((2,), {}, {}),
+    ((3, 1), {"stride": 2, "dilation": 2, "padding": 3}, {}),
+    (((2, 3), (3, 2)), {"stride": (1, 2), "padding": (0, 2), "groups": 2}, {}),
+    ((3,), {"dilation": (1, 3)}, {"count_include_pad": False}),
+]
+
+
+@pytest.mark.parametrize(("window", "how", "options"), POOLS, ids=repr)
+def test_an_average_of_currents_is_a_convolution(window, how, options):
+    conv = nn.Conv2d(2, 4, (3, 2), **how).double()
+    current = conv(times_of(2, 9, 10).fold())
+    made = F.avg_pool2d(current, *window, **options)
+    assert isinstance(made, ConvCurrent)
+    dense, expected = made.to_dense(), F.avg_pool2d(current.to_dense(), *window, **options)
+    assert relative_error(dense, expected) < 1e-12
+    grads = [torch.autograd.grad(x.square().sum(), conv.parameters()) for x in (dense, expected)]
+    for mine, right in zip(*grads, strict=True):
+        assert relative_error(mine, right) < 1e-12
+
+
+def test_an_average_in_one_dimension():
+    current = nn.Conv1d(2, 4, 3).double()(times_of(2, 11).fold())
+    made = F.avg_pool1d(current, 3, 2)
+    assert isinstance(made, ConvCurrent)
+    assert relative_error(made.to_dense(), F.avg_pool1d(current.to_dense(), 3, 2)) < 1e-12
+
+
+def test_averages_and_batch_norms_that_fall_back_to_dense_maps():
+    current = nn.Conv2d(2, 4, 3).double()(times_of(2, 8, 8).fold())
+    pooled, dense = F.max_pool2d(current, 2), F.max_pool2d(current.to_dense(), 2)
+    norm = batch_norm(4).double().eval()
+    others = [
+        (lambda x: F.avg_pool2d(x, 2, padding=1), current),
+        (lambda x: F.avg_pool2d(x, 3, ceil_mode=True), current),
+        (lambda x: F.avg_pool2d(x, 2, divisor_override=3), current),
+        (lambda x: F.avg_pool2d(x, 2), pooled),
+        (norm, pooled),  # a negative factor
+        (nn.BatchNorm2d(4).double(), current),  # in training
+        (nn.BatchNorm2d(4, track_running_stats=False).double().eval(), current),
+    ]
+    for layer, x in others:
+        with pytest.warns(MaterializationWarning, match="ConvCurrent"):
+            made = layer(x)
+        given = dense if x is pooled else current.to_dense()
+        assert relative_error(made, layer(given)) < 1e-12
+    norm.weight.data.abs_()
+    made = norm(pooled)
+    assert isinstance(made, ConvCurrent)
+    assert relative_error(made.to_dense(), norm(dense)) < 1e-12
 
 
 def test_ties_and_bias_in_windows(cpu_backend):

@@ -1,6 +1,10 @@
 """The earliest spike of a window."""
 
+import pickle
+import warnings
+
 import pytest
+import snntorch as snn
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,7 +16,10 @@ from snn_single_spike import (
     SingleSpikeLinear,
     SpikeEvents,
     SpikeTimes,
+    convert,
+    revert,
 )
+from snn_single_spike.conversion import ConversionError
 from snn_single_spike.functional import first_spike_pool2d
 
 STEPS = 9
@@ -98,3 +105,58 @@ def test_refusals():
         first_spike_pool2d(spikes_of().flatten(2), 2)
     with pytest.raises(ValueError, match=r"\(channels, 1, 1\)"):
         first_spike_pool2d(spikes_of(height=torch.rand(2, 6, 5, dtype=torch.float64)), 2)
+
+
+def model():
+    """Two poolings: of currents, and of spikes."""
+    hidden = {"beta": 0.9, "threshold": 0.2, "init_hidden": True}
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.MaxPool2d(2, 1),
+        snn.Leaky(**hidden),
+        nn.MaxPool2d((2, 3), stride=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+        snn.Leaky(**hidden, output=True),
+    ).double()
+
+
+@pytest.mark.filterwarnings("ignore:'3'. MaxPool after a neuron")
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def test_converted_models_pool_the_first_spikes(rule):
+    net, spikes = model(), spikes_of()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of several spikes of a window
+        fast = convert(
+            net, spike_format="times", gradient=rule, first_spike_pooling=True, check=False
+        )
+    right = convert(net, spike_format="times", gradient=rule, check=False)
+    right[3] = FoldedFirst((2, 3), 2, 1)
+    found = []
+    for made in (fast, pickle.loads(pickle.dumps(fast)), right):
+        out, mem = made(spikes)
+        (mem.to_dense().square().sum() + out.to_dense().sum()).backward()
+        found.append([out.times, *(p.grad for p in made.parameters())])
+    assert (found[0][0] >= 0).any()
+    for mine, copied, expected in zip(*found, strict=True):
+        assert torch.equal(mine, expected)
+        assert torch.equal(copied, expected)
+    assert repr(fast[3]) == repr(net[3])
+    assert type(revert(fast)[3]) is nn.MaxPool2d
+
+
+class FoldedFirst(FirstSpikePool2d):
+    def forward(self, spikes):
+        return super().forward(spikes.unfold()).fold()
+
+
+def test_first_spike_pooling_is_refused_where_it_changes_nothing():
+    with pytest.raises(ValueError, match="requires spike_format='times', not 'auto'"):
+        convert(model(), first_spike_pooling=True)
+    with pytest.raises(ValueError, match="does not support check=True"):
+        convert(model(), spike_format="times", first_spike_pooling=True, check=True)
+    with pytest.raises(ConversionError, match=r"needs an nn\.MaxPool2d"):
+        convert(model()[4:], spike_format="times", first_spike_pooling=True)
+    with pytest.warns(UserWarning, match="first_spike_pooling=True the earliest spike"):
+        convert(model())

@@ -176,9 +176,12 @@ def test_two_dense_tensors_of_one_and_a_function_of_torch():
     assert torch.equal(leaf.grad, torch.full_like(leaf, 6))
 
 
-def test_events_carry_no_gradient():
-    assert not SpikeEvents.from_dense(graded().requires_grad_()).requires_grad
-    assert not SpikeEvents.from_dense(graded().requires_grad_()).to_dense().requires_grad
+def test_events_carry_the_gradient_of_dense_spikes_only():
+    leaf = graded().requires_grad_()
+    spikes = SpikeEvents.from_dense(leaf)
+    (spikes.to_dense().sum() + (2 * spikes).sum()).backward()
+    assert torch.equal(leaf.grad, torch.full_like(leaf, 3))
+    assert not SpikeEvents(spikes.events(), spikes.num_steps, spikes.features).requires_grad
 
 
 @pytest.mark.parametrize(

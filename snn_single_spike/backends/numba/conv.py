@@ -4,26 +4,25 @@ A cell is all channels of a position and group. Each spike adds its rows of weig
 that it reaches once. A thread owns samples. Gradients of the weights are summed over ranges of
 samples, so no result depends on timing.
 
-A surrogate rule reads every step. Its backward pass writes the dense current of a few samples from
-the spikes, runs the reverse scan of :mod:`.neuron` over it, and gathers the adjoint at the spikes.
+A surrogate rule reads every step. Its backward pass integrates the membranes of one sample again,
+and keeps one step of the adjoint. The gradient to the inputs is (T, n, units), for a few samples.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from snn_single_spike.kernels.numba import arguments
+from snn_single_spike.kernels.numba.compiling import RESETS
 from snn_single_spike.kernels.numba.conv_backward_closed_form import conv_backward_closed_form_loop
-from snn_single_spike.kernels.numba.conv_current import (
-    conv_current_loop,
-    conv_gather_loop,
-    conv_unpool_loop,
-)
+from snn_single_spike.kernels.numba.conv_backward_scan import conv_backward_scan_loop
 from snn_single_spike.kernels.numba.conv_forward import conv_first_spikes_loop
+from snn_single_spike.kernels.numba.conv_to_input import conv_to_input_loop
 from snn_single_spike.kernels.numba.simd import LANES
 
 from .. import _convolution as convolution
@@ -36,13 +35,9 @@ from .._types import (
     ConvNeurons,
     Convolution,
     GradientFactors,
-    Neuron,
-    OutputGradients,
-    Saved,
 )
 from ..memory import empty
-from ._launch import as_array, as_events, in_threads, plain
-from .neuron import neuron_backward
+from ._launch import as_array, as_events, in_threads, plain, spike_gradient
 
 _TABLE = 1 << 16  # elements of a table of powers, which has at least _JUMP steps
 _JUMP = 64  # steps that a table of powers reaches at least
@@ -178,16 +173,6 @@ def _step(
     )
 
 
-def _scratch(conv: Convolution, weight: Tensor, kind: np.dtype) -> tuple[object, ...]:
-    """Work space of the loops that read every step, if the neurons read the maximum of windows."""
-    cells, lanes = _cells(conv, weight)
-    return (
-        tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
-        np.empty((4, lanes), kind),
-        np.empty(cells if conv.pools else 0, np.int32),
-    )
-
-
 def _kernel(weight: Tensor) -> tuple[int, int]:
     return weight.shape[2], weight.shape[3]
 
@@ -275,33 +260,13 @@ def conv_backward_closed_form(
     grad_bias.copy_(total.flatten())
 
 
-def _to_cells(features: Tensor, conv: Convolution) -> Tensor:
-    """(..., O * positions) in the order of cells: channels of a group side by side."""
-    by_group = features.unflatten(-1, (conv.groups, -1, conv.positions))
-    return by_group.transpose(-1, -2).flatten(-3)
-
-
-def _to_features(cells: Tensor, conv: Convolution) -> Tensor:
-    """The inverse of :func:`_to_cells`."""
-    by_cell = cells.unflatten(-1, (conv.groups, conv.positions, -1))
-    return by_cell.transpose(-1, -2).flatten(-3)
-
-
-def _cell_gradient(grad_spikes: GradientFactors, conv: Convolution) -> GradientFactors:
-    """The gradient to the spikes in the order of cells."""
-    if grad_spikes.weight is not None:
-        return grad_spikes._replace(weight=_to_cells(grad_spikes.weight, conv).contiguous())
-    return GradientFactors(
-        lambda samples: _to_cells(grad_spikes.rows(samples), conv).contiguous(), None
-    )
-
-
-def _cell_neuron(layer: ConvNeurons, conv: Convolution) -> Neuron:
-    neuron = layer.neuron(conv.positions)
-    return neuron._replace(
-        beta=_to_cells(neuron.beta, conv).contiguous(),
-        threshold=_to_cells(neuron.threshold, conv).contiguous(),
-    )
+def _sum_of_cells(
+    by_range: np.ndarray, neurons: arguments.ConvLayer, conv: Convolution, into: Tensor
+) -> None:
+    """Write the sum over ranges (ranges, cells of neurons, lanes) to a parameter (O, ...)."""
+    total = torch.from_numpy(by_range).sum(0)[:, : neurons.out_channels]
+    of_channel = total.unflatten(0, (conv.groups, -1)).transpose(1, 2).reshape(len(into), -1)
+    into.copy_(of_channel.sum_to_size(into.view(len(into), -1).shape).view(into.shape))
 
 
 def conv_backward_scan(
@@ -315,64 +280,72 @@ def conv_backward_scan(
     surrogate: Surrogate,
     out: ConvGradients,
 ) -> None:
-    weight = layer.weight
-    dtype, device = weight.dtype, weight.device
-    patches = _patches(conv, _kernel(weight))
-    batch, neurons = times.shape
-    channels = len(weight) // conv.groups
-    packed = as_numpy(_packed(weight, conv.groups))
-    bias = as_numpy(_by_cell(layer.bias[:, None], conv.groups, 0.0))
-    threads = torch.get_num_threads()
-    gradient = np.zeros((threads, *packed.shape), packed.dtype)
-    neuron, gradients = _cell_neuron(layer, conv), _cell_gradient(grad_spikes, conv)
-    first = _to_cells(times, conv).to(torch.int64)
-    piece = max(_PIECE // (num_steps * neurons), threads)
-    totals = layer.beta.new_zeros(3, neurons)
-    given = plain(as_events(events, dtype), patches)
-    scratch = [_scratch(conv, weight, packed.dtype) for _ in range(threads)]
-    for low in range(0, batch, piece):
-        part = slice(low, min(low + piece, batch))
-        n = part.stop - low
-        current, lam = (
-            empty((num_steps, n, neurons), dtype=dtype, device=device) for _ in range(2)
+    weight, dtype = layer.weight, layer.weight.dtype
+    patches, shape = _patches(conv, _kernel(weight)), _cells(conv, weight)
+    neurons = _layer(weight, layer.bias, layer.beta, layer.threshold, conv, num_steps=1)
+    kind, threads = neurons.weight.dtype, torch.get_num_threads()
+    piece = max(_PIECE // (num_steps * times.shape[1]), threads)
+    ranges = min(threads, len(times))
+    want_weight = out.weight is not None
+    gradient = np.zeros((ranges, *neurons.weight.shape), kind)
+    totals = np.zeros((3, ranges, *shape), kind)
+    sums = (0 if rule == "masked" else shape[0], shape[1])
+    through = spike_gradient(rule, surrogate, dtype)
+    given = plain(
+        as_events(events, dtype), patches, neurons, RESETS[layer.reset], num_steps, as_numpy(times)
+    )
+    states = [
+        arguments.ConvScan(
+            mem=np.empty((num_steps, *shape), kind),
+            lam=np.empty(shape, kind),
+            g=np.zeros(shape, kind),
+            tail=np.empty(sums, kind),
+            ramp=np.empty(sums, kind),
+            first=np.empty(shape, np.int32),
+            limit=np.empty(shape, np.int32),
+            counters=np.empty((2, shape[0]), np.int32),
+            rows=np.empty((4, shape[1]), kind),
+            step=tuple(_step(conv, weight, kind, current=True, routed=conv.pools)),
         )
-        beta, threshold = (current.new_empty(n * neurons) for _ in range(2))
-        calls = [
-            (low + i, low + j, low, *scratch[k], *given, packed, bias, channels)
-            for k, (i, j) in enumerate(_ranges(n, threads))
-        ]
-        in_threads(conv_current_loop, [(*call, as_numpy(current)) for call in calls])
-        neuron_backward(
-            num_steps,
-            dtype,
-            Saved(current.flatten(1), recompute=True),
-            neuron,
-            first[part].flatten(),
-            OutputGradients(gradients.to_dense(part).flatten(1)),
-            rule,
-            surrogate,
-            {"current": lam.flatten(1), "beta": beta, "threshold": threshold},
-        )
-        if out.weight is not None:
-            in_threads(
-                conv_gather_loop,
-                [(*call, as_numpy(lam), gradient[k]) for k, call in enumerate(calls)],
+        for _ in range(ranges)
+    ]
+    for low in range(0, len(times), piece):
+        part = slice(low, min(low + piece, len(times)))
+        rows = as_array(grad_spikes.to_dense(part), 3, dtype)
+        dense = arguments.DenseGradient(rows, np.empty((0, 0, 0), kind), low)
+        calls = []
+        for k, (i, j) in enumerate(_ranges(part.stop - low, ranges)):
+            into = arguments.ConvScanGradients(
+                gradient[k] if want_weight else gradient[k, :0],
+                *totals[:, k],
+                as_array(out.current, 3, dtype),
             )
-            totals += torch.stack(
-                (
-                    lam.sum((0, 1)),
-                    beta.view(n, neurons).sum(0),
-                    threshold.view(n, neurons).sum(0),
-                )
+            calls.append(
+                (low + i, low + j, *plain(states[k]), *given, *plain(dense, through, into))
             )
-        if out.current is not None:
-            out.current[:, part] = _to_features(lam, conv)
+        in_threads(conv_backward_scan_loop, calls)
     if out.weight is not None:
         _unpack(gradient, out.weight, conv.groups)
-        for total, into in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
-            assert into is not None
-            of_channel = _to_features(total, conv).view(len(into), -1)
-            into.copy_(of_channel.sum_to_size(into.view(len(into), -1).shape).view(into.shape))
+        for total, parameter in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
+            assert parameter is not None
+            _sum_of_cells(total, neurons, conv, parameter)
+
+
+@functools.lru_cache(64)
+def _transposed(conv: Convolution, kernel: tuple[int, int]) -> tuple[Any, ...]:
+    """Indices of :class:`arguments.TransposedConv`, and the size of its maps."""
+    channels = conv.channels // conv.groups
+    height = (conv.out_height - 1) * conv.stride_y + conv.dilation_y * (kernel[0] - 1) + 1
+    width = (conv.out_width - 1) * conv.stride_x + conv.dilation_x * (kernel[1] - 1) + 1
+    taps = np.arange(kernel[0])[:, None] * conv.dilation_y * width
+    if conv.dilation_x > 1:  # with a dilation of 1, a row of the kernel lies side by side
+        taps = taps + np.arange(kernel[1]) * conv.dilation_x
+    y, x = np.divmod(np.arange(conv.out_height * conv.out_width), conv.out_width)
+    patches = (y * conv.stride_y * width + x * conv.stride_x) * channels
+    y = np.arange(conv.height) + conv.top
+    inside = np.where(y < height, (y * width + conv.left) * channels, -1)
+    covered, size = max(width - conv.left, 0), height * width * channels
+    return taps.flatten() * channels, patches, inside, covered, size
 
 
 def conv_to_input(
@@ -380,22 +353,38 @@ def conv_to_input(
 ) -> Tensor:
     if not conv.pools:
         return convolution.to_input(lam, None, weight, conv)
-    n, channels = lam.shape[1], len(weight) // conv.groups
+    n, kernel = lam.shape[1], _kernel(weight)
     packed = as_numpy(_packed(weight, conv.groups))
     bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
-    positions = conv.out_height * conv.out_width
-    shape = (num_steps, n, conv.groups * positions * channels)
-    unpooled = empty(shape, dtype=lam.dtype, device=lam.device).zero_()
-    given = plain(as_events(events, weight.dtype), _patches(conv, _kernel(weight)))
-    rows = as_numpy(lam.contiguous()), as_numpy(unpooled)
-    calls = [
-        (i, j, 0, *_scratch(conv, weight, packed.dtype), *given, packed, bias, channels, *rows)
-        for i, j in _ranges(n, torch.get_num_threads())
-    ]
-    in_threads(conv_unpool_loop, calls)
-    by_cell = unpooled.view(num_steps * n, conv.groups, positions, channels)
-    if conv.groups == 1:  # channels last in memory
-        maps = by_cell.view(-1, conv.out_height, conv.out_width, channels).permute(0, 3, 1, 2)
-    else:
-        maps = by_cell.transpose(2, 3).reshape(-1, len(weight), conv.out_height, conv.out_width)
-    return convolution.maps_to_input(maps, num_steps, weight, conv)
+    rows, patches, inside, covered, size = _transposed(conv, kernel)
+    given = plain(as_events(events, weight.dtype), _patches(conv, kernel))
+    by_row = weight.permute(2, 3, 0, 1) if len(rows) > kernel[0] else weight.permute(2, 0, 3, 1)
+    by_row = by_row.reshape(len(rows), len(weight), -1).contiguous()
+    out = empty((num_steps, n, conv.units), dtype=lam.dtype, device=lam.device)
+    shape, threads = _cells(conv, weight), torch.get_num_threads()
+    positions, channels = len(patches), len(weight) // conv.groups
+    by_sample = [(*part, 0, num_steps) for part in _ranges(n, threads)]
+    by_step = [(0, n, *part) for part in _ranges(num_steps, threads)]
+    calls = []
+    for part in by_step if n < threads else by_sample:
+        layer = arguments.TransposedConv(
+            lam=as_numpy(lam.contiguous()),
+            weight=as_numpy(by_row),
+            rows=rows,
+            patches=patches,
+            inside=inside,
+            covered=covered,
+            size=(conv.channels // conv.groups, conv.height, conv.width),
+            maps=np.empty(size, packed.dtype),
+            counts=np.empty(positions, np.int32),
+            lanes=np.empty((positions, channels), np.int32),
+            values=np.empty((positions, channels), packed.dtype),
+        )
+        scratch = (
+            tuple(_step(conv, weight, packed.dtype, current=True, routed=True)),
+            np.empty((4, shape[1]), packed.dtype),
+            np.empty(shape[0], np.int32),
+        )
+        calls.append((part, 0, *scratch, *given, packed, bias, *plain(layer), as_numpy(out)))
+    in_threads(conv_to_input_loop, calls)
+    return out

@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...spikes import SpikeEvents, choice
+from ...spikes.between import MAX_POOLS, windows_side_by_side
 from ...spikes.choice import Layer
-from ...spikes.current import MAX_POOLS, windows_side_by_side
 from ...spikes.lazy import LazyTensor
 from ..source.place import of_torch
 from ..source.repeated import source_of_forward

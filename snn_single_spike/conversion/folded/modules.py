@@ -39,6 +39,7 @@ from ..source.methods import entry_of
 from ..source.place import of_torch
 from .checked import call_model
 from .immediate import resets_at_spike, run_with_immediate_reset
+from .pooling import EarliestMaxPool2d
 
 __all__ = [
     "FOLDED",
@@ -63,6 +64,8 @@ class Folded(SingleSpikeNeuron):
     time: Time
     path: str
     original: type
+    states_read: tuple[str, ...] = ()
+    """States, such as "mem", that the user's code reads from the neuron in a loop over time."""
     _continues = False
 
     def forward(self, input_: Tensor, *states: Tensor | None, **named: Any) -> Any:
@@ -125,11 +128,16 @@ class Folded(SingleSpikeNeuron):
         def take_states(sequence: Any) -> Any:
             return (), loop.take_states(self, names, given, sequence.shape[1:])
 
-        out = self._run_folded(input_, take_states)
+        hidden = bool(self.states_read) and self.init_hidden and not self.output
+        self.output = self.output or hidden
+        try:
+            out = self._run_folded(input_, take_states)
+        finally:
+            self.output = self.output and not hidden
         for state in out[1:] if isinstance(out, tuple) else ():
             mark_own_state(state, self.path)
         loop.returned(self, names, out)
-        return out
+        return out[0] if hidden else out
 
     def _check_call(self, *states: Tensor | None) -> None:
         if not self.time.num_steps:
@@ -285,6 +293,8 @@ def revert_in_place(model: Any) -> None:
             part.__class__ = original_class(part)
         elif isinstance(part, Folded):
             unfold_neuron(part)
+        elif isinstance(part, EarliestMaxPool2d):
+            part.__class__ = nn.MaxPool2d  # type: ignore[assignment]
         for key, hook in list(part._forward_pre_hooks.items()):
             if hook is _dense_inputs:
                 del part._forward_pre_hooks[key]

@@ -14,7 +14,8 @@ from torch import Tensor
 from ...spikes.lazy import LazyTensor
 from ..refusals.layers import ConversionError
 from ..refusals.state import mark_own_state
-from .carried import Carried, Scalars, Steps, Sum
+from .carried import Carried, Operation, Scalars, Steps, Sum
+from .deferred import Values, evaluate
 from .indexed import norms_by_step
 from .running import KEEP, active_run, refuse
 
@@ -47,6 +48,9 @@ class Loop:
         self.number, run.number = run.number, run.number + 1
         self.entered: dict[str, Any] = {}
         self.slots: list[tuple[str, tuple[Any, ...], Carried]] = []
+        self.states_read: list[tuple[Any, str, Carried]] = []  # by the user's code
+        self.operations: list[Operation] = []
+        self.values = Values()
         self.outputs: dict[tuple[str, int], Any] = {}
         self._versions: dict[tuple[str, int], Any] = {}
         self.names = {id(value): name for name, value in local.items()}
@@ -100,9 +104,20 @@ class Loop:
                 setattr(self.owner, name, self._carry(f"self.{name}", (), self._saved[name]))
         if run.expand:
             self._expand()
+        self._carry_states_that_are_read()
         self._norms = norms_by_step(self, run.model)
         self._norms.__enter__()
         return self
+
+    def _carry_states_that_are_read(self) -> None:
+        """Before a neuron has run, its attribute ``mem`` is that of the step before."""
+        for neuron in self.run.model.modules():
+            for name in getattr(neuron, "states_read", ()):
+                carried = Carried(f"{neuron.path}.{name}", vars(neuron).get(name))
+                self.run.states.append((neuron, name, carried.initial))
+                self.slots.append((carried.name, (), carried))
+                self.states_read.append((neuron, name, carried))
+                vars(neuron)[name] = carried
 
     def _expand(self) -> None:
         batch = self.time.batch = self.run.batches[self.number]
@@ -126,7 +141,8 @@ class Loop:
         self.run.loop = None
         self.time.num_steps, self.time.folded = 0, []
         # The loop outlives forward, and would hold the tensors of the user's names.
-        self._local, self.outputs = {}, {}
+        self._local, self.outputs, self.operations, self.values = {}, {}, [], Values()
+        self.states_read = []
 
     def index(self) -> Any:
         """The value of the loop variable."""
@@ -207,6 +223,10 @@ class Loop:
         """Append a value at every step, or at the chosen ones."""
         entries = self._records.setdefault(id(target), [])
         chosen = self.chosen or [True] * self.steps
+        if isinstance(value, Operation):
+            value = value.unsqueeze(0) if rows else value
+            entries.extend((t, value) for t in range(self.steps) if chosen[t])
+            return
         for step, entry in enumerate(self.each(value)):
             if chosen[step]:
                 entries.append((step, entry.unsqueeze(0) if rows else entry))
@@ -230,7 +250,7 @@ class Loop:
                 if not neuron.starts(state) and state.shape == shape:
                     initial[name] = state
                 continue
-            if not isinstance(state, Carried) or isinstance(state, Sum) or state.taken:
+            if not isinstance(state, Carried) or isinstance(state, (Sum, Operation)) or state.taken:
                 raise ConversionError(
                     f"neuron {neuron.path!r} is given a state {name!r} that is not its own state "
                     "of the step before, in a loop over time. Carry it from step to step, "
@@ -260,6 +280,10 @@ class Loop:
             for position, state in enumerate(states):
                 self.outputs[neuron.path, position] = state
                 self._versions[neuron.path, position] = _version(state)
+                if parameters[position] in neuron.states_read:
+                    name = parameters[position]
+                    self.run.states.append((neuron, name, vars(neuron)[name]))
+                    vars(neuron)[name] = state
 
     def end(self, local: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
         """Check what the loop carries, and give names their values of the last step."""
@@ -270,9 +294,9 @@ class Loop:
                     f"at once, so the list is filled after the loop. Read it there, or {KEEP}"
                 )
             entries.sort(key=lambda entry: entry[0])  # several entries of a step keep their order
-            self.lists[target].extend(entry for _, entry in entries)
         ends = {name: local[name] for name in self.stored if name in local}
         held = {**local, **{f"self.{n}": getattr(self.owner, n, None) for n in self.attributes}}
+        held |= {carried.name: vars(neuron)[n] for neuron, n, carried in self.states_read}
         fixed = {id(carried) for _, _, carried in self.slots}
         own = {}
         for name, path, carried in self.slots:
@@ -290,6 +314,22 @@ class Loop:
             setattr(module, name, last := self._leave(state))
             mark_own_state(last, place[0])
         self._fixed, self._own = fixed, own
+        if self.operations:
+            after = [(carried, _at(held.get(name), path)) for name, path, carried in self.slots]
+            recorded = any(
+                isinstance(x, Operation) for entries in self._records.values() for _, x in entries
+            )
+            self.values = evaluate(self, after, self.operations, only_last=not recorded)
+        for target, entries in self._records.items():
+            self.lists[target].extend(
+                self.values[x][step] if isinstance(x, Operation) else x for step, x in entries
+            )
+        for neuron, name, carried in self.states_read:
+            state = vars(neuron)[name]
+            returned = any(self._is_returned(state, place) for place in self.outputs)
+            if neuron.init_hidden and state is not carried and not returned:
+                raise self._changed(neuron.path, name)
+            vars(neuron)[name] = self._leave(state)
         result = {name: self._leave(value) for name, value in ends.items() if name in needed}
         for name, value in self._local.items():
             if name in self.written_into and isinstance(value, (list, dict)):
@@ -318,6 +358,8 @@ class Loop:
     def _leave(self, value: Any) -> Any:
         if isinstance(value, (Steps, Scalars)):
             return value.values[-1]
+        if isinstance(value, Operation):
+            return self.values[value][-1]
         if isinstance(value, Sum):
             if id(value) not in self._own:
                 value._no()

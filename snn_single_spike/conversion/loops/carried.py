@@ -3,7 +3,7 @@
 - :class:`Steps`: numbers of Python that differ from step to step, such as the loop variable
 - :class:`Scalars`: the same for tensors without dimensions, such as ``spk.sum()``
 - :class:`Carried`: a value that the loop carries from one step to the next. A neuron accepts it as
-  its state, a sum adds to it, and everything else raises
+  its state, a sum adds to it, and an :class:`Operation` on it waits for the end of the loop
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ _ELEMENTWISE = {
     *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__"),
     *("__rtruediv__", "__pow__", "__rpow__", "__rdiv__", "__div__"),
 }
+_DEFERRED = {
+    *("add", "sub", "rsub", "mul", "div", "true_divide", "maximum", "minimum", "max", "min"),
+    *("where", "lerp", "clamp", "clamp_min", "clamp_max", "relu", "neg", "abs", "detach"),
+    *("exp", "sigmoid", "tanh", "sum", "mean", "squeeze", "unsqueeze"),
+    *("cat", "concat", "concatenate"),
+}
+"""Names of functions of torch that :class:`Operation` notes: none that has weights, draws random
+numbers or changes its argument."""
 _OF_ONE = {"exp", "log", "sqrt", "sigmoid", "tanh", "neg", "abs", "detach", "cpu", "float"}
 
 
@@ -59,7 +67,7 @@ class Steps:
             return Steps([function(value, other) for value in self.values])
         if isinstance(other, (Tensor, Scalars)):
             return function(self._scalars(), other)
-        return self._no()
+        return NotImplemented if isinstance(other, Carried) else self._no()
 
     def _scalars(self) -> Scalars:
         return Scalars(torch.tensor(self.values))
@@ -127,6 +135,8 @@ class Scalars:
             return Scalars(function(self.values, theirs.values.to(self.values.device)))
         if isinstance(other, (int, float)) or (isinstance(other, Tensor) and not other.dim()):
             return Scalars(function(self.values, other))
+        if isinstance(other, Carried):
+            return NotImplemented
         if loop is None or not isinstance(other, (Tensor, LazyTensor)):
             return self._no()
         steps = loop.unfold(other)
@@ -182,42 +192,104 @@ class Carried:
     def _no(self, *_: Any, **__: Any) -> Any:
         refuse(
             f"the code uses {self.name!r} of the step before. A converted model runs all steps at "
-            "once. A value may go from step to step only as the unchanged state of a neuron, "
-            f"spk, mem = lif(x, mem), or as a sum, total += x. Use a neuron for it, or {KEEP}"
+            "once. A value may go from step to step as the unchanged state of a neuron, "
+            "spk, mem = lif(x, mem), as a sum, total += x, or through arithmetic that no layer "
+            f"reads, trace = 0.9 * trace + spk. Use a neuron for it, or {KEEP}"
         )
 
     def __add__(self, other: Any) -> Any:
         if isinstance(self.initial, (Tensor, int, float)) and _is_summand(other):
             return Sum(self, [other])
-        return self._no()
+        return self._operation(operator.add, self, other)
 
     def __sub__(self, other: Any) -> Any:
         if isinstance(self.initial, (Tensor, int, float)) and _is_summand(other):
             return Sum(self, [-other])
-        return self._no()
+        return self._operation(operator.sub, self, other)
 
-    __radd__ = __add__
-    __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __mod__ = __pow__ = _no
-    __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = _no
+    def __mul__(self, other: Any) -> Any:
+        return self._operation(operator.mul, self, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._operation(operator.truediv, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._operation(operator.sub, other, self)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._operation(operator.truediv, other, self)
+
+    def __neg__(self) -> Any:
+        return self._operation(operator.neg, self)
+
+    def __imul__(self, other: Any) -> Any:  # in place, as records may hold the value
+        return self._operation(operator.imul, self, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._operation(operator.itruediv, self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+    __mod__ = __pow__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = _no
     __getitem__ = __float__ = __int__ = __index__ = __matmul__ = __rmatmul__ = _no
     __and__ = __or__ = __invert__ = __format__ = __str__ = _no
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        self._no()
+        if name not in _DEFERRED or not hasattr(Tensor, name):
+            self._no()
+        return lambda *args, **kwargs: self._operation(getattr(Tensor, name), self, *args, **kwargs)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        mine = next((x for x in args if isinstance(x, Carried)), None)
-        if func.__name__ in ("add", "__add__", "__radd__") and len(args) == 2 and not kwargs:
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        mine = next(x for x in leaves if isinstance(x, Carried))
+        name = func.__name__
+        name = name.strip("_") if name.startswith("__") else name
+        if name in ("add", "radd") and len(args) == 2 and not kwargs:
             other = args[1] if args[0] is mine else args[0]
-            if mine is not None and not isinstance(other, Carried):
+            if not isinstance(other, Carried):
                 return mine + other
-        if mine is None:
-            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-            mine = next(x for x in leaves if isinstance(x, Carried))
-        Carried._no(mine)
+        if name not in _DEFERRED:
+            Carried._no(mine)
+        return mine._operation(func, *args, **(kwargs or {}))
+
+    def _operation(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note an operation on numbers and tensors, for the end of the loop."""
+        loop = active_loop()
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        refused = loop is None or loop.chosen is not None or "out" in kwargs
+        if refused or not all(map(_is_operand, leaves)):
+            return self._no()
+        operation = Operation(self.name, function, args, kwargs)
+        loop.operations.append(operation)
+        return operation
+
+
+class Operation(Carried):
+    """An operation on a carried value, which waits for the end of the loop.
+
+    See :mod:`~snn_single_spike.conversion.loops.deferred`.
+    """
+
+    def __init__(self, name: str, function: Any, args: Any, kwargs: Any) -> None:
+        super().__init__(name, None)
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.with_gradient = torch.is_grad_enabled()
+
+    def __add__(self, other: Any) -> Any:
+        return self._operation(operator.add, self, other)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._operation(operator.sub, self, other)
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._operation(operator.iadd, self, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._operation(operator.isub, self, other)
+
+    __radd__ = __add__
 
 
 def add_or_start(total: Any, value: Any) -> Any:
@@ -237,12 +309,14 @@ class Sum(Carried):
         self.origin, self.added = origin, added
 
     def __add__(self, other: Any) -> Any:
-        return Sum(self.origin, [*self.added, other]) if _is_summand(other) else self._no()
+        if _is_summand(other):
+            return Sum(self.origin, [*self.added, other])
+        return self._operation(operator.add, self, other)
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
-        return self + -other if _is_summand(other) else self._no()
+        return self + -other if _is_summand(other) else super().__sub__(other)
 
     def total(self, loop: Any) -> Any:
         """The value after the last step."""
@@ -257,6 +331,13 @@ class Sum(Carried):
             else:
                 out = out + loop.unfold(added).sum(0)
         return out
+
+
+def _is_operand(x: Any) -> bool:
+    if isinstance(x, Carried) and not isinstance(x, Operation):
+        return isinstance(x.initial, (Tensor, int, float))
+    kinds = (Tensor, LazyTensor, Steps, Scalars, Operation, torch.dtype, torch.device)
+    return isinstance(x, kinds) or type(x) in (int, float, bool, type(None))
 
 
 def _is_summand(x: Any) -> bool:

@@ -26,6 +26,9 @@ class Indexed:
     def __getitem__(self, index: Any) -> Any:
         if not _has_step(index):
             return self.value[index]
+        if (window := _window_of_one(index)) is not None:
+            one, position = window
+            return self[one].unsqueeze(position)
         loop, value = self.loop, self.value
         if id(value) in loop.names:
             loop.run.indexed.add((loop.number, loop.names[id(value)]))
@@ -136,6 +139,21 @@ def _is_window(part: Any) -> bool:
     return isinstance(part, slice) and any(
         isinstance(x, Steps) for x in (part.start, part.stop, part.step)
     )
+
+
+def _window_of_one(index: Any) -> tuple[Any, int] | None:
+    """``x[t]`` in the place of ``x[t : t + 1]``, and the position of its dimension of size 1."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    windows = [i for i, part in enumerate(parts) if _is_window(part)]
+    before = parts[: windows[0]] if windows else []
+    if len(windows) != 1 or any(part != slice(None) for part in before):
+        return None
+    window = parts[windows[0]]
+    size = window.stop - window.start if isinstance(window.start, Steps) else None
+    if window.step is not None or not isinstance(size, Steps) or set(size.values) != {1}:
+        return None
+    parts[windows[0]] = window.start
+    return (tuple(parts) if isinstance(index, tuple) else parts[0]), len(before)
 
 
 class norms_by_step:

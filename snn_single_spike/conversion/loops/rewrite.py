@@ -21,7 +21,7 @@ from .plain import Position, names, plain_loops, position, statements_at, stored
 
 __all__ = ["Rewritten", "RewrittenMethod", "rewritten_methods"]
 
-_ON_TENSORS = {"view", "reshape", "item", "numel", *steps.REDUCTIONS}
+_ON_TENSORS = {"view", "reshape", "select", "item", "numel", *steps.REDUCTIONS}
 
 
 class RewrittenMethod(NamedTuple):

@@ -35,6 +35,8 @@ class LoopRun:
     loop: Any = None
     number: int = 0
     loop_failed: tuple[int, int] | None = None  # steps and batch of a loop that raised
+    states: list[tuple[Any, str, Any]] = field(default_factory=list)
+    """Neurons, with the states that they get back after the call."""
 
     def __enter__(self) -> LoopRun:
         self.outer = active_run()
@@ -44,6 +46,9 @@ class LoopRun:
 
     def __exit__(self, *exception: object) -> None:
         _active.run = self.outer
+        for neuron, name, state in self.states:
+            vars(neuron)[name] = state
+        self.states.clear()
 
 
 def active_run() -> LoopRun | None:

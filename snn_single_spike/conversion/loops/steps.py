@@ -210,6 +210,10 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
         if name == "item":
             return Steps(value.values.tolist())
         return value if name in REDUCTIONS else getattr(value, name)(*arguments)
+    if name == "select" and len(arguments) == 2 and isinstance(arguments[1], Steps):
+        dim = arguments[0] % value.dim()
+        index = (slice(None),) * dim + (arguments[1],)
+        return Indexed(loop, value)[index]
     batch = loop.time.batch
     rows = value.shape[0] if value.dim() else 0
     folded = batch and rows == loop.steps * batch and loop.steps > 1

@@ -304,15 +304,23 @@ def shape_advice(num_steps: int, batch: int, static_input: bool) -> str:
 
 
 def warn_about_differences(
-    model: nn.Module, looped: Collection[str] = (), once: bool = True
+    model: nn.Module,
+    looped: Collection[str] = (),
+    once: bool = True,
+    first_spike_pooling: bool = False,
 ) -> None:
     """Warn about layers that compute something else over a whole sequence than step by step.
 
     :param looped: paths of modules with a loop over time inside ``forward``, which take the
         statistics of BatchNorm at every step
     :param once: whether every neuron spikes at most once in the converted model
+    :param first_spike_pooling: whether MaxPool2d lets one spike of a window through
     """
     previous: nn.Module | None = None
+    fix = (
+        ". With spike_format='times' and first_spike_pooling=True the earliest spike of each "
+        "window passes alone"
+    )
     for path, module in model.named_modules():
         in_loop = any(not p or path.startswith(f"{p}.") for p in looped)
         if isinstance(module, BATCH_NORM) and not in_loop:
@@ -322,11 +330,12 @@ def warn_about_differences(
                 stacklevel=user_depth(),
             )
         pools = isinstance(module, (*MAX_POOL, _ADAPTIVE)) and isinstance(previous, SpikingNeuron)
-        if once and pools:
+        if once and pools and not (first_spike_pooling and type(module) is nn.MaxPool2d):
             name = "AdaptiveMaxPool" if isinstance(module, _ADAPTIVE) else "MaxPool"
             warnings.warn(
                 f"{path!r}: {name} after a neuron passes on every first "
-                "spike of its window, so a pooled unit can spike more than once",
+                "spike of its window, so a pooled unit can spike more than once"
+                f"{fix if type(module) is nn.MaxPool2d else ''}",
                 stacklevel=user_depth(),
             )
         if not path.endswith(".recurrent") and not isinstance(module, _PASSES):  # of an RLeaky

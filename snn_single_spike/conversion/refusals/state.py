@@ -21,7 +21,7 @@ import sys
 import sysconfig
 import types
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,7 @@ __all__ = [
     "membranes",
     "reject_changes",
     "reject_state",
+    "states_read",
 ]
 
 INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is_replica"}
@@ -62,11 +63,25 @@ _MARK = "_single_spike_state_of"
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
 
 
-def reject_state(model: nn.Module) -> None:
-    """Raise ConversionError for an attribute that a forward reads before it writes it."""
+def states_read(module: nn.Module) -> Iterator[tuple[Any, str]]:
+    """Neurons, and the states that the code of a module reads from them, ``self.lif.mem``."""
+    flow = flow_of_module(module)
+    for path in {**flow.neuron_states, **dict.fromkeys(flow.carried)}:
+        found = flow.tensor_of_layer(path)
+        if found is not None and isinstance(found[0], SpikingNeuron):
+            yield found
+
+
+def reject_state(model: nn.Module, looped: Collection[str]) -> None:
+    """Raise ConversionError for an attribute that a forward reads before it writes it.
+
+    ``looped`` are the paths of the parts with a loop over time, where a neuron's state is known.
+    """
     for path, module in model.named_modules():
         flow = flow_of_module(module)
         for name, line in flow.neuron_states.items():
+            if path in looped:
+                continue
             raise ConversionError(
                 f"{_layer(path, module)} reads {'.'.join(('self', *name))!r} ({line}). In a "
                 "converted model a neuron holds the state of the last step, not of this one. Use "

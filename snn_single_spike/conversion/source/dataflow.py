@@ -380,7 +380,7 @@ class Flow:
         self, path: Path, node: ast.AST, written: frozenset[Path], into: dict[Path, str]
     ) -> None:
         self.complete &= path[0] != "__dict__"
-        tensor = self._tensor_of_layer(path)
+        tensor = self.tensor_of_layer(path)
         if tensor and isinstance(tensor[0], SpikingNeuron):
             self._record(path, node, self.neuron_states)
         else:
@@ -393,13 +393,13 @@ class Flow:
         if not path:
             return
         line = f"{self._file}:{getattr(node, 'lineno', '?')}"
-        if into is self.writes and (tensor := self._tensor_of_layer(path)):
+        if into is self.writes and (tensor := self.tensor_of_layer(path)):
             if isinstance(tensor[0], SpikingNeuron):
                 return  # a reset
             self.early.setdefault(path, line)  # the layer reads its tensors
         into.setdefault(path, line)
 
-    def _tensor_of_layer(self, path: Path) -> tuple[nn.Module, str] | None:
+    def tensor_of_layer(self, path: Path) -> tuple[nn.Module, str] | None:
         """The submodule, and the name of its parameter, buffer or state, that a path leads to."""
         layer = self.owner
         for layer_path, name in itertools.pairwise(path):

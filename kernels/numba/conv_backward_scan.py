@@ -1,0 +1,251 @@
+"""Gradients of a convolution and its neurons by a surrogate rule, which read every step.
+
+A thread owns samples. The membranes of one sample are integrated again, into (T, cells, L), and the
+reverse scan goes back from there. The adjoint of one step stays in the cache: it is added to the
+gradient of the weights at the spikes of the step, and only written out if a caller wants it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arguments import (
+    ConvLayer,
+    ConvScan,
+    ConvScanGradients,
+    ConvStep,
+    DenseGradient,
+    Events,
+    Patches,
+    SpikeGradient,
+)
+from .block import given
+from .compiling import (
+    MASKED,
+    PRE_SPIKE,
+    SUBTRACT,
+    ZERO_BEFORE,
+    helper,
+    inlined_helper,
+    part_of_caller,
+)
+from .conv_patch import (
+    add_cell_to_tap,
+    add_current,
+    clear_rows,
+    neuron_of,
+    parameters_of,
+    peak,
+    reach,
+    route,
+)
+from .simd import LANES, load, store, where
+from .surrogate import surrogate_slope
+
+
+@part_of_caller
+def _limits(sample, spiked, steps, rule, causal, patches, out_channels, state):
+    """The first spike, and the last step with a gradient, of each neuron of a sample.
+
+    Returns the last step with a gradient of all neurons.
+    """
+    first, limit, stop = state.first, state.limit, state.counters[0]
+    latest = np.int32(-1)
+    for cell in range(first.shape[0]):
+        stop[cell] = -1
+        for j in range(first.shape[1]):
+            first[cell, j], limit[cell, j] = -2, -1  # the padding has no gradient
+        for j in range(out_channels):
+            step = spiked[sample, neuron_of(cell, j, patches, out_channels)]
+            first[cell, j] = step if step >= 0 else steps
+            limit[cell, j] = first[cell, j] - np.int32(rule == PRE_SPIKE) if causal else steps
+            stop[cell] = max(stop[cell], min(limit[cell, j], steps - 1))
+        latest = max(latest, stop[cell])
+    return latest
+
+
+@inlined_helper
+def _add_currents(start, end, now, events, patches, step, marked, layer):
+    """Add the spikes from ``start`` to ``end`` - 1 to the current of a step."""
+    one = layer.weight.dtype.type(1)
+    for e in range(start, end):
+        channel, count = reach(events.units[e], patches, step.reached)
+        group = channel // patches.group
+        value = events.values[e] if given(events.values) else one
+        for i in range(count):
+            cell, tap = step.reached[0, i], step.reached[1, i]
+            add_current(cell, group, channel, tap, value, now, step, layer.weight, layer.bias)
+            marked[step.reached[2, i]] = now
+
+
+@inlined_helper
+def _integrate(cell, t, q, currents, index, zeroes, subtracts, state, layer):
+    """One step of the membranes of a cell."""
+    mem = state.mem
+    for j in range(0, mem.shape[2], LANES):
+        u = load(currents, (index, j))
+        if t > 0:
+            held = load(mem, (t - 1, cell, j))
+            fired = load(state.first, (cell, j)) == t - 1
+            if zeroes:
+                held = where(fired, mem.dtype.type(0), held)
+            elif subtracts:
+                u = where(fired, u - load(layer.threshold, (q, j)), u)
+            u = load(layer.beta, (q, j)) * held + u
+        store(mem, (t, cell, j), u)
+
+
+@inlined_helper
+def _integrate_again(begin, end, latest, zeroes, subtracts, events, patches, state, step, layer):
+    """Integrate the membranes of a sample up to the step ``latest``.
+
+    Returns the first spike of a later step.
+    """
+    stop, marked = state.counters[0], state.counters[1]
+    cells, e = state.first.shape[0], begin
+    for t in range(latest + 1):
+        now, start = np.int32(t), e
+        while e < end and events.times[e] == now:
+            e += 1
+        _add_currents(start, e, now, events, patches, step, marked, layer)
+        for cell in range(cells):
+            if stop[cell] < now:
+                continue
+            currents, index = layer.bias, cell // patches.neurons
+            if marked[cell] == now:
+                currents, index = step.current, cell
+                if given(patches.windows):
+                    peak(cell, now, patches, step, layer.bias, state.rows, 3)
+                    currents, index = state.rows, 3
+            q = parameters_of(cell, cells, layer.beta)
+            _integrate(cell, t, q, currents, index, zeroes, subtracts, state, layer)
+    return e
+
+
+@inlined_helper
+def _load_gradient(row, patches, out_channels, g):
+    """A row of features, (groups * channels * neurons,), in the order of cells."""
+    n = patches.neurons
+    for group in range(g.shape[0] // n):
+        for lane in range(out_channels):
+            start = (group * out_channels + lane) * n
+            # Slices, since their indices need no check for negative numbers
+            features, cells = row[start : start + n], g[group * n : group * n + n, lane]
+            for position in range(n):
+                cells[position] = features[position]
+
+
+@inlined_helper
+def _write_adjoint(lam, patches, out_channels, row):
+    """The inverse of :func:`_load_gradient`."""
+    n = patches.neurons
+    for group in range(lam.shape[0] // n):
+        for lane in range(out_channels):
+            start = (group * out_channels + lane) * n
+            features, cells = row[start : start + n], lam[group * n : group * n + n, lane]
+            for position in range(n):
+                features[position] = cells[position]
+
+
+@inlined_helper
+def _adjoint(cell, k, q, rule, zeroes, subtracts, state, layer, spike_gradient, gradients):
+    """Compute lam[k] of a cell from lam[k+1], and add to the gradients of the parameters."""
+    _, surrogate, a, b = spike_gradient
+    now, zero = np.int32(k), layer.beta.dtype.type(0)
+    for j in range(0, state.lam.shape[1], LANES):
+        here = (cell, j)
+        u, lam = load(state.mem, (k, cell, j)), load(state.lam, here)
+        enters = load(state.limit, here) >= now
+        g = where(enters, load(state.g, here), zero)
+        if rule != MASKED:
+            tail = load(state.tail, here) + g
+            ramp = load(state.ramp, here) + tail
+            store(state.tail, here, tail)
+            store(state.ramp, here, ramp)
+            g = ramp
+        slope = surrogate_slope(u - load(layer.threshold, (q, j)), surrogate, a, b)
+        through = where(enters, slope * g, zero)
+        to_threshold = load(gradients.threshold, here) - through
+        if zeroes or subtracts:
+            fired = load(state.first, here) == now
+            if zeroes:
+                lam = where(fired, zero, lam)
+            else:
+                to_threshold = to_threshold - where(fired, lam, zero)
+        store(gradients.threshold, here, to_threshold)
+        store(gradients.beta, here, load(gradients.beta, here) + lam * u)
+        lam = load(layer.beta, (q, j)) * lam + through
+        store(gradients.bias, here, load(gradients.bias, here) + lam)
+        store(state.lam, here, lam)
+
+
+@inlined_helper
+def _to_weights(start, end, now, events, patches, state, step, layer, gradient):
+    """Add the adjoint of a step to the gradient of the weights, at its spikes."""
+    stop, marked = state.counters[0], state.counters[1]
+    pools, one = given(patches.windows), gradient.dtype.type(1)
+    cells = step.routed if pools else state.lam
+    if pools:
+        _add_currents(start, end, now, events, patches, step, marked, layer)
+    for e in range(start, end):
+        channel, count = reach(events.units[e], patches, step.reached)
+        value = events.values[e] if given(events.values) else one
+        for i in range(count):
+            owner = step.reached[2, i]
+            if stop[owner] < now:
+                continue
+            if pools and marked[owner] == now:
+                marked[owner] = -1
+                route(owner, now, patches, step, layer.bias, state.lam, owner, state.rows)
+            add_cell_to_tap(cells, step.reached[0, i], value, gradient, channel, step.reached[1, i])
+
+
+@helper
+def conv_backward_scan_loop(
+    low, high, state, events, patches, layer, reset, num_steps, spiked, dense, spike_gradient,
+    gradients,
+):  # fmt: skip
+    """Gradients of the weights and parameters, or the adjoint, of the samples from ``low`` on."""
+    state, events, patches = ConvScan(*state), Events(*events), Patches(*patches)
+    layer, dense, step = ConvLayer(*layer), DenseGradient(*dense), ConvStep(*state.step)
+    spike_gradient, gradients = SpikeGradient(*spike_gradient), ConvScanGradients(*gradients)
+    rule = spike_gradient.rule
+    causal = rule in (MASKED, PRE_SPIKE)
+    zeroes, subtracts = reset == ZERO_BEFORE and not causal, reset == SUBTRACT and not causal
+    stop, cells, channels = state.counters[0], state.lam.shape[0], layer.out_channels
+    each_step = dense.rows.shape[0] > 1
+    for sample in range(low, high):
+        row = sample - dense.offset
+        for work in (state.lam, state.tail, state.ramp):
+            clear_rows(work)
+        latest = _limits(sample, spiked, num_steps, rule, causal, patches, channels, state)
+        step.seen[:] = -1
+        state.counters[1][:] = -1
+        begin, end = events.offsets[sample], events.offsets[sample + 1]
+        e = _integrate_again(
+            begin, end, latest, zeroes, subtracts, events, patches, state, step, layer
+        )
+        step.seen[:] = -1
+        state.counters[1][:] = -1
+        if given(gradients.current):
+            for k in range(latest + 1, num_steps):
+                gradients.current[k, sample] = 0
+        if not each_step:
+            _load_gradient(dense.rows[0, row], patches, channels, state.g)
+        for k in range(latest, -1, -1):
+            now, stop_at = np.int32(k), e
+            if each_step:
+                _load_gradient(dense.rows[k, row], patches, channels, state.g)
+            for cell in range(cells):
+                if stop[cell] >= now:
+                    q = parameters_of(cell, cells, layer.beta)
+                    _adjoint(
+                        cell, k, q, rule, zeroes, subtracts, state, layer, spike_gradient,
+                        gradients,
+                    )  # fmt: skip
+            while e > begin and events.times[e - 1] == now:
+                e -= 1
+            if given(gradients.weight):
+                _to_weights(e, stop_at, now, events, patches, state, step, layer, gradients.weight)
+            if given(gradients.current):
+                _write_adjoint(state.lam, patches, channels, gradients.current[k, sample])

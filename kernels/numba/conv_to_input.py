@@ -1,0 +1,167 @@
+"""The gradient to the inputs of a convolution whose neurons read the maximum of windows.
+
+One position of each window has a gradient, by channel. Its patch of weights is added to maps of the
+input with channels last and a border, which hold whole patches in few rows side by side.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arguments import ConvStep, Events, Patches, TransposedConv
+from .block import given
+from .compiling import helper, inlined_helper
+from .conv_patch import add_current, clear_rows, reach, route
+from .simd import LANES, load, store
+
+
+@inlined_helper
+def _current(start, end, now, events, patches, step, marked, weight, bias):
+    one = weight.dtype.type(1)
+    for e in range(start, end):
+        channel, count = reach(events.units[e], patches, step.reached)
+        value = events.values[e] if given(events.values) else one
+        for i in range(count):
+            cell, tap = step.reached[0, i], step.reached[1, i]
+            add_current(
+                cell, channel // patches.group, channel, tap, value, now, step, weight, bias
+            )
+            marked[step.reached[2, i]] = now
+
+
+@inlined_helper
+def _route(owner, now, row, channels, patches, step, rows, marked, bias):
+    """Give a row of the adjoint to the first maxima of one window."""
+    n = patches.neurons
+    group = owner // n
+    window = owner - group * n
+    for lane in range(channels):
+        rows[0, lane] = row[(group * channels + lane) * n + window]
+    if marked[owner] == now:
+        route(owner, now, patches, step, bias, rows, 0, rows)
+        return
+    for m in range(patches.members.shape[1]):  # the same current everywhere
+        cell = group * patches.positions + patches.members[window, m]
+        for lane in range(channels):
+            step.routed[cell, lane] = rows[0, lane] if m == 0 else 0
+
+
+@inlined_helper
+def _list_positions(group, channels, patches, routed, layer):
+    """List the channels with a gradient at each position of a group."""
+    start = group * patches.positions
+    for position in range(patches.positions):
+        count = 0
+        for lane in range(channels):  # without branches, which no processor could predict
+            value = routed[start + position, lane]
+            layer.values[position, count] = value
+            layer.lanes[position, count] = group * channels + lane
+            count += np.int64(value != 0)
+        layer.counts[position] = count
+
+
+@inlined_helper
+def _add_four(k, i, layer):
+    """Add four vectors of row ``k`` of all patches. Their weights stay in the cache."""
+    weight, maps, lanes, values = layer.weight, layer.maps, layer.lanes, layer.values
+    for position in range(layer.counts.shape[0]):
+        at = layer.patches[position] + layer.rows[k] + i
+        one, two = load(maps, at), load(maps, at + LANES)
+        three, four = load(maps, at + 2 * LANES), load(maps, at + 3 * LANES)
+        for c in range(layer.counts[position]):
+            value, lane = values[position, c], lanes[position, c]
+            one = one + value * load(weight, (k, lane, i))
+            two = two + value * load(weight, (k, lane, i + LANES))
+            three = three + value * load(weight, (k, lane, i + 2 * LANES))
+            four = four + value * load(weight, (k, lane, i + 3 * LANES))
+        store(maps, at, one)
+        store(maps, at + LANES, two)
+        store(maps, at + 2 * LANES, three)
+        store(maps, at + 3 * LANES, four)
+
+
+@inlined_helper
+def _add_one(k, i, layer):
+    """The same for one vector."""
+    weight, maps, lanes, values = layer.weight, layer.maps, layer.lanes, layer.values
+    for position in range(layer.counts.shape[0]):
+        at = layer.patches[position] + layer.rows[k] + i
+        one = load(maps, at)
+        for c in range(layer.counts[position]):
+            one = one + values[position, c] * load(weight, (k, lanes[position, c], i))
+        store(maps, at, one)
+
+
+@inlined_helper
+def _add_patches(layer):
+    """Add the patches of all positions and channels with a gradient to the maps of a group."""
+    size = layer.weight.shape[2]
+    for k in range(layer.rows.shape[0]):
+        i = 0
+        while i + 4 * LANES <= size:
+            _add_four(k, i, layer)
+            i += 4 * LANES
+        while i + LANES <= size:
+            _add_one(k, i, layer)
+            i += LANES
+        for position in range(layer.counts.shape[0]):
+            at = layer.patches[position] + layer.rows[k]
+            for c in range(layer.counts[position]):
+                value, lane = layer.values[position, c], layer.lanes[position, c]
+                for j in range(i, size):
+                    layer.maps[at + j] += value * layer.weight[k, lane, j]
+
+
+@inlined_helper
+def _write(group, layer, into):
+    """Copy the maps of a group from channels last to (channels, height, width)."""
+    channels, height, width = layer.size
+    covered = min(width, layer.covered)
+    for c in range(channels):
+        for y in range(height):
+            first, start = layer.inside[y], ((group * channels + c) * height + y) * width
+            # Slices, since their indices need no check for negative numbers
+            row = into[start : start + width]
+            if first < 0:
+                row[:] = 0
+                continue
+            pixels = layer.maps[first + c : first + c + covered * channels : channels]
+            for x in range(covered):
+                row[x] = pixels[x]
+            for x in range(covered, width):
+                row[x] = 0
+
+
+@helper
+def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed, bias, layer, out):
+    """Write the gradient to the inputs (T, n, units) for some samples and steps.
+
+    ``part`` is the first and last sample and the first and last step. The samples of ``out`` count
+    from ``offset``.
+    """
+    low, high, begin, stop = part
+    step, events, patches = ConvStep(*step), Events(*events), Patches(*patches)
+    layer = TransposedConv(*layer)
+    channels = layer.weight.shape[1] // bias.shape[0]
+    clear_rows(step.routed)
+    for sample in range(low, high):
+        e, end = events.offsets[sample], events.offsets[sample + 1]
+        step.seen[:] = -1
+        marked[:] = -1
+        for t in range(begin, stop):
+            while e < end and events.times[e] < t:
+                e += 1
+            start = e
+            while e < end and events.times[e] == t:
+                e += 1
+            _current(start, e, t, events, patches, step, marked, packed, bias)
+            for owner in range(marked.shape[0]):
+                _route(
+                    owner, t, layer.lam[t, sample - offset], channels, patches, step, rows, marked,
+                    bias,
+                )  # fmt: skip
+            for group in range(bias.shape[0]):
+                layer.maps[:] = 0
+                _list_positions(group, channels, patches, step.routed, layer)
+                _add_patches(layer)
+                _write(group, layer, out[t, sample - offset])
