@@ -14,7 +14,14 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from snn_single_spike import FusedLeaky, SingleSpikeLeaky
+from snn_single_spike import (
+    FusedLeaky,
+    SingleSpikeAlpha,
+    SingleSpikeLapicque,
+    SingleSpikeLeaky,
+    SingleSpikeRLeaky,
+    SingleSpikeSynaptic,
+)
 from snn_single_spike.functional import single_spike_leaky
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
@@ -198,3 +205,49 @@ def bench_variants(membrane: bool, compare, device: str) -> None:
         for name, layer in variants.items()
     }
     compare(contestant(ours(), current, grad, [current], "both"), peers)
+
+
+NEURONS: dict[str, tuple[type, type, dict[str, object]]] = {
+    "Synaptic": (SingleSpikeSynaptic, snn.Synaptic, {"alpha": 0.8, "beta": 0.9}),
+    "Alpha": (SingleSpikeAlpha, snn.Alpha, {"alpha": 0.9, "beta": 0.8}),
+    "Lapicque": (SingleSpikeLapicque, snn.Lapicque, {"beta": 0.9}),
+    "RLeaky": (
+        SingleSpikeRLeaky,
+        snn.RLeaky,
+        {"beta": 0.9, "V": 0.5, "all_to_all": False, "learn_recurrent": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+def bench_other_neurons(neuron: str, compare, device: str) -> None:
+    """Neurons with more states, or with feedback, against the loops of snnTorch."""
+    make = torch.Generator().manual_seed(0)
+    current, grad = (torch.randn(100, 128, 1000, generator=make).to(device) for _ in range(2))
+    current = current.mul_(0.3).requires_grad_()
+    ours, theirs, options = NEURONS[neuron]
+    once, again = (kind(**options, init_hidden=True).to(device) for kind in (ours, theirs))
+
+    def loop(x: Tensor) -> Tensor:
+        again.reset_mem()
+        return torch.stack([again(step) for step in x.unbind(0)])
+
+    assert torch.equal(once(current) > 0, first_spikes(loop(current)))
+    peers = {f"snn.{neuron} loop": contestant(loop, current, grad, [current], "both")}
+    compare(contestant(once, current, grad, [current], "both"), peers)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def bench_half_types(dtype: str, compare, device: str) -> None:
+    """Half types against float32: below 1 they are slower."""
+    make = torch.Generator().manual_seed(0)
+    current, grad = (torch.randn(100, 128, 1000, generator=make).to(device) for _ in range(2))
+    lif = SingleSpikeLeaky(0.9, init_hidden=True).to(device)
+    mine, theirs = (
+        contestant(lif, x, grad.to(x.dtype), [x], "both")
+        for x in (
+            (0.3 * current).to(kind).requires_grad_()
+            for kind in (getattr(torch, dtype), torch.float32)
+        )
+    )
+    compare(mine, {"float32": theirs})

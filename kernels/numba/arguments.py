@@ -3,7 +3,8 @@
 A launcher fills these tuples by name and passes each as a plain tuple, because numba determines
 the type of a plain tuple in less time than that of a named one. A loop restores the names when it
 begins: ``neuron = Neuron(*neuron)``. An empty array is an absent input or an unrequested output.
-T is the number of steps, M that of neurons times samples, P is 1 or divides M.
+T is the number of steps, M that of neurons times samples, P is 1 or divides M. Arrays (T, M) of a
+half type are the bits of their numbers, as ``simd.py`` describes.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import numpy as np
 
 
 class Neuron(NamedTuple):
-    """Parameters (P,) and initial states (M,)."""
+    """Parameters (P,) and initial states (M,).
+
+    None is a parameter that the neuron does not have. Each combination of such types is compiled
+    apart, so that the loops of one kind of neuron have no code of another.
+    """
 
     beta: np.ndarray
     threshold: np.ndarray
     graded_spikes_factor: np.ndarray
-    alpha: np.ndarray
-    gain: np.ndarray
-    feedback: np.ndarray
+    alpha: np.ndarray | None
+    gain: np.ndarray | None
+    feedback: np.ndarray | None
     mem_0: np.ndarray
     syn_0: np.ndarray
     inh_0: np.ndarray
@@ -31,8 +36,7 @@ class Neuron(NamedTuple):
     reset: int
     """One of ``compiling.RESETS``."""
     refractory: int | None
-    """Number of silent steps after each spike; None for one spike. Each type of it is compiled
-    apart, so that the code for several spikes is not in the loops for one."""
+    """Number of silent steps after each spike; None for one spike."""
 
 
 class ForwardOutputs(NamedTuple):

@@ -6,30 +6,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiling import (
-    SUBTRACT,
-    ZERO_AFTER,
-    ZERO_BEFORE,
-    helper,
-    inlined,
-    inlined_helper,
-    part_of_caller,
-)
-from .simd import LINE, store, stream
+from .compiling import helper, inlined, inlined_helper, part_of_caller
+from .simd import LANES, LINE, load, store, stream
 
 BLOCK = 1024
-STEPS = 4  # steps for which Leaky reads ahead and keeps its state in registers
-NO_STEP = -(1 << 31)  # no spike has this step
+STEPS = 4  # steps for which the loops read ahead and keep the state in registers
 STREAM = 4 << 20  # results of at least so many bytes are written past the cache
 
 
 class Kind(NamedTuple):
-    """The terms of a neuron's equations."""
+    """The terms of a neuron's equations, constants of the compiled loop but for the reset."""
 
     synaptic: bool
     inhibitory: bool
     feedback: bool
+    once: bool
+    """Whether a neuron spikes once."""
     reset: int
+    silent: int
+    """The steps without a spike after each spike."""
 
 
 class Parameters(NamedTuple):
@@ -89,13 +84,27 @@ def row_of(array, k):
 
 
 @part_of_caller
+def _silent_steps(refractory):
+    return 0 if refractory is None else refractory
+
+
+@part_of_caller
 def kind_of(neuron):
-    return Kind(given(neuron.alpha), given(neuron.gain), given(neuron.feedback), neuron.reset)
+    return Kind(
+        neuron.alpha is not None,
+        neuron.gain is not None,
+        neuron.feedback is not None,
+        neuron.refractory is None,
+        neuron.reset,
+        _silent_steps(neuron.refractory),
+    )
 
 
 @helper
 def block_values(parameter, start, n, out):
     """One value per neuron of a parameter repeated over the batch."""
+    if parameter is None:
+        return
     size = parameter.shape[0]
     if size == 1:
         for j in range(n):
@@ -196,70 +205,18 @@ def all_fired(first, n, never):
 
 
 @inlined_helper
-def reset_steps(reset, t):
-    """The steps whose spikes subtract, or zero, the membrane at ``t``, or ``NO_STEP``."""
-    subtract = np.int32(t - 1 if reset == SUBTRACT else NO_STEP)
-    zeroed = np.int32(t - 1 if reset == ZERO_BEFORE else NO_STEP)
-    return subtract, zeroed
-
-
-@part_of_caller
-def _integrate_alpha(x, n, state, parameters, first, subtract):
-    v, s, i = state
-    decay, th, al, gn = parameters.decay, parameters.threshold, parameters.alpha, parameters.gain
-    zero = v.dtype.type(0)
-    for j in range(n):
-        held = i[j]
-        exc = al[j] * s[j] + x[j]
-        inh = decay[j] * held - x[j]
-        u = gn[j] * (exc + inh)
-        v[j] = u + held if first[j] == subtract else u
-        s[j] = exc - th[j] if first[j] == subtract else exc
-        i[j] = zero if first[j] == subtract else inh
-
-
-@helper
-def integrate(x, t, n, kind, state, parameters, first):
-    """One step of any neuron, in place, from the current ``x``; see ``kernels/triton``."""
-    v, s, i = state
-    decay, th, al, fed = (
-        parameters.decay,
-        parameters.threshold,
-        parameters.alpha,
-        parameters.fed_back,
-    )
-    zero = v.dtype.type(0)
-    subtract, zeroed = reset_steps(kind.reset, t)
-    last = np.int32(t - 1)
-    cleared = last if kind.reset == ZERO_AFTER else np.int32(NO_STEP)
-    if kind.inhibitory:
-        _integrate_alpha(x, n, state, parameters, first, subtract)
-        for j in range(n):
-            v[j] = zero if first[j] == cleared else v[j]
-            s[j] = zero if first[j] == cleared else s[j]
-            i[j] = zero if first[j] == cleared else i[j]
-        return
-    if kind.synaptic:
-        for j in range(n):
-            s[j] = al[j] * s[j] + x[j]
-            v[j] = decay[j] * v[j] + s[j]
-    else:
-        for j in range(n):
-            v[j] = decay[j] * (zero if first[j] == zeroed else v[j]) + x[j]
-    if kind.feedback:
-        for j in range(n):
-            v[j] = v[j] + fed[j] if first[j] == last else v[j]
-    for j in range(n):
-        u = v[j] - th[j] if first[j] == subtract else v[j]
-        v[j] = zero if first[j] == cleared else u
-
-
-@inlined_helper
 def write_vector(array, index, vector, streams):
     if streams:
         stream(array, index, vector)
     else:
         store(array, index, vector)
+
+
+@inlined_helper
+def store_row(values, n, array, row, start):
+    """A row of a block into an array of any floating type."""
+    for j in range(0, n, LANES):
+        store(array, (row, start + j), load(values, j))
 
 
 @helper

@@ -1,4 +1,4 @@
-"""Backward pass of a layer of neurons, once over all time steps; see ``neuron_forward.py``.
+"""Backward pass of a layer of neurons in explicit vectors; see ``neuron_forward.py``.
 
 The parts are those of ``backends/torch/_scan.py``.
 """
@@ -12,17 +12,21 @@ import numpy as np
 from .arguments import InputGradients, Neuron, OutputGradients, Saved, SpikeGradient
 from .block import (
     BLOCK,
+    STEPS,
+    State,
     copy,
+    fill,
+    first_step,
     given,
-    integrate,
     kind_of,
     load_block,
     load_history,
     load_times,
     new_parameters,
     new_state,
-    reset_steps,
+    past_the_cache,
     row_of,
+    write_vector,
 )
 from .compiling import (
     FREE,
@@ -34,259 +38,295 @@ from .compiling import (
     STRAIGHT_THROUGH,
     SUBTRACT,
     ZERO_AFTER,
+    ZERO_BEFORE,
     compiled,
-    helper,
+    inlined_helper,
     part_of_caller,
 )
-from .neuron_forward import advance
-from .simd import LANES, load, store
-from .surrogate import surrogate_slope
+from .integration import integrate, lanes_at
+from .simd import LANES, any_lane, fence, full_like, load, prefetch, store, where
+from .surrogate import ATAN, surrogate_slope
+
+_KEPT = 1 << 16  # membranes that stay in the second-level cache
 
 
 class _Scan(NamedTuple):
     """The state of the reverse scan over one block."""
 
-    lam: np.ndarray
-    """The adjoint of the membrane, in rows: those of the gradient of the current, or two."""
     first: np.ndarray
-    limit: np.ndarray
-    """The last step at which a gradient passes the spikes."""
-    zeros: np.ndarray
-    mem: np.ndarray
-    """A copy of the membrane: its vectors may read past the last neuron."""
-    slope: np.ndarray
-    total: np.ndarray
+    adjoint: State
+    """The gradients to the membrane and to the synaptic currents, one step later."""
     tail: np.ndarray
     ramp: np.ndarray
-    lam_s: np.ndarray
-    lam_i: np.ndarray
     d_beta: np.ndarray
     d_threshold: np.ndarray
     d_alpha: np.ndarray
     d_gain: np.ndarray
+    d_feedback: np.ndarray
+
+
+class _Path(NamedTuple):
+    """The inputs that are read and the outputs that are written."""
+
+    closes: bool
+    """Whether no gradient enters after the spike. The loop then reads nothing there."""
+    rule: int
+    surrogate: int
+    recompute: bool
+    """Whether the membranes are in work space, integrated again."""
+    has_spikes: bool
+    has_mem: bool
+    has_syn: bool
+    has_inh: bool
+    has_crossing: bool
+    want_current: bool
+    want_beta: bool
+    want_threshold: bool
+    want_alpha: bool
+    want_gain: bool
+
+
+class _Marks(NamedTuple):
+    """Masks of one step of one vector."""
+
+    free: object
+    """A gradient passes the spikes."""
+    spiked: object
+    resets: object
+    """The neuron spiked one step before."""
+
+
+@inlined_helper
+def _rows_again(
+    count, early, start, n, current, membranes, state, first, parameters, kind, closes
+):  # fmt: skip
+    """The membrane at ``count`` steps of a block from ``early`` on, into work space."""
+    ahead = min(early + count, current.shape[0] - count)
+    for j in range(0, n, LANES):
+        at = load(first, j)
+        if closes and not any_lane(at >= early):
+            continue
+        neuron = start + j
+        lanes = lanes_at(parameters, j)
+        mem, syn, inh = load(state.mem, j), load(state.syn, j), load(state.inh, j)
+        for k in range(count):
+            t = early + k
+            prefetch(current, (ahead + k, neuron))
+            x = load(current, (t, neuron))
+            mem, syn, inh = integrate(x, at == t - 1, mem, syn, inh, lanes, kind)
+            store(membranes, (t, j), mem)
+            if not kind.once:
+                fires = (mem > lanes.threshold) & (at < t - kind.silent)
+                at = where(fires, t, at)
+        store(state.mem, j, mem)
+        if kind.synaptic:
+            store(state.syn, j, syn)
+        if kind.inhibitory:
+            store(state.inh, j, inh)
+        if not kind.once:
+            store(first, j, at)
+
+
+@part_of_caller
+def _marks(t, at, neuron, mem, threshold, phase, kind):
+    """The masks of step ``t`` of neurons whose only spike is ``at``, or that have a phase.
+
+    Without a refractory period the membrane says which neurons spike.
+    """
+    if kind.once:
+        return _Marks(t <= at, at == t, at == t - 1)
+    if given(phase):
+        row = load(phase, (t, neuron))
+        return _Marks((row & FREE) > 0, (row & SPIKED) > 0, (row & RESET_NOW) > 0)
+    spiked = mem > threshold
+    return _Marks(at >= at, spiked, at > at)  # always, and never
+
+
+@part_of_caller
+def _gated(t, g, j, marks, rule, at, scan):
+    """The gradient g to the spikes at step ``t``, as the rule lets it pass."""
+    if rule == MASKED:
+        return where(marks.free, g, 0.0)
+    total = load(scan.tail, j) + (where(t < at, g, 0.0) if rule == PRE_SPIKE else g)
+    store(scan.tail, j, total)
+    ramp = load(scan.ramp, j) + total
+    store(scan.ramp, j, ramp)
+    return ramp
+
+
+@inlined_helper
+def _add(array, j, value):
+    store(array, j, load(array, j) + value)
+
+
+@part_of_caller
+def _through_membrane(t, after, mem, lam_i, j, neuron, marks, saved, path, lanes, kind, scan):
+    """The gradient to the membrane at ``t`` from step t+1, and those of the parameters there.
+
+    The states of the last step carry nothing on, also where they are infinite or NaN.
+    """
+    carries = t < saved.num_steps - 1
+    if kind.inhibitory:  # the membrane of Alpha does not depend on the step before
+        if path.want_beta and carries:
+            _add(scan.d_beta, j, lam_i * load(saved.inh, (t, neuron)))
+        if path.want_gain and carries:
+            # The gain multiplies this sum at t+1. The input current cancels there.
+            both = lanes.alpha * load(saved.syn, (t, neuron))
+            both = both + lanes.decay * load(saved.inh, (t, neuron))
+            _add(scan.d_gain, j, after * both)
+        return full_like(after, 0.0)
+    if path.want_threshold and kind.reset == SUBTRACT:
+        _add(scan.d_threshold, j, 0.0 - where(marks.spiked, after, 0.0))
+    carried = where(marks.spiked, 0.0, after) if kind.reset == ZERO_BEFORE else after
+    if path.want_beta and carries:
+        _add(scan.d_beta, j, carried * mem)
+    return lanes.decay * carried
+
+
+@part_of_caller
+def _through_spikes(
+    t, after, mem, at, j, neuron, ahead, marks, grads, path, slope, lanes, kind, scan
+):
+    """The gradient to the membrane at ``t`` through the spikes and their feedback."""
+    if path.has_spikes:
+        rows = grads.grad_spikes
+        prefetch(rows, (row_of(rows, ahead), neuron))
+        g = load(rows, (row_of(rows, t), neuron))
+    else:
+        g = full_like(after, 0.0)
+    if kind.feedback:
+        g = g + lanes.feedback * after  # the height follows below, for both
+    g = _gated(t, g, j, marks, path.rule, at, scan)
+    derivative = surrogate_slope(mem - lanes.threshold, path.surrogate, slope[0], slope[1])
+    direct = derivative * (g * lanes.height)
+    if path.want_threshold:
+        _add(scan.d_threshold, j, 0.0 - direct)
+    return direct
+
+
+@part_of_caller
+def _through_synapses(t, row, after, lam_s, lam_i, j, neuron, marks, saved, grads, path, lanes,
+                      kind, scan):  # fmt: skip
+    """The gradients to the synaptic currents at ``t``."""
+    if path.want_alpha and t < saved.num_steps - 1:
+        _add(scan.d_alpha, j, lam_s * load(saved.syn, (t, neuron)))
+    lam_s = lanes.alpha * lam_s
+    if path.has_syn:
+        lam_s = lam_s + load(grads.grad_syn, (row_of(grads.grad_syn, t), neuron))
+    if not kind.inhibitory:
+        return lam_s + row, lam_i
+    lam_i = lanes.decay * lam_i
+    if path.has_inh:
+        lam_i = lam_i + load(grads.grad_inh, (row_of(grads.grad_inh, t), neuron))
+    if kind.reset == SUBTRACT:
+        lam_i = where(marks.resets, 0.0, lam_i + where(marks.spiked, after, 0.0))
+        if path.want_threshold:
+            _add(scan.d_threshold, j, 0.0 - where(marks.resets, lam_s, 0.0))
+    shared = lanes.gain * row
+    lam_s, lam_i = lam_s + shared, lam_i + shared
+    if kind.reset == ZERO_AFTER:
+        lam_s = where(marks.resets, 0.0, lam_s)
+        lam_i = where(marks.resets, 0.0, lam_i)
+    return lam_s, lam_i
+
+
+@inlined_helper
+def _rows_back(
+    count, early, start, n, membranes, saved, grads, grad_current, parameters, scan, kind, slope,
+    streams, path,
+):  # fmt: skip
+    """``count`` steps of a block backwards down to ``early``."""
+    behind = max(early - count, 0)
+    for j in range(0, n, LANES):
+        neuron = start + j
+        at = load(scan.first, j)
+        if path.closes and not any_lane(at >= early):
+            if path.want_current:
+                for k in range(count):
+                    write_vector(grad_current, (early + k, neuron), 0.0, streams)
+            continue
+        lanes = lanes_at(parameters, j)
+        after = load(scan.adjoint.mem, j)
+        lam_s, lam_i = load(scan.adjoint.syn, j), load(scan.adjoint.inh, j)
+        for k in range(count - 1, -1, -1):
+            t = early + k
+            mem = after
+            reads = path.rule != NO_RULE or path.want_beta or not kind.once
+            if reads and path.recompute:
+                mem = load(membranes, (t, j))
+            elif reads:
+                mem = load(saved.mem, (t, neuron))
+            marks = _marks(t, at, neuron, mem, lanes.threshold, saved.phase, kind)
+            row = _through_membrane(
+                t, after, mem, lam_i, j, neuron, marks, saved, path, lanes, kind, scan
+            )
+            if path.rule != NO_RULE:
+                row = row + _through_spikes(
+                    t, after, mem, at, j, neuron, behind + k, marks, grads, path, slope, lanes,
+                    kind, scan,
+                )  # fmt: skip
+            if path.has_mem:
+                row = row + load(grads.grad_mem, (row_of(grads.grad_mem, t), neuron))
+            if path.has_crossing:
+                row = row + where(marks.spiked, load(grads.grad_at, neuron), 0.0)
+                row = row + where(at == t + 1, load(grads.grad_before, neuron), 0.0)
+            if kind.feedback:
+                spent = load(scan.d_feedback, j)
+                store(scan.d_feedback, j, where(marks.spiked, after, spent))
+            if kind.reset == ZERO_AFTER:
+                row = where(marks.resets, 0.0, row)
+            into_current = row
+            if kind.synaptic:
+                lam_s, lam_i = _through_synapses(
+                    t, row, after, lam_s, lam_i, j, neuron, marks, saved, grads, path, lanes,
+                    kind, scan,
+                )  # fmt: skip
+                into_current = lam_s - lam_i if kind.inhibitory else lam_s
+            if path.want_current:
+                write_vector(grad_current, (t, neuron), into_current, streams)
+            after = row
+        store(scan.adjoint.mem, j, after)
+        if kind.synaptic:
+            store(scan.adjoint.syn, j, lam_s)
+        if kind.inhibitory:
+            store(scan.adjoint.inh, j, lam_i)
 
 
 @part_of_caller
 def _clear(scan, n):
-    zero = scan.slope.dtype.type(0)
-    for j in range(n):
-        scan.tail[j], scan.ramp[j], scan.lam_s[j], scan.lam_i[j] = zero, zero, zero, zero
-    for j in range(n):
-        scan.d_beta[j], scan.d_threshold[j], scan.d_alpha[j], scan.d_gain[j] = (
-            zero,
-            zero,
-            zero,
-            zero,
-        )
+    zero = scan.tail.dtype.type(0)
+    fill(scan.adjoint.mem, n, zero)
+    fill(scan.adjoint.syn, n, zero)
+    fill(scan.adjoint.inh, n, zero)
+    fill(scan.tail, n, zero)
+    fill(scan.ramp, n, zero)
+    fill(scan.d_beta, n, zero)
+    fill(scan.d_threshold, n, zero)
+    fill(scan.d_alpha, n, zero)
+    fill(scan.d_gain, n, zero)
+    fill(scan.d_feedback, n, zero)
 
 
 @part_of_caller
-def _integrate_again(
-    start, n, current, membranes, kind, initial, state, parameters, first, refractory
-):
-    """The membrane of every step, into the rows that its gradient will overwrite."""
-    copy(initial.mem, n, state.mem)
-    copy(initial.syn, n, state.syn)
-    copy(initial.inh, n, state.inh)
-    for t in range(current.shape[0]):
-        integrate(current[t, start : start + n], t, n, kind, state, parameters, first)
-        copy(state.mem, n, membranes[t, start : start + n])
-        advance(np.int32(t), n, state.mem, parameters.threshold, first, refractory)
-
-
-@part_of_caller
-def _mark_spikes(k, n, start, mem, phase, reset, threshold, scan):
-    """The neurons that spike at step ``k``, in the terms of a neuron that spikes once.
-
-    The rest of the step then computes as for one spike. A reset after the integration separates the
-    step from the spike before it, and all other resets the spike from the step after it.
-    """
-    never, now = np.int32(-2), np.int32(k)
-    first, limit = scan.first, scan.limit
-    if given(phase):
-        row = phase[k, start : start + n]
-        for j in range(n):
-            limit[j] = now if row[j] & FREE else never
-        if reset == ZERO_AFTER:
-            for j in range(n):
-                first[j] = now - np.int32(1) if row[j] & RESET_NOW else never
-        else:
-            for j in range(n):
-                first[j] = now if row[j] & SPIKED else never
-    else:
-        for j in range(n):
-            limit[j] = now
-            first[j] = now if mem[j] > threshold[j] else never
-
-
-@part_of_caller
-def _carried_parameters(k, n, after, mem, want_beta, want_threshold, kind, scan):
-    """Gradients of beta and of the threshold from the step k+1 of a membrane that leaks."""
-    zero = after.dtype.type(0)
-    subtract, zeroed = reset_steps(kind.reset, k + 1)
-    first, d_beta, d_threshold = scan.first, scan.d_beta, scan.d_threshold
-    if want_threshold and kind.reset == SUBTRACT:
-        for j in range(n):
-            d_threshold[j] -= after[j] if first[j] == subtract else zero
-    if want_beta:
-        for j in range(n):
-            d_beta[j] += (zero if first[j] == zeroed else after[j]) * mem[j]
-
-
-@part_of_caller
-def _accumulate(now, n, g, rule, scan):
-    """The doubly cumulated gradient of the rules that have it, into ``scan.ramp``."""
-    zero = g.dtype.type(0)
-    first, tail, ramp = scan.first, scan.tail, scan.ramp
-    if rule == PRE_SPIKE:
-        for j in range(n):
-            tail[j] += g[j] if now < first[j] else zero
-            ramp[j] += tail[j]
-    else:
-        for j in range(n):
-            tail[j] += g[j]
-            ramp[j] += tail[j]
-
-
-@part_of_caller
-def _through_spikes(k, n, start, after, mem, grad_spikes, spike_gradient, kind, parameters, scan):
-    """The gradient that reaches V[k] through the spikes and their feedback, into ``scan.slope``."""
-    rule, surrogate, a, b = spike_gradient
-    zero = after.dtype.type(0)
-    now = np.int32(k)
-    weight, height, threshold = parameters.feedback, parameters.height, parameters.threshold
-    slope, total, limit = scan.slope, scan.total, scan.limit
-    g = scan.zeros[:n]
-    if given(grad_spikes):
-        g = grad_spikes[row_of(grad_spikes, k), start : start + n]
-    if kind.feedback:
-        for j in range(n):
-            total[j] = g[j] + weight[j] * after[j]  # the height follows below, for both
-        g = total[:n]
-    if rule in (PRE_SPIKE, STRAIGHT_THROUGH):
-        _accumulate(now, n, g, rule, scan)
-        g = scan.ramp[:n]
-    copy(mem, n, scan.mem)
-    for j in range(0, n, LANES):
-        distance = load(scan.mem, j) - load(threshold, j)
-        store(slope, j, surrogate_slope(distance, surrogate, a, b))
-    for j in range(n):
-        slope[j] *= g[j] * height[j] if now <= limit[j] else zero
-
-
-@part_of_caller
-def _adjoint_membrane(k, n, start, after, row, through, grads, into, kind, parameters, scan):
-    """lam[k] of the membrane from lam[k+1] = ``after``."""
-    zero = after.dtype.type(0)
-    now = np.int32(k)
-    _, zeroed = reset_steps(kind.reset, k + 1)
-    decay, first, slope = parameters.decay, scan.first, scan.slope
-    if through and given(into.threshold):
-        for j in range(n):
-            scan.d_threshold[j] -= slope[j]
-    if kind.inhibitory:  # the membrane of Alpha does not depend on the step before
-        for j in range(n):
-            row[j] = slope[j] if through else zero
-    elif through:
-        for j in range(n):
-            row[j] = decay[j] * (zero if first[j] == zeroed else after[j]) + slope[j]
-    else:
-        for j in range(n):
-            row[j] = decay[j] * (zero if first[j] == zeroed else after[j])
-    if given(grads.grad_mem):
-        h = grads.grad_mem[row_of(grads.grad_mem, k), start : start + n]
-        for j in range(n):
-            row[j] += h[j]
-    if given(grads.grad_at):
-        for j in range(n):
-            row[j] += grads.grad_at[start + j] if first[j] == now else zero
-            row[j] += grads.grad_before[start + j] if first[j] == now + np.int32(1) else zero
-    if given(into.feedback):
-        for j in range(n):
-            if first[j] == now:
-                into.feedback[start + j] = after[j]
-    if kind.reset == ZERO_AFTER:
-        for j in range(n):
-            row[j] = zero if first[j] == now - np.int32(1) else row[j]
-
-
-@part_of_caller
-def _adjoint_synaptic(k, n, start, syn, grad_syn, want_alpha, parameters, scan):
-    """The adjoint of the synaptic current, without what the membrane at k adds to it."""
-    alpha, lam_s, d_alpha = parameters.alpha, scan.lam_s, scan.d_alpha
-    if want_alpha:
-        for j in range(n):
-            d_alpha[j] += lam_s[j] * syn[k, start + j]
-    for j in range(n):
-        lam_s[j] *= alpha[j]
-    if given(grad_syn):
-        q = grad_syn[row_of(grad_syn, k), start : start + n]
-        for j in range(n):
-            lam_s[j] += q[j]
-
-
-@part_of_caller
-def _parameters_of_alpha(k, n, start, after, saved, into, parameters, scan):
-    """Gradients of beta and of the gain from step k+1."""
-    alpha, decay, lam_i = parameters.alpha, parameters.decay, scan.lam_i
-    d_beta, d_gain = scan.d_beta, scan.d_gain
-    if given(into.beta):
-        for j in range(n):
-            d_beta[j] += lam_i[j] * saved.inh[k, start + j]
-    if given(into.gain):
-        # The gain multiplies this sum at k+1. The input current cancels there.
-        for j in range(n):
-            both = alpha[j] * saved.syn[k, start + j] + decay[j] * saved.inh[k, start + j]
-            d_gain[j] += after[j] * both
-
-
-@part_of_caller
-def _adjoint_alpha(k, n, start, after, row, grad_inh, reset, parameters, scan):
-    """The adjoints of both synaptic currents of Alpha."""
-    zero = after.dtype.type(0)
-    now, spike = np.int32(k), np.int32(k - 1)
-    gain, decay = parameters.gain, parameters.decay
-    first, lam_s, lam_i, d_threshold = scan.first, scan.lam_s, scan.lam_i, scan.d_threshold
-    for j in range(n):
-        lam_i[j] *= decay[j]
-    if given(grad_inh):
-        r = grad_inh[row_of(grad_inh, k), start : start + n]
-        for j in range(n):
-            lam_i[j] += r[j]
-    if reset == SUBTRACT:
-        for j in range(n):
-            if first[j] == now:
-                lam_i[j] += after[j]
-            if first[j] == spike:
-                d_threshold[j] -= lam_s[j]
-                lam_i[j] = zero
-    for j in range(n):
-        lam_s[j] += gain[j] * row[j]
-        lam_i[j] += gain[j] * row[j]
-    if reset == ZERO_AFTER:
-        for j in range(n):
-            lam_s[j] = zero if first[j] == spike else lam_s[j]
-            lam_i[j] = zero if first[j] == spike else lam_i[j]
-
-
-@part_of_caller
-def _finish(start, n, steps, after, into, kind, initial, parameters, scan, once):
+def _finish(start, n, into, initial, parameters, scan, kind):
     """The gradients to parameters and to the states before the first step."""
-    zero = after.dtype.type(0)
-    decay, alpha, lam_s, lam_i = parameters.decay, parameters.alpha, scan.lam_s, scan.lam_i
-    if not once:  # a spike one step before the first
-        subtract, zeroed = reset_steps(kind.reset, 0)
-        carried = scan.slope[:n]
+    zero = scan.tail.dtype.type(0)
+    lam, lam_s, lam_i = scan.adjoint
+    decay, alpha, d_threshold = parameters.decay, parameters.alpha, scan.d_threshold
+    if not kind.once:  # a spike one step before the first
         for j in range(n):
-            carried[j] = zero if scan.first[j] == zeroed else after[j]
-            scan.d_threshold[j] -= after[j] if scan.first[j] == subtract else zero
-        after = carried
+            if scan.first[j] == -1:
+                if kind.reset == SUBTRACT:
+                    d_threshold[j] -= lam[j]
+                if kind.reset == ZERO_BEFORE:
+                    lam[j] = zero
     if given(into.beta):
         for j in range(n):
-            rest = lam_i[j] * initial.inh[j] if kind.inhibitory else after[j] * initial.mem[j]
-            into.beta[start + j] = scan.d_beta[j] + rest if parameters.decay_passes[j] else zero
+            rest = lam_i[j] * initial.inh[j] if kind.inhibitory else lam[j] * initial.mem[j]
+            total = scan.d_beta[j] + rest
+            into.beta[start + j] = total if parameters.decay_passes[j] else zero
     if given(into.threshold):
-        copy(scan.d_threshold, n, into.threshold[start : start + n])
+        copy(d_threshold, n, into.threshold[start : start + n])
     if given(into.alpha):
         for j in range(n):
             total = scan.d_alpha[j] + lam_s[j] * initial.syn[j]
@@ -294,14 +334,12 @@ def _finish(start, n, steps, after, into, kind, initial, parameters, scan, once)
     if given(into.gain):
         for j in range(n):
             both = alpha[j] * initial.syn[j] + decay[j] * initial.inh[j]
-            into.gain[start + j] = scan.d_gain[j] + after[j] * both
+            into.gain[start + j] = scan.d_gain[j] + lam[j] * both
     if given(into.feedback):
-        for j in range(n):
-            if scan.first[j] == steps:
-                into.feedback[start + j] = zero
+        copy(scan.d_feedback, n, into.feedback[start : start + n])
     if given(into.mem_0):
         for j in range(n):
-            into.mem_0[start + j] = decay[j] * after[j]
+            into.mem_0[start + j] = zero if kind.inhibitory else decay[j] * lam[j]
     if given(into.syn_0):
         for j in range(n):
             into.syn_0[start + j] = alpha[j] * lam_s[j]
@@ -310,111 +348,126 @@ def _finish(start, n, steps, after, into, kind, initial, parameters, scan, once)
             into.inh_0[start + j] = decay[j] * lam_i[j]
 
 
-@helper
-def _block(
-    start, n, saved, neuron, times, grads, into, spike_gradient, initial, state, parameters, scan
-):
+@part_of_caller
+def _path_of(saved, grads, into, spike_gradient, kind):
+    has_spikes = given(grads.grad_spikes)
+    rule = spike_gradient.rule if has_spikes or kind.feedback else NO_RULE
+    has_states = given(grads.grad_mem) or given(grads.grad_syn) or given(grads.grad_inh)
+    return _Path(
+        kind.once and not has_states and rule != STRAIGHT_THROUGH,
+        rule,
+        spike_gradient.surrogate,
+        given(saved.current),
+        has_spikes,
+        given(grads.grad_mem),
+        given(grads.grad_syn),
+        given(grads.grad_inh),
+        given(grads.grad_at),
+        given(into.current),
+        given(into.beta),
+        given(into.threshold),
+        given(into.alpha),
+        given(into.gain),
+    )
+
+
+@part_of_caller
+def _usual_path(recompute, once):
+    """The default surrogate, and a gradient from the spikes to the current only."""
+    return _Path(
+        once, MASKED, ATAN, recompute, True,
+        False, False, False, False, True, False, False, False, False,
+    )  # fmt: skip
+
+
+@part_of_caller
+def _is_usual(path):
+    states = path.has_mem or path.has_syn or path.has_inh or path.has_crossing
+    wanted = path.want_beta or path.want_threshold or path.want_alpha or path.want_gain
+    given_all = path.has_spikes and path.want_current
+    return path.surrogate == ATAN and path.rule == MASKED and given_all and not (states or wanted)
+
+
+@compiled
+def _layer(low, high, saved, neuron, times, grads, into, spike_gradient):
+    dtype = neuron.beta.dtype
     steps = saved.num_steps
     kind = kind_of(neuron)
-    recompute, want_current = given(saved.current), given(into.current)
-    through = spike_gradient.rule != NO_RULE and (given(grads.grad_spikes) or kind.feedback)
-    source = into.current if recompute else saved.mem
-    lam = scan.lam
-    column = start if want_current and not kind.synaptic else 0
-    load_block(neuron, start, n, parameters, initial)
-    once = neuron.refractory is None
-    last_0 = neuron.last_0, neuron.refractory, start, n, np.int32(steps)
-    if once:
-        load_times(times, start, n, steps, scan.first)
-    else:
-        load_history(*last_0, scan.first)
-    if recompute:
-        _integrate_again(
-            start, n, saved.current, source, kind, initial, state, parameters, scan.first,
-            neuron.refractory,
-        )  # fmt: skip
-    for j in range(n):
-        scan.limit[j] = scan.first[j] if spike_gradient.rule == MASKED else steps
-    _clear(scan, n)
-    after = scan.zeros[:n]
-    for k in range(steps - 1, -1, -1):
-        row = lam[k % lam.shape[0], column : column + n]
-        mem = source[k, start : start + n]
-        if not once:
-            _mark_spikes(k, n, start, mem, saved.phase, kind.reset, parameters.threshold, scan)
-        # The states of the last step carry nothing on, also where they are infinite or NaN.
-        carries = k < steps - 1
-        if not kind.inhibitory:
-            _carried_parameters(
-                k, n, after, mem, carries and given(into.beta), given(into.threshold), kind, scan
-            )
-        if through:
-            _through_spikes(
-                k, n, start, after, mem, grads.grad_spikes, spike_gradient, kind, parameters, scan
-            )
-        _adjoint_membrane(k, n, start, after, row, through, grads, into, kind, parameters, scan)
-        if kind.inhibitory and carries:
-            _parameters_of_alpha(k, n, start, after, saved, into, parameters, scan)
-        if kind.synaptic:
-            _adjoint_synaptic(
-                k, n, start, saved.syn, grads.grad_syn, carries and given(into.alpha), parameters,
-                scan,
-            )  # fmt: skip
-            if kind.inhibitory:
-                _adjoint_alpha(
-                    k, n, start, after, row, grads.grad_inh, kind.reset, parameters, scan
-                )
+    path = _path_of(saved, grads, into, spike_gradient, kind)
+    usual = _is_usual(path)
+    streams = past_the_cache(into.current, low)
+    tiles = steps // STEPS + steps % STEPS
+    size = BLOCK
+    if path.recompute:
+        size = max(LANES, min(BLOCK, _KEPT // steps // LANES * LANES))
+    initial, state, parameters = (
+        new_state(size, dtype),
+        new_state(size, dtype),
+        new_parameters(size, dtype),
+    )
+    scan = _Scan(
+        np.empty(size, np.int32),
+        new_state(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+        np.empty(size, dtype),
+    )
+    membranes = np.empty((steps if path.recompute else 0, size), dtype)
+    for start in range(low, high, size):
+        n = min(size, high - start)
+        load_block(neuron, start, n, parameters, initial)
+        last_0 = neuron.last_0, neuron.refractory, start, n, np.int32(steps), scan.first
+        if kind.once:
+            load_times(times, start, n, steps, scan.first)
+        else:
+            load_history(*last_0)
+        _clear(scan, n)
+        if path.recompute:
+            copy(initial.mem, n, state.mem)
+            copy(initial.syn, n, state.syn)
+            copy(initial.inh, n, state.inh)
+            again = start, n, saved.current, membranes, state, scan.first, parameters, kind
+            for tile in range(tiles):
+                early = first_step(tile, steps)
+                if tile < steps // STEPS:
+                    _rows_again(STEPS, early, *again, path.closes)
+                else:
+                    _rows_again(1, early, *again, path.closes)
+        slope = spike_gradient.a, spike_gradient.b
+        block = start, n, membranes, saved, grads, into.current, parameters, scan, kind, slope
+        for tile in range(tiles - 1, -1, -1):
+            early = first_step(tile, steps)
+            # A separate call for the default surrogate: a fifth faster.
+            if tile < steps // STEPS and usual:
+                _rows_back(STEPS, early, *block, streams, _usual_path(path.recompute, kind.once))
+            elif tile < steps // STEPS:
+                _rows_back(STEPS, early, *block, streams, path)
             else:
-                for j in range(n):
-                    scan.lam_s[j] += row[j]
-            if want_current:
-                for j in range(n):
-                    lam_s = scan.lam_s[j]
-                    into.current[k, start + j] = lam_s - scan.lam_i[j] if kind.inhibitory else lam_s
-        after = row
-    if not once:
-        load_history(*last_0, scan.first)
-    _finish(start, n, steps, after, into, kind, initial, parameters, scan, once)
+                _rows_back(1, early, *block, streams, path)
+        if not kind.once:
+            load_history(*last_0)
+        _finish(start, n, into, initial, parameters, scan, kind)
+    fence()
 
 
 @compiled
 def neuron_backward_loop(low, high, saved, neuron, times, grads, into, spike_gradient):
-    saved, neuron, grads = Saved(*saved), Neuron(*neuron), OutputGradients(*grads)
-    into, spike_gradient = InputGradients(*into), SpikeGradient(*spike_gradient)
-    dtype = neuron.beta.dtype
-    initial, state = new_state(BLOCK, dtype), new_state(BLOCK, dtype)
-    parameters = new_parameters(BLOCK, dtype)
-    in_place = given(into.current) and not given(neuron.alpha)
-    scan = _Scan(
-        into.current if in_place else np.empty((2, BLOCK), dtype),
-        np.empty(BLOCK, np.int32),
-        np.empty(BLOCK, np.int32),
-        np.zeros(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
+    """Gradients of the neurons from ``low`` to ``high``, whole vectors of neurons.
+
+    This wrapper makes numba cache the loop together with its callees, and LLVM optimize them once
+    more. The backward pass becomes a fifth faster.
+    """
+    _layer(
+        low,
+        high,
+        Saved(*saved),
+        Neuron(*neuron),
+        times,
+        OutputGradients(*grads),
+        InputGradients(*into),
+        SpikeGradient(*spike_gradient),
     )
-    for start in range(low, high, BLOCK):
-        n = min(BLOCK, high - start)
-        _block(
-            start,
-            n,
-            saved,
-            neuron,
-            times,
-            grads,
-            into,
-            spike_gradient,
-            initial,
-            state,
-            parameters,
-            scan,
-        )

@@ -1,7 +1,6 @@
-"""Forward pass of a layer of neurons, once over all time steps.
+"""Forward pass of a layer of neurons in explicit vectors, once over all time steps.
 
-``neuron_forward_vectors.py`` computes Leaky for neurons that fill whole vectors. The loops in this
-file compute every other neuron, and the remaining neurons of a Leaky layer.
+The state stays in registers for a few steps. Each kind of neuron is compiled apart.
 """
 
 from __future__ import annotations
@@ -13,147 +12,145 @@ import numpy as np
 from .arguments import ForwardOutputs, Neuron
 from .block import (
     BLOCK,
+    STEPS,
     all_fired,
-    copy,
+    first_step,
     given,
-    integrate,
     kind_of,
     load_block,
     load_history,
     new_parameters,
     new_state,
+    past_the_cache,
+    store_row,
     store_times,
+    write_vector,
 )
-from .compiling import FREE, RESET_NOW, SPIKED, compiled, helper, inlined_helper, part_of_caller
+from .compiling import FREE, RESET_NOW, SPIKED, compiled, inlined_helper
+from .integration import integrate, lanes_at
+from .simd import LANES, any_lane, fence, full, load, prefetch, store, where
 
 
-class _Work(NamedTuple):
-    first: np.ndarray
-    before: np.ndarray
-    """The membrane one step before, if the crossing is requested."""
-    unwanted: np.ndarray
-    """Takes the spikes if they are not requested."""
-    no_phase: np.ndarray
+class _Writes(NamedTuple):
+    """How results are written; constant over a call."""
 
-
-@part_of_caller
-def _write_state(t, start, n, state, out):
-    if given(out.mem):
-        copy(state.mem, n, out.mem[t, start : start + n])
-    if given(out.syn):
-        copy(state.syn, n, out.syn[t, start : start + n])
-    if given(out.inh):
-        copy(state.inh, n, out.inh[t, start : start + n])
-
-
-@part_of_caller
-def _fire(now, n, never, v, threshold, first, spikes):
-    """Find the neurons that fire at step ``now``, and write the spikes as zeros and ones."""
-    zero, one = v.dtype.type(0), v.dtype.type(1)
-    for j in range(n):
-        first[j] = now if (v[j] > threshold[j]) & (first[j] == never) else first[j]
-        spikes[j] = one if first[j] == now else zero
+    spikes_past_the_cache: bool
+    mem_past_the_cache: bool
+    syn_past_the_cache: bool
+    inh_past_the_cache: bool
+    read_all: bool
+    """Whether a result needs the current after the spike."""
 
 
 @inlined_helper
-def advance(now, n, v, threshold, last, refractory):
-    """Update the last spikes of neurons with a refractory period, after the integration."""
-    if refractory is not None:
-        for j in range(n):
-            fires = (v[j] > threshold[j]) & (now - last[j] > refractory)
-            last[j] = now if fires else last[j]
+def _write_phase(phase, index, free, fires, resets):
+    none = full(phase, 0)
+    bits = where(free, full(phase, FREE), none) + where(fires, full(phase, SPIKED), none)
+    store(phase, index, bits + where(resets, full(phase, RESET_NOW), none))
 
 
 @inlined_helper
-def _fire_again(now, n, v, parameters, last, refractory, spikes, phase):
-    """:func:`_fire` of neurons with a refractory period; also writes the phases."""
-    if refractory is None:
-        return
-    zero, height = v.dtype.type(0), parameters.height
-    if given(phase):
-        for j in range(n):
-            free = FREE if now - last[j] > refractory else 0
-            phase[j] = free | (RESET_NOW if last[j] == now - 1 else 0)
-    advance(now, n, v, parameters.threshold, last, refractory)
-    if given(phase):
-        for j in range(n):
-            phase[j] |= SPIKED if last[j] == now else 0
-    for j in range(n):
-        spikes[j] = height[j] if last[j] == now else zero
-
-
-@part_of_caller
-def _write_crossing(now, start, n, before, v, first, crossing):
-    for j in range(n):
-        if first[j] == now:
-            crossing[0, start + j] = before[j]
-            crossing[1, start + j] = v[j]
-
-
-@part_of_caller
-def _finish(start, n, never, graded, kind, state, parameters, first, out):
-    """The outputs that are complete after the last step."""
-    store_times(first, start, n, never, out.times)
-    if graded:  # only of neurons that spike once
-        for j in range(n):
-            if first[j] < never:
-                out.spikes[first[j], start + j] = parameters.height[j]
-    if given(out.final):
-        copy(state.mem, n, out.final[0, start : start + n])
-        if kind.synaptic:
-            copy(state.syn, n, out.final[1, start : start + n])
-        if kind.inhibitory:
-            copy(state.inh, n, out.final[2, start : start + n])
-    if given(out.crossing):
-        zero = state.mem.dtype.type(0)
-        for j in range(n):
-            if first[j] == never:
-                out.crossing[0, start + j] = zero
-                out.crossing[1, start + j] = zero
-
-
-@helper
-def _block(start, n, current, neuron, out, graded, state, parameters, work):
+def _rows(count, early, start, n, current, out, state, first, parameters, kind, writes):
+    """``count`` steps of a block from ``early`` on, each vector with its state in registers."""
     steps = current.shape[0]
+    ahead = min(early + count, steps - count)
+    for j in range(0, n, LANES):
+        neuron = start + j
+        at = load(first, j)
+        if kind.once and not (writes.read_all or any_lane(at == steps)):
+            if given(out.spikes):
+                for k in range(count):
+                    index = early + k, neuron
+                    write_vector(out.spikes, index, 0.0, writes.spikes_past_the_cache)
+            continue
+        lanes = lanes_at(parameters, j)
+        mem, syn, inh = load(state.mem, j), load(state.syn, j), load(state.inh, j)
+        # A neuron that has fired its only spike has an infinite threshold.
+        level = where(at == steps, lanes.threshold, np.inf) if kind.once else lanes.threshold
+        fires = at == early - 1
+        for k in range(count):
+            t = early + k
+            prefetch(current, (ahead + k, neuron))
+            before, resets = mem, fires
+            x = load(current, (t, neuron))
+            mem, syn, inh = integrate(x, fires, mem, syn, inh, lanes, kind)
+            fires = mem > level
+            if kind.once:
+                level = where(fires, np.inf, level)
+            else:
+                free = at < t - kind.silent
+                fires = fires & free
+                if given(out.phase):
+                    _write_phase(out.phase, (t, neuron), free, fires, resets)
+            at = where(fires, t, at)
+            if given(out.spikes):
+                spikes = where(fires, lanes.height, 0.0)
+                write_vector(out.spikes, (t, neuron), spikes, writes.spikes_past_the_cache)
+            if given(out.mem):
+                write_vector(out.mem, (t, neuron), mem, writes.mem_past_the_cache)
+            if kind.synaptic and given(out.syn):
+                write_vector(out.syn, (t, neuron), syn, writes.syn_past_the_cache)
+            if kind.inhibitory and given(out.inh):
+                write_vector(out.inh, (t, neuron), inh, writes.inh_past_the_cache)
+            if given(out.crossing):
+                below, above = load(out.crossing, (0, neuron)), load(out.crossing, (1, neuron))
+                store(out.crossing, (0, neuron), where(fires, before, below))
+                store(out.crossing, (1, neuron), where(fires, mem, above))
+        store(state.mem, j, mem)
+        if kind.synaptic:
+            store(state.syn, j, syn)
+        if kind.inhibitory:
+            store(state.inh, j, inh)
+        store(first, j, at)
+
+
+@compiled
+def _layer(low, high, current, neuron, out):
+    steps, dtype = current.shape[0], neuron.beta.dtype
     never = np.int32(steps)
     kind = kind_of(neuron)
-    first = work.first
-    once = neuron.refractory is None
-    times_only = not (given(out.spikes) or given(out.mem) or given(out.syn) or given(out.final))
-    load_block(neuron, start, n, parameters, state)
-    load_history(neuron.last_0, neuron.refractory, start, n, never, first)
-    for t in range(steps):
-        now = np.int32(t)
+    state, parameters = new_state(BLOCK, dtype), new_parameters(BLOCK, dtype)
+    first = np.empty(BLOCK, np.int32)
+    writes = _Writes(
+        past_the_cache(out.spikes, low),
+        past_the_cache(out.mem, low),
+        past_the_cache(out.syn, low),
+        past_the_cache(out.inh, low),
+        given(out.mem) or given(out.syn) or given(out.final),
+    )
+    tiles = steps // STEPS + steps % STEPS
+    for start in range(low, high, BLOCK):
+        n = min(BLOCK, high - start)
+        load_block(neuron, start, n, parameters, state)
+        load_history(neuron.last_0, neuron.refractory, start, n, never, first)
         if given(out.crossing):
-            copy(state.mem, n, work.before)
-        integrate(current[t, start : start + n], t, n, kind, state, parameters, first)
-        _write_state(t, start, n, state, out)
-        spikes = out.spikes[t, start : start + n] if given(out.spikes) else work.unwanted[:n]
-        if once:
-            _fire(now, n, never, state.mem, parameters.threshold, first, spikes)
-        else:
-            phase = out.phase[t, start : start + n] if given(out.phase) else work.no_phase
-            _fire_again(now, n, state.mem, parameters, first, neuron.refractory, spikes, phase)
-        if given(out.crossing):
-            _write_crossing(now, start, n, work.before, state.mem, first, out.crossing)
-        if once and times_only and t % 8 == 7 and all_fired(first, n, never):
-            break
-    _finish(start, n, never, graded, kind, state, parameters, first, out)
+            out.crossing[:, start : start + n] = 0
+        block = start, n, current, out, state, first, parameters, kind, writes
+        for tile in range(tiles):
+            early = first_step(tile, steps)
+            # Two calls, because numba compiles literal numbers in.
+            if tile < steps // STEPS:
+                _rows(STEPS, early, *block)
+            else:
+                _rows(1, early, *block)
+            skips = kind.once and not (writes.read_all or given(out.spikes))
+            if skips and all_fired(first, n, never):
+                break
+        store_times(first, start, n, never, out.times)
+        if given(out.final):
+            store_row(state.mem, n, out.final, 0, start)
+            if kind.synaptic:
+                store_row(state.syn, n, out.final, 1, start)
+            if kind.inhibitory:
+                store_row(state.inh, n, out.final, 2, start)
+    fence()
 
 
 @compiled
 def neuron_forward_loop(low, high, current, neuron, out):
-    neuron, out = Neuron(*neuron), ForwardOutputs(*out)
-    dtype = current.dtype
-    state, parameters = new_state(BLOCK, dtype), new_parameters(BLOCK, dtype)
-    work = _Work(
-        np.empty(BLOCK, np.int32),
-        np.empty(BLOCK, dtype),
-        np.empty(BLOCK, dtype),
-        np.empty(0, np.uint8),
-    )
-    graded = given(out.spikes) and (neuron.graded_spikes_factor != dtype.type(1)).any()
-    graded = graded and neuron.refractory is None
-    for start in range(low, high, BLOCK):
-        n = min(BLOCK, high - start)
-        _block(start, n, current, neuron, out, graded, state, parameters, work)
+    """Spikes and states of the neurons from ``low`` to ``high``, whole vectors of neurons.
+
+    This wrapper makes numba cache the loop together with its callees, and LLVM optimize them once
+    more. The backward pass becomes a fifth faster.
+    """
+    _layer(low, high, current, Neuron(*neuron), ForwardOutputs(*out))

@@ -6,6 +6,10 @@ compute lane by lane and round like scalar operators. If one operand is a number
 converted to the type of the vector and repeated in every lane. Arrays are C-contiguous, and indices
 are not checked.
 
+Numba has no half types, so arrays hold their bits: those of float16 as uint16, and those of
+bfloat16 as int16. ``load`` widens them to float32 in registers, and a store rounds to the nearest
+even number, as torch does.
+
 The loops do not rely on automatic vectorization for three reasons. The compiler must prove that the
 arrays of a loop do not overlap. The compiler does not keep the state of several time steps in
 registers. The compiler emits no stores past the cache.
@@ -14,17 +18,32 @@ registers. The compiler emits no stores past the cache.
 from __future__ import annotations
 
 import operator
+import platform
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.core.typeconv import Conversion
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
 LANES = 16
 LINE = 64  # bytes; at least the size of a cache line
+
+
+_FLOAT16, _BFLOAT16 = types.uint16, types.int16
+
+
+def has_float16() -> bool:
+    """Whether the processor converts float16. LLVM would call a function that numba does not have.
+
+    Integer instructions convert bfloat16, on every processor.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return "+f16c" in cpu_target.target_context.codegen()._tm_features
+    return platform.machine().lower() in ("aarch64", "arm64")
 
 
 class Vector(types.Type):
@@ -134,6 +153,17 @@ def full_like(context: Any, vector: Any, number: Any) -> Any:
 
 
 @intrinsic
+def full(context: Any, array: Any, number: Any) -> Any:
+    """A vector of the number, in the type of the array."""
+
+    def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
+        return values[1]
+
+    vector = Vector(array.dtype)
+    return vector(array, vector), build
+
+
+@intrinsic
 def any_lane(context: Any, mask: Any) -> Any:
     def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
         bits = builder.bitcast(values[0], ir.IntType(LANES))
@@ -152,16 +182,57 @@ def _address(context: Any, builder: Any, array: Any, value: Any, index: Any, at:
     ]
     view = context.make_array(array)(context, builder, value)
     first = cgutils.get_item_pointer(context, builder, array, view, numbers, wraparound=False)
-    return builder.bitcast(first, context.get_value_type(Vector(array.dtype)).as_pointer())
+    lanes = ir.VectorType(context.get_value_type(array.dtype), LANES)
+    return builder.bitcast(first, lanes.as_pointer())
+
+
+def _of(array: Any) -> Vector:
+    """The vectors of an array, in registers."""
+    return Vector(types.float32 if array.dtype in (_FLOAT16, _BFLOAT16) else array.dtype)
+
+
+def _lanes_of(kind: ir.Type) -> ir.Type:
+    return ir.VectorType(kind, LANES)
+
+
+def _repeated(kind: ir.Type, number: int) -> ir.Constant:
+    return ir.Constant(_lanes_of(kind), [number] * LANES)
+
+
+def _widened(builder: Any, dtype: Any, bits: Any) -> Any:
+    """The float32 of a half type."""
+    if dtype == _FLOAT16:
+        return builder.fpext(
+            builder.bitcast(bits, _lanes_of(ir.HalfType())), _lanes_of(ir.FloatType())
+        )
+    word = ir.IntType(32)  # bfloat16 is the upper half of a float32
+    upper = builder.shl(builder.zext(bits, _lanes_of(word)), _repeated(word, 16))
+    return builder.bitcast(upper, _lanes_of(ir.FloatType()))
+
+
+def _narrowed(builder: Any, dtype: Any, value: Any) -> Any:
+    """The bits of a half type, rounded to nearest even."""
+    short, word = ir.IntType(16), ir.IntType(32)
+    if dtype == _FLOAT16:
+        return builder.bitcast(builder.fptrunc(value, _lanes_of(ir.HalfType())), _lanes_of(short))
+    # The processor's own instruction for bfloat16 takes subnormal numbers for zero.
+    bits = builder.bitcast(value, _lanes_of(word))
+    shift, one = _repeated(word, 16), _repeated(word, 1)
+    odd = builder.and_(builder.lshr(bits, shift), one)
+    rounding = builder.add(odd, _repeated(word, 0x7FFF))
+    rounded = builder.lshr(builder.add(bits, rounding), shift)
+    nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(nan, _repeated(word, 0x7FC0), rounded), _lanes_of(short))
 
 
 @intrinsic
 def load(context: Any, array: Any, index: Any) -> Any:
     def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
         address = _address(context, builder, array, values[0], index, values[1])
-        return builder.load(address, align=array.dtype.bitwidth // 8)
+        lanes = builder.load(address, align=array.dtype.bitwidth // 8)
+        return lanes if _of(array).dtype == array.dtype else _widened(builder, array.dtype, lanes)
 
-    return Vector(array.dtype)(array, index), build
+    return _of(array)(array, index), build
 
 
 def _storing(past_the_cache: bool) -> Any:
@@ -169,14 +240,18 @@ def _storing(past_the_cache: bool) -> Any:
     def store(context: Any, array: Any, index: Any, vector: Any) -> Any:
         def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
             address = _address(context, builder, array, values[0], index, values[1])
-            align = LINE if past_the_cache else array.dtype.bitwidth // 8
-            written = builder.store(values[2], address, align=align)
+            size = array.dtype.bitwidth // 8
+            align = min(LINE, LANES * size) if past_the_cache else size
+            lanes = values[2]
+            if _of(array).dtype != array.dtype:
+                lanes = _narrowed(builder, array.dtype, lanes)
+            written = builder.store(lanes, address, align=align)
             if past_the_cache:
                 one = builder.module.add_metadata([ir.IntType(32)(1)])
                 written.set_metadata("nontemporal", one)
             return context.get_dummy_value()
 
-        return types.none(array, index, Vector(array.dtype)), build
+        return types.none(array, index, _of(array)), build
 
     return store
 

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from .block import end_once_all_fired
+from .membrane import advance, impulse
 from .readout import empty_reduction, reduce_step
 
 
@@ -59,27 +60,6 @@ def _weights(weight, unit, lane, inside, O, U: tl.constexpr):
         row = weight + unit[u].to(tl.int64) * O
         rows = rows + (tl.load(row + lane, mask=inside, other=0.0),)
     return rows
-
-
-@triton.jit
-def _advance(v, slope, x, decay, theta, first, t, sensitivity, RESET: tl.constexpr):
-    """The membrane before and after step t of current ``x``, and its derivative by beta.
-
-    The reset follows one step after the first spike. Where ``sensitivity`` is None, the
-    derivative is not computed.
-    """
-    tl.static_assert(
-        RESET == "none" or (RESET == "subtract" or RESET == "zero_before"), "unknown reset"
-    )
-    if RESET == "zero_before":
-        v = tl.where(first == t - 1, 0.0, v)
-    before = v
-    if sensitivity is not None:
-        slope = before + decay * slope
-    v = decay * before + x
-    if RESET == "subtract":
-        v = tl.where(first == t - 1, v - theta, v)
-    return before, v, slope
 
 
 @triton.jit
@@ -156,7 +136,7 @@ def linear_first_spikes_kernel(
             now = when[u]
             while t < now:
                 slope_before = slope
-                before, v, slope = _advance(v, slope, x, decay, theta, first, t, sensitivity, RESET)
+                before, v, slope = advance(v, slope, x, decay, theta, first, t, sensitivity, RESET)
                 if spiked is None:
                     fire = (v > theta) & (first >= T)
                     first = tl.where(fire, t, first)
@@ -291,7 +271,7 @@ def linear_readout_kernel(
         for u in tl.static_range(U):
             now = when[u]
             while t < now:
-                _, v, slope = _advance(v, slope, x, decay, None, None, t, sensitivity, "none")
+                _, v, slope = advance(v, slope, x, decay, None, None, t, sensitivity, "none")
                 result, result_slope, step = reduce_step(
                     result, result_slope, step, v, slope, t, REDUCTION
                 )
@@ -307,14 +287,6 @@ def linear_readout_kernel(
         tl.store(sensitivity + here, result_slope, mask=inside)
     if taken is not None:
         tl.store(taken + here, step.to(tl.int64), mask=inside)
-
-
-@triton.jit
-def _impulse(amount, when, log_decay, k):
-    """amount * beta^(when - k) where k <= when, else 0; log_decay is log2(beta)."""
-    ahead = (when - k).to(amount.dtype)
-    power = tl.where(when == k, 1.0, tl.exp2(ahead * log_decay))
-    return tl.where((when >= 0) & (k <= when), amount * power, 0.0)
 
 
 @triton.jit
@@ -352,9 +324,9 @@ def _adjoint(rows, lam, every, before, rate, k):
         return rows[0] * rows[1]
     else:
         spike = rows[1]
-        out = _impulse(rows[0], spike, rate, k)
+        out = impulse(rows[0], spike, rate, k)
         if before is not None:
-            out += _impulse(rows[2], tl.where(spike >= 1, spike - 1, -1), rate, k)
+            out += impulse(rows[2], tl.where(spike >= 1, spike - 1, -1), rate, k)
         return out
 
 

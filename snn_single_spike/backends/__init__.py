@@ -9,8 +9,7 @@ backend    implementation                      requires
 ========== =================================== =======================================
 
 Every backend is a package with the modules ``neuron``, ``linear``, ``conv`` and ``readout``, which
-launch one operator each on contiguous tensors. triton has no ``conv`` yet: convolutions from spike
-times run in plain torch on a GPU, with a warning.
+launch one operator each on contiguous tensors.
 """
 
 from __future__ import annotations
@@ -30,9 +29,6 @@ from ._compiling import constant_when_compiled
 BACKENDS = ("triton", "numba", "torch")
 
 _INSTALL = {"triton": "pip install triton", "numba": "pip install numba"}
-
-_WITHOUT = {("triton", "conv"): "convolutions from spike times have no Triton kernels yet"}
-"""Operators that a backend does not have, and the reason as text."""
 
 logger = logging.getLogger("snn_single_spike")
 
@@ -85,16 +81,14 @@ def _warn_of_plain_torch(reason: str) -> None:
 
 
 @constant_when_compiled
-def select(backend: str, device_type: str, op: str = "neuron") -> str:
-    """Resolve the ``backend`` argument for tensors on ``device_type``, and one operator.
+def select(backend: str, device_type: str) -> str:
+    """Resolve the ``backend`` argument for tensors on ``device_type``.
 
     :raises ValueError: ``backend`` is not one of ``auto``, ``triton``, ``numba``, ``torch``
     :raises RuntimeError: the named backend cannot run here; the message names what is missing
     """
     if backend == "auto":
         chosen, reason = explain(device_type)
-        if (chosen, op) in _WITHOUT:
-            chosen, reason = "torch", _WITHOUT[chosen, op]
         if chosen == "torch" and device_type in ("cpu", "cuda"):
             _warn_of_plain_torch(reason)
         return chosen
@@ -104,8 +98,6 @@ def select(backend: str, device_type: str, op: str = "neuron") -> str:
             f"{', '.join(map(repr, BACKENDS))}"
         )
     obstacle = missing(backend, device_type)
-    if not obstacle and (backend, op) in _WITHOUT:
-        obstacle = f"{_WITHOUT[backend, op]}; use backend='torch' or 'auto' for this layer"
     if obstacle:
         raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
     return backend

@@ -18,8 +18,10 @@ _TYPES = {
 }
 
 
-def as_numpy(tensor: Tensor) -> np.ndarray:
+def as_numpy(tensor: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
     """A numpy view of a CPU tensor, as ``tensor.detach().numpy()``.
+
+    ``dtype`` is another type of the same size, as which the view reads the memory.
 
     ``numpy()`` marks the memory as not resizable, for ever. Then the tensor cannot be the ``out=``
     of a larger result, and FSDP, which frees and allocates its parameters, cannot train. This view
@@ -27,16 +29,17 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
 
     :raises RuntimeError: the memory of the tensor was freed
     """
-    dtype, shape = _TYPES[tensor.dtype], tuple(tensor.shape)  # numpy is slow with a torch.Size
+    shape = tuple(tensor.shape)  # numpy is slow with a torch.Size
+    kind = _TYPES[tensor.dtype] if dtype is None else np.dtype(dtype)
     size, strides = tensor.nbytes, None
     if not size:
-        return np.empty(shape, dtype)
+        return np.empty(shape, kind)
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
     if not tensor.is_contiguous():
-        strides = [step * dtype.itemsize for step in tensor.stride()]
+        strides = [step * kind.itemsize for step in tensor.stride()]
         last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        size = last + dtype.itemsize
+        size = last + kind.itemsize
     address = tensor.data_ptr()
     if not address:
         raise RuntimeError(
@@ -48,5 +51,5 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
     memory: Any = (ctypes.c_char * size).from_address(address)
     memory.tensor = tensor  # the array keeps it alive
     if strides is None:
-        return np.ndarray(shape, dtype, memory)
-    return np.ndarray(shape, dtype, memory, 0, strides)
+        return np.ndarray(shape, kind, memory)
+    return np.ndarray(shape, kind, memory, 0, strides)

@@ -1,4 +1,4 @@
-"""An adjoint in closed form, written out over time."""
+"""An adjoint in closed form, written out over time or summed over it."""
 
 from __future__ import annotations
 
@@ -45,3 +45,24 @@ def adjoint_rows(
             {"current": out},
         )
     return out.view(num_steps, *given.shape)
+
+
+def sum_over_time(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> Tensor:
+    """The sum over time and batch of an adjoint in closed form, (O,)."""
+    decay = beta.double()
+
+    def geometric(n: Tensor) -> Tensor:
+        """1 + beta + ... + beta^(n-1), to all digits where beta is close to 1."""
+        partial = -torch.expm1(n * decay.log()) / (1 - decay)
+        return torch.where(n <= 0, 0.0, torch.where(decay == 1, n, partial))
+
+    total = decay.new_zeros(decay.shape)
+    if adjoint.every is not None:
+        ahead = torch.arange(1, num_steps + 1, device=beta.device, dtype=decay.dtype)[:, None]
+        total += adjoint.every.double().sum(0) * geometric(ahead).sum(0)
+    if adjoint.at is not None and adjoint.when is not None:
+        spike = adjoint.when.to(decay.dtype)
+        total += (adjoint.at.double() * geometric(spike + 1)).sum(0)
+        if adjoint.before is not None:
+            total += (adjoint.before.double() * geometric(spike)).sum(0)
+    return total.to(beta.dtype)

@@ -213,7 +213,7 @@ def run_single_spike_conv(
         neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
         result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
         return spikes_of_result(result, graded_spikes_factor)
-    chosen = backends.select(backend, weight.device.type, "conv")
+    chosen = backends.select(backend, weight.device.type)
     shape = torch.Size((spikes.num_steps, spikes.batch, *features))
     described = Current(shape, weight.dtype, weight.device)
     factor = None

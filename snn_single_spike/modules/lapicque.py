@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends._types import state_dtype
+from ..ops.scaled import scaled
 from ..ops.validation import check_parameter
 from ..spikes.lazy import materialize
 from ._base import SingleSpikeNeuron
@@ -192,7 +193,7 @@ class SingleSpikeLapicque(SingleSpikeNeuron, snn.Lapicque):
         factors = (R, 1 / (R * C), self.time_step)
         scale = functools.reduce(torch.mul, (factor.to(wide) for factor in factors))
         result = self._run(
-            input_.to(wide) * scale,
+            scaled(input_.to(wide), scale),
             input_.dtype,
             state,
             beta=1 - self.time_step / (R * C),

@@ -36,8 +36,9 @@ def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
     name = schema[: schema.index("(")]
 
     def implementation(*arguments: Any) -> tuple[Tensor, ...]:
-        # An exported program calls operators outside of an autograd.Function.
-        with torch.no_grad():
+        if not torch.is_grad_enabled():
+            return function(allocate, *arguments)
+        with torch.no_grad():  # an exported program calls operators outside of an autograd.Function
             return function(allocate, *arguments)
 
     _functions[name] = function
@@ -67,7 +68,9 @@ def decompose(name: str) -> Callable[[Decomposition], Decomposition]:
 def allocate(
     wanted: bool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    return empty(shape if wanted else (0,), dtype=dtype, device=device)
+    if not wanted:
+        return torch.empty(0, dtype=dtype, device=device)
+    return empty(shape, dtype=dtype, device=device)
 
 
 def allocate_fake(

@@ -7,7 +7,6 @@ one (T, M) tensor, and the synaptic currents if the decay of a synaptic current 
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -256,17 +255,13 @@ class SingleSpike(torch.autograd.Function):
             *(wanted.spikes and carries, has_mem, has_syn, has_inh, exact, False, has_crossing),
             False,
         )
-        empty = functools.partial(out.spikes.new_empty, 0)
-        return (
-            out.spikes,
-            out.mem if has_mem else empty(),
-            out.syn if has_syn else empty(),
-            out.inh if has_inh else empty(),
-            times,
-            out.final,
-            out.crossing if has_crossing else empty(),
-            out.phase,
+        # An output that is not requested is empty already, if it is not computed for the gradient.
+        given = ((out.mem, has_mem), (out.syn, has_syn), (out.inh, has_inh))
+        mem, syn, inh, crossing = (
+            x if has or not x.numel() else x.new_empty(0)
+            for x, has in (*given, (out.crossing, has_crossing))
         )
+        return (out.spikes, mem, syn, inh, times, out.final, crossing, out.phase)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -98,10 +98,9 @@ def test_numba_offsets(backend):
     from snn_single_spike.kernels.numba.arguments import ForwardOutputs, Neuron
     from snn_single_spike.kernels.numba.compiling import RESETS
     from snn_single_spike.kernels.numba.neuron_forward import neuron_forward_loop
-    from snn_single_spike.kernels.numba.neuron_forward_vectors import neuron_forward_vectors
     from snn_single_spike.kernels.numba.simd import LANES as VECTOR
 
-    used = VECTOR + 3  # by both loops
+    used = VECTOR + 3  # with a vector that begins inside of another
 
     current = torch.empty(STEPS, LANES).numpy()
     current[:, :used] = np.array([[0.5], [0.75], [0.25]], np.float32)
@@ -109,15 +108,16 @@ def test_numba_offsets(backend):
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     none2 = np.empty((0, 0), np.float32)
     times = np.zeros(used, np.int64)
-    absent = dict.fromkeys(("alpha", "gain", "feedback", "mem_0", "syn_0", "inh_0"), none1)
+    absent = dict.fromkeys(("alpha", "gain", "feedback"))
+    absent |= dict.fromkeys(("mem_0", "syn_0", "inh_0"), none1)
     absent["last_0"] = np.empty(0, np.int64)
     options = {"clamp": True, "reset": RESETS["none"], "refractory": None}
     neuron = Neuron(one, one, one, **absent, **options)
     phase = np.empty((0, 0), np.uint8)
     out = ForwardOutputs(spikes, mem, *(none2,) * 4, times=times, phase=phase)
     given = current, tuple(neuron), tuple(out)
-    neuron_forward_vectors(0, VECTOR, *given)
-    neuron_forward_loop(VECTOR, used, *given)
+    neuron_forward_loop(0, VECTOR, *given)
+    neuron_forward_loop(used - VECTOR, used, *given)
     assert times.tolist() == [1] * used
     assert spikes[:, :used].sum(1).tolist() == [0, used, 0]
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]

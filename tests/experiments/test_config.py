@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,17 @@ def test_every_recipe_can_be_run(name):
     Network(made)
     for key, value in RECIPES[name].items():
         assert getattr(made, key) == value
+
+
+FILES = sorted((Path(__file__).parents[2] / "benchmarks" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_recipe_for_convolutions_can_be_run(file):
+    made = make(DATA, file)
+    Network(made)
+    assert "C" in made.layers
+    assert made.spike_format == "times"
 
 
 def test_spike_times_are_the_default_where_they_are_supported():

@@ -1,4 +1,4 @@
-"""SIMD vectors on the CPU, and the vector loops of Leaky against the loops lane by lane."""
+"""SIMD vectors on the CPU: whole vectors against fewer lanes, half types, narrow registers."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ import pytest
 import torch
 from snntorch import surrogate
 
-from snn_single_spike import backends
+from snn_single_spike import SingleSpikeAlpha, SingleSpikeLeaky, backends
+from snn_single_spike.backends._arrays import as_numpy
 from snn_single_spike.backends._types import (
     ClosedFormAdjoint,
     GradientFactors,
@@ -22,7 +23,7 @@ from snn_single_spike.ops.validation import GRADIENT_RULES, RESETS
 
 numba = pytest.importorskip("numba")
 
-from snn_single_spike.kernels.numba import block, neuron_forward_vectors, simd  # noqa: E402
+from snn_single_spike.kernels.numba import block, neuron_forward, simd  # noqa: E402
 from snn_single_spike.kernels.numba.arguments import ForwardOutputs, Neuron  # noqa: E402
 from snn_single_spike.kernels.numba.compiling import ZERO_BEFORE  # noqa: E402
 
@@ -76,7 +77,7 @@ class Case:
         return out, torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
     def check(self, **options):
-        """The vector loops compute the same as the loops lane by lane."""
+        """Whole vectors, and a last one that overlaps, compute the same as a few padded lanes."""
         whole, grads = self.run(**options)
         lanes = self.current.shape[2]
         pieces = [
@@ -93,7 +94,7 @@ class Case:
 @pytest.mark.parametrize("num_steps", [1, 3, block.STEPS, 2 * block.STEPS + 1])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("gradient", GRADIENT_RULES)
-def test_leaky_in_vectors_is_leaky_lane_by_lane(num_steps, reset, gradient):
+def test_vectors_are_lanes_a_few_at_a_time(num_steps, reset, gradient):
     for dtype in (torch.float32, torch.float64):
         case = Case(num_steps, dtype=dtype)
         for mem, spikes in ((True, True), (False, True), (True, False), (False, False)):
@@ -149,17 +150,75 @@ def test_nothing_is_read_after_the_last_spike_of_a_vector():
 def test_no_fused_multiply_adds_decide_a_spike(refractory):
     one, none1 = np.ones(1, np.float32), np.empty(0, np.float32)
     rows, none2 = np.zeros((5, simd.LANES), np.float32), np.empty((0, 0), np.float32)
-    absent = dict.fromkeys(("alpha", "gain", "feedback", "mem_0", "syn_0", "inh_0"), none1)
+    absent = dict.fromkeys(("alpha", "gain", "feedback"))
+    absent |= dict.fromkeys(("mem_0", "syn_0", "inh_0"), none1)
     absent["last_0"] = np.empty(0, np.int64)
     neuron = Neuron(one, one, one, **absent, clamp=True, reset=ZERO_BEFORE, refractory=refractory)
     times, phase = np.zeros(simd.LANES, np.int64), np.empty((0, 0), np.uint8)
     out = ForwardOutputs(rows.copy(), *(none2,) * 5, times=times, phase=phase)
     # Compile without numba's cache, because code from the cache has no readable assembly.
-    forward = numba.njit(error_model="numpy")(neuron_forward_vectors._vectors.py_func)
+    forward = numba.njit(error_model="numpy")(neuron_forward._layer.py_func)
     forward(0, simd.LANES, rows, neuron, out)
     (assembly,) = forward.inspect_asm().values()
     assert "mul" in assembly
     assert not any(fused in assembly for fused in ("vfmadd", "vfnmadd", "vfmsub", "fmla", "fmadd"))
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@numba.njit(error_model="numpy")
+def _converted(source, target):
+    for j in range(0, source.shape[0], simd.LANES):
+        simd.store(target, j, simd.load(source, j))
+
+
+def _bits(tensor):
+    return as_numpy(tensor, np.int16 if tensor.dtype == torch.bfloat16 else np.uint16)
+
+
+def _exactly(numbers):
+    """Numbers as bits, with one NaN: torch's own NaN depends on its vector instructions."""
+    kind = torch.int32 if numbers.dtype == torch.float32 else torch.int16
+    return torch.where(numbers.isnan(), torch.nan, numbers).view(kind)
+
+
+@pytest.mark.skipif(not simd.has_float16(), reason="float16 is converted in separate passes")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_types_convert_as_in_torch(dtype):
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    wide = torch.empty(len(every))
+    _converted(_bits(every), as_numpy(wide))
+    assert torch.equal(_exactly(wide), _exactly(every.float()))
+    # Each number, the middle to the next one, and the neighbours of the middle
+    word = wide.view(torch.int32)
+    gap = 1 << (16 if dtype == torch.bfloat16 else 13)
+    around = torch.cat([word + gap // 2 + d for d in (-gap // 2, -1, 0, 1)])
+    anything = torch.randint(-(1 << 31), 1 << 31, (1 << 16,)).to(torch.int32)
+    numbers = torch.cat([around, anything]).view(torch.float32)
+    narrow = torch.empty(len(numbers), dtype=dtype)
+    _converted(as_numpy(numbers), _bits(narrow))
+    assert torch.equal(_exactly(narrow), _exactly(numbers.to(dtype)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "options"),
+    [
+        (torch.float16, SingleSpikeLeaky, {"beta": 0.9}),
+        (torch.bfloat16, SingleSpikeAlpha, {"alpha": 0.9, "beta": 0.8}),
+    ],
+    ids=str,
+)
+def test_results_of_half_types_are_rounded_once(dtype, kind, options):
+    current = torch.randn(9, 3, 17).to(dtype).requires_grad_()
+    results = []
+    for backend in ("numba", "torch"):
+        out = kind(**options, backend=backend)(current)
+        results.append((*out, *torch.autograd.grad([x.cumsum(0).sum() for x in out], current)))
+    assert results[0][0].any()
+    for mine, theirs in zip(*results, strict=True):
+        assert mine.dtype == dtype
+        assert torch.equal(mine, theirs)
 
 
 class Linear:

@@ -113,13 +113,31 @@ def test_linear_layers_and_their_readout(kind, rule, reset, reduction, surrogate
 CONVOLUTIONS = list(dict.fromkeys((*row[:3], row[4]) for row in LINEAR))
 
 
+def check_convolution(kind, rule, reset, surrogate, backend, num_steps=8):
+    case, device = conv_problems.Case((2, 4, 4), 3, (2, 3), {"padding": (0, 1)}), device_of(backend)
+    layer = conv_problems.on(device, conv_problems.layer_of(case))
+    dense = conv_problems.spikes_of(case, num_steps, 2, kind).to(device)
+    given = (case, layer, dense, kind, rule, reset, backend, 1e-10)
+    conv_problems.check(*given, path="steps", surrogate=surrogate)
+
+
 @pytest.mark.parametrize(("kind", "rule", "reset", "surrogate"), CONVOLUTIONS)
 def test_convolutions(kind, rule, reset, surrogate, cpu_backend):
     """Convolutions from spike times and from events."""
-    case = conv_problems.Case((2, 4, 4), 3, (2, 3), {"padding": (0, 1)})
-    layer, dense = conv_problems.layer_of(case), conv_problems.spikes_of(case, 8, 2, kind)
-    given = (case, layer, dense, kind, rule, reset, cpu_backend, 1e-10)
-    conv_problems.check(*given, path="steps", surrogate=surrogate)
+    check_convolution(kind, rule, reset, surrogate, cpu_backend)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@pytest.mark.parametrize(
+    ("rule", "reset", "kind", "surrogate"),
+    [
+        (*row, list(SURROGATES)[i % len(SURROGATES)])
+        for i, row in enumerate(spread(KINDS, GRADIENT_RULES, RESETS))
+    ],
+)
+def test_convolution_kernels_for_a_gpu(rule, reset, kind, surrogate, backend):
+    """One kind of input for each rule and reset, because of the time of the interpreter."""
+    check_convolution(kind, rule, reset, surrogate, backend, num_steps=5)
 
 
 @pytest.mark.parametrize("backend", runnable("triton"))

@@ -209,8 +209,6 @@ def test_other_refusals():
     made = single_spike_conv2d(SPIKES, weight, None, 0.9)
     with pytest.raises(RuntimeError, match=r"nn\.Conv2d of spikes\.to_dense"):
         torch.autograd.grad(made.to_dense().sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="no Triton kernels yet"):
-        single_spike_conv2d(SPIKES, WEIGHT, None, 0.9, backend="triton")
 
 
 def test_events_with_several_spikes_at_one_step(cpu_backend):

@@ -203,6 +203,26 @@ def test_any_sizes_with_a_maximum_of_windows(
         assert relative_error(mine, right) < 1e-7  # a slow crossing divides by a small number
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gradients_do_not_depend_on_threads(batch):
+    """With fewer samples than threads the steps of the gradient to the inputs are shared."""
+    before, found = torch.get_num_threads(), []
+    net = network("max pooling")
+    spikes = times_of(2, 9, 9, batch=batch)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            fast = convert(net, spike_format="times")
+            fast(spikes)[1].to_dense().square().sum().backward()
+            found.append([p.grad for p in fast.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0][0].any()
+    for one, two in zip(*found, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
 def test_a_dense_input_and_one_step_at_a_time():
     layer = SingleSpikeConv2d(2, 4, 3, 0.9, threshold=0.3).double()
     spikes = times_of(2, 6, 6)

@@ -27,9 +27,12 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from snn_single_spike.backends._types import Convolution
 from snn_single_spike.backends.triton import _launch
+from snn_single_spike.backends.triton import _tiles as triton_tiles
+from snn_single_spike.backends.triton import conv as triton_conv
 from snn_single_spike.backends.triton import linear as triton_linear
-from snn_single_spike.kernels.triton import linear, neuron, readout
+from snn_single_spike.kernels.triton import conv_backward, conv_forward, linear, neuron, readout
 
 from tests.support import sass
 from tests.support.devices import ROOT
@@ -257,6 +260,54 @@ LINEAR = {
 }
 
 
+# A convolution, and one whose neurons read the maximum of windows of 2 x 2.
+PLAIN, POOLED = (
+    Convolution(32, 12, 12, 8, 8, 1, 1, 0, 0, 1, 1, 1, *pool) for pool in ((1, 1), (2, 2))
+)
+OPTIONAL = ("values", "spiked", "first_spikes", "mem", "winner", "crossing", "sensitivity")
+OPTIONAL += ("peaks", "lam", "at", "before", "when", "log_decay")
+CONV_POINTERS = POINTERS | {"channels": "*i32", "rows": "*i32", "columns": "*i32"}
+CONV_POINTERS |= {"when": "*i32", "peaks": "*i32", "winner": "*u8"}
+TILED = ("offsets", "times", "channels", "rows", "columns")
+WALK = (*TILED, "weight", "bias", "beta", "threshold")
+BY_CHANNEL = ("offsets", "times", "samples", "rows", "columns", "grad_weight")
+IMPULSES = ("at", "before", "when", "log_decay")
+BY_SPIKE = (*TILED[1:], "samples", "units", "weight", "grad_inputs", *IMPULSES)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One specialization of a kernel of convolutions from spike times, with 64 channels."""
+
+    kernel: str
+    tensors: tuple[str, ...]
+    reset: str = "none"
+    sizes: Convolution = PLAIN
+    each: bool = False
+    """Parameters for each neuron, not for each channel."""
+
+
+_FORWARD, _WEIGHT = "conv_first_spikes_kernel", "conv_backward_weight_kernel"
+_INPUT = "conv_backward_input_kernel"
+AROUND = ("first_spikes", "crossing", "sensitivity", "peaks")
+CONV = {
+    "conv first spikes": Conv(_FORWARD, (*WALK, "first_spikes")),
+    "conv crossing": Conv(_FORWARD, (*WALK, "values", *AROUND), each=True),
+    "conv membrane": Conv(_FORWARD, (*WALK, "spiked", "mem"), reset="subtract"),
+    "conv windows crossing": Conv(_FORWARD, (*WALK, *AROUND), sizes=POOLED),
+    "conv windows membrane": Conv(
+        _FORWARD, (*WALK, "spiked", "mem", "winner"), reset="zero_before", sizes=POOLED
+    ),
+    "conv weight rows": Conv(_WEIGHT, (*BY_CHANNEL, "lam")),
+    "conv weight impulses": Conv(_WEIGHT, (*BY_CHANNEL, "values", *IMPULSES)),
+    "conv weight windows": Conv(
+        _WEIGHT, (*BY_CHANNEL, "winner", *IMPULSES), sizes=POOLED, each=True
+    ),
+    "conv input impulses": Conv(_INPUT, BY_SPIKE),
+    "conv input windows": Conv(_INPUT, (*BY_SPIKE, "winner"), sizes=POOLED),
+}
+
+
 @dataclass
 class Facts:
     """Figures of one compiled variant."""
@@ -326,12 +377,49 @@ def compile_linear(name: str, target_name: str) -> Facts:
     return facts_of(triton.compile(source, target=target, options=options), target)
 
 
+def compile_conv(name: str, target_name: str) -> Facts:
+    variant, target = CONV[name], TARGETS[target_name]
+    kernel = getattr(conv_forward, variant.kernel, None) or getattr(conv_backward, variant.kernel)
+    sizes, options = variant.sizes, dict(_launch.LAUNCH)
+    constants: dict[str, object] = {"POOL_Y": sizes.pool_y, "POOL_X": sizes.pool_x}
+    constants |= {"EACH": variant.each, "RESET": variant.reset, "STATE": tl.float32}
+    constants |= dict.fromkeys(("stride_y", "stride_x", "dilation_y", "dilation_x", "groups"), 1)
+    if variant.kernel == _FORWARD:
+        tile = triton_tiles.tile_of(sizes, 64, torch.float32, interpreted=False)
+        constants |= {"PY": tile.y, "PX": tile.x, "CH": tile.channels}
+        constants |= {"U": triton_conv.spikes_ahead(sizes)}
+    else:
+        constants |= triton_conv.patch_of(25, 64, interpreted=False)
+        ahead = triton_conv.gathered_ahead(sizes, torch.float32, target.warp_size)
+        constants |= {"U": ahead}
+    signature, values, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in variant.tensors:
+            signature[name] = CONV_POINTERS.get(name, "*fp32")
+        elif name in constants:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif name in OPTIONAL:
+            signature[name], values[name] = "constexpr", None
+        else:
+            signature[name] = "i32"
+        if signature[name][0] == "*" or name in ("O", "size", "per_sample"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    return facts_of(triton.compile(source, target=target, options=options), target)
+
+
 def facts_of(binary: object, target: GPUTarget) -> Facts:
-    return _amd(binary) if target.backend == "hip" else _nvidia(binary)
+    if target.backend == "hip":
+        return _amd(binary)
+    facts = _nvidia(binary)
+    if target.arch >= 100:  # how its control bits are read has not been checked
+        facts.round_trips = []
+    return facts
 
 
 def compile_any(name: str, target_name: str) -> Facts:
-    return (compile_linear if name in LINEAR else compile_variant)(name, target_name)
+    compilers = ((VARIANTS, compile_variant), (LINEAR, compile_linear), (CONV, compile_conv))
+    return next(function for table, function in compilers if name in table)(name, target_name)
 
 
 def compile_variant(name: str, target_name: str) -> Facts:
@@ -458,7 +546,7 @@ def compile_all(target: str) -> dict[str, Facts]:
 
 def _compile(targets: Iterable[str]) -> dict[str, dict[str, Facts]]:
     """Facts by target and variant."""
-    names = (*VARIANTS, *LINEAR)
+    names = (*VARIANTS, *LINEAR, *CONV)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         return {
             target: dict(
@@ -472,7 +560,7 @@ def store() -> None:
     facts = _compile(TARGETS)
     summaries = {
         f"{name} {target}": facts[target][name].summary()
-        for name in (*VARIANTS, *LINEAR)
+        for name in (*VARIANTS, *LINEAR, *CONV)
         for target in TARGETS
     }
     contents = {"triton": triton.__version__, "facts": summaries}

@@ -140,6 +140,10 @@ def first_steps(dense):
     return torch.where(fired.any(0), fired.to(torch.int64).argmax(0), -1)
 
 
+def on(device: str, layer: ConvLayer) -> ConvLayer:
+    return ConvLayer(*(None if x is None else x.to(device) for x in layer))
+
+
 def run(path, case, layer, dense, kind, rule, reset, backend, surrogate="fast_sigmoid"):
     """Spike times, then interpolated times and the gradients of every leaf."""
     layer = leaves_of(layer)
@@ -149,7 +153,7 @@ def run(path, case, layer, dense, kind, rule, reset, backend, surrogate="fast_si
     times = out.times.long() if path == "times" else first_steps(out)
     spikes = out.to_dense() if path == "times" else out
     make = torch.Generator().manual_seed(5)
-    g = torch.randn(spikes.shape, generator=make, dtype=torch.float64).to(spikes.dtype)
+    g = torch.randn(spikes.shape, generator=make, dtype=torch.float64).to(spikes)
     loss = (spikes * g).sum()
     if moments is not None:
         loss = loss + moments.square().sum()

@@ -1,4 +1,4 @@
-"""Finds, on a CPU, operations that would wait for a GPU. While a CUDA graph records, none may run."""
+"""Finds, on a CPU, operations that wait for a GPU. None may run while a CUDA graph records."""
 
 from __future__ import annotations
 

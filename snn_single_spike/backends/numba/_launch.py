@@ -20,11 +20,13 @@ from snn_single_spike.kernels.numba import arguments
 from snn_single_spike.kernels.numba.arguments import SpikeGradient
 from snn_single_spike.kernels.numba.block import BLOCK
 from snn_single_spike.kernels.numba.compiling import RULES
+from snn_single_spike.kernels.numba.simd import LANES, has_float16
 from snn_single_spike.kernels.numba.surrogate import SURROGATES
 
 from .._arrays import as_numpy
 from .._events import Events
 from .._surrogate import Surrogate
+from .._types import state_dtype
 from ..memory import empty
 
 _PIECE = 1 << 20  # elements (T * M) that a thread takes at once
@@ -42,6 +44,9 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
     The threads take the calls from one list. A thread may start late by milliseconds, where
     torch's own threads wait for work on its core: then the others do its share.
     """
+    if len(calls) == 1:
+        kernel(*calls[0])
+        return
     left = iter(calls)
 
     def work() -> None:
@@ -77,10 +82,35 @@ def run_pieces(
     in_threads(kernel, [(*neurons, *shared) for neurons in pieces])
 
 
+def run_vectors(
+    kernel: Callable[..., None], num_steps: int, neurons: int, *arguments: object
+) -> None:
+    """Run ``kernel`` over all neurons, in whole vectors.
+
+    If the neurons fill no whole number of vectors, the last vector begins inside of the one before
+    and computes some neurons again. Fewer neurons than one vector are padded (:class:`Arrays`).
+    """
+    run_pieces(kernel, num_steps, 0, neurons // LANES * LANES, *arguments)
+    if neurons % LANES:
+        last = max(neurons, LANES)
+        run_pieces(kernel, num_steps, last - LANES, last, *arguments)
+
+
+# Numba has no half types: the loops convert their bits in registers (kernels/numba/simd.py).
+_BITS: dict[torch.dtype, type[np.generic]] = {torch.bfloat16: np.int16}
+if has_float16():
+    _BITS[torch.float16] = np.uint16
+
+
+def loop_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of rows (T, M) of a layer in the vector loops."""
+    return dtype if dtype in _BITS else state_dtype(dtype)
+
+
 @functools.cache
 def _nothing(dimensions: int, dtype: torch.dtype) -> np.ndarray:
     """The empty array that a compiled loop takes for None."""
-    return torch.empty((0,) * dimensions, dtype=dtype, device="cpu").numpy()
+    return as_numpy(torch.empty((0,) * dimensions, dtype=dtype, device="cpu"), _BITS.get(dtype))
 
 
 def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:
@@ -91,7 +121,7 @@ def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.n
         tensor = empty(tuple(tensor.shape), dtype=dtype, device=tensor.device).copy_(
             tensor.detach()
         )
-    return as_numpy(tensor)
+    return as_numpy(tensor, _BITS.get(dtype))
 
 
 def as_events(events: Events, dtype: torch.dtype) -> arguments.Events:
@@ -113,20 +143,44 @@ def spike_gradient(rule: str, surrogate: Surrogate, dtype: torch.dtype) -> Spike
     )
 
 
-class WidenedOutputs:
-    """Output arrays in state precision for outputs of a half type, copied back at the end."""
+class Arrays:
+    """The arrays of one call of a loop.
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+    Tensors of another type than the loop's are converted, and fewer neurons than one vector are
+    padded. :meth:`copy_back` completes the results.
+    """
 
-    def array(self, tensor: Tensor | None, dimensions: int) -> np.ndarray:
-        if tensor is None or tensor.dtype == self.dtype:
-            return as_array(tensor, dimensions, self.dtype)
-        wide = empty(tuple(tensor.shape), dtype=self.dtype, device=tensor.device)
-        self._pairs.append((tensor, wide))
-        return as_numpy(wide)
+    def __init__(self, neurons: int = LANES) -> None:
+        self._pads = neurons < LANES
+        self._padded: list[tuple[np.ndarray, np.ndarray]] = []
+        self._widened: list[tuple[Tensor, Tensor]] = []
+
+    def read(self, tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:
+        if tensor is None:
+            return _nothing(dimensions, dtype)
+        array = as_array(tensor, dimensions, dtype)
+        if not self._pads:
+            return array
+        whole = np.empty((*array.shape[:-1], LANES), array.dtype)
+        whole[..., : array.shape[-1]] = array
+        return whole
+
+    def write(self, tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.ndarray:
+        if tensor is None:
+            return _nothing(dimensions, dtype)
+        if tensor.dtype != dtype:
+            wide = empty(tuple(tensor.shape), dtype=dtype, device=tensor.device)
+            self._widened.append((tensor, wide))
+            tensor = wide
+        array = as_array(tensor, dimensions, dtype)
+        if not self._pads:
+            return array
+        whole = np.empty((*array.shape[:-1], LANES), array.dtype)
+        self._padded.append((array, whole))
+        return whole
 
     def copy_back(self) -> None:
-        for tensor, wide in self._pairs:
+        for array, whole in self._padded:
+            array[...] = whole[..., : array.shape[-1]]
+        for tensor, wide in self._widened:
             tensor.copy_(wide)

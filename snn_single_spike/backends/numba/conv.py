@@ -27,6 +27,7 @@ from snn_single_spike.kernels.numba.simd import LANES
 
 from .. import _convolution as convolution
 from .._arrays import as_numpy
+from .._cells import parameter_of_cells, weight_from_cells, weight_of_cells
 from .._events import Events
 from .._surrogate import Surrogate
 from .._types import (
@@ -84,29 +85,9 @@ def _lanes(out_channels: int) -> int:
     return -(-out_channels // LANES) * LANES
 
 
-def _packed(weight: Tensor, groups: int) -> Tensor:
-    """(O, C / groups, KH, KW) to (C, KH * KW, lanes), zeros in the padding."""
-    out_channels, taps = len(weight) // groups, weight.shape[2:].numel()
-    by_tap = weight.reshape(groups, out_channels, -1, taps).permute(0, 2, 3, 1)
-    packed = weight.new_zeros(groups * weight.shape[1], taps, _lanes(out_channels))
-    packed[..., :out_channels] = by_tap.flatten(0, 1)
-    return packed
-
-
 def _unpack(packed: np.ndarray, weight: Tensor, groups: int) -> None:
     """The sum over ranges of samples (ranges, C, KH * KW, lanes), as (O, C / groups, KH, KW)."""
-    out_channels = len(weight) // groups
-    total = torch.from_numpy(packed).sum(0)[..., :out_channels]
-    weight.copy_(total.unflatten(0, (groups, -1)).permute(0, 3, 1, 2).reshape(weight.shape))
-
-
-def _by_cell(parameter: Tensor, groups: int, beyond: float) -> Tensor:
-    """(O, Q) to (groups * Q, lanes), ``beyond`` in the padding."""
-    out_channels = len(parameter) // groups
-    rows = parameter.view(groups, out_channels, -1).transpose(1, 2).flatten(0, 1)
-    padded = rows.new_full((len(rows), _lanes(out_channels)), beyond)
-    padded[:, :out_channels] = rows
-    return padded
+    weight.copy_(weight_from_cells(torch.from_numpy(packed).sum(0), weight, groups))
 
 
 def _tables(beta: np.ndarray, num_steps: int, slopes: bool) -> np.ndarray:
@@ -133,15 +114,17 @@ def _layer(
     num_steps: int,
     slopes: bool = False,
 ) -> arguments.ConvLayer:
-    groups = conv.groups
+    groups, lanes = conv.groups, _lanes(len(weight) // conv.groups)
     if threshold is not None:
         beta, threshold = torch.broadcast_tensors(beta, threshold)
-    decay = as_numpy(_by_cell(beta, groups, 0.0))
+    decay = as_numpy(parameter_of_cells(beta, groups, lanes))
     drive = weight.new_zeros(len(weight)) if bias is None else bias
-    theta = decay[:0] if threshold is None else as_numpy(_by_cell(threshold, groups, torch.inf))
+    theta = decay[:0]
+    if threshold is not None:
+        theta = as_numpy(parameter_of_cells(threshold, groups, lanes, torch.inf))
     return arguments.ConvLayer(
-        weight=as_numpy(_packed(weight, groups)),
-        bias=as_numpy(_by_cell(drive[:, None], groups, 0.0)),
+        weight=as_numpy(weight_of_cells(weight, groups, lanes)),
+        bias=as_numpy(parameter_of_cells(drive[:, None], groups, lanes)),
         beta=decay,
         threshold=theta,
         tables=_tables(decay, num_steps, slopes),
@@ -354,7 +337,7 @@ def conv_to_input(
     if not conv.pools:
         return convolution.to_input(lam, None, weight, conv)
     n, kernel = lam.shape[1], _kernel(weight)
-    packed = as_numpy(_packed(weight, conv.groups))
+    packed = as_numpy(weight_of_cells(weight, conv.groups, _cells(conv, weight)[1]))
     bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
     rows, patches, inside, covered, size = _transposed(conv, kernel)
     given = plain(as_events(events, weight.dtype), _patches(conv, kernel))

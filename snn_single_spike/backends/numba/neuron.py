@@ -1,4 +1,4 @@
-"""Launches the compiled CPU loops: threads take ranges of neurons.
+"""Launches the compiled CPU loops of a layer of neurons: threads take ranges of neurons.
 
 Numba compiles the loops on their first use and caches them on disk. No fast-math, so that spikes
 are decided as eager torch decides them.
@@ -12,15 +12,13 @@ from torch import Tensor
 from snn_single_spike.kernels.numba import arguments
 from snn_single_spike.kernels.numba.compiling import RESETS
 from snn_single_spike.kernels.numba.neuron_backward import neuron_backward_loop
-from snn_single_spike.kernels.numba.neuron_backward_vectors import neuron_backward_vectors
 from snn_single_spike.kernels.numba.neuron_forward import neuron_forward_loop
-from snn_single_spike.kernels.numba.neuron_forward_vectors import neuron_forward_vectors
-from snn_single_spike.kernels.numba.simd import LANES
 
-from .._arrays import as_numpy
 from .._surrogate import Surrogate
 from .._types import (
+    PARAMETERS,
     SCANNED,
+    STATES,
     ForwardOutputs,
     InputGradients,
     Neuron,
@@ -28,22 +26,15 @@ from .._types import (
     Saved,
     state_dtype,
 )
-from ._launch import WidenedOutputs, as_array, run_pieces, spike_gradient
+from ._launch import Arrays, as_array, loop_dtype, run_vectors, spike_gradient
 
 
-def _in_vectors(neuron: Neuron, neurons: int, phase: Tensor | None) -> int:
-    """How many neurons fill whole vectors of a Leaky, whose loops are compiled apart."""
-    others = neuron.alpha is not None or neuron.feedback is not None or neuron.reset == "zero_after"
-    others = others or bool(neuron.refractory) or phase is not None
-    return 0 if others else neurons // LANES * LANES
-
-
-def _neuron(neuron: Neuron, dtype: torch.dtype) -> arguments.Neuron:
+def _neuron(neuron: Neuron, arrays: Arrays, dtype: torch.dtype) -> arguments.Neuron:
+    given = {name: getattr(neuron, name) for name in PARAMETERS}
     return arguments.Neuron(
-        **{
-            name: as_array(x, 1, torch.int64 if name == "last_0" else dtype)
-            for name, x in neuron.tensors().items()
-        },
+        **{name: None if x is None else as_array(x, 1, dtype) for name, x in given.items()},
+        **{name: arrays.read(getattr(neuron, name), 1, dtype) for name in STATES},
+        last_0=arrays.read(neuron.last_0, 1, torch.int64),
         clamp=neuron.clamp,
         reset=RESETS[neuron.reset],
         refractory=neuron.refractory,
@@ -52,23 +43,21 @@ def _neuron(neuron: Neuron, dtype: torch.dtype) -> arguments.Neuron:
 
 def neuron_forward(current: Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     num_steps, neurons = current.shape
-    dtype = state_dtype(current.dtype)
-    results = WidenedOutputs(dtype)
+    state, rows = state_dtype(current.dtype), loop_dtype(current.dtype)
+    arrays = Arrays(neurons)
     outputs = arguments.ForwardOutputs(
-        spikes=results.array(out.spikes, 2),
-        mem=results.array(out.mem, 2),
-        syn=results.array(out.syn, 2),
-        inh=results.array(out.inh, 2),
-        crossing=results.array(out.crossing, 2),
-        final=results.array(out.final, 2),
-        times=as_numpy(out.times),
-        phase=as_array(out.phase, 2, torch.uint8),
+        spikes=arrays.write(out.spikes, 2, rows),
+        mem=arrays.write(out.mem, 2, rows),
+        syn=arrays.write(out.syn, 2, rows),
+        inh=arrays.write(out.inh, 2, rows),
+        crossing=arrays.write(out.crossing, 2, state),
+        final=arrays.write(out.final, 2, rows),
+        times=arrays.write(out.times, 1, torch.int64),
+        phase=arrays.write(out.phase, 2, torch.uint8),
     )
-    given = as_array(current, 2, dtype), _neuron(neuron, dtype), outputs
-    whole = _in_vectors(neuron, neurons, out.phase)
-    run_pieces(neuron_forward_vectors, num_steps, 0, whole, *given)
-    run_pieces(neuron_forward_loop, num_steps, whole, neurons, *given)
-    results.copy_back()
+    given = arrays.read(current, 2, rows), _neuron(neuron, arrays, state), outputs
+    run_vectors(neuron_forward_loop, num_steps, neurons, *given)
+    arrays.copy_back()
 
 
 def neuron_backward(
@@ -83,30 +72,29 @@ def neuron_backward(
     out: InputGradients,
 ) -> None:
     neurons = times.numel()
-    state = state_dtype(dtype)
-    results = WidenedOutputs(state)
+    state, rows = state_dtype(dtype), loop_dtype(dtype)
+    arrays = Arrays(neurons)
     read = arguments.Saved(
         num_steps=num_steps,
-        mem=as_array(None if saved.recompute else saved.saved, 2, state),
-        current=as_array(saved.saved if saved.recompute else None, 2, state),
-        syn=as_array(saved.syn, 2, state),
-        inh=as_array(saved.inh, 2, state),
-        phase=as_array(saved.phase, 2, torch.uint8),
+        mem=arrays.read(None if saved.recompute else saved.saved, 2, rows),
+        current=arrays.read(saved.saved if saved.recompute else None, 2, rows),
+        syn=arrays.read(saved.syn, 2, rows),
+        inh=arrays.read(saved.inh, 2, rows),
+        phase=arrays.read(saved.phase, 2, torch.uint8),
     )
     gradients = arguments.OutputGradients(
-        grad_spikes=as_array(grads.grad_spikes, 2, state),
-        grad_mem=as_array(grads.grad_mem, 2, state),
-        grad_syn=as_array(grads.grad_syn, 2, state),
-        grad_inh=as_array(grads.grad_inh, 2, state),
-        grad_at=as_array(grads.grad_at, 1, state),
-        grad_before=as_array(grads.grad_before, 1, state),
+        grad_spikes=arrays.read(grads.grad_spikes, 2, rows),
+        grad_mem=arrays.read(grads.grad_mem, 2, rows),
+        grad_syn=arrays.read(grads.grad_syn, 2, rows),
+        grad_inh=arrays.read(grads.grad_inh, 2, rows),
+        grad_at=arrays.read(grads.grad_at, 1, state),
+        grad_before=arrays.read(grads.grad_before, 1, state),
     )
     into = arguments.InputGradients(
-        **{name: results.array(out.get(name), 2 if name == "current" else 1) for name in SCANNED}
+        current=arrays.write(out.get("current"), 2, rows),
+        **{name: arrays.write(out.get(name), 1, state) for name in SCANNED[1:]},
     )
+    given = read, _neuron(neuron, arrays, state), arrays.read(times, 1, torch.int64)
     through = spike_gradient(rule, surrogate, state)
-    given = read, _neuron(neuron, state), as_numpy(times), gradients, into, through
-    whole = _in_vectors(neuron, neurons, saved.phase)
-    run_pieces(neuron_backward_vectors, num_steps, 0, whole, *given)
-    run_pieces(neuron_backward_loop, num_steps, whole, neurons, *given)
-    results.copy_back()
+    run_vectors(neuron_backward_loop, num_steps, neurons, *given, gradients, into, through)
+    arrays.copy_back()

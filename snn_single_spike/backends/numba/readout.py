@@ -10,7 +10,7 @@ from snn_single_spike.kernels.numba.compiling import REDUCTIONS
 from snn_single_spike.kernels.numba.readout import readout_loop
 
 from .._types import ReadoutOutputs, state_dtype
-from ._launch import WidenedOutputs, as_array, run_pieces
+from ._launch import Arrays, as_array, run_pieces
 
 
 def readout(
@@ -18,10 +18,10 @@ def readout(
 ) -> None:
     num_steps, neurons = current.shape
     dtype = state_dtype(current.dtype)
-    results = WidenedOutputs(dtype)
+    results = Arrays()
     outputs = arguments.ReadoutOutputs(
-        value=results.array(out.value, 1),
-        sensitivity=results.array(out.sensitivity, 1),
+        value=results.write(out.value, 1, dtype),
+        sensitivity=results.write(out.sensitivity, 1, dtype),
         step=as_array(out.step, 1, torch.int64),
     )
     inputs = as_array(current, 2, dtype), as_array(beta, 1, dtype), as_array(mem_0, 1, dtype)

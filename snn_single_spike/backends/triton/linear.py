@@ -34,6 +34,7 @@ from .._types import (
     OutputGradients,
     Saved,
 )
+from ..adjoint import sum_over_time
 from ._launch import LAUNCH, on_device_of, state_type, warp_size
 from .neuron import neuron_backward
 
@@ -311,27 +312,6 @@ def _closed_form(
     return {**given, "log_decay": log_decay, "geometric": geometric}
 
 
-def _sum_over_time(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> Tensor:
-    """The sum over time and batch of an adjoint in closed form, (O,)."""
-    decay = beta.double()
-
-    def geometric(n: Tensor) -> Tensor:
-        """1 + beta + ... + beta^(n-1), to all digits where beta is close to 1."""
-        partial = -torch.expm1(n * decay.log()) / (1 - decay)
-        return torch.where(n <= 0, 0.0, torch.where(decay == 1, n, partial))
-
-    total = decay.new_zeros(decay.shape)
-    if adjoint.every is not None:
-        ahead = torch.arange(1, num_steps + 1, device=beta.device, dtype=decay.dtype)[:, None]
-        total += adjoint.every.double().sum(0) * geometric(ahead).sum(0)
-    if adjoint.at is not None and adjoint.when is not None:
-        spike = adjoint.when.to(decay.dtype)
-        total += (adjoint.at.double() * geometric(spike + 1)).sum(0)
-        if adjoint.before is not None:
-            total += (adjoint.before.double() * geometric(spike)).sum(0)
-    return total.to(beta.dtype)
-
-
 def _add_weight_gradient(
     events: Events,
     num_steps: int,
@@ -388,7 +368,7 @@ def linear_backward_closed_form(
                 **LAUNCH,
             )
     grad_weight.copy_(transposed.T)
-    grad_bias.copy_(_sum_over_time(num_steps, beta, adjoint))
+    grad_bias.copy_(sum_over_time(num_steps, beta, adjoint))
 
 
 def linear_backward_scan(
