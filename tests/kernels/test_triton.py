@@ -445,8 +445,9 @@ def test_launches_compile(monkeypatch, request):
     for launch, facts in zip(launches.values(), compiled, strict=True):
         if launch.kernel != "linear_first_spikes_dot_kernel":
             assert not facts.shared_in_loops(), launch
-            assert max(facts.round_trips, default=0) <= 2, launch
             assert not facts.spilled, launch
+        if "linear" not in launch.kernel:
+            assert max(facts.round_trips, default=0) <= 1, launch
 
 
 @pytest.mark.untouched
