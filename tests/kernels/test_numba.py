@@ -23,6 +23,7 @@ from snn_single_spike.ops.validation import GRADIENT_RULES, RESETS
 
 numba = pytest.importorskip("numba")
 
+from snn_single_spike.backends.numba import _launch  # noqa: E402
 from snn_single_spike.kernels.numba import block, neuron_forward, simd  # noqa: E402
 from snn_single_spike.kernels.numba.arguments import ForwardOutputs, Neuron  # noqa: E402
 from snn_single_spike.kernels.numba.compiling import ZERO_BEFORE  # noqa: E402
@@ -201,15 +202,8 @@ def test_half_types_convert_as_in_torch(dtype):
     assert torch.equal(_exactly(narrow), _exactly(numbers.to(dtype)))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind", "options"),
-    [
-        (torch.float16, SingleSpikeLeaky, {"beta": 0.9}),
-        (torch.bfloat16, SingleSpikeAlpha, {"alpha": 0.9, "beta": 0.8}),
-    ],
-    ids=str,
-)
-def test_results_of_half_types_are_rounded_once(dtype, kind, options):
+def check_half_type(dtype, kind, options):
+    """Results are rounded once, from float32."""
     current = torch.randn(9, 3, 17).to(dtype).requires_grad_()
     results = []
     for backend in ("numba", "torch"):
@@ -219,6 +213,23 @@ def test_results_of_half_types_are_rounded_once(dtype, kind, options):
     for mine, theirs in zip(*results, strict=True):
         assert mine.dtype == dtype
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "options"),
+    [
+        (torch.float16, SingleSpikeLeaky, {"beta": 0.9}),
+        (torch.bfloat16, SingleSpikeAlpha, {"alpha": 0.9, "beta": 0.8}),
+    ],
+    ids=str,
+)
+def test_half_types_in_registers(dtype, kind, options):
+    check_half_type(dtype, kind, options)
+
+
+def test_float16_in_separate_passes(monkeypatch):
+    monkeypatch.delitem(_launch._BITS, torch.float16, raising=False)
+    check_half_type(torch.float16, SingleSpikeLeaky, {"beta": 0.9})
 
 
 class Linear:

@@ -80,10 +80,10 @@ def network(backend, rule):
     how |= {"spike_format": "times", "gradient": rule, "backend": backend}
     net = nn.Sequential(
         nn.Conv2d(1, 2, 3, padding=1),
-        nn.MaxPool2d(2),
+        nn.MaxPool2d((1, 2)),
         SingleSpikeLeaky(0.9, threshold=0.4, **how),
         nn.Conv2d(2, 3, 2),
-        nn.MaxPool2d((1, 2)),
+        nn.MaxPool2d((2, 1)),
         SingleSpikeLeaky(torch.rand(3, 1, 1) / 2 + 0.5, threshold=0.2, **how),
     ).double()
     for conv in (net[0], net[3]):
@@ -92,7 +92,7 @@ def network(backend, rule):
 
 
 # With these times every parameter has a gradient.
-TIMES = torch.randint(-1, STEPS, (2, 1, 4, 6), generator=torch.Generator().manual_seed(3))
+TIMES = torch.randint(-1, STEPS, (2, 1, 3, 6), generator=torch.Generator().manual_seed(3))
 
 
 def trained(backend, rule, times):
@@ -107,7 +107,7 @@ def trained(backend, rule, times):
 @pytest.mark.parametrize("backend", runnable("triton"))
 @pytest.mark.parametrize("rule", ["masked", "spike_time"])
 def test_hidden_layers_behind_maxima_of_windows(rule, backend, small_tiles, monkeypatch):
-    monkeypatch.setattr(triton_conv, "tile_of", lambda *_: Tile(1, 2, 4))
+    monkeypatch.setattr(triton_conv, "tile_of", lambda *_: Tile(2, 2, 4))
     (right_times, right), (times, grads) = (trained(x, rule, TIMES) for x in ("torch", backend))
     assert torch.equal(times, right_times)
     for mine, expected in zip(grads, right, strict=True):
