@@ -49,7 +49,7 @@ def backward_steps(wide: bool, inhibitory: bool, warp: int) -> int:
     """Time steps of a turn: fewer, because the kernel reads several streams, most for Alpha."""
     if warp == 64:
         return 2 if inhibitory else 4
-    return 4 if wide else 8
+    return 4 if wide or inhibitory else 8
 
 
 @functools.cache
