@@ -9,15 +9,70 @@ is None. ``backends/torch/_scan.py`` has the same parts in plain torch.
 import triton
 import triton.language as tl
 
-from .block import FREE, RESET_NOW, SPIKED, load_row
+from .block import FREE, RESET_NOW, SPIKED
 from .surrogate import surrogate_slope
+from .turns import first_turn_back, load_first_turn, load_turn
 
 
 @triton.jit
-def load_rows(
+def _first_back(stream, place, step, T, U: tl.constexpr):
+    """The rows of the first turn backward in time; none for a stream that is None."""
+    if stream is None:
+        return ()
+    else:
+        row = stream + place[0] + tl.cast(T - 1, tl.int64) * step
+        return load_first_turn(row, place, -step, first_turn_back(T, U) - (T - 1), U)
+
+
+@triton.jit
+def _next_back(stream, place, step, k0, U: tl.constexpr):
+    """The rows of the turn from ``k0`` down; row 0 where there is none."""
+    if stream is None:
+        return ()
+    else:
+        there = k0 >= 0
+        row = stream + place[0] + tl.where(there, k0, 0).to(tl.int64) * step
+        return load_turn(row, place, tl.where(there, -step, 0), U)
+
+
+@triton.jit
+def load_first_rows(
     mem,
     syn,
     inh,
+    phase,
+    grad_spikes,
+    grad_mem,
+    grad_syn,
+    grad_inh,
+    place,
+    T,
+    M,
+    STEP_SPIKES,
+    STEP_MEM,
+    STEP_SYN,
+    STEP_INH,
+    U: tl.constexpr,
+):
+    """The rows of the first turn backward in time: one tuple for each stream."""
+    return (
+        _first_back(mem, place, M, T, U),
+        _first_back(syn, place, M, T, U),
+        _first_back(inh, place, M, T, U),
+        _first_back(phase, place, M, T, U),
+        _first_back(grad_spikes, place, STEP_SPIKES, T, U),
+        _first_back(grad_mem, place, STEP_MEM, T, U),
+        _first_back(grad_syn, place, STEP_SYN, T, U),
+        _first_back(grad_inh, place, STEP_INH, T, U),
+    )
+
+
+@triton.jit
+def load_next_rows(
+    mem,
+    syn,
+    inh,
+    phase,
     grad_spikes,
     grad_mem,
     grad_syn,
@@ -31,52 +86,33 @@ def load_rows(
     STEP_INH,
     U: tl.constexpr,
 ):
-    """Rows of ``U`` time steps from ``k0`` down; before the first step, its row again.
+    """The rows of the turn from step ``k0`` down: one tuple for each stream."""
+    return (
+        _next_back(mem, place, M, k0, U),
+        _next_back(syn, place, M, k0, U),
+        _next_back(inh, place, M, k0, U),
+        _next_back(phase, place, M, k0, U),
+        _next_back(grad_spikes, place, STEP_SPIKES, k0, U),
+        _next_back(grad_mem, place, STEP_MEM, k0, U),
+        _next_back(grad_syn, place, STEP_SYN, k0, U),
+        _next_back(grad_inh, place, STEP_INH, k0, U),
+    )
 
-    One tuple of rows for each stream, an empty one for a stream that is None.
+
+@triton.jit
+def carried(product, k, T, WHOLE: tl.constexpr):
+    """A product with a state of step ``k``; 0 for the last step, which carries nothing on.
+
+    The state of the last step may be infinite or NaN.
     """
-    start, lane, inside = place
-    v_rows = ()
-    s_rows = ()
-    i_rows = ()
-    g_rows = ()
-    h_rows = ()
-    q_rows = ()
-    r_rows = ()
-    for u in tl.static_range(U):
-        row = tl.maximum(k0 - u, 0).to(tl.int64)
-        here = start + row * M
-        if mem is not None:
-            v_rows = v_rows + (load_row(mem + here, lane, inside),)
-        if syn is not None:
-            s_rows = s_rows + (load_row(syn + here, lane, inside),)
-        if inh is not None:
-            i_rows = i_rows + (load_row(inh + here, lane, inside),)
-        if grad_spikes is not None:
-            g_rows = g_rows + (load_row(grad_spikes + start + row * STEP_SPIKES, lane, inside),)
-        if grad_mem is not None:
-            h_rows = h_rows + (load_row(grad_mem + start + row * STEP_MEM, lane, inside),)
-        if grad_syn is not None:
-            q_rows = q_rows + (load_row(grad_syn + start + row * STEP_SYN, lane, inside),)
-        if grad_inh is not None:
-            r_rows = r_rows + (load_row(grad_inh + start + row * STEP_INH, lane, inside),)
-    return v_rows, s_rows, i_rows, g_rows, h_rows, q_rows, r_rows
+    if WHOLE:
+        return product
+    else:
+        return tl.where(k < T - 1, product, 0.0)
 
 
 @triton.jit
-def load_phases(phase, place, k0, M, U: tl.constexpr):
-    """Phases of ``U`` time steps from ``k0`` down, as :func:`load_rows` does; none for None."""
-    start, lane, inside = place
-    rows = ()
-    if phase is not None:
-        for u in tl.static_range(U):
-            row = tl.maximum(k0 - u, 0).to(tl.int64)
-            rows = rows + (tl.load(phase + start + row * M + lane, mask=inside, other=0),)
-    return rows
-
-
-@triton.jit
-def mark_spikes(phase, v, theta, k, row, RESET: tl.constexpr):
+def mark_spikes(phase, v, theta, k, RESET: tl.constexpr):
     """The spikes at ``k`` of a neuron with a refractory period, in the terms of one spike.
 
     Returns the step of the spike, and the last step at which a gradient passes it; -2 for none. The
@@ -85,20 +121,14 @@ def mark_spikes(phase, v, theta, k, row, RESET: tl.constexpr):
     """
     never = tl.zeros_like(v).to(tl.int32) - 2
     if phase is None:
-        return tl.where(v > theta, k, never), never + (2 + row)
+        return tl.where(v > theta, k, never), never + (2 + k)
     else:
         bits = phase.to(tl.int32)
-        limit = tl.where((bits & FREE) != 0, row, never)
+        limit = tl.where((bits & FREE) != 0, k, never)
         if RESET == "zero_after":
             return tl.where((bits & RESET_NOW) != 0, k - 1, never), limit
         else:
             return tl.where((bits & SPIKED) != 0, k, never), limit
-
-
-@triton.jit
-def at_spike(first, step, k, x):
-    """x of the neurons that spike at ``step``, else 0; 0 before the first step."""
-    return tl.where(first == step, tl.where(k >= 0, x, 0.0), 0.0)
 
 
 @triton.jit
@@ -146,18 +176,6 @@ def add_direct_gradients(lam, h, at, before, step, row):
     if at is not None:
         lam += tl.where(step == row, at, 0.0) + tl.where(step == row + 1, before, 0.0)
     return lam
-
-
-@triton.jit
-def sum_alpha(d_beta, d_gain, after, lam_i, s, i, alpha, beta, grad_beta, grad_gain, carries):
-    """Add step k+1 to the gradients of Alpha's decay of inh, and of its gain."""
-    if grad_beta is not None:
-        d_beta += tl.where(carries, lam_i * i, 0.0)
-    if grad_gain is not None:
-        # The input current cancels at step k+1: the gain multiplies the sum of the carried states.
-        both = alpha * s + beta * i
-        d_gain += tl.where(carries, after * both, 0.0)
-    return d_beta, d_gain
 
 
 @triton.jit

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .block import FREE, RESET_NOW, SPIKED, load_row, store_row
+from .block import FREE, RESET_NOW, SPIKED, store_row
+from .turns import first_turn, load_first_turn, load_next_turn, whole_turns
 
 
 @triton.jit
@@ -48,15 +49,6 @@ def integrate(v, s, i, x, beta, threshold, alpha, gain, feedback, fired, RESET: 
 
 
 @triton.jit
-def fire_again(v, threshold, last, t, T, refractory):
-    """Whether a neuron with a refractory period spikes at ``t``; not past the last step."""
-    # An infinite threshold, and not a second mask: masks of many steps would fill the scalar
-    # registers of an AMD GPU.
-    wait = tl.where(t < T, refractory, 1 << 30)
-    return v > tl.where(t - last > wait, threshold, float("inf"))
-
-
-@triton.jit
 def phase_of(before, last, t, refractory):
     """The phase of step ``t``, from the last spikes before it and up to it."""
     age = t - before
@@ -91,32 +83,26 @@ def integrate_again(
     """
     start, lane, inside = place
     v, s, i = states
-    t0 = 0
-    while t0 < T:
-        rows = load_ahead(current, place, t0, T, M, U)
-        for u in tl.static_range(U):
-            t = t0 + u
-            offset = start + tl.minimum(t, T - 1).to(tl.int64) * M
-            held = v
-            x = rows[u].to(v.dtype)
-            # The synaptic currents after the last step are not used.
-            v, s, i = integrate(
-                held, s, i, x, beta, threshold, alpha, gain, feedback, first == t - 1, RESET
-            )
-            v = tl.where(t < T, v, held)
-            if refractory is not None:
-                fire = fire_again(v, threshold, first, t, T, refractory)
-                first = tl.where(fire, t, first)
-            store_row(into + offset, lane, v, inside)
-        t0 += U
-
-
-@triton.jit
-def load_ahead(stream, place, t0, T, M, U: tl.constexpr):
-    """The rows of ``U`` time steps from ``t0`` on; past the last step, its row again."""
-    start, lane, inside = place
-    rows = ()
-    for u in tl.static_range(U):
-        row = tl.minimum(t0 + u, T - 1).to(tl.int64)
-        rows = rows + (load_row(stream + start + row * M, lane, inside),)
-    return rows
+    t0 = first_turn(T, U)
+    rows = load_first_turn(current + start, place, M, -t0, U)
+    for WHOLE in tl.static_range(2):
+        turns = whole_turns(T, U) if WHOLE else 1
+        while turns > 0:
+            ahead = load_next_turn(current, place, t0 + U, T, M, U)
+            here = start + tl.maximum(t0, 0).to(tl.int64) * M
+            for u in tl.static_range(U):
+                t = t0 + u
+                real = True if WHOLE else t >= 0
+                if real:
+                    fired = first == t - 1
+                    x = rows[u].to(v.dtype)
+                    v, s, i = integrate(
+                        v, s, i, x, beta, threshold, alpha, gain, feedback, fired, RESET
+                    )
+                    if refractory is not None:
+                        first = tl.where((v > threshold) & (t - first > refractory), t, first)
+                    store_row(into + here, lane, v, inside)
+                    here += M
+            t0 += U
+            rows = ahead
+            turns -= 1

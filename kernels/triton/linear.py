@@ -35,25 +35,31 @@ def _lanes(parameter, lane, inside, other):
 
 
 @triton.jit
-def _events(times, units, weight, e, end, lane, inside, O, T, U: tl.constexpr):
-    """Times and weights of the next ``U`` spikes; past the last one, time T and no weight."""
+def _events(times, units, values, e, end, T, U: tl.constexpr):
+    """Times, units and heights of ``U`` spikes from ``e`` on; past the last one, time T and unit 0.
+
+    No heights where ``values`` is None: all are 1.
+    """
     when = ()
-    rows = ()
+    unit = ()
+    heights = ()
     for u in tl.static_range(U):
         there = e + u < end
         when = when + (tl.load(times + e + u, mask=there, other=T),)
-        unit = tl.load(units + e + u, mask=there, other=0).to(tl.int64)
-        row = tl.load(weight + unit * O + lane, mask=inside, other=0.0)
-        rows = rows + (tl.where(there, row, 0.0),)
-    return when, rows
+        unit = unit + (tl.load(units + e + u, mask=there, other=0),)
+        if values is not None:
+            heights = heights + (tl.load(values + e + u, mask=there, other=0.0),)
+    return when, unit, heights
 
 
 @triton.jit
-def _scaled(row, values, e, u, end):
-    """A row times the height of spike ``e + u``; ``values`` is None where all heights are 1."""
-    if values is not None:
-        row *= tl.load(values + e + u, mask=e + u < end, other=0.0)
-    return row
+def _weights(weight, unit, lane, inside, O, U: tl.constexpr):
+    """The rows of weights of ``U`` units."""
+    rows = ()
+    for u in tl.static_range(U):
+        row = weight + unit[u].to(tl.int64) * O
+        rows = rows + (tl.load(row + lane, mask=inside, other=0.0),)
+    return rows
 
 
 @triton.jit
@@ -123,8 +129,12 @@ def linear_first_spikes_kernel(
     t = 0
     x = drive  # the current of step t, as far as its spikes have been added
     stop = T
+    when, unit, heights = _events(times, units, values, e, end, T, U)
+    rows = _weights(weight, unit, lane, inside, O, U)
+    next_when, unit, next_heights = _events(times, units, values, e + U, end, T, U)
     while t < stop:
-        when, rows = _events(times, units, weight, e, end, lane, inside, O, T, U)
+        next_rows = _weights(weight, unit, lane, inside, O, U)
+        later, unit, later_heights = _events(times, units, values, e + 2 * U, end, T, U)
         for u in tl.static_range(U):
             now = when[u]
             while t < now:
@@ -146,8 +156,11 @@ def linear_first_spikes_kernel(
                     tl.store(mem + row + lane, v, mask=inside)
                 x = drive
                 t += 1
-            x = x + _scaled(rows[u], values, e, u, end)
+            # Past the last spike, t is T by now, and x is not used.
+            x = x + (rows[u] if values is None else rows[u] * heights[u])
         e += U
+        when, heights, rows = next_when, next_heights, next_rows
+        next_when, next_heights = later, later_heights
         if mem is None:
             stop = end_once_all_fired(first, inside, T)
 
@@ -256,19 +269,25 @@ def linear_readout_kernel(
     end = tl.load(offsets + sample + 1)
     t = 0
     x = drive
+    when, unit, heights = _events(times, units, values, e, end, T, U)
+    rows = _weights(weight, unit, lane, inside, O, U)
+    next_when, unit, next_heights = _events(times, units, values, e + U, end, T, U)
     while t < T:
-        when, rows = _events(times, units, weight, e, end, lane, inside, O, T, U)
+        next_rows = _weights(weight, unit, lane, inside, O, U)
+        later, unit, later_heights = _events(times, units, values, e + 2 * U, end, T, U)
         for u in tl.static_range(U):
             now = when[u]
             while t < now:
                 _, v, slope = advance(v, slope, x, decay, None, None, t, sensitivity, "none")
                 result, result_slope, step = reduce_step(
-                    result, result_slope, step, v, slope, t, None, REDUCTION
+                    result, result_slope, step, v, slope, t, REDUCTION
                 )
                 x = drive
                 t += 1
-            x = x + _scaled(rows[u], values, e, u, end)
+            x = x + (rows[u] if values is None else rows[u] * heights[u])
         e += U
+        when, heights, rows = next_when, next_heights, next_rows
+        next_when, next_heights = later, later_heights
     here = sample.to(tl.int64) * O + lane
     tl.store(value + here, result, mask=inside)
     if sensitivity is not None:
@@ -278,22 +297,58 @@ def linear_readout_kernel(
 
 
 @triton.jit
-def _closed_form(every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside):
-    """lam[k] of one sample, of an adjoint in closed form; see linear_backward_weight_kernel."""
-    here = row * O + lane
-    if every is not None:
-        whole = tl.load(every + here, mask=inside, other=0.0)
-        past = (T - k).to(tl.int64) * O
-        return whole * tl.load(geometric + past + lane, mask=inside, other=0.0)
+def _load_adjoint(lam, every, at, before, when, geometric, k, row, T, n, O, lane, inside):
+    """The rows from which :func:`_adjoint` computes lam[k] of the sample ``row``."""
+    here = row.to(tl.int64) * O + lane
+    if lam is not None:
+        here = (row.to(tl.int64) + k.to(tl.int64) * n) * O + lane
+        return (tl.load(lam + here, mask=inside, other=0.0),)
+    elif every is not None:
+        ahead = (T - k).to(tl.int64) * O + lane
+        return (
+            tl.load(every + here, mask=inside, other=0.0),
+            tl.load(geometric + ahead, mask=inside, other=0.0),
+        )
+    elif before is None:
+        return (
+            tl.load(at + here, mask=inside, other=0.0),
+            tl.load(when + here, mask=inside, other=-1),
+        )
     else:
-        amount = tl.load(at + here, mask=inside, other=0.0)
-        spike = tl.load(when + here, mask=inside, other=-1).to(tl.int32)
-        rate = tl.load(log_decay + lane, mask=inside, other=0.0)
-        out = impulse(amount, spike, rate, k)
+        return (
+            tl.load(at + here, mask=inside, other=0.0),
+            tl.load(when + here, mask=inside, other=-1),
+            tl.load(before + here, mask=inside, other=0.0),
+        )
+
+
+@triton.jit
+def _adjoint(rows, lam, every, before, rate, k):
+    """lam[k] of one sample; see linear_backward_weight_kernel. ``rate`` is log2(beta)."""
+    if lam is not None:
+        return rows[0]
+    elif every is not None:
+        return rows[0] * rows[1]
+    else:
+        spike = rows[1]
+        out = impulse(rows[0], spike, rate, k)
         if before is not None:
-            amount = tl.load(before + here, mask=inside, other=0.0)
-            out += impulse(amount, tl.where(spike >= 1, spike - 1, -1), rate, k)
+            out += impulse(rows[2], tl.where(spike >= 1, spike - 1, -1), rate, k)
         return out
+
+
+@triton.jit
+def _adjoints(
+    lam, every, at, before, when, geometric, steps, samples, T, n, O, lane, inside, U: tl.constexpr
+):
+    """The rows of :func:`_load_adjoint` for ``U`` spikes."""
+    rows = ()
+    for u in tl.static_range(U):
+        row = _load_adjoint(
+            lam, every, at, before, when, geometric, steps[u], samples[u], T, n, O, lane, inside
+        )
+        rows = rows + (row,)
+    return rows
 
 
 @triton.jit
@@ -325,8 +380,8 @@ def linear_backward_weight_kernel(
     - lam (T, n, O), whose samples count from the first of n;
     - every (B, O), the same gradient to V at every step, with
       geometric (T + 1, O) = 1 + beta + ... + beta^(k-1);
-    - at (B, O), a gradient to V at the step when (B, O), and before (B, O) or None, one to V at
-      the step before it, with log_decay = log2(beta).
+    - at (B, O), a gradient to V at the step when (B, O) int32, and before (B, O) or None, one to V
+      at the step before it, with log_decay = log2(beta).
 
     The kernel adds to grad_weight (N, O).
     """
@@ -336,21 +391,27 @@ def linear_backward_weight_kernel(
     e = tl.load(offsets + unit)
     end = tl.load(offsets + unit + 1)
     total = tl.zeros((BLOCK,), STATE)
+    rate = None
+    if at is not None:
+        rate = tl.load(log_decay + lane, mask=inside, other=0.0)
+    steps, sample, heights = _events(times, samples, values, e, end, 0, U)
+    rows = _adjoints(
+        lam, every, at, before, when, geometric, steps, sample, T, n, O, lane, inside, U
+    )
+    next_steps, sample, next_heights = _events(times, samples, values, e + U, end, 0, U)
     while e < end:
+        next_rows = _adjoints(
+            lam, every, at, before, when, geometric, next_steps, sample, T, n, O, lane, inside, U
+        )
+        later, sample, later_heights = _events(times, samples, values, e + 2 * U, end, 0, U)
         for u in tl.static_range(U):
-            there = e + u < end
-            k = tl.load(times + e + u, mask=there, other=0)
-            row = tl.load(samples + e + u, mask=there, other=0).to(tl.int64)
-            if lam is not None:
-                row += k.to(tl.int64) * n
-                added = tl.load(lam + row * O + lane, mask=inside, other=0.0)
-            else:
-                added = _closed_form(
-                    every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside
-                )
-            added = _scaled(added, values, e, u, end)
-            total += tl.where(there, added, 0.0)
+            added = _adjoint(rows[u], lam, every, before, rate, steps[u])
+            if values is not None:
+                added *= heights[u]
+            total += tl.where(e + u < end, added, 0.0)
         e += U
+        steps, heights, rows = next_steps, next_heights, next_rows
+        next_steps, next_heights = later, later_heights
     here = grad_weight + unit * O + lane
     tl.store(here, tl.load(here, mask=inside, other=0.0) + total, mask=inside)
 
@@ -391,13 +452,16 @@ def linear_backward_input_kernel(
     for start in range(0, O, BLOCK):
         lane = start + tl.arange(0, BLOCK)
         inside = lane < O
+        rate = tl.load(log_decay + lane, mask=inside, other=0.0)
         weights = tl.load(weight + unit * O + lane, mask=inside, other=0.0)
-        now += weights * _closed_form(
-            every, at, before, when, log_decay, geometric, row, k, T, O, lane, inside
+        rows = _load_adjoint(
+            None, every, at, before, when, geometric, k, row, T, B, O, lane, inside
         )
-        late += weights * _closed_form(
-            every, at, before, when, log_decay, geometric, row, previous, T, O, lane, inside
+        now += weights * _adjoint(rows, None, every, before, rate, k)
+        rows = _load_adjoint(
+            None, every, at, before, when, geometric, previous, row, T, B, O, lane, inside
         )
+        late += weights * _adjoint(rows, None, every, before, rate, previous)
     here = row * N + unit
     tl.store(grad_inputs + here, tl.sum(now, axis=0))
     earlier = tl.where(k > 0, tl.sum(late, axis=0), 0.0)

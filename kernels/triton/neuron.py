@@ -20,16 +20,16 @@ difference of an excitatory and an inhibitory one (Alpha: gain is given too).
     block.py        parameters and initial states of a block of neurons; rows of a stream
     integration.py  one step forward in time
     adjoint.py      one step backward in time: rules, adjoints, sums for the parameters
+    turns.py        the rows of some steps, loaded one turn of the loop ahead
     surrogate.py    the derivatives of the surrogates
 
 Layout: time-major (T, M), M = batch * features, contiguous. A program owns ``BLOCK``
 neighbouring neurons and walks the time axis once. Their state stays in registers, in ``STATE``
-precision (float32, or float64 for float64 input). The program loads ``U`` time steps before it
-integrates them, so that enough bytes are in flight to cover the latency of the memory.
-
-Rows past either end of the time axis are clamped, not masked: such a step changes no state,
-and stores again the values of the last real step. A mask in time on the loads would cost a trip
-through shared memory for each of them.
+precision (float32, or float64 for float64 input). A turn of the loop over time is ``U`` steps. Its
+rows are loaded during the turn before it, so that enough bytes are in flight to cover the latency
+of the memory. The loop is compiled twice: for the first turn, whose first steps may not exist, and
+for all others (``WHOLE``). Rows that do not exist are clamped, not masked: a mask in time on the
+loads would cost a trip through shared memory for each of them.
 
 Inside a kernel the spike time of a silent neuron is T, so that ``k <= first`` needs no special
 case; outside it is -1. Offsets in time are int64 (T * M may exceed 2**31), offsets of lanes
@@ -45,13 +45,12 @@ from .adjoint import (
     adjoint_alpha,
     adjoint_current,
     adjoint_synaptic,
-    at_spike,
-    load_phases,
-    load_rows,
+    carried,
+    load_first_rows,
+    load_next_rows,
     mark_spikes,
     spike_gradient,
     store_gradient,
-    sum_alpha,
     through_spikes,
 )
 from .block import (
@@ -63,7 +62,8 @@ from .block import (
     pass_gradient,
     store_row,
 )
-from .integration import fire_again, integrate, integrate_again, load_ahead, phase_of
+from .integration import integrate, integrate_again, phase_of
+from .turns import first_turn, first_turn_back, load_first_turn, load_next_turn, whole_turns
 
 
 @triton.jit
@@ -118,6 +118,7 @@ def neuron_forward_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     inside = lane < tl.minimum(M - start, BLOCK).to(tl.int32)
+    place = (start, lane, inside)
     decay = clamp_decay(load_lanes(beta, start, lane, P_BETA), CLAMP)
     theta = load_lanes(threshold, start, lane, P_THRESHOLD)
     if spikes is not None or feedback is not None:
@@ -138,7 +139,6 @@ def neuron_forward_kernel(
         first = tl.zeros((BLOCK,), tl.int32) + T
     else:
         first = last_spike(last_0, refractory, start, lane, inside, BLOCK)
-    bits = tl.zeros((BLOCK,), tl.int32)
     if crossing is not None:
         below = tl.zeros((BLOCK,), STATE)
         above = tl.full((BLOCK,), float("-inf"), STATE)
@@ -147,50 +147,59 @@ def neuron_forward_kernel(
     # Where only the spike times are wanted, the loop ends once every neuron has fired.
     UNREAD: tl.constexpr = (spikes is None and mem is None) and (syn is None and final is None)
     TIMES_ONLY: tl.constexpr = UNREAD and refractory is None
-    t0 = 0
-    stop = T
-    while t0 < stop:
-        rows = load_ahead(current, (start, lane, inside), t0, T, M, U)
-        for u in tl.static_range(U):
-            t = t0 + u
-            row = tl.minimum(t, T - 1)
-            before = v
-            x = rows[u].to(STATE)
-            v, s_t, i_t = integrate(
-                before, s, i, x, decay, theta, alpha_, gain_, feedback_, first == t - 1, RESET
-            )
-            v = tl.where(t < T, v, before)
-            if alpha is not None:
-                s = tl.where(t < T, s_t, s)
-            if gain is not None:
-                i = tl.where(t < T, i_t, i)
-            if refractory is None:
-                fire = (v > theta) & (first >= T)
-            else:
-                fire = fire_again(v, theta, first, t, T, refractory)
-            last = first
-            first = tl.where(fire, t, first)
-            if crossing is not None:
-                below = tl.where(fire, before, below)
-                kept = (v > above) & (first >= t)  # a spike is the highest step so far, too
-                above = tl.where(kept, v, above)
-                peak = tl.where(kept, t, peak)
-            offset = start + row.to(tl.int64) * M
-            if spikes is not None:
-                spike = tl.where(first == row, height, 0.0)
-                store_row(spikes + offset, lane, spike, inside)
-            if mem is not None:
-                store_row(mem + offset, lane, v, inside)
-            if syn is not None:
-                store_row(syn + offset, lane, s, inside)
-            if inh is not None:
-                store_row(inh + offset, lane, i, inside)
-            if phase is not None:
-                bits = tl.where(t < T, phase_of(last, first, t, refractory), bits)
-                store_row(phase + offset, lane, bits, inside)
-        t0 += U
-        if TIMES_ONLY:
-            stop = end_once_all_fired(first, inside, T)
+    t0 = first_turn(T, U)
+    rows = load_first_turn(current + start, place, M, -t0, U)
+    for WHOLE in tl.static_range(2):
+        turns = whole_turns(T, U) if WHOLE else 1
+        while turns > 0:
+            ahead = load_next_turn(current, place, t0 + U, T, M, U)
+            here = start + tl.maximum(t0, 0).to(tl.int64) * M
+            for u in tl.static_range(U):
+                t = t0 + u
+                real = True if WHOLE else t >= 0
+                if real:
+                    before = v
+                    x = rows[u].to(STATE)
+                    v, s, i = integrate(
+                        before,
+                        s,
+                        i,
+                        x,
+                        decay,
+                        theta,
+                        alpha_,
+                        gain_,
+                        feedback_,
+                        first == t - 1,
+                        RESET,
+                    )
+                    last = first
+                    if refractory is None:
+                        fire = (v > theta) & (first >= T)
+                    else:
+                        fire = (v > theta) & (t - first > refractory)
+                    first = tl.where(fire, t, first)
+                    if crossing is not None:
+                        below = tl.where(fire, before, below)
+                        kept = (v > above) & (first >= t)  # a spike is the highest step so far
+                        above = tl.where(kept, v, above)
+                        peak = tl.where(kept, t, peak)
+                    if spikes is not None:
+                        store_row(spikes + here, lane, tl.where(first == t, height, 0.0), inside)
+                    if mem is not None:
+                        store_row(mem + here, lane, v, inside)
+                    if syn is not None:
+                        store_row(syn + here, lane, s, inside)
+                    if inh is not None:
+                        store_row(inh + here, lane, i, inside)
+                    if phase is not None:
+                        store_row(phase + here, lane, phase_of(last, first, t, refractory), inside)
+                    here += M
+            t0 += U
+            rows = ahead
+            turns -= 1
+            if TIMES_ONLY and WHOLE:
+                turns = tl.minimum(turns, end_once_all_fired(first, inside, T))
 
     if refractory is None:
         first = tl.where(first < T, first, -1)
@@ -366,75 +375,85 @@ def neuron_backward_kernel(
     d_alpha = tl.zeros((BLOCK,), STATE)
     d_gain = tl.zeros((BLOCK,), STATE)
     d_feedback = tl.zeros((BLOCK,), STATE)
-    k0 = T - 1
-    while k0 >= 0:
-        v_rows, s_rows, i_rows, g_rows, h_rows, q_rows, r_rows = load_rows(
-            membrane, syn, inh, grad_spikes, grad_mem, grad_syn, grad_inh,
-            place, k0, M, STEP_SPIKES, STEP_MEM, STEP_SYN, STEP_INH, U,
-        )  # fmt: skip
-        phases = load_phases(phase, place, k0, M, U)
-        for u in tl.static_range(U):
-            k = k0 - u
-            row = tl.maximum(k, 0)
-            # The states of the last step carry nothing on, also where they are infinite or NaN.
-            carries = (k >= 0) & (k < T - 1)
-            after = lam
-            v = v_rows[u].to(STATE) if membrane is not None else None
-            limit = first
-            if refractory is not None:
-                bits = phases[u] if phase is not None else None
-                first, limit = mark_spikes(bits, v, theta, k, row, RESET)
-            if RESET == "zero_before":
-                after = tl.where(first == k, 0.0, after)
-            entering = tl.zeros((BLOCK,), STATE)
-            if gain is None:  # the membrane of Alpha carries nothing over
-                if grad_beta is not None:
-                    d_beta += tl.where(carries, after * v, 0.0)
-                if RESET == "subtract" and grad_threshold is not None:
-                    d_threshold -= at_spike(first, row, k, after)
-                entering = decay * after
-            if THROUGH:
-                g = g_rows[u].to(STATE) if grad_spikes is not None else None
-                g = spike_gradient(g, after, weight, height)
-                through, tail, ramp = through_spikes(
-                    g, tail, ramp, v, theta, limit, row, a, b, RULE, SURROGATE
-                )
-                entering += through
-                if grad_threshold is not None:
-                    d_threshold -= tl.where(k >= 0, through, 0.0)
-            if grad_feedback is not None:
-                d_feedback += at_spike(first, row, k, after)
-            h = h_rows[u].to(STATE) if grad_mem is not None else None
-            entering = add_direct_gradients(entering, h, at, before, step, row)
-            if RESET == "zero_after":
-                entering = tl.where(first == k - 1, 0.0, entering)
-            if alpha is not None:
-                s = s_rows[u].to(STATE) if syn is not None else None
-                if grad_alpha is not None:
-                    d_alpha += tl.where(carries, lam_s * s, 0.0)
-                q = q_rows[u].to(STATE) if grad_syn is not None else None
-                new_s = adjoint_synaptic(lam_s, q, alpha_)
-                if gain is None:
-                    new_s += entering
-                else:
-                    i = i_rows[u].to(STATE) if inh is not None else None
-                    d_beta, d_gain = sum_alpha(
-                        d_beta, d_gain, after, lam_i, s, i, alpha_, decay, grad_beta, grad_gain,
-                        carries,
-                    )  # fmt: skip
-                    if RESET == "subtract" and grad_threshold is not None:
-                        d_threshold -= at_spike(first, k - 1, k, new_s)
-                    r = r_rows[u].to(STATE) if grad_inh is not None else None
-                    new_s, new_i = adjoint_alpha(
-                        new_s, lam_i, entering, after, r, decay, gain_, first, k, RESET
-                    )
-                    lam_i = tl.where(k >= 0, new_i, lam_i)
-                lam_s = tl.where(k >= 0, new_s, lam_s)
-            lam = tl.where(k >= 0, entering, lam)
-            if grad_current is not None:
-                to_current = adjoint_current(lam, lam_s, lam_i, alpha, gain)
-                store_row(grad_current + start + row.to(tl.int64) * M, lane, to_current, inside)
-        k0 -= U
+    k0 = first_turn_back(T, U)
+    rows = load_first_rows(
+        membrane, syn, inh, phase, grad_spikes, grad_mem, grad_syn, grad_inh,
+        place, T, M, STEP_SPIKES, STEP_MEM, STEP_SYN, STEP_INH, U,
+    )  # fmt: skip
+    for WHOLE in tl.static_range(2):
+        turns = whole_turns(T, U) if WHOLE else 1
+        while turns > 0:
+            ahead = load_next_rows(
+                membrane, syn, inh, phase, grad_spikes, grad_mem, grad_syn, grad_inh,
+                place, k0 - U, M, STEP_SPIKES, STEP_MEM, STEP_SYN, STEP_INH, U,
+            )  # fmt: skip
+            v_rows, s_rows, i_rows, phases, g_rows, h_rows, q_rows, r_rows = rows
+            here = start + tl.minimum(k0, T - 1).to(tl.int64) * M
+            for u in tl.static_range(U):
+                k = k0 - u
+                real = True if WHOLE else k < T
+                if real:
+                    after = lam
+                    v = v_rows[u].to(STATE) if membrane is not None else None
+                    limit = first
+                    if refractory is not None:
+                        bits = phases[u] if phase is not None else None
+                        first, limit = mark_spikes(bits, v, theta, k, RESET)
+                    if RESET == "zero_before":
+                        after = tl.where(first == k, 0.0, after)
+                    entering = tl.zeros((BLOCK,), STATE)
+                    if gain is None:  # the membrane of Alpha carries nothing over
+                        if grad_beta is not None:
+                            d_beta += carried(after * v, k, T, WHOLE)
+                        if RESET == "subtract" and grad_threshold is not None:
+                            d_threshold -= tl.where(first == k, after, 0.0)
+                        entering = decay * after
+                    if THROUGH:
+                        g = g_rows[u].to(STATE) if grad_spikes is not None else None
+                        g = spike_gradient(g, after, weight, height)
+                        through, tail, ramp = through_spikes(
+                            g, tail, ramp, v, theta, limit, k, a, b, RULE, SURROGATE
+                        )
+                        entering += through
+                        if grad_threshold is not None:
+                            d_threshold -= through
+                    if grad_feedback is not None:
+                        d_feedback += tl.where(first == k, after, 0.0)
+                    h = h_rows[u].to(STATE) if grad_mem is not None else None
+                    entering = add_direct_gradients(entering, h, at, before, step, k)
+                    if RESET == "zero_after":
+                        entering = tl.where(first == k - 1, 0.0, entering)
+                    if alpha is not None:
+                        s = s_rows[u].to(STATE) if syn is not None else None
+                        if grad_alpha is not None:
+                            d_alpha += carried(lam_s * s, k, T, WHOLE)
+                        q = q_rows[u].to(STATE) if grad_syn is not None else None
+                        new_s = adjoint_synaptic(lam_s, q, alpha_)
+                        if gain is None:
+                            lam_s = new_s + entering
+                        else:
+                            i = i_rows[u].to(STATE) if inh is not None else None
+                            if grad_beta is not None:
+                                d_beta += carried(lam_i * i, k, T, WHOLE)
+                            if grad_gain is not None:
+                                # The input current cancels at step k+1: the gain multiplies the
+                                # sum of the carried states.
+                                both = alpha_ * s + decay * i
+                                d_gain += carried(after * both, k, T, WHOLE)
+                            if RESET == "subtract" and grad_threshold is not None:
+                                d_threshold -= tl.where(first == k - 1, new_s, 0.0)
+                            r = r_rows[u].to(STATE) if grad_inh is not None else None
+                            lam_s, lam_i = adjoint_alpha(
+                                new_s, lam_i, entering, after, r, decay, gain_, first, k, RESET
+                            )
+                    lam = entering
+                    if grad_current is not None:
+                        to_current = adjoint_current(lam, lam_s, lam_i, alpha, gain)
+                        store_row(grad_current + here, lane, to_current, inside)
+                    here -= M
+            k0 -= U
+            rows = ahead
+            turns -= 1
 
     if refractory is not None:
         if RESET == "subtract":

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .block import clamp_decay, initial_state, load_lanes, pass_gradient, store_row
-from .integration import load_ahead
+from .turns import first_turn, load_first_turn, load_next_turn, whole_turns
 
 
 @triton.jit
@@ -20,15 +20,11 @@ def empty_reduction(T, REDUCTION: tl.constexpr, STATE: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def reduce_step(result, result_slope, taken, v, slope, t, T, REDUCTION: tl.constexpr):
-    """Add V[t] to a reduction: its value, the derivative by beta, the step of the value.
-
-    Where ``T`` is given, t may be a step past the last one. The caller then repeats the last
-    V and slope, which changes no maximum and no last value.
-    """
+def reduce_step(result, result_slope, taken, v, slope, t, REDUCTION: tl.constexpr):
+    """Add V[t] to a reduction: its value, the derivative by beta, the step of the value."""
     if REDUCTION == "sum":
-        result += v if T is None else tl.where(t < T, v, 0.0)
-        result_slope += slope if T is None else tl.where(t < T, slope, 0.0)
+        result += v
+        result_slope += slope
     elif REDUCTION == "max":
         # NaN is the maximum, as in torch.max, and the first of equal values is taken.
         better = (v > result) | ((v != v) & (result == result))
@@ -74,18 +70,26 @@ def readout_kernel(
     result_slope = tl.zeros((BLOCK,), STATE)
     result, taken = empty_reduction(T, REDUCTION, STATE, BLOCK)
 
-    t0 = 0
-    while t0 < T:
-        rows = load_ahead(current, (start, lane, inside), t0, T, M, U)
-        for u in tl.static_range(U):
-            t = t0 + u
-            if sensitivity is not None:
-                slope = tl.where(t < T, v + decay * slope, slope)
-            v = tl.where(t < T, decay * v + rows[u].to(STATE), v)
-            result, result_slope, taken = reduce_step(
-                result, result_slope, taken, v, slope, t, T, REDUCTION
-            )
-        t0 += U
+    place = (start, lane, inside)
+    t0 = first_turn(T, U)
+    rows = load_first_turn(current + start, place, M, -t0, U)
+    for WHOLE in tl.static_range(2):
+        turns = whole_turns(T, U) if WHOLE else 1
+        while turns > 0:
+            ahead = load_next_turn(current, place, t0 + U, T, M, U)
+            for u in tl.static_range(U):
+                t = t0 + u
+                real = True if WHOLE else t >= 0
+                if real:
+                    if sensitivity is not None:
+                        slope = v + decay * slope
+                    v = decay * v + rows[u].to(STATE)
+                    result, result_slope, taken = reduce_step(
+                        result, result_slope, taken, v, slope, t, REDUCTION
+                    )
+            t0 += U
+            rows = ahead
+            turns -= 1
 
     store_row(value + start, lane, result, inside)
     if step is not None:

@@ -52,6 +52,11 @@ def is_traced() -> bool:
     return torch._C._get_dispatch_mode(_FAKE) is not None
 
 
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether a CUDA graph records operations on the tensor, so that its values cannot be read."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def only_shapes() -> bool:
     """Whether operators run for the shapes of their results, and nothing records them."""
     mode = torch._C._get_dispatch_mode

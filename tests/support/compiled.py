@@ -34,6 +34,7 @@ from snn_single_spike.backends.triton import conv as triton_conv
 from snn_single_spike.backends.triton import linear as triton_linear
 from snn_single_spike.kernels.triton import conv_backward, conv_forward, linear, neuron, readout
 
+from tests.support import sass
 from tests.support.devices import ROOT
 
 TARGETS = {
@@ -44,8 +45,9 @@ TARGETS = {
 }
 BASELINE = ROOT / "benchmarks" / "baselines" / "kernels.json"
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TYPES |= {torch.float64: "fp64"}
 
-ALWAYS = {"beta": "*fp32", "threshold": "*fp32", "graded_spikes_factor": "*fp32", "times": "*i64"}
+ALWAYS = ("beta", "threshold", "graded_spikes_factor", "times")
 STATE = ("crossing", "mem_0", "grad_at", "grad_before", "grad_beta", "grad_threshold")
 STATE += ("grad_mem_0", "sensitivity", "alpha", "gain", "feedback", "syn_0", "inh_0")
 STATE += ("grad_alpha", "grad_gain", "grad_feedback", "grad_syn_0", "grad_inh_0")
@@ -317,10 +319,17 @@ class Facts:
     instructions: dict[str, int]
     loops: list[dict[str, int]]
     """Instructions of each loop over time (NVIDIA only)."""
+    round_trips: list[int]
+    """Memory round trips of a turn of each loop that loads (NVIDIA only)."""
 
     def count(self, pattern: str) -> int:
         """Instructions whose name matches."""
         return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
+
+    def shared_in_loops(self) -> set[str]:
+        """Instructions of loops that exchange values between threads through shared memory."""
+        names = {name for body in self.loops for name in body}
+        return {name for name in names if re.match(r"BAR\.|LDS|STS|LDSM", name)}
 
     def summary(self) -> dict[str, int]:
         """Figures that must not grow from one version of the kernels to the next."""
@@ -331,17 +340,17 @@ class Facts:
             "spilled": self.spilled,
             "narrow loads": narrow,
             "barriers in loops": barriers,
+            "round trips": max(self.round_trips, default=0),
         }
 
 
 def ahead(variant: Variant, warp: int = 32) -> int:
-    """Time steps that the variant loads ahead."""
-    if "readout" in variant.kernel:
-        return _launch.FORWARD_STEPS
-    if "forward" in variant.kernel:
-        return _launch.forward_steps(bool({"alpha", "phase"} & set(variant.tensors)), warp)
-    recompute = "current" in variant.tensors
-    return _launch.RECOMPUTE_STEPS if recompute else _launch.BACKWARD_STEPS
+    """Time steps of a turn, which the variant loads ahead."""
+    if "backward" in variant.kernel:
+        return _launch.backward_steps(variant.wide, "gain" in variant.tensors, warp)
+    return _launch.forward_steps(
+        variant.wide, bool({"alpha", "phase"} & set(variant.tensors)), warp
+    )
 
 
 def compile_linear(name: str, target_name: str) -> Facts:
@@ -366,7 +375,7 @@ def compile_linear(name: str, target_name: str) -> Facts:
         if signature[name][0] == "*" or name in ("N", "O"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    return _facts(triton.compile(source, target=target, options=options), target)
+    return facts_of(triton.compile(source, target=target, options=options), target)
 
 
 def compile_conv(name: str, target_name: str) -> Facts:
@@ -397,11 +406,16 @@ def compile_conv(name: str, target_name: str) -> Facts:
         if signature[name][0] == "*" or name in ("O", "size", "per_sample"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    return _facts(triton.compile(source, target=target, options=options), target)
+    return facts_of(triton.compile(source, target=target, options=options), target)
 
 
-def _facts(binary: object, target: GPUTarget) -> Facts:
-    return _amd(binary) if target.backend == "hip" else _nvidia(binary)
+def facts_of(binary: object, target: GPUTarget) -> Facts:
+    if target.backend == "hip":
+        return _amd(binary)
+    facts = _nvidia(binary)
+    if target.arch >= 100:  # how its control bits are read has not been checked
+        facts.round_trips = []
+    return facts
 
 
 def compile_any(name: str, target_name: str) -> Facts:
@@ -413,11 +427,12 @@ def compile_variant(name: str, target_name: str) -> Facts:
     variant = VARIANTS[name]
     kernel = getattr(neuron, variant.kernel, None) or getattr(readout, variant.kernel)
     target = TARGETS[target_name]
-    lanes = 1 << 20 if variant.wide else 128
+    double = variant.dtype == torch.float64
+    state = "*fp64" if double else "*fp32"
     constants = dict(variant.options) | {
         "CLAMP": True,
-        "STATE": tl.float32,
-        "BLOCK": _launch.block_size(lanes, target.warp_size),
+        "STATE": tl.float64 if double else tl.float32,
+        "BLOCK": _launch.WIDE if variant.wide else target.warp_size,
         "U": ahead(variant, target.warp_size),
     }
     signature, values, attributes = {}, {}, {}
@@ -425,7 +440,7 @@ def compile_variant(name: str, target_name: str) -> Facts:
         if name in constants:
             signature[name], values[name] = "constexpr", constants[name]
         elif name in ALWAYS:
-            signature[name] = ALWAYS[name]
+            signature[name] = "*i64" if name == "times" else state
         elif name in ("step", "last_0", "when") and name in variant.tensors:
             signature[name] = "*i64"
         elif name == "phase" and name in variant.tensors:
@@ -433,7 +448,7 @@ def compile_variant(name: str, target_name: str) -> Facts:
         elif name == "refractory" and name in variant.tensors:
             signature[name] = "i32"
         elif name in variant.tensors:
-            signature[name] = "*fp32" if name in STATE else "*" + TYPES[variant.dtype]
+            signature[name] = state if name in STATE else "*" + TYPES[variant.dtype]
         elif name in ("a", "b", "a_rest", "b_rest"):
             signature[name] = "fp32"
         elif variant.scalar and name.startswith("P_"):
@@ -451,7 +466,7 @@ def compile_variant(name: str, target_name: str) -> Facts:
         ):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    return _facts(triton.compile(source, target=target, options=dict(_launch.LAUNCH)), target)
+    return facts_of(triton.compile(source, target=target, options=dict(_launch.LAUNCH)), target)
 
 
 def _nvidia(binary: object) -> Facts:
@@ -470,12 +485,13 @@ def _nvidia(binary: object) -> Facts:
             ).stdout
 
         usage = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", run("cuobjdump", "-res-usage")))
-        text = run("nvdisasm", "-c")
+        text = run("nvdisasm", "-c", "-hex")
     return Facts(
         registers=int(usage["REG"]),
         spilled=int(usage["STACK"]) + int(usage["LOCAL"]),
         instructions=_instructions(text),
         loops=[_instructions(body) for body in _loops(text)],
+        round_trips=sass.round_trips(text),
     )
 
 
@@ -510,6 +526,7 @@ def _amd(binary: object) -> Facts:
         spilled=int(facts["vgpr_spill_count"]) + int(facts["sgpr_spill_count"]) + private,
         instructions=dict(Counter(re.findall(r"^\t([a-z]\w+)", text, re.M))),
         loops=[],
+        round_trips=[],
     )
 
 

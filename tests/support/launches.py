@@ -16,14 +16,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from triton.runtime import driver, interpreter
 
-from tests.support.compiled import TARGETS
+from tests.support.compiled import TARGETS, Facts, facts_of
 
 TARGET = TARGETS["sm_90"]
 
@@ -103,16 +104,17 @@ def recorded() -> Iterator[dict[tuple[Any, ...], Launch]]:
         interpreter.InterpretedFunction.run = run
 
 
-def compile_launches(launches: list[Launch]) -> None:
+def compile_launches(launches: list[Launch]) -> list[Facts]:
     """Compile each launch for the target."""
-    with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
-        pickle.dump([tuple(launch) for launch in launches], file)
-        file.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder, "launches.pickle"), Path(folder, "facts.pickle")
+        given.write_bytes(pickle.dumps([tuple(launch) for launch in launches]))
         environment = os.environ | {"TRITON_INTERPRET": "0"}
-        command = [sys.executable, "-m", "tests.support.launches", file.name]
+        command = [sys.executable, "-m", "tests.support.launches", str(given), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"compiling the launches failed:\n{done.stderr[-10_000:]}")
+        if done.returncode:
+            raise RuntimeError(f"compiling the launches failed:\n{done.stderr[-10_000:]}")
+        return [Facts(**facts) for facts in pickle.loads(result.read_bytes())]
 
 
 class _Driver:
@@ -128,23 +130,24 @@ class _Driver:
         return TARGET
 
 
-def _compile(launch: Launch) -> None:
+def _compile(launch: Launch) -> dict[str, Any]:
     driver.set_active(_Driver())
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     constants = {
         name: tl.dtype(value) if name == "STATE" else value for name, value in launch.constants
     }
     try:
-        kernel.run(grid=(1,), warmup=True, **dict(launch.arguments), **constants)
+        binary = kernel.run(grid=(1,), warmup=True, **dict(launch.arguments), **constants)
     except Exception as error:
         raise RuntimeError(f"{launch} does not compile") from error
+    return asdict(facts_of(binary, TARGET))
 
 
 def main() -> None:
-    with open(sys.argv[1], "rb") as file:
-        launches = [Launch(*launch) for launch in pickle.load(file)]
+    given, result = map(Path, sys.argv[1:])
+    launches = [Launch(*launch) for launch in pickle.loads(given.read_bytes())]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_compile, launches))
+        result.write_bytes(pickle.dumps(list(pool.map(_compile, launches))))
 
 
 if __name__ == "__main__":

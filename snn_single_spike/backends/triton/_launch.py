@@ -13,25 +13,43 @@ from snn_single_spike.kernels.triton.surrogate import surrogate_slope
 
 # Spike decisions must round like eager torch: no fused multiply-add.
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": False}
-# Time steps loaded ahead: as many as registers allow. Backward kernels read several streams.
-FORWARD_STEPS, BACKWARD_STEPS, RECOMPUTE_STEPS = 16, 8, 4
-# Neurons of a block with 16-byte loads (float32, warp of 32), and blocks that keep a chip busy.
-_WIDE_BLOCK, _WIDE_PROGRAMS = 128, 256
+# Neurons of a wide program: a thread has four, and loads 16 bytes (float32, warp of 32).
+WIDE = 128
+# Layers from which wide programs take less time, by the model in docs/performance.md. Narrow ones
+# are more warps. A backward program computes more at each step, and gains from them for longer.
+FORWARD_WIDE, BACKWARD_WIDE = 1 << 15, 1 << 17
 # The cost of the interpreter is per program and step: large blocks are cheap.
 _INTERPRETED_BLOCK = 4096
 
 
-def block_size(neurons: int, warp: int) -> int:
-    """Neurons per program of one warp: several per thread, or one where programs are few."""
-    return _WIDE_BLOCK if neurons >= _WIDE_PROGRAMS * _WIDE_BLOCK else warp
+def is_wide(dtype: torch.dtype, neurons: int, wide_from: int, *rows: torch.Tensor | None) -> bool:
+    """Whether a program has ``WIDE`` neurons, or one for each thread.
+
+    ``rows`` are the tensors (T, neurons) that the kernel reads or writes at every step. Where one
+    of their rows is not aligned to 16 bytes, Triton loads and stores it in two orders of the
+    threads, and every step would go through shuffles or shared memory. The state of four float64
+    neurons does not fit into the registers of a thread.
+    """
+    aligned = neurons % 16 == 0 and all(x is None or x.data_ptr() % 16 == 0 for x in rows)
+    return aligned and neurons >= wide_from and dtype != torch.float64
 
 
-def forward_steps(more_outputs: bool, warp: int) -> int:
-    """Time steps to load ahead. With synaptic currents or phases there are more outputs than spikes
-    and membrane, and the scalar registers of AMD hold fewer rows."""
-    if not more_outputs:
-        return FORWARD_STEPS
-    return FORWARD_STEPS // 2 if warp == 32 else FORWARD_STEPS // 4
+def forward_steps(wide: bool, more_outputs: bool, warp: int) -> int:
+    """Time steps of a turn: as many as registers allow. The next turn is loaded ahead.
+
+    With synaptic currents or phases there are more outputs than spikes and membrane. The scalar
+    registers of AMD, whose warps have 64 threads, hold the addresses of fewer rows.
+    """
+    if warp == 64:
+        return 4 if more_outputs else 8
+    return 8 if wide or more_outputs else 16
+
+
+def backward_steps(wide: bool, inhibitory: bool, warp: int) -> int:
+    """Time steps of a turn: fewer, because the kernel reads several streams, most for Alpha."""
+    if warp == 64:
+        return 2 if inhibitory else 4
+    return 4 if wide or inhibitory else 8
 
 
 @functools.cache
@@ -42,11 +60,11 @@ def warp_size() -> int | None:
     return None
 
 
-def neurons_per_program(neurons: int) -> int:
+def neurons_per_program(neurons: int, wide: bool) -> int:
     warp = warp_size()
     if warp is None:
         return min(_INTERPRETED_BLOCK, triton.next_power_of_2(neurons))
-    return block_size(neurons, warp)
+    return WIDE if wide else warp
 
 
 def state_type(dtype: torch.dtype) -> tl.dtype:

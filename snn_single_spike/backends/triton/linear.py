@@ -38,7 +38,7 @@ from ..adjoint import sum_over_time
 from ._launch import LAUNCH, on_device_of, state_type, warp_size
 from .neuron import neuron_backward
 
-EVENTS = 8  # spikes loaded ahead
+EVENTS = 4  # spikes loaded ahead
 # Products of a tensor core in the time that the event form takes for a spike, where timing is not
 # possible: an estimate from data sheets.
 DOT_PRODUCTS = 32
@@ -311,7 +311,9 @@ def _closed_form(
         sums = torch.cat([torch.zeros_like(powers[:1]), powers.cumsum(0)])
         geometric = sums.to(beta.dtype)
     log_decay = beta.double().log2().to(beta.dtype)
-    return {**adjoint._asdict(), "log_decay": log_decay, "geometric": geometric}
+    when = None if adjoint.when is None else adjoint.when.int()
+    given = {**adjoint._asdict(), "when": when}
+    return {**given, "log_decay": log_decay, "geometric": geometric}
 
 
 def _add_weight_gradient(

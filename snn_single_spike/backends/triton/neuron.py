@@ -22,10 +22,12 @@ from .._types import (
     Saved,
 )
 from ._launch import (
-    BACKWARD_STEPS,
+    BACKWARD_WIDE,
+    FORWARD_WIDE,
     LAUNCH,
-    RECOMPUTE_STEPS,
+    backward_steps,
     forward_steps,
+    is_wide,
     neurons_per_program,
     on_device_of,
     state_type,
@@ -41,7 +43,10 @@ def _sizes(neuron: Neuron) -> dict[str, int]:
 
 def neuron_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) -> None:
     num_steps, neurons = current.shape
-    block = neurons_per_program(neurons)
+    rows = (current, out.spikes, out.mem, out.syn, out.inh, out.phase)
+    wide = is_wide(current.dtype, neurons, FORWARD_WIDE, *rows)
+    more_outputs = neuron.alpha is not None or out.phase is not None
+    block = neurons_per_program(neurons, wide)
     with on_device_of(current):
         neuron_forward_kernel[(triton.cdiv(neurons, block),)](
             current=current,
@@ -55,7 +60,7 @@ def neuron_forward(current: torch.Tensor, neuron: Neuron, out: ForwardOutputs) -
             RESET=neuron.reset,
             STATE=state_type(current.dtype),
             BLOCK=block,
-            U=forward_steps(neuron.alpha is not None or out.phase is not None, warp_size() or 32),
+            U=forward_steps(wide, more_outputs, warp_size() or 32),
             **LAUNCH,
         )
 
@@ -72,7 +77,9 @@ def neuron_backward(
     out: InputGradients,
 ) -> None:
     neurons = times.numel()
-    block = neurons_per_program(neurons)
+    saved_rows = (saved.saved, saved.syn, saved.inh, saved.phase)
+    wide = is_wide(dtype, neurons, BACKWARD_WIDE, *saved_rows, *grads, out.get("current"))
+    block = neurons_per_program(neurons, wide)
     a, b, a_rest, b_rest = _single(surrogate.a, surrogate.b)
     with on_device_of(times):
         neuron_backward_kernel[(triton.cdiv(neurons, block),)](
@@ -103,7 +110,7 @@ def neuron_backward(
             RESET=neuron.reset,
             STATE=state_type(dtype),
             BLOCK=block,
-            U=RECOMPUTE_STEPS if saved.recompute else BACKWARD_STEPS,
+            U=backward_steps(wide, neuron.gain is not None, warp_size() or 32),
             **LAUNCH,
         )
 

@@ -8,7 +8,16 @@ import triton
 from snn_single_spike.kernels.triton.readout import readout_kernel
 
 from .._types import ReadoutOutputs
-from ._launch import FORWARD_STEPS, LAUNCH, neurons_per_program, on_device_of, state_type
+from ._launch import (
+    FORWARD_WIDE,
+    LAUNCH,
+    forward_steps,
+    is_wide,
+    neurons_per_program,
+    on_device_of,
+    state_type,
+    warp_size,
+)
 
 
 def readout(
@@ -19,7 +28,8 @@ def readout(
     out: ReadoutOutputs,
 ) -> None:
     num_steps, neurons = current.shape
-    block = neurons_per_program(neurons)
+    wide = is_wide(current.dtype, neurons, FORWARD_WIDE, current)
+    block = neurons_per_program(neurons, wide)
     with on_device_of(current):
         readout_kernel[(triton.cdiv(neurons, block),)](
             current=current,
@@ -32,6 +42,6 @@ def readout(
             REDUCTION=reduction,
             STATE=state_type(current.dtype),
             BLOCK=block,
-            U=FORWARD_STEPS,
+            U=forward_steps(wide, False, warp_size() or 32),
             **LAUNCH,
         )

@@ -20,6 +20,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from ...backends._compiling import is_recorded
 from ...modules._base import STATES, SingleSpikeNeuron
 from ...modules.alpha import SingleSpikeAlpha
 from ...modules.lapicque import SingleSpikeLapicque
@@ -115,7 +116,7 @@ class Folded(SingleSpikeNeuron):
         own = any(state is vars(self).get(name) for name in STATES)
         if not own or not isinstance(state, Tensor):
             return False
-        return torch.compiler.is_compiling() or not state.any()
+        return torch.compiler.is_compiling() or is_recorded(state) or not state.any()
 
     def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
         """The loop over time of the user's forward carries the states."""
