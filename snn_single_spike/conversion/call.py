@@ -19,6 +19,7 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from ..backends._compiling import constant_when_compiled, outside_of_compiler
 from ..modules._base import SingleSpikeNeuron
@@ -63,6 +64,8 @@ class Time(threading.local):
         self.num_steps = 0  # 0 outside a forward pass
         self.batch: Any = 0  # None in a loop in forward, before its first tensor
         self.static_input = False  # whether the input is the same at every step
+        self.longest = 0  # steps of the longest loop of the last call
+        self.provenance: Any = None  # in a loop: where folded tensors come from, if sizes coincide
         self.called: list[str] = []  # paths of the neurons that have run
         self.folded: list[tuple[Any, Any]] = []  # while compiling: folded tensors, and their form
         self.readers: Any = None  # spike_format="auto": in the first call, who reads the spikes,
@@ -73,9 +76,11 @@ class Time(threading.local):
 
     def fold(self, sequence: Any) -> Any:
         """(T, B, ...) to (T * B, ...)."""
+        folded = sequence.fold() if isinstance(sequence, LazyTensor) else sequence.flatten(0, 1)
+        if self.provenance is not None:
+            self.provenance.add(folded)
         if isinstance(sequence, LazyTensor):
-            return sequence.fold()
-        folded = sequence.flatten(0, 1)
+            return folded
         if torch.compiler.is_compiling():
             # A view of a view of symbolic shape adds a guard, which torch.export rejects.
             self.folded.append((folded, sequence))
@@ -125,6 +130,8 @@ class Conversion:
     formats: dict[Any, Any] = field(default_factory=dict)
     """The formats that follow from the first calls, by what the readers of spikes depend on."""
     comparisons: dict[bool, int] = field(default_factory=dict)  # by training or not
+    compared_steps: dict[bool, int] = field(default_factory=dict)
+    """Steps of the longest loop of the last comparison."""
     comparing: threading.Lock = field(default_factory=threading.Lock)
     """Held by the thread that compares: the others go on."""
 
@@ -143,6 +150,8 @@ class Decision:
     """Whether a static input is expanded over time before the model, not at the first neuron."""
     loops: Any = None
     """Sizes of the batch in loops of the model's own, and names that their steps index."""
+    sizes: Any = None
+    """The shapes of the inputs that these sizes are for."""
     settings: dict[Any, Any] = field(default_factory=dict)
     """The numbers and flags of the model that the decision holds for."""
 
@@ -209,22 +218,32 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     before = Snapshot(model)
     decision = conversion.decisions.get(model.training)
     run = LoopRun(model, conversion.time)
-    if decision is not None and before.has_settings(decision.settings, conversion.records):
+    known = decision is not None and (
+        not decision.expand or decision.sizes == _sizes(args, kwargs)  # of the batch of each loop
+    )
+    if known and before.has_settings(decision.settings, conversion.records):
         run.expand = decision.expand
         if decision.expand:  # the layers before the first neuron find the sizes of the batch
             run.batches, run.indexed = decision.loops
         out = run_folded(run, forward, args, kwargs)
     else:
         conversion.formats.clear()  # a flag may have changed, and with it who reads spikes
-        out, decision = _decided_loop(run, forward, args, kwargs, before)
+        expanded = decision is not None and decision.expand
+        out, decision = _decided_loop(run, forward, args, kwargs, before, expanded)
         conversion.decisions[model.training] = decision
     after = reject_changes(model, before, conversion.records)
     conversion.decisions[model.training].settings = after.settings
     return out
 
 
-def _decided_loop(run: LoopRun, forward: Any, args: Any, kwargs: Any, before: Snapshot) -> Any:
-    """The output of a first call, and its decision."""
+def _decided_loop(
+    run: LoopRun, forward: Any, args: Any, kwargs: Any, before: Snapshot, expanded: bool
+) -> Any:
+    """The output of a first call, and its decision.
+
+    ``expanded`` is whether an input of other sizes had to be expanded. With one sample it need not
+    be, and the next call may have more.
+    """
     inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, _TENSORS)]
     undo = _Undo(run.model, {x.device for x in inputs}, before)
     runs = [run]
@@ -237,12 +256,21 @@ def _decided_loop(run: LoopRun, forward: Any, args: Any, kwargs: Any, before: Sn
             runs.append(LoopRun(run.model, run.time, True, run.batches, run.indexed))
         return run_folded(runs[-1], forward, args, kwargs)
 
-    out, draws, expand = _observed(observe, attempt, undo, expandable=True)
-    return out, Decision(draws.seen, expand, loops=(runs[-1].batches, runs[-1].indexed))
+    out, draws, expand = _observed(observe, attempt, undo, expandable=True, expanded=expanded)
+    loops = (runs[-1].batches, runs[-1].indexed)
+    return out, Decision(draws.seen, expand, loops, _sizes(args, kwargs))
+
+
+def _sizes(args: Any, kwargs: Any) -> list[Any]:
+    return [getattr(x, "shape", x) for x in tree_leaves((args, kwargs))]
 
 
 def _observed(
-    observe: Callable[[bool], Draws], attempt: Callable[[bool], Any], undo: _Undo, expandable: bool
+    observe: Callable[[bool], Draws],
+    attempt: Callable[[bool], Any],
+    undo: _Undo,
+    expandable: bool,
+    expanded: bool = False,
 ) -> tuple[Any, Draws, bool]:
     """The output of a call whose draws are observed, and whether it needed an expanded input.
 
@@ -256,7 +284,7 @@ def _observed(
             out = attempt(False)
         # Draws that torch.compile hides from the mode may come before the first neuron.
         hidden = not (draws.seen or draws.initialised or undo.generators.unchanged())
-        expand = expandable and (draws.wrong or hidden)
+        expand = expandable and (expanded or draws.wrong or hidden)
     except (DrawnOnce, StaticMeetsFolded):
         expand = True
     if expand:
@@ -432,6 +460,7 @@ class Run:
         """Run the model's own forward; ``expand`` repeats a static input at every step."""
         time = self.time
         time.num_steps, time.batch = self.extent
+        time.longest = time.num_steps
         time.called, time.folded, time.static_input = [], [], self.static_input
         momenta = self._momenta() if self.model.training else []
         for batch_norm, momentum in momenta:

@@ -265,3 +265,67 @@ def test_the_first_parameter_may_have_any_name():
     spikes = convert(OtherName())(x)
     assert spikes.shape == (7, 3, 4)
     assert spikes.sum(0).max() == 1
+
+
+class Bodies(nn.Module):
+    """A layer, a neuron and a vector of as many elements as the layer has outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(6, 12), snn.Leaky(0.9)
+        self.register_buffer("scale", torch.rand(12))
+
+
+class Plain(Bodies):
+    def forward(self, x):
+        mem, out = self.lif.init_leaky(), []
+        for t in range(x.shape[0]):
+            spk, mem = self.lif(self.fc(x[t]), mem)
+            out.append(spk - self.lif.threshold)  # a constant, and no state
+        return torch.stack(out)
+
+
+class Vectors(Bodies):
+    def forward(self, x):
+        mem, trace, out = self.lif.init_leaky(), torch.zeros(x.shape[1], 12), []
+        for frame in x:
+            weight = torch.sigmoid(self.scale)
+            spk, mem = self.lif(self.fc(frame), mem)
+            trace = weight * trace + torch.where(spk > 0, self.scale[None], 0.1 * trace)
+            out.append(mem * weight)
+        return torch.stack(out), trace, weight.expand(x.shape[1], 12)
+
+
+class Factors(Bodies):
+    """A factor for each sample meets tensors of all steps, so it is expanded over time."""
+
+    def forward(self, x):
+        mem, out, factor = self.lif.init_leaky(), [], x.mean((0, 2))[:, None]
+        for t in range(x.shape[0]):
+            _, mem = self.lif(self.fc(x[t]), mem)
+            out.append(mem * factor)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize("make", [Plain, Vectors, Factors])
+def test_sizes_that_coincide_change_nothing(make):
+    """Each sample alone gives what it gives in a batch: steps, samples, units may be as many."""
+    torch.manual_seed(1)
+    fast = convert(awake(make()))
+    fast(torch.rand(7, 3, 6))
+    for steps, batch in ((5, 1), (12, 1), (4, 3), (6, 2), (3, 5), (7, 3), (1, 12)):
+        x = 2 * torch.rand(steps, batch, 6)
+        filler = torch.rand(steps, 13, 6)
+        for mine, right in zip(
+            leaves(fast(x)), leaves(fast(torch.cat([x, filler], 1))), strict=True
+        ):
+            right = right.narrow(-2, 0, batch)
+            assert mine.shape == right.shape
+            assert torch.allclose(mine, right, atol=1e-5)
+
+
+def test_a_comparison_over_one_step_is_repeated_over_more():
+    fast = convert(awake(body(STEP, "out.append(mem - mem.mean(0))")()))
+    fast(torch.rand(1, B, 6))
+    with pytest.raises(ConversionError, match="differs from that of the author's loop"):
+        fast(torch.rand(T, B, 6))

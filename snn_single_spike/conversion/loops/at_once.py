@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from snntorch._neurons.neurons import SpikingNeuron
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...spikes.lazy import LazyTensor
 from ..refusals.layers import ConversionError
@@ -17,6 +18,7 @@ from ..refusals.state import mark_own_state
 from .carried import Carried, Operation, Scalars, Steps, Sum
 from .deferred import Values, evaluate
 from .indexed import norms_by_step
+from .provenance import Provenance, sizes_of
 from .running import KEEP, active_run, refuse
 
 __all__ = ["Loop"]
@@ -98,6 +100,11 @@ class Loop:
             refuse("a loop over time runs inside of another loop over time")
         run.loop = self
         time.num_steps, time.batch, time.static_input = self.steps, None, False
+        time.longest = max(time.longest, self.steps)
+        self._sizes = sizes_of(run.model)
+        may_coincide = self.steps > 1 and any(size % self.steps == 0 for size in self._sizes)
+        self._follows = may_coincide and not torch.compiler.is_compiling()
+        time.provenance = Provenance() if self._follows else None
         for name in self.attributes:
             if name in vars(self.owner):
                 self._saved[name] = vars(self.owner)[name]
@@ -107,6 +114,8 @@ class Loop:
         self._carry_states_that_are_read()
         self._norms = norms_by_step(self, run.model)
         self._norms.__enter__()
+        if self._follows:
+            time.provenance.__enter__()
         return self
 
     def _carry_states_that_are_read(self) -> None:
@@ -126,9 +135,12 @@ class Loop:
             if own or (self.number, name) in self.run.indexed:
                 continue
             if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
-                self.entered[name] = value.expand(self.steps, *value.shape).flatten(0, 1)
+                self.entered[name] = self.time.fold(value.expand(self.steps, *value.shape))
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if self._follows:
+            self.time.provenance.__exit__(kind, error, traceback)
+            self.time.provenance = None
         self._norms.__exit__()
         if kind is not None:
             self.run.loop_failed = self.steps, self.time.batch or 0
@@ -148,8 +160,8 @@ class Loop:
         """The value of the loop variable."""
         return self._index(self)
 
-    def fold(self, sequence: Any) -> Any:
-        """(T, B, ...) to (T * B, ...)."""
+    def fold(self, sequence: Any, shared: bool = False) -> Any:
+        """(T, B, ...) to (T * B, ...). A ``shared`` sequence may have one row for all samples."""
         if sequence.dim() < 2:
             refuse(
                 f"a step of a tensor of shape {tuple(sequence.shape)} has no batch dimension. "
@@ -158,7 +170,8 @@ class Loop:
             )
         time = self.time
         if time.batch is None:
-            time.batch = sequence.shape[1] if sequence.shape[1] != 1 else self._likely_batch()
+            one_row = shared and sequence.shape[1] == 1
+            time.batch = self._likely_batch() if one_row else sequence.shape[1]
         if sequence.shape[1] == 1 and time.batch > 1:  # the same for every sample
             sequence = sequence.expand(-1, time.batch, *sequence.shape[2:])
         if time.batch != sequence.shape[1]:
@@ -171,18 +184,39 @@ class Loop:
     def _likely_batch(self) -> int:
         """The batch of the tensors from before the loop, if they have one; 1 otherwise."""
         tensors = [x for x in self._local.values() if isinstance(x, (Tensor, LazyTensor))]
-        sizes = {x.shape[0] for x in tensors if x.dim() > 1}
+        # Of a sequence (T, B, ...) the batch is the second dimension.
+        sizes = {x.shape[x.shape[0] == self.steps and x.dim() > 2] for x in tensors if x.dim() > 1}
         return sizes.pop() if len(sizes) == 1 else 1
 
     def fold_whole(self, sequence: Any) -> Any:
         """As :meth:`fold`, for a sequence that the user has made."""
         readers = self.time.readers
         if readers is None:
-            return self.fold(sequence)
+            return self.fold(sequence, self.is_of_model(sequence))
         with readers.paused():
-            folded = self.fold(sequence)
+            folded = self.fold(sequence, self.is_of_model(sequence))
         readers.folded(folded, sequence)
         return folded
+
+    def folded_dim(self, value: Any) -> int | None:
+        """The dimension of a tensor with a row for each step and sample; None if it has none.
+
+        It is 0, or 1 of ``spk.unsqueeze(0)``.
+        """
+        rows = self.steps * (self.time.batch or 0)
+        shape = tuple(value.shape[:2])
+        if not rows or isinstance(value, nn.Parameter):
+            return None
+        dim = 0 if shape[:1] == (rows,) else 1 if shape == (1, rows) else None
+        known = self.time.provenance
+        if dim is not None and known is not None and rows in self._sizes and value not in known:
+            return None
+        return dim
+
+    def is_of_model(self, value: Any) -> bool:
+        """Whether a tensor is a parameter or a buffer, and not data."""
+        model = self.run.model
+        return any(value is x for x in (*model.parameters(), *model.buffers()))
 
     def unfold(self, value: Any) -> Any:
         """The steps of a value, (T, B, ...)."""
@@ -191,7 +225,7 @@ class Loop:
         rows = value.shape[0] if value.dim() else None
         if rows is not None and self.time.batch is None:
             self.time.batch = rows
-        if rows is None or rows not in (self.steps * self.time.batch, self.time.batch):
+        if rows is None or not (rows == self.time.batch or self.folded_dim(value) == 0):
             refuse(
                 f"a value of shape {tuple(value.shape)} leaves the loop, but {self.steps} steps x "
                 f"{self.time.batch} samples are expected as its rows: one entry for each sample. "
@@ -367,8 +401,7 @@ class Loop:
         if isinstance(value, Carried):
             return value.initial if id(value) in self._fixed else value._no()
         if isinstance(value, (Tensor, LazyTensor)):
-            folded = value.dim() and value.shape[0] == self.steps * (self.time.batch or 0)
-            return self.unfold(value)[-1] if folded else value
+            return self.unfold(value)[-1] if self.folded_dim(value) == 0 else value
         if type(value) is tuple:
             return tuple(map(self._leave, value))
         if isinstance(value, (list, dict)):

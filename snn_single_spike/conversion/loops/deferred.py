@@ -85,15 +85,9 @@ def _at(loop: Any, value: Any, step: int) -> Any:
     if isinstance(value, (Steps, Scalars)):
         return value.values[step]
     if isinstance(value, LazyTensor):
-        value = value.to_dense()
-    rows = loop.steps * (loop.time.batch or 0)
-    if not isinstance(value, Tensor) or not rows or isinstance(value, torch.nn.Parameter):
-        return value
-    if value.dim() and value.shape[0] == rows:
-        return value.unflatten(0, (loop.steps, -1))[step]
-    if value.dim() > 1 and value.shape[0] == 1 and value.shape[1] == rows:  # spk.unsqueeze(0)
-        return value.unflatten(1, (loop.steps, -1))[:, step]
-    return value
+        value = loop.time.fold(loop.time.unfold(value).to_dense())
+    dim = loop.folded_dim(value) if isinstance(value, Tensor) else None
+    return value if dim is None else value.unflatten(dim, (loop.steps, -1)).select(dim, step)
 
 
 def _join_once(loop: Any, slots: Slots, operations: Sequence[Operation], values: Values) -> bool:

@@ -41,6 +41,7 @@ class LoopRun:
     def __enter__(self) -> LoopRun:
         self.outer = active_run()
         self.time.called, self.time.folded, self.number = [], [], 0
+        self.time.longest = 0
         _active.run = self
         return self
 

@@ -216,7 +216,7 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
         return Indexed(loop, value)[index]
     batch = loop.time.batch
     rows = value.shape[0] if value.dim() else 0
-    folded = batch and rows == loop.steps * batch and loop.steps > 1
+    folded = loop.folded_dim(value) == 0 and loop.steps > 1
     if name == "item" and not isinstance(value, nn.Parameter):
         refuse(
             "the loop over time reads a value of a tensor with .item(). A converted model runs all "

@@ -29,6 +29,7 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
+from ...modules._base import STATES
 from ...spikes.lazy import LazyTensor
 from ..source.dataflow import flow_of, flow_of_module
 from ..source.methods import entry_of
@@ -68,7 +69,7 @@ def states_read(module: nn.Module) -> Iterator[tuple[Any, str]]:
     flow = flow_of_module(module)
     for path in {**flow.neuron_states, **dict.fromkeys(flow.carried)}:
         found = flow.tensor_of_layer(path)
-        if found is not None and isinstance(found[0], SpikingNeuron):
+        if found and isinstance(found[0], SpikingNeuron) and found[1] in STATES:
             yield found
 
 

@@ -381,7 +381,7 @@ class Flow:
     ) -> None:
         self.complete &= path[0] != "__dict__"
         tensor = self.tensor_of_layer(path)
-        if tensor and isinstance(tensor[0], SpikingNeuron):
+        if tensor and isinstance(tensor[0], SpikingNeuron) and tensor[1] in STATES:
             self._record(path, node, self.neuron_states)
         else:
             self.reads.add(path)
