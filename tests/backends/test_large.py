@@ -58,7 +58,7 @@ def test_kernel_offsets(backend, rows):
         mem,
         *(None, None),
         times,
-        *(None,) * 4,
+        *(None,) * 5,
         *sizes,
         **options,
     )
@@ -67,7 +67,7 @@ def test_kernel_offsets(backend, rows):
     assert mem[:, 0].tolist() == [0.5, 1.25, 1.5]
     # The gradient overwrites the current. The gradient to the spikes is the spikes tensor.
     neuron_backward_kernel[(1,)](
-        mem, *(None,) * 4, one, one, one, *(None,) * 7, times, spikes, *(None,) * 5,
+        mem, *(None,) * 4, one, one, one, *(None,) * 7, times, spikes, *(None,) * 6,
         current, *(None,) * 9, *sizes, LANES, 0, 0, 0, *(0.0,) * 4,
         RULE="masked", SURROGATE="straight_through_estimator", **options,
     )  # fmt: skip
@@ -113,8 +113,8 @@ def test_numba_offsets(backend):
     absent["last_0"] = np.empty(0, np.int64)
     options = {"clamp": True, "reset": RESETS["none"], "refractory": None}
     neuron = Neuron(one, one, one, **absent, **options)
-    phase = np.empty((0, 0), np.uint8)
-    out = ForwardOutputs(spikes, mem, *(none2,) * 4, times=times, phase=phase)
+    phase, when = np.empty((0, 0), np.uint8), np.empty(0, np.int64)
+    out = ForwardOutputs(spikes, mem, *(none2,) * 4, times=times, phase=phase, when=when)
     given = current, tuple(neuron), tuple(out)
     neuron_forward_loop(0, VECTOR, *given)
     neuron_forward_loop(used - VECTOR, used, *given)

@@ -156,7 +156,8 @@ def test_no_fused_multiply_adds_decide_a_spike(refractory):
     absent["last_0"] = np.empty(0, np.int64)
     neuron = Neuron(one, one, one, **absent, clamp=True, reset=ZERO_BEFORE, refractory=refractory)
     times, phase = np.zeros(simd.LANES, np.int64), np.empty((0, 0), np.uint8)
-    out = ForwardOutputs(rows.copy(), *(none2,) * 5, times=times, phase=phase)
+    when = np.empty(0, np.int64)
+    out = ForwardOutputs(rows.copy(), *(none2,) * 5, times=times, phase=phase, when=when)
     # Compile without numba's cache, because code from the cache has no readable assembly.
     forward = numba.njit(error_model="numpy")(neuron_forward._layer.py_func)
     forward(0, simd.LANES, rows, neuron, out)
@@ -255,7 +256,7 @@ class Linear:
         self.dense = values(self.steps, *shape)
         self.times = torch.empty(shape, dtype=torch.int32)
         backends.load("torch", "linear").linear_first_spikes(
-            self.events, self.steps, self.layer, self.times, None, None
+            self.events, self.steps, self.layer, self.times, *(None,) * 3
         )
 
     def empty(self, *shape, dtype=None):
@@ -263,7 +264,8 @@ class Linear:
 
     def first_spikes(self, launcher):
         shape = self.batch, self.out_features
-        out = self.empty(*shape, dtype=torch.int32), self.empty(2, *shape), self.empty(2, *shape)
+        times, when = (self.empty(*shape, dtype=torch.int32) for _ in range(2))
+        out = times, self.empty(2, *shape), self.empty(2, *shape), when
         launcher.linear_first_spikes(self.events, self.steps, self.layer, *out)
         return out
 
