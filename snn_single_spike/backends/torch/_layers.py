@@ -112,6 +112,7 @@ def first_spikes(
             outputs = ForwardOutputs(None, slope, None, None, None, None, unused)
             neuron_forward(late, never, outputs)
             sensitivity[:, part] = _around(slope, steps).view(2, n, features)
+            sensitivity[0, part].masked_fill_(first.view(n, features) < 0, 0.0)  # as the crossing
 
 
 def backward_closed_form(
