@@ -114,8 +114,9 @@ ROUND_TRIPS = {
     # The rows of four spikes, of three values each, arrive while powers of beta are computed: ptxas
     # waits for the first ones before it loads the last ones.
     "linear weight impulses": 2,
-    # On sm_80 ptxas waits for the times of spikes before it loads their weights.
+    # On sm_80 ptxas waits for the times of spikes before it loads their weights, or the gradients.
     "linear readout max": 2,
+    "linear input impulses": 2,
 }
 
 
