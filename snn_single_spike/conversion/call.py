@@ -78,7 +78,7 @@ class Time(threading.local):
         """(T, B, ...) to (T * B, ...)."""
         folded = sequence.fold() if isinstance(sequence, LazyTensor) else sequence.flatten(0, 1)
         if self.provenance is not None:
-            self.provenance.add(folded)
+            self.provenance.begin(folded)
         if isinstance(sequence, LazyTensor):
             return folded
         if torch.compiler.is_compiling():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import snntorch as snn
@@ -89,10 +89,13 @@ class Folded(SingleSpikeNeuron):
 
         ``take_states(sequence)`` returns the arguments that follow the input.
         """
-        readers = self.time.readers
+        readers, provenance = self.time.readers, self.time.provenance
         if readers is not None:
             readers.read_by_neuron(self, input_)
-        with readers.paused() if readers is not None else nullcontext():
+        with ExitStack() as paused:
+            for watching in (readers, provenance):
+                if watching is not None:
+                    paused.enter_context(watching.paused())
             sequence = self.time.unfold(input_)
             states, named = take_states(sequence)
             try:

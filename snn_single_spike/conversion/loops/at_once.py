@@ -18,7 +18,7 @@ from ..refusals.state import mark_own_state
 from .carried import Carried, Operation, Scalars, Steps, Sum
 from .deferred import Values, evaluate
 from .indexed import norms_by_step
-from .provenance import Provenance, sizes_of
+from .provenance import Provenance
 from .running import KEEP, active_run, refuse
 
 __all__ = ["Loop"]
@@ -101,10 +101,8 @@ class Loop:
         run.loop = self
         time.num_steps, time.batch, time.static_input = self.steps, None, False
         time.longest = max(time.longest, self.steps)
-        self._sizes = sizes_of(run.model)
-        may_coincide = self.steps > 1 and any(size % self.steps == 0 for size in self._sizes)
-        self._follows = may_coincide and not torch.compiler.is_compiling()
-        time.provenance = Provenance() if self._follows else None
+        if self.steps > 1 and not torch.compiler.is_compiling():
+            time.provenance = Provenance(run.model)
         for name in self.attributes:
             if name in vars(self.owner):
                 self._saved[name] = vars(self.owner)[name]
@@ -114,8 +112,6 @@ class Loop:
         self._carry_states_that_are_read()
         self._norms = norms_by_step(self, run.model)
         self._norms.__enter__()
-        if self._follows:
-            time.provenance.__enter__()
         return self
 
     def _carry_states_that_are_read(self) -> None:
@@ -138,8 +134,8 @@ class Loop:
                 self.entered[name] = self.time.fold(value.expand(self.steps, *value.shape))
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if self._follows:
-            self.time.provenance.__exit__(kind, error, traceback)
+        if self.time.provenance is not None:
+            self.time.provenance.end()
             self.time.provenance = None
         self._norms.__exit__()
         if kind is not None:
@@ -160,8 +156,8 @@ class Loop:
         """The value of the loop variable."""
         return self._index(self)
 
-    def fold(self, sequence: Any, shared: bool = False) -> Any:
-        """(T, B, ...) to (T * B, ...). A ``shared`` sequence may have one row for all samples."""
+    def fold(self, sequence: Any, of: Any = None) -> Any:
+        """(T, B, ...) to (T * B, ...). A part ``of`` the model may have one row for all samples."""
         if sequence.dim() < 2:
             refuse(
                 f"a step of a tensor of shape {tuple(sequence.shape)} has no batch dimension. "
@@ -170,7 +166,7 @@ class Loop:
             )
         time = self.time
         if time.batch is None:
-            one_row = shared and sequence.shape[1] == 1
+            one_row = sequence.shape[1] == 1 and self._is_of_model(of)
             time.batch = self._likely_batch() if one_row else sequence.shape[1]
         if sequence.shape[1] == 1 and time.batch > 1:  # the same for every sample
             sequence = sequence.expand(-1, time.batch, *sequence.shape[2:])
@@ -192,9 +188,9 @@ class Loop:
         """As :meth:`fold`, for a sequence that the user has made."""
         readers = self.time.readers
         if readers is None:
-            return self.fold(sequence, self.is_of_model(sequence))
+            return self.fold(sequence, sequence)
         with readers.paused():
-            folded = self.fold(sequence, self.is_of_model(sequence))
+            folded = self.fold(sequence, sequence)
         readers.folded(folded, sequence)
         return folded
 
@@ -209,11 +205,9 @@ class Loop:
             return None
         dim = 0 if shape[:1] == (rows,) else 1 if shape == (1, rows) else None
         known = self.time.provenance
-        if dim is not None and known is not None and rows in self._sizes and value not in known:
-            return None
-        return dim
+        return None if known is not None and known.follows and value not in known else dim
 
-    def is_of_model(self, value: Any) -> bool:
+    def _is_of_model(self, value: Any) -> bool:
         """Whether a tensor is a parameter or a buffer, and not data."""
         model = self.run.model
         return any(value is x for x in (*model.parameters(), *model.buffers()))

@@ -42,7 +42,7 @@ class Indexed:
         part, rows = self._over_time(value, index)
         if part.dim() == 1:  # one number for each step
             return Scalars(part if rows is None else part[rows])
-        return loop.fold(part if rows is None else part[rows], loop.is_of_model(value))
+        return loop.fold(part if rows is None else part[rows], value)
 
     def _of_list(self, index: Any) -> Any:
         if isinstance(index, Steps):

@@ -1,14 +1,15 @@
 """Which tensors of a loop have a row for each step and sample, where their size cannot say.
 
 A tensor of T * B rows is folded. A vector of the model, such as ``self.decay`` of as many elements
-as T * B, is not. Where the model has such a size, :class:`Provenance` follows the tensors that are
-made from folded ones.
+as T * B, is not. If the model has such a size, :class:`Provenance` follows the tensors that are
+made from folded ones. Otherwise it costs nothing.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,23 +18,44 @@ from torch.utils._pytree import tree_leaves
 
 from ...spikes.lazy import LazyTensor
 
-__all__ = ["Provenance", "sizes_of"]
-
-
-def sizes_of(model: nn.Module) -> set[int]:
-    """The sizes of the dimensions of all parameters and buffers."""
-    tensors = (*model.parameters(), *model.buffers())
-    return {size for tensor in tensors for size in tensor.shape}
+__all__ = ["Provenance"]
 
 
 class Provenance(TorchFunctionMode):
-    """The folded tensors, and those that are made from them."""
+    """Follows folded tensors, and those that are made from them, through one loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self._model = model
         self._folded: dict[int, Any] = {}  # weak references: tensors end as they do without
+        self._paused = False
+        self.follows: bool | None = None
+        """Whether a size of the model is that of the folded tensors; None before the first one."""
 
-    def add(self, value: Any) -> None:
+    def begin(self, folded: Any) -> None:
+        """A folded tensor, with which following begins if it is the first one."""
+        if self.follows is None:
+            tensors = (*self._model.parameters(), *self._model.buffers())
+            self.follows = any(folded.shape[0] in tensor.shape for tensor in tensors)
+            if self.follows:
+                self.__enter__()
+        if self.follows:
+            self._add(folded)
+
+    def end(self) -> None:
+        if self.follows:
+            self.__exit__(None, None, None)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While a neuron runs, whose results are folded tensors."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def _add(self, value: Any) -> None:
         if isinstance(value, (Tensor, LazyTensor)):
             self._folded[id(value)] = weakref.ref(value)
 
@@ -49,9 +71,11 @@ class Provenance(TorchFunctionMode):
         kwargs: Any = None,
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        if any(x in self for x in tree_leaves((args, kwargs), is_leaf=_is_lazy)):
+        if not self._paused and any(
+            x in self for x in tree_leaves((args, kwargs), is_leaf=_is_lazy)
+        ):
             for x in tree_leaves(out, is_leaf=_is_lazy):
-                self.add(x)
+                self._add(x)
         return out
 
 
