@@ -11,16 +11,13 @@ combinations of tiny layers in Triton's interpreter.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.neuron_gpu import DEVICE, SMOKE  # selects the interpreter
 
 import torch
-import triton
 from torch import Tensor, nn
 
 import snn_single_spike
@@ -33,7 +30,7 @@ from snn_single_spike import (
 )
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS, RESETS
 
-from benchmarks.gpu.results import save
+from benchmarks.gpu.results import save, started
 
 STEPS, BATCH, UNITS = (5, 2, 6) if SMOKE else (100, 32, 300)
 EVERY = 11 if SMOKE else 1  # the interpreter takes a tenth of a second for a launch
@@ -145,15 +142,7 @@ def compare(make: Make, dtype: torch.dtype, kind: str) -> dict[str, float] | Non
 
 def main() -> None:
     torch.backends.cudnn.allow_tf32 = False  # else spike times of dense convolutions differ
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    if not SMOKE and not torch.cuda.is_available():
-        parser.error("no GPU found; --smoke checks tiny layers in Triton's interpreter")
-    name = "interpreter" if SMOKE else torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
-    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
+    out, machine = started(str(__doc__), "checks tiny layers")
     cells: dict[str, dict[str, float]] = {}
     wrong, rejected = [], 0
     for label, make, dtype, kind in itertools.islice(layers(), 0, None, EVERY):
@@ -168,7 +157,7 @@ def main() -> None:
         if not found["error"] <= TOLERANCE[dtype]:
             wrong.append(label)
             print(f"DIFFERS: {label}: {found}", flush=True)
-        save(options.out, {"machine": machine, "wrong": wrong, "cells": cells})
+        save(out, {"machine": machine, "wrong": wrong, "cells": cells})
     worst = max((cell["error"] for cell in cells.values()), default=0.0)
     close = sum(cell["differ"] > 0 for cell in cells.values())
     print(

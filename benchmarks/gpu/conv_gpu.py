@@ -13,9 +13,7 @@ nothing.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.gpu.neuron_gpu import (
     DEVICE,
@@ -25,7 +23,6 @@ from benchmarks.gpu.neuron_gpu import (
 )  # selects the interpreter before triton is imported
 
 import torch
-import triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +30,7 @@ from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeTimes
 from snn_single_spike.functional import first_spike_time, single_spike_conv2d
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
-from benchmarks.gpu.results import save
+from benchmarks.gpu.results import save, started
 
 STEPS, BATCH, CHECKED = ((3,), 1, 1) if SMOKE else ((25, 100, 400), 64, 4)
 MAP, KERNEL, CHANNELS = (7, 2, (2, 2)) if SMOKE else (28, 5, (32, 64))
@@ -149,17 +146,9 @@ def training(num_steps: int, rule: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    if not SMOKE and not torch.cuda.is_available():
-        parser.error("no GPU found; --smoke runs a tiny network in Triton's interpreter")
+    out, machine = started(str(__doc__), "runs a tiny network")
     # cuDNN's default for float32 rounds to 10 bits, and spike times would differ.
     torch.backends.cudnn.allow_tf32 = False
-    name = "interpreter" if SMOKE else torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
-    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
     figures: dict[int, dict[str, float]] = {}
     for num_steps in STEPS:
         errors = check(num_steps)
@@ -169,7 +158,7 @@ def main() -> None:
             figures[num_steps] |= training(num_steps, rule)
         for what, milliseconds in figures[num_steps].items():
             print(f"  {what:34s}{milliseconds:10.3f} ms", flush=True)
-        save(options.out, {"machine": machine, "ms": figures})
+        save(out, {"machine": machine, "ms": figures})
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ interpreter, as a test of the script; its times mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 from benchmarks.gpu.neuron_gpu import (
@@ -28,7 +26,6 @@ from benchmarks.gpu.neuron_gpu import (
 )  # selects the interpreter before triton is imported
 
 import torch
-import triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +34,7 @@ from snn_single_spike.backends.triton import linear as triton_linear
 from snn_single_spike.functional import first_spike_time, single_spike_linear
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
-from benchmarks.gpu.results import save
+from benchmarks.gpu.results import save, started
 
 STEPS, SIZES, BATCH = ((5,), (9, 12, 3), 2) if SMOKE else ((64, 256, 1024), (784, 1000, 10), 128)
 SHORT = (2, 3) if SMOKE else (8, 16, 32, 48, 64, 96, 128)
@@ -141,15 +138,7 @@ def training(num_steps: int, rule: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    if not SMOKE and not torch.cuda.is_available():
-        parser.error("no GPU found; --smoke runs a tiny network in Triton's interpreter")
-    name = "interpreter" if SMOKE else torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
-    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
+    out, machine = started(str(__doc__), "runs a tiny network")
     figures: dict[int, dict[str, float]] = {}
     for num_steps in STEPS:
         errors = check(num_steps)
@@ -159,7 +148,7 @@ def main() -> None:
             figures[num_steps] |= training(num_steps, rule)
         for what, milliseconds in figures[num_steps].items():
             print(f"  {what:28s}{milliseconds:10.3f} ms", flush=True)
-        save(options.out, {"machine": machine, "ms": figures})
+        save(out, {"machine": machine, "ms": figures})
     short = {num_steps: forms(num_steps) for num_steps in SHORT}
     for num_steps, found in short.items():
         times = ", ".join(f"{what} {ms:.3f}" for what, ms in found.items())
@@ -167,7 +156,7 @@ def main() -> None:
     products, itself = level(short), triton_linear.dot_products(codes(1, DEVICE).times.device)
     print(f"forms are level at {products:.0f} steps; the package itself finds {itself:.0f}")
     content = {"machine": machine, "ms": short | figures, "level": products, "found": itself}
-    save(options.out, content)
+    save(out, content)
 
 
 if __name__ == "__main__":

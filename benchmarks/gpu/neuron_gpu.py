@@ -11,12 +11,10 @@ interpreter, as a test of the script; its times mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 SMOKE = "--smoke" in sys.argv
 if SMOKE:
@@ -31,7 +29,7 @@ from torch import Tensor
 from snn_single_spike.functional import first_spike_time, single_spike_leaky
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
-from benchmarks.gpu.results import save
+from benchmarks.gpu.results import save, started
 
 STEPS, NEURONS, BATCH = (32, 128, 512, 2048), (100, 1000, 10_000), 64
 LOOP_STEPS = 512  # the loop is timed up to here; its time per step is used beyond
@@ -159,22 +157,15 @@ def cell(num_steps: int, neurons: int, copy: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    if not SMOKE and not torch.cuda.is_available():
-        parser.error("no GPU found; --smoke runs a tiny grid in Triton's interpreter")
-    name = "interpreter" if SMOKE else torch.cuda.get_device_name()
+    out, machine = started(str(__doc__), "runs a tiny grid")
     copy = copy_bandwidth()
-    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}, copy {copy:.0f} GB/s")
+    print(f"copy {copy:.0f} GB/s")
     checks = {f"{t}x{n}": check(t, n) for t in STEPS for n in NEURONS}
     print("spikes equal those of the CPU; largest relative errors:")
     print({k: f"{max(c[k] for c in checks.values()):.1e}" for k in ("mem", "current", "beta")})
     print(f"\n{'T':>5s}{'M':>8s}{'fwd ms':>9s}{'graph':>8s}{'of copy':>9s}{'bwd ms':>9s}", end="")
     print(f"{'of copy':>9s}{'times':>8s}{'loop ms':>10s}{'speed-up':>10s}")
     cells: dict[str, dict[str, float]] = {}
-    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
     for num_steps in STEPS:
         for neurons in NEURONS:
             cells[f"{num_steps}x{BATCH * neurons}"] = r = cell(num_steps, neurons, copy)
@@ -186,7 +177,7 @@ def main() -> None:
                 flush=True,
             )
             figures = {"machine": machine, "copy_gb_s": copy, "errors": checks, "cells": cells}
-            save(options.out, figures)
+            save(out, figures)
 
 
 if __name__ == "__main__":

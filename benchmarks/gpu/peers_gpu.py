@@ -11,18 +11,15 @@ layer in Triton's interpreter.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 
 from benchmarks.gpu.neuron_gpu import DEVICE, SMOKE  # selects the interpreter
 
 import torch
-import triton
 from torch import Tensor
 
 from snn_single_spike import FusedLeaky, SingleSpikeLeaky
 
-from benchmarks.gpu.results import save
+from benchmarks.gpu.results import save, started
 from benchmarks.harness.peers import Layer, Peer, peers, same_first_spikes
 from benchmarks.harness.race import Contestant, race
 
@@ -93,15 +90,7 @@ def cell(num_steps: int, batch: int, neurons: int) -> tuple[dict[str, float], di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny, interpreted, without a GPU")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    if not SMOKE and not torch.cuda.is_available():
-        parser.error("no GPU found; --smoke runs a tiny layer in Triton's interpreter")
-    name = "interpreter" if SMOKE else torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}, triton {triton.__version__}")
-    machine = {"gpu": name, "torch": torch.__version__, "triton": triton.__version__}
+    out, machine = started(str(__doc__), "runs a tiny layer")
     cells, left_out = {}, {}
     for shape in SHAPES:
         label = "x".join(map(str, shape))
@@ -111,7 +100,7 @@ def main() -> None:
         for peer, ratio in figures.items():
             if peer != "ours_ms":
                 print(f"  {peer:40s}{ratio:8.2f}x", flush=True)
-        save(options.out, {"machine": machine, "cells": cells, "left_out": left_out})
+        save(out, {"machine": machine, "cells": cells, "left_out": left_out})
     for peer, reason in left_out.items():
         print(f"left out: {peer}: {reason}")
 
