@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=12, help="time of all pieces")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny shapes")
-    parser.add_argument("--again", action="store_true", help="run the pieces of the file anew")
+    parser.add_argument("--again", action="store_true", help="run finished pieces again")
     parser.add_argument("--list", action="store_true", help="show the pieces, and end")
     options = parser.parse_args()
     if options.list:

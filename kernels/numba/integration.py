@@ -22,7 +22,7 @@ class Lanes(NamedTuple):
 
 @part_of_caller
 def lanes_at(parameters, j):
-    """The parameters of the vector at ``j``. The compiler removes those that a neuron lacks."""
+    """The parameters of the vector at ``j``. The compiler removes unused ones."""
     return Lanes(
         load(parameters.decay, j),
         load(parameters.threshold, j),

@@ -141,8 +141,8 @@ def conv_backward_weight_kernel(
     """The gradient of the weights by a part of the spikes of each channel.
 
     The spikes of channel c are offsets[c] to offsets[c + 1] - 1: times, samples, rows and columns
-    (E,) int32, values (E,) or None. A channel has ``parts`` programs, each of which reads a
-    part of its spikes. Output: grad_weight (parts, C, KH * KW, O), which the caller sums.
+    (E,) int32, values (E,) or None. A channel has ``parts`` programs. Each program
+    reads a part of the spikes. Output: grad_weight (parts, C, KH * KW, O), which the caller sums.
     """
     channel = tl.program_id(0) % C
     part = tl.program_id(0) // C

@@ -136,8 +136,9 @@ def convert(
     :type check: bool, optional
 
     :param strict: if False, a loop over time that cannot run all its steps at once stays the
-        author's loop over snnTorch's neurons, and a warning says why. Parts of the model with loops
-        of their own are converted. :func:`explain` reports this beforehand. Defaults to True
+        author's loop over snnTorch's neurons, and a warning says why. A part of the model that
+        has a loop of its own is converted. :func:`explain` reports this beforehand. Defaults to
+        True
     :type strict: bool, optional
 
     :param first_spike_pooling: let the earliest spike of each window alone through every

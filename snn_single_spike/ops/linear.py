@@ -369,7 +369,7 @@ def _through_times(
 
 
 def gradient_around(grad: Tensor | None, steps: Tensor, fired: Tensor) -> Tensor | None:
-    """dL/dS of every neuron at its step, and of those that fired at the step before, (2, B * O)."""
+    """dL/dS (2, B * O) at the step of each neuron; and one step before, if the neuron fired."""
     if grad is None:
         return None
     if isinstance(grad, FactoredGradient) and grad.at is not None:

@@ -200,7 +200,7 @@ WRITERS = {
 
 
 def tonic_dataset(name, folder, **options):
-    """tonic's dataset of a few files, which tonic itself would download anew."""
+    """tonic's dataset of a few files. tonic itself would download them again."""
     original = getattr(tonic.datasets, recordings.SOURCES[name].name)
     folder = folder.resolve()
     small = type(folder.name, (original,), {"_check_exists": lambda self: True})

@@ -120,7 +120,7 @@ class Draws(TorchDispatchMode):
         return out
 
     def _reject_seeds(self, generator: torch.Generator, before: Tensor, after: Tensor) -> None:
-        """Reject a generator that starts anew at every step: a loop would repeat its numbers."""
+        """Reject a generator that is seeded at every step: a loop would repeat its numbers."""
         # An operator receives its generator in a new object of Python: states tell which it is.
         known = next((g for g in self._known if torch.equal(g.get_state(), after)), None)
         last = self._known.get(known) if known else None
