@@ -358,9 +358,17 @@ class TransposedConv(NamedTuple):
     lam: np.ndarray
     """(T, n, O * neurons of a channel): the adjoint of the neurons."""
     weight: np.ndarray
-    """(rows, O, row): the patch of an output channel, in rows that lie side by side in ``maps``."""
-    rows: np.ndarray
-    """(rows,) int64: where the rows of a patch begin, from its first number on."""
+    """(n, O, VECTORS * LANES): the weights of an output channel, in ``n`` times ``VECTORS`` vectors
+    of its patch."""
+    vectors: np.ndarray
+    """(n, VECTORS) int64: where these vectors begin in ``maps``, from the patch on; behind ``end``
+    for those beyond the patch."""
+    whole: int
+    """How many of the ``n`` consist of whole vectors."""
+    part: int
+    """How many numbers of their vectors the others have."""
+    totals: np.ndarray
+    """(VECTORS, LANES)."""
     patches: np.ndarray
     """(positions,) int64: where the patch of a position begins."""
     inside: np.ndarray
@@ -370,7 +378,9 @@ class TransposedConv(NamedTuple):
     size: tuple[int, int, int]
     """Channels of a group, height and width of the input."""
     maps: np.ndarray
-    """The input of a group with its border, channels last."""
+    """The input of a group with its border, channels last; and space that is never read."""
+    end: int
+    """Where this space begins."""
     counts: np.ndarray
     """(positions,) int32: the number of channels with a gradient at a position."""
     lanes: np.ndarray

@@ -14,6 +14,8 @@ from .compiling import helper, inlined_helper
 from .conv_patch import add_current, clear_rows, reach, route
 from .simd import LANES, load, store
 
+VECTORS = 5  # of patches, which are summed in registers side by side
+
 
 @inlined_helper
 def _current(start, end, now, events, patches, step, marked, weight, bias):
@@ -61,55 +63,50 @@ def _list_positions(group, channels, patches, routed, layer):
 
 
 @inlined_helper
-def _add_four(k, i, layer):
-    """Add four vectors of row ``k`` of all patches. Their weights stay in the cache."""
-    weight, maps, lanes, values = layer.weight, layer.maps, layer.lanes, layer.values
-    for position in range(layer.counts.shape[0]):
-        at = layer.patches[position] + layer.rows[k] + i
-        one, two = load(maps, at), load(maps, at + LANES)
-        three, four = load(maps, at + 2 * LANES), load(maps, at + 3 * LANES)
-        for c in range(layer.counts[position]):
-            value, lane = values[position, c], lanes[position, c]
-            one = one + value * load(weight, (k, lane, i))
-            two = two + value * load(weight, (k, lane, i + LANES))
-            three = three + value * load(weight, (k, lane, i + 2 * LANES))
-            four = four + value * load(weight, (k, lane, i + 3 * LANES))
-        store(maps, at, one)
-        store(maps, at + LANES, two)
-        store(maps, at + 2 * LANES, three)
-        store(maps, at + 3 * LANES, four)
+def _write_parts(at, k, layer):
+    """Write the first numbers of the vectors. The numbers behind them belong to other patches."""
+    for v in range(VECTORS):
+        for j in range(layer.part):
+            layer.maps[at + layer.vectors[k, v] + j] = layer.totals[v, j]
 
 
 @inlined_helper
-def _add_one(k, i, layer):
-    """The same for one vector."""
+def _add_vectors(k, layer):
+    """Add ``VECTORS`` vectors of all patches, in registers. Their weights stay in the cache."""
     weight, maps, lanes, values = layer.weight, layer.maps, layer.lanes, layer.values
     for position in range(layer.counts.shape[0]):
-        at = layer.patches[position] + layer.rows[k] + i
-        one = load(maps, at)
-        for c in range(layer.counts[position]):
-            one = one + values[position, c] * load(weight, (k, lanes[position, c], i))
-        store(maps, at, one)
+        at = layer.patches[position]
+        a, b, c = at + layer.vectors[k, 0], at + layer.vectors[k, 1], at + layer.vectors[k, 2]
+        d, e = at + layer.vectors[k, 3], at + layer.vectors[k, 4]
+        one, two, three = load(maps, a), load(maps, b), load(maps, c)
+        four, five = load(maps, d), load(maps, e)
+        for i in range(layer.counts[position]):
+            value, lane = values[position, i], lanes[position, i]
+            one = one + value * load(weight, (k, lane, 0))
+            two = two + value * load(weight, (k, lane, LANES))
+            three = three + value * load(weight, (k, lane, 2 * LANES))
+            four = four + value * load(weight, (k, lane, 3 * LANES))
+            five = five + value * load(weight, (k, lane, 4 * LANES))
+        if k < layer.whole:
+            store(maps, a, one)
+            store(maps, b, two)
+            store(maps, c, three)
+            store(maps, d, four)
+            store(maps, e, five)
+        else:
+            store(layer.totals, (0, 0), one)
+            store(layer.totals, (1, 0), two)
+            store(layer.totals, (2, 0), three)
+            store(layer.totals, (3, 0), four)
+            store(layer.totals, (4, 0), five)
+            _write_parts(at, k, layer)
 
 
 @inlined_helper
 def _add_patches(layer):
     """Add the patches of all positions and channels with a gradient to the maps of a group."""
-    size = layer.weight.shape[2]
-    for k in range(layer.rows.shape[0]):
-        i = 0
-        while i + 4 * LANES <= size:
-            _add_four(k, i, layer)
-            i += 4 * LANES
-        while i + LANES <= size:
-            _add_one(k, i, layer)
-            i += LANES
-        for position in range(layer.counts.shape[0]):
-            at = layer.patches[position] + layer.rows[k]
-            for c in range(layer.counts[position]):
-                value, lane = layer.values[position, c], layer.lanes[position, c]
-                for j in range(i, size):
-                    layer.maps[at + j] += value * layer.weight[k, lane, j]
+    for k in range(layer.weight.shape[0]):
+        _add_vectors(k, layer)
 
 
 @inlined_helper
@@ -161,7 +158,7 @@ def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed
                     bias,
                 )  # fmt: skip
             for group in range(bias.shape[0]):
-                layer.maps[:] = 0
+                layer.maps[: layer.end] = 0
                 _list_positions(group, channels, patches, step.routed, layer)
                 _add_patches(layer)
                 _write(group, layer, out[t, sample - offset])

@@ -11,7 +11,8 @@ and keeps one step of the adjoint. The gradient to the inputs is (T, n, units), 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from snn_single_spike.kernels.numba.compiling import RESETS
 from snn_single_spike.kernels.numba.conv_backward_closed_form import conv_backward_closed_form_loop
 from snn_single_spike.kernels.numba.conv_backward_scan import conv_backward_scan_loop
 from snn_single_spike.kernels.numba.conv_forward import conv_first_spikes_loop
-from snn_single_spike.kernels.numba.conv_to_input import conv_to_input_loop
+from snn_single_spike.kernels.numba.conv_to_input import VECTORS, conv_to_input_loop
 from snn_single_spike.kernels.numba.simd import LANES
 
 from .. import _convolution as convolution
@@ -321,21 +322,62 @@ def conv_backward_scan(
             _sum_of_cells(total, neurons, conv, parameter)
 
 
+class _Transposed(NamedTuple):
+    """Indices of :class:`arguments.TransposedConv`."""
+
+    vectors: np.ndarray
+    whole: int
+    part: int
+    patches: np.ndarray
+    inside: np.ndarray
+    covered: int
+    end: int
+    of_taps: np.ndarray
+    """(n, VECTORS, LANES): which weight of an output channel, (KH, KW, C), and -1 for none."""
+
+
 @functools.lru_cache(64)
-def _transposed(conv: Convolution, kernel: tuple[int, int]) -> tuple[Any, ...]:
-    """Indices of :class:`arguments.TransposedConv`, and the size of its maps."""
+def _transposed(conv: Convolution, kernel: tuple[int, int]) -> _Transposed:
     channels = conv.channels // conv.groups
     height = (conv.out_height - 1) * conv.stride_y + conv.dilation_y * (kernel[0] - 1) + 1
     width = (conv.out_width - 1) * conv.stride_x + conv.dilation_x * (kernel[1] - 1) + 1
+    end = height * width * channels
+    # Rows of numbers that lie side by side: those of a tap, or of a row of the kernel
     taps = np.arange(kernel[0])[:, None] * conv.dilation_y * width
-    if conv.dilation_x > 1:  # with a dilation of 1, a row of the kernel lies side by side
+    if conv.dilation_x > 1:
         taps = taps + np.arange(kernel[1]) * conv.dilation_x
+    starts = taps.flatten() * channels
+    size = math.prod(kernel) * channels // len(starts)
+    numbers = np.arange(len(starts) * size).reshape(len(starts), size)
+    inside_vectors = size // LANES * LANES
+    vectors, of_taps = [], []
+    for first, stop in ((0, inside_vectors), (inside_vectors, size)):
+        lanes = np.arange(first, stop).reshape(-1, min(LANES, max(stop - first, 1)))
+        begins = (starts[:, None] + lanes[:, 0]).flatten()
+        weights = np.full((len(begins), LANES), -1)
+        weights[:, : lanes.shape[1]] = numbers[:, first:stop].reshape(len(begins), lanes.shape[1])
+        missing = -len(begins) % VECTORS
+        vectors.append(np.pad(begins, (0, missing), constant_values=end))
+        of_taps.append(np.pad(weights, ((0, missing), (0, 0)), constant_values=-1))
     y, x = np.divmod(np.arange(conv.out_height * conv.out_width), conv.out_width)
-    patches = (y * conv.stride_y * width + x * conv.stride_x) * channels
-    y = np.arange(conv.height) + conv.top
-    inside = np.where(y < height, (y * width + conv.left) * channels, -1)
-    covered, size = max(width - conv.left, 0), height * width * channels
-    return taps.flatten() * channels, patches, inside, covered, size
+    y_in = np.arange(conv.height) + conv.top
+    return _Transposed(
+        vectors=np.concatenate(vectors).reshape(-1, VECTORS),
+        whole=len(vectors[0]) // VECTORS,
+        part=size - inside_vectors,
+        patches=(y * conv.stride_y * width + x * conv.stride_x) * channels,
+        inside=np.where(y_in < height, (y_in * width + conv.left) * channels, -1),
+        covered=max(width - conv.left, 0),
+        end=end,
+        of_taps=np.concatenate(of_taps).reshape(-1, VECTORS, LANES),
+    )
+
+
+def _by_vectors(weight: Tensor, of_taps: np.ndarray) -> np.ndarray:
+    """Weights (O, C / groups, KH, KW) as (n, O, VECTORS * LANES)."""
+    flat = as_numpy(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+    chosen = np.where(of_taps < 0, 0, flat[:, of_taps])  # (O, n, VECTORS, LANES)
+    return np.ascontiguousarray(chosen.swapaxes(0, 1)).reshape(len(of_taps), len(weight), -1)
 
 
 def conv_to_input(
@@ -346,26 +388,29 @@ def conv_to_input(
     n, kernel = lam.shape[1], _kernel(weight)
     packed = as_numpy(weight_of_cells(weight, conv.groups, _cells(conv, weight)[1]))
     bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
-    rows, patches, inside, covered, size = _transposed(conv, kernel)
+    indices = _transposed(conv, kernel)
     given = plain(as_events(events, weight.dtype), _patches(conv, kernel))
-    by_row = weight.permute(2, 3, 0, 1) if len(rows) > kernel[0] else weight.permute(2, 0, 3, 1)
-    by_row = by_row.reshape(len(rows), len(weight), -1).contiguous()
+    by_vectors = _by_vectors(weight, indices.of_taps)
     out = empty((num_steps, n, conv.units), dtype=lam.dtype, device=lam.device)
     shape, threads = _cells(conv, weight), torch.get_num_threads()
-    positions, channels = len(patches), len(weight) // conv.groups
+    positions, channels = len(indices.patches), len(weight) // conv.groups
     by_sample = [(*part, 0, num_steps) for part in _ranges(n, threads)]
     by_step = [(0, n, *part) for part in _ranges(num_steps, threads)]
     calls = []
     for part in by_step if n < threads else by_sample:
         layer = arguments.TransposedConv(
             lam=as_numpy(lam.contiguous()),
-            weight=as_numpy(by_row),
-            rows=rows,
-            patches=patches,
-            inside=inside,
-            covered=covered,
+            weight=by_vectors,
+            vectors=indices.vectors,
+            whole=indices.whole,
+            part=indices.part,
+            totals=np.empty((VECTORS, LANES), packed.dtype),
+            patches=indices.patches,
+            inside=indices.inside,
+            covered=indices.covered,
             size=(conv.channels // conv.groups, conv.height, conv.width),
-            maps=np.empty(size, packed.dtype),
+            maps=np.empty(2 * indices.end + LANES, packed.dtype),
+            end=indices.end,
             counts=np.empty(positions, np.int32),
             lanes=np.empty((positions, channels), np.int32),
             values=np.empty((positions, channels), packed.dtype),
