@@ -11,36 +11,42 @@ import numpy as np
 from .arguments import ConvStep, Events, Patches, TransposedConv
 from .block import given
 from .compiling import helper, inlined_helper
-from .conv_patch import add_current, clear_rows, reach, route
+from .conv_patch import (
+    add_patch,
+    clear_rows,
+    list_reached,
+    place_of,
+    reset_current,
+    route,
+    set_currents,
+)
 from .simd import LANES, load, store
 
 VECTORS = 5  # of patches, which are summed in registers side by side
 
 
 @inlined_helper
-def _current(start, end, now, events, patches, step, marked, weight, bias):
-    one = weight.dtype.type(1)
+def _add_currents(start, end, now, events, patches, step, marked, weight):
+    """Add spikes to the current of a step. Returns how many cells of neurons they reach."""
+    one, count = weight.dtype.type(1), 0
     for e in range(start, end):
-        channel, count = reach(events.units[e], patches, step.reached)
+        channel, y, x = place_of(events.units[e], patches)
         value = events.values[e] if given(events.values) else one
-        for i in range(count):
-            cell, tap = step.reached[0, i], step.reached[1, i]
-            add_current(
-                cell, channel // patches.group, channel, tap, value, now, step, weight, bias
-            )
-            marked[step.reached[2, i]] = now
+        add_patch(channel, y, x, value, patches, weight, step.current)
+        count = list_reached(channel, y, x, now, patches, marked[0], marked[1], count)
+    return count
 
 
 @inlined_helper
-def _route(owner, now, row, channels, patches, step, rows, marked, bias):
+def _route(owner, now, row, channels, patches, step, rows, marked):
     """Give a row of the adjoint to the first maxima of one window."""
     n = patches.neurons
     group = owner // n
     window = owner - group * n
     for lane in range(channels):
         rows[0, lane] = row[(group * channels + lane) * n + window]
-    if marked[owner] == now:
-        route(owner, now, patches, step, bias, rows, 0, rows)
+    if marked[0, owner] == now:
+        route(owner, patches, step.current, rows, 0, step.routed)
         return
     for m in range(patches.members.shape[1]):  # the same current everywhere
         cell = group * patches.positions + patches.members[window, m]
@@ -143,20 +149,21 @@ def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed
     clear_rows(step.routed)
     for sample in range(low, high):
         e, end = events.offsets[sample], events.offsets[sample + 1]
-        step.seen[:] = -1
-        marked[:] = -1
+        set_currents(patches, bias, step.current)
+        marked[0, :] = -1
         for t in range(begin, stop):
             while e < end and events.times[e] < t:
                 e += 1
             start = e
             while e < end and events.times[e] == t:
                 e += 1
-            _current(start, e, t, events, patches, step, marked, packed, bias)
-            for owner in range(marked.shape[0]):
+            count = _add_currents(start, e, t, events, patches, step, marked, packed)
+            for owner in range(marked.shape[1]):
                 _route(
-                    owner, t, layer.lam[t, sample - offset], channels, patches, step, rows, marked,
-                    bias,
-                )  # fmt: skip
+                    owner, t, layer.lam[t, sample - offset], channels, patches, step, rows, marked
+                )
+            for i in range(count):
+                reset_current(marked[1, i], patches, bias, step.current)
             for group in range(bias.shape[0]):
                 layer.maps[: layer.end] = 0
                 _list_positions(group, channels, patches, step.routed, layer)

@@ -54,29 +54,56 @@ def _reached(inputs: int, outputs: int, taps: int, stride: int, before: int, dil
     return np.where(inside, output, -1).astype(np.int32)
 
 
+def _order(taps: int, stride: int, dilation: int) -> list[int]:
+    """The taps of a row of the kernel, in an order in which they reach outputs side by side."""
+    # A tap later by stride / dilation reaches the output before.
+    apart = stride // dilation if stride % dilation == 0 else taps
+    return sorted(range(taps), key=lambda tap: (tap % apart, -tap))
+
+
+def _runs(reached: np.ndarray, windows: int, size: int) -> np.ndarray:
+    """``columns`` of :class:`arguments.Patches`, from the outputs by input and ordered tap."""
+    inside = reached >= 0
+    starts = inside.copy()
+    starts[:, 1:] &= ~(inside[:, :-1] & (reached[:, 1:] == reached[:, :-1] + 1))
+    run = np.cumsum(starts, 1) - 1
+    runs = np.zeros((len(reached), max(int(run.max(initial=0)) + 1, 1), 5), np.int32)
+    x, tap = np.nonzero(starts)
+    runs[x, run[x, tap], 0], runs[x, run[x, tap], 1] = reached[x, tap], tap
+    x, tap = np.nonzero(inside)
+    np.add.at(runs[..., 2], (x, run[x, tap]), 1)
+    runs[..., 3] = runs[..., 0] // size
+    runs[..., 4] = np.minimum((runs[..., 0] + runs[..., 2] - 1) // size + 1, windows)
+    return runs
+
+
 @functools.lru_cache(64)
 def _patches(conv: Convolution, kernel: tuple[int, int]) -> arguments.Patches:
-    windows, members = np.empty(0, np.int32), np.empty((0, 0), np.int32)
+    members, across, down = np.empty((0, 0), np.int32), conv.out_width, conv.out_height
     if conv.pools:
-        whole = conv.out_height // conv.pool_y, conv.out_width // conv.pool_x
-        y, x = np.divmod(np.arange(conv.out_height * conv.out_width), conv.out_width)
-        inside = (y // conv.pool_y < whole[0]) & (x // conv.pool_x < whole[1])
-        window = np.where(inside, y // conv.pool_y * whole[1] + x // conv.pool_x, -1)
-        order = np.argsort(window, kind="stable")[np.count_nonzero(~inside) :]
-        windows = window.astype(np.int32)
-        members = order.reshape(conv.positions, -1).astype(np.int32)
+        down, across = conv.out_height // conv.pool_y, conv.out_width // conv.pool_x
+        positions = np.arange(conv.out_height * conv.out_width).reshape(conv.out_height, -1)
+        inside = positions[: down * conv.pool_y, : across * conv.pool_x]
+        blocks = inside.reshape(down, conv.pool_y, across, conv.pool_x).swapaxes(1, 2)
+        members = blocks.reshape(conv.positions, -1).astype(np.int32)
+    size_y, size_x = max(conv.pool_y, 1), max(conv.pool_x, 1)
+    rows = _reached(
+        conv.height, conv.out_height, kernel[0], conv.stride_y, conv.top, conv.dilation_y
+    )
+    windows = np.where((rows >= 0) & (rows // size_y < down), rows // size_y, -1)
+    columns = _reached(
+        conv.width, conv.out_width, kernel[1], conv.stride_x, conv.left, conv.dilation_x
+    )
+    ordered = columns[:, _order(kernel[1], conv.stride_x, conv.dilation_x)]
     return arguments.Patches(
-        rows=_reached(
-            conv.height, conv.out_height, kernel[0], conv.stride_y, conv.top, conv.dilation_y
-        ),
-        columns=_reached(
-            conv.width, conv.out_width, kernel[1], conv.stride_x, conv.left, conv.dilation_x
-        ),
+        rows=np.stack([rows, windows], -1).astype(np.int32),
+        columns=_runs(ordered, across, size_x),
         width=conv.out_width,
+        taps=kernel[1],
         positions=conv.out_height * conv.out_width,
         group=conv.channels // conv.groups,
         neurons=conv.positions,
-        windows=windows,
+        across=across,
         members=members,
     )
 
@@ -86,9 +113,18 @@ def _lanes(out_channels: int) -> int:
     return -(-out_channels // LANES) * LANES
 
 
-def _unpack(packed: np.ndarray, weight: Tensor, groups: int) -> None:
-    """The sum over ranges of samples (ranges, C, KH * KW, lanes), as (O, C / groups, KH, KW)."""
-    weight.copy_(weight_from_cells(torch.from_numpy(packed).sum(0), weight, groups))
+def _pack(weight: Tensor, conv: Convolution) -> np.ndarray:
+    """Weights (O, C / groups, KH, KW) as (C, KH * KW, lanes), with ordered taps."""
+    order = _order(weight.shape[3], conv.stride_x, conv.dilation_x)
+    lanes = _lanes(len(weight) // conv.groups)
+    return as_numpy(weight_of_cells(weight[..., order], conv.groups, lanes))
+
+
+def _unpack(packed: np.ndarray, weight: Tensor, conv: Convolution) -> None:
+    """The inverse of :func:`_pack`, for the sum over ranges of samples."""
+    order = _order(weight.shape[3], conv.stride_x, conv.dilation_x)
+    total = torch.from_numpy(packed).sum(0)
+    weight[..., order] = weight_from_cells(total, weight, conv.groups)
 
 
 def _tables(beta: np.ndarray, num_steps: int, slopes: bool) -> np.ndarray:
@@ -124,7 +160,7 @@ def _layer(
     if threshold is not None:
         theta = as_numpy(parameter_of_cells(threshold, groups, lanes, torch.inf))
     return arguments.ConvLayer(
-        weight=as_numpy(weight_of_cells(weight, groups, lanes)),
+        weight=_pack(weight, conv),
         bias=as_numpy(parameter_of_cells(drive[:, None], groups, lanes)),
         beta=decay,
         threshold=theta,
@@ -151,9 +187,7 @@ def _step(
     lanes = _lanes(len(weight) // conv.groups)
     return arguments.ConvStep(
         current=np.empty((cells if current else 0, lanes), kind),
-        seen=np.empty(cells if current else 0, np.int32),
         routed=np.empty((cells if routed else 0, lanes), kind),
-        reached=np.empty((3, weight.shape[2:].numel()), np.int32),
     )
 
 
@@ -236,8 +270,7 @@ def conv_backward_closed_form(
             at=np.empty(shape, kind),
             before=np.empty(shape, kind),
             when=np.empty(shape, np.int32),
-            counters=np.empty((3, shape[0]), np.int32),
-            rows=np.empty((4, shape[1]), kind),
+            counters=np.empty((6, shape[0]), np.int32),
             total=np.empty(LANES, kind),
             step=tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
         )
@@ -246,7 +279,7 @@ def conv_backward_closed_form(
         calls.append((*samples, *plain(state), *given, *plain(into)))
     in_threads(conv_backward_closed_form_loop, calls)
     if grad_weight is not None and grad_bias is not None:
-        _unpack(gradient, grad_weight, conv.groups)
+        _unpack(gradient, grad_weight, conv)
         total = torch.from_numpy(bias).sum(0)[:, : neurons.out_channels]
         grad_bias.copy_(total.flatten())
 
@@ -294,7 +327,7 @@ def conv_backward_scan(
             ramp=np.empty(sums, kind),
             first=np.empty(shape, np.int32),
             limit=np.empty(shape, np.int32),
-            counters=np.empty((2, shape[0]), np.int32),
+            counters=np.empty((3, shape[0]), np.int32),
             rows=np.empty((4, shape[1]), kind),
             step=tuple(_step(conv, weight, kind, current=True, routed=conv.pools)),
         )
@@ -316,7 +349,7 @@ def conv_backward_scan(
             )
         in_threads(conv_backward_scan_loop, calls)
     if out.weight is not None:
-        _unpack(gradient, out.weight, conv.groups)
+        _unpack(gradient, out.weight, conv)
         for total, parameter in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
             assert parameter is not None
             _sum_of_cells(total, neurons, conv, parameter)
@@ -386,7 +419,7 @@ def conv_to_input(
     if not conv.pools:
         return convolution.to_input(lam, None, weight, conv)
     n, kernel = lam.shape[1], _kernel(weight)
-    packed = as_numpy(weight_of_cells(weight, conv.groups, _cells(conv, weight)[1]))
+    packed = _pack(weight, conv)
     bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
     indices = _transposed(conv, kernel)
     given = plain(as_events(events, weight.dtype), _patches(conv, kernel))
@@ -418,7 +451,7 @@ def conv_to_input(
         scratch = (
             tuple(_step(conv, weight, packed.dtype, current=True, routed=True)),
             np.empty((4, shape[1]), packed.dtype),
-            np.empty(shape[0], np.int32),
+            np.empty((2, shape[0]), np.int32),
         )
         calls.append((part, 0, *scratch, *given, packed, bias, *plain(layer), as_numpy(out)))
     in_threads(conv_to_input_loop, calls)
