@@ -349,6 +349,16 @@ class ConvScanGradients(NamedTuple):
     """(T, B, O * neurons of a channel), overwritten."""
 
 
+class ConvGradientRows(NamedTuple):
+    """The gradient to the dense spikes of a convolution's neurons."""
+
+    rows: np.ndarray
+    """(T or 1, samples from ``offset`` on, O * neurons of a channel)."""
+    offset: int
+    last: bool
+    """Whether the channels of a row lie side by side."""
+
+
 class TransposedConv(NamedTuple):
     """The transposed convolution, patch by patch."""
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from .arguments import (
+    ConvGradientRows,
     ConvLayer,
     ConvScan,
     ConvScanGradients,
     ConvStep,
-    DenseGradient,
     Events,
     Patches,
     SpikeGradient,
@@ -150,6 +150,27 @@ def _load_gradient(row, patches, out_channels, g):
 
 
 @inlined_helper
+def _load_last(row, patches, out_channels, g):
+    """The same for features with channels last, (neurons, groups * channels)."""
+    n = patches.neurons
+    groups = g.shape[0] // n
+    for position in range(n):
+        for group in range(groups):
+            start = (position * groups + group) * out_channels
+            features, cell = row[start : start + out_channels], g[group * n + position]
+            for lane in range(out_channels):
+                cell[lane] = features[lane]
+
+
+@inlined_helper
+def _load(row, last, patches, out_channels, g):
+    if last:
+        _load_last(row, patches, out_channels, g)
+    else:
+        _load_gradient(row, patches, out_channels, g)
+
+
+@inlined_helper
 def _write_adjoint(lam, patches, out_channels, row):
     """The inverse of :func:`_load_gradient`."""
     n = patches.neurons
@@ -219,7 +240,7 @@ def conv_backward_scan_loop(
 ):  # fmt: skip
     """Gradients of the weights and parameters, or the adjoint, of the samples from ``low`` on."""
     state, events, patches = ConvScan(*state), Events(*events), Patches(*patches)
-    layer, dense, step = ConvLayer(*layer), DenseGradient(*dense), ConvStep(*state.step)
+    layer, dense, step = ConvLayer(*layer), ConvGradientRows(*dense), ConvStep(*state.step)
     spike_gradient, gradients = SpikeGradient(*spike_gradient), ConvScanGradients(*gradients)
     rule = spike_gradient.rule
     causal = rule in (MASKED, PRE_SPIKE)
@@ -243,11 +264,11 @@ def conv_backward_scan_loop(
             for k in range(latest + 1, num_steps):
                 gradients.current[k, sample] = 0
         if not each_step:
-            _load_gradient(dense.rows[0, row], patches, channels, state.g)
+            _load(dense.rows[0, row], dense.last, patches, channels, state.g)
         for k in range(latest, -1, -1):
             now, stop_at = np.int32(k), e
             if each_step:
-                _load_gradient(dense.rows[k, row], patches, channels, state.g)
+                _load(dense.rows[k, row], dense.last, patches, channels, state.g)
             for cell in range(cells):
                 if stop[cell] >= now:
                     q = parameters_of(cell, cells, layer.beta)

@@ -116,28 +116,30 @@ def _add_patches(layer):
 
 
 @inlined_helper
-def _write(group, layer, into):
-    """Copy the maps of a group from channels last to (channels, height, width)."""
+def _write(group, groups, layer, into):
+    """Copy the maps of a group to (height, width, channels of all groups)."""
     channels, height, width = layer.size
     covered = min(width, layer.covered)
-    for c in range(channels):
-        for y in range(height):
-            first, start = layer.inside[y], ((group * channels + c) * height + y) * width
-            # Slices, since their indices need no check for negative numbers
-            row = into[start : start + width]
-            if first < 0:
-                row[:] = 0
-                continue
-            pixels = layer.maps[first + c : first + c + covered * channels : channels]
-            for x in range(covered):
-                row[x] = pixels[x]
-            for x in range(covered, width):
-                row[x] = 0
+    # What lies side by side in both: a row, or a pixel if there are several groups
+    n, pieces = (covered * channels, 1) if groups == 1 else (channels, covered)
+    for y in range(height):
+        first, start = layer.inside[y], y * width * channels * groups + group * channels
+        rest = start
+        if first >= 0:
+            for piece in range(pieces):
+                # Slices, since their indices need no check for negative numbers
+                at, source = start + piece * channels * groups, first + piece * channels
+                target, pixels = into[at : at + n], layer.maps[source : source + n]
+                for i in range(n):
+                    target[i] = pixels[i]
+            rest = start + covered * channels * groups
+        for at in range(rest, start + width * channels * groups, channels * groups):
+            into[at : at + channels] = 0
 
 
 @helper
 def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed, bias, layer, out):
-    """Write the gradient to the inputs (T, n, units) for some samples and steps.
+    """Write the gradient to the inputs (T, n, units), channels last, for some samples and steps.
 
     ``part`` is the first and last sample and the first and last step. The samples of ``out`` count
     from ``offset``.
@@ -168,4 +170,4 @@ def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed
                 layer.maps[: layer.end] = 0
                 _list_positions(group, channels, patches, step.routed, layer)
                 _add_patches(layer)
-                _write(group, layer, out[t, sample - offset])
+                _write(group, bias.shape[0], layer, out[t, sample - offset])

@@ -293,6 +293,16 @@ def _sum_of_cells(
     into.copy_(of_channel.sum_to_size(into.view(len(into), -1).shape).view(into.shape))
 
 
+def _gradient_rows(
+    grad_spikes: GradientFactors, part: slice, conv: Convolution, weight: Tensor
+) -> arguments.ConvGradientRows:
+    """The gradient to the spikes of some samples, with channels last if it is computed so."""
+    rows = grad_spikes.rows(part) if grad_spikes.weight is None else grad_spikes.to_dense(part)
+    last = rows.shape[2:] == (len(weight), conv.positions) and rows.stride(2) == 1
+    rows = (rows.transpose(2, 3) if last else rows).flatten(2)
+    return arguments.ConvGradientRows(as_array(rows, 3, weight.dtype), part.start, last)
+
+
 def conv_backward_scan(
     events: Events,
     num_steps: int,
@@ -335,8 +345,7 @@ def conv_backward_scan(
     ]
     for low in range(0, len(times), piece):
         part = slice(low, min(low + piece, len(times)))
-        rows = as_array(grad_spikes.to_dense(part), 3, dtype)
-        dense = arguments.DenseGradient(rows, np.empty((0, 0, 0), kind), low)
+        dense = _gradient_rows(grad_spikes, part, conv, weight)
         calls = []
         for k, (i, j) in enumerate(_ranges(part.stop - low, ranges)):
             into = arguments.ConvScanGradients(
@@ -455,4 +464,4 @@ def conv_to_input(
         )
         calls.append((part, 0, *scratch, *given, packed, bias, *plain(layer), as_numpy(out)))
     in_threads(conv_to_input_loop, calls)
-    return out
+    return out.view(num_steps, n, -1, conv.channels).transpose(2, 3)
