@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..backends._compiling import constant_when_compiled, outside_of_compiler
 from ..modules._base import SingleSpikeNeuron
 from ..spikes.lazy import LazyTensor
+from .loops.carried import ReadBefore
 from .loops.running import LoopRun
 from .refusals.chance import (
     DrawnOnce,
@@ -206,6 +207,8 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     if torch.compiler.is_compiling():  # torch.export
         decision = model._single_spike.decisions.get(model.training)
         run = LoopRun(model, model._single_spike.time)
+        if decision is not None:
+            run.fixed = decision.loops[2]
         if decision is not None and decision.expand:
             raise ConversionError(
                 "torch.export does not support this model: layers before the first neuron draw "
@@ -223,8 +226,9 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     )
     if known and before.has_settings(decision.settings, conversion.records):
         run.expand = decision.expand
+        batches, indexed, run.fixed = decision.loops
         if decision.expand:  # the layers before the first neuron find the sizes of the batch
-            run.batches, run.indexed = decision.loops
+            run.batches, run.indexed = batches, indexed
         out = run_folded(run, forward, args, kwargs)
     else:
         conversion.formats.clear()  # a flag may have changed, and with it who reads spikes
@@ -253,11 +257,19 @@ def _decided_loop(
 
     def attempt(expand: bool) -> Any:
         if expand:
-            runs.append(LoopRun(run.model, run.time, True, run.batches, run.indexed))
-        return run_folded(runs[-1], forward, args, kwargs)
+            runs.append(LoopRun(run.model, run.time, True, run.batches, run.indexed, run.fixed))
+        try:
+            return run_folded(runs[-1], forward, args, kwargs)
+        except ReadBefore as error:  # a name that may stay as it is
+            if error.name in run.fixed:
+                raise
+            run.fixed[error.name] = error
+        undo()
+        runs.append(LoopRun(run.model, run.time, expand, run.batches, run.indexed, run.fixed))
+        return attempt(expand)
 
     out, draws, expand = _observed(observe, attempt, undo, expandable=True, expanded=expanded)
-    loops = (runs[-1].batches, runs[-1].indexed)
+    loops = (runs[-1].batches, runs[-1].indexed, run.fixed)
     return out, Decision(draws.seen, expand, loops, _sizes(args, kwargs))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -255,10 +255,10 @@ class _Runs:
                 )
         return ""
 
-    def of_loop(self, given: Any, order: list[Place], noise: bool) -> _Result:
-        """The results of the author's model."""
+    def of_loop(self, given: Any, order: list[Place], calls: Sequence[str], noise: bool) -> _Result:
+        """The results of the author's model, a step of which makes these calls of neurons."""
         new = double_copy(self.base, noise)
-        make_author_s(new, one_step=isinstance(self, _LoopOutside))
+        make_author_s(new, isinstance(self, _LoopOutside), calls)
         layers, before = Layers(new, lambda: (0, 0, 0)), _contents(new)
         with StepDraws(order) as draws:
             result = self._results(new, self.loop, given, layers)
@@ -319,7 +319,7 @@ class _LoopInside(_Runs):
             if isinstance(x, Tensor)
         )
         batches = self.decision.loops[0]
-        run = self._run = LoopRun(new, new._single_spike.time)
+        run = self._run = LoopRun(new, new._single_spike.time, fixed=self.decision.loops[2])
         if self.decision.expand:
             run.expand, run.indexed = True, self.decision.loops[1]
             run.batches = [size if whole else min(size, _SAMPLES) for size in batches]
@@ -389,17 +389,19 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
         for noise in (False, True):
             folded: Any = None
             order: list[Place] = []
+            called: list[str] = []
             error: Exception | None = None
             difference = ""
             try:
                 folded, order = runs.of_folded(given, noise)
+                called = folded.model._single_spike.time.called
             except _Differs as differs:
                 difference = str(differs)
             except Exception as raised:
                 error = raised
             kept.restore()  # both start from the same state of closures and globals
             try:
-                loop = runs.of_loop(given, order, noise)
+                loop = runs.of_loop(given, order, called, noise)
             except _Differs as differs:
                 difference = difference or str(differs)
             except Exception as raised:  # such as a fixed batch size

@@ -19,6 +19,7 @@ from typing import Any
 import snntorch as snn
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ...backends._compiling import is_recorded
 from ...modules._base import STATES, SingleSpikeNeuron
@@ -34,7 +35,7 @@ from ..comparison.reference import state_names
 from ..copies import computed_tensors, unfold_neuron
 from ..loops.rewrite import Rewritten, rewritten_methods
 from ..loops.running import active_loop
-from ..refusals.layers import ConversionError, reused_in_loop, reused_neuron
+from ..refusals.layers import ConversionError, reused_neuron
 from ..refusals.state import is_own_state, mark_own_state
 from ..source.methods import entry_of
 from ..source.place import of_torch
@@ -123,14 +124,17 @@ class Folded(SingleSpikeNeuron):
 
     def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
         """The loop over time of the user's forward carries the states."""
-        if self.path in self.time.called:
-            raise reused_in_loop(self.path)
-        self.time.called.append(self.path)
         names = state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
+        kept = isinstance(input_, Tensor) and loop.keeps_time(input_)
+        input_ = input_.squeeze(0) if kept else input_
+        call = loop.count_call(self, given, input_)
+        self.time.called.append(self.path)
 
         def take_states(sequence: Any) -> Any:
-            return (), loop.take_states(self, names, given, sequence.shape[1:])
+            shape = (1, *sequence.shape[1:]) if kept else sequence.shape[1:]
+            initial = loop.take_states(self, call, names, given, shape)
+            return (), {name: x.squeeze(0) if kept else x for name, x in initial.items()}
 
         hidden = bool(self.states_read) and self.init_hidden and not self.output
         self.output = self.output or hidden
@@ -138,9 +142,11 @@ class Folded(SingleSpikeNeuron):
             out = self._run_folded(input_, take_states)
         finally:
             self.output = self.output and not hidden
+        if kept:
+            out = tree_map_only(Tensor, lambda x: x.unsqueeze(0), out)
         for state in out[1:] if isinstance(out, tuple) else ():
             mark_own_state(state, self.path)
-        loop.returned(self, names, out)
+        loop.returned(self, call, names, out)
         return out[0] if hidden else out
 
     def _check_call(self, *states: Tensor | None) -> None:

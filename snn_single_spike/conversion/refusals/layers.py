@@ -276,7 +276,9 @@ def reused_in_loop(path: str) -> ConversionError:
     """The error for a neuron that a loop over time inside forward calls again."""
     return ConversionError(
         f"neuron {path!r} is called more than once: twice in a loop over time, or in two loops of "
-        "one forward pass. Make a neuron for each place. The layers before it may stay shared"
+        "one forward pass. Make a neuron for each place. The layers before it may stay shared. "
+        "(Two calls of one step convert if both are given a membrane of their own, and their "
+        "shapes differ)"
     )
 
 
