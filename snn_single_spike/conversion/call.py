@@ -12,6 +12,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..backends._compiling import constant_when_compiled, outside_of_compiler
 from ..modules._base import SingleSpikeNeuron
-from ..spikes.lazy import LazyTensor
+from ..spikes.lazy import LazyTensor, materialize
+from .batch import AllRows
 from .loops.carried import ReadBefore
 from .loops.running import LoopRun
 from .refusals.chance import (
@@ -124,6 +126,8 @@ class Conversion:
     """Whether the model has its own loop over time, which runs all steps at once."""
     check: bool | None = None
     """Whether the first calls compare the model with its author's; None where it has own code."""
+    fixed_batch: bool = False
+    """Whether a forward reshapes with a batch size that it does not take from a tensor."""
     auto: bool = False
     """Whether the model chooses the format of spikes: ``spike_format="auto"``."""
     keep_loop: Any = None
@@ -138,7 +142,7 @@ class Conversion:
 
     def __reduce__(self) -> Any:
         decided: tuple[Any, ...] = ({}, set(), Order())
-        options = (self.looped, self.check, self.auto, self.keep_loop)
+        options = (self.looped, self.check, self.fixed_batch, self.auto, self.keep_loop)
         return Conversion, (self.time, self.num_steps, self.time_dim, *decided, *options)
 
 
@@ -334,8 +338,9 @@ def run_folded(run: LoopRun, forward: Any, args: Any, kwargs: Any) -> Any:
             f"{failing_layer(run.model, error)}{error}. A converted model runs the {num_steps} "
             f"steps of the loop over time at once, as a batch of {num_steps} x {batch} rows. "
             "Possible causes: forward reshapes with a fixed batch size (write x.flatten(1), or "
-            "x.view(x.size(0), -1) with the size of the same tensor), or adds a tensor of "
-            "another size than the batch"
+            "x.view(x.size(0), -1) with the size of the same tensor), adds a tensor of another "
+            "size than the batch, or gives a layer a sample without a batch dimension "
+            "(write x.unsqueeze(0))"
         ) from error
 
 
@@ -479,10 +484,13 @@ class Run:
             # One update of the running statistics replaces the T updates of a loop.
             batch_norm.momentum = 1 - (1 - momentum) ** time.num_steps
         enter = self._enter_static if self.static_input else self._enter
+        fixed = self.model._single_spike.fixed_batch and not torch.compiler.is_compiling()
         try:
             args = [enter(x, expand) for x in self.args]
             kwargs = {name: enter(x, expand) for name, x in self.kwargs.items()}
-            return self._leave(self.forward(self.model, *args, **kwargs))
+            with AllRows(*self.extent) if fixed else nullcontext():
+                out = self.forward(self.model, *args, **kwargs)
+            return self._leave(out)
         except RuntimeError as error:
             if not re.search(r"\b(shapes?|sizes?|dim(ension)?s?)\b", str(error)):
                 raise
@@ -540,6 +548,11 @@ class Run:
 
     def _leave(self, out: Any) -> Any:
         if isinstance(out, _TENSORS):
+            num_steps, batch = self.extent
+            if out.dim() > 1 and tuple(out.shape[:2]) == (1, num_steps * batch) != (1, 1):
+                # A record of one step, torch.stack([spk]).
+                record = materialize(out, "torch.stack").unflatten(1, self.extent).movedim(1, 0)
+                return record.transpose(0, 1) if self.time_dim else record
             unfolded = self.time.unfold(out)
             dense = isinstance(unfolded, Tensor)
             return unfolded.transpose(0, 1) if self.time_dim and dense else unfolded

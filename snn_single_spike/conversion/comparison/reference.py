@@ -140,7 +140,7 @@ def _hold_to_spikes(neuron: SpikingNeuron, refractory: int | None, places: int) 
     def mem_reset(mem: Tensor) -> Tensor:
         if now[place] is None or not getattr(neuron, "reset_delay", True):
             return torch.zeros_like(mem)  # the neuron has been reset at its spike
-        return now[place].to(mem.dtype)  # type: ignore[no-any-return]
+        return now[place].to(mem.dtype)
 
     vars(neuron)["fire"], vars(neuron)["mem_reset"] = fire, mem_reset
 

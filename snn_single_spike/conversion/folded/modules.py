@@ -39,6 +39,7 @@ from ..refusals.layers import ConversionError, reused_neuron
 from ..refusals.state import is_own_state, mark_own_state
 from ..source.methods import entry_of
 from ..source.place import of_torch
+from ..source.repeated import fixes_batch
 from .checked import call_model
 from .immediate import resets_at_spike, run_with_immediate_reset
 from .pooling import EarliestMaxPool2d
@@ -272,10 +273,17 @@ def make_converted(
     original: Any = type(model)
     model.__class__ = _converted_class(original, loops.get("", ()))
     converted: Any = model
+    fixed = not loops and any(fixes_batch(kind) for kind in _users_classes(model))
     auto = any(getattr(neuron, "spike_format", "") == "auto" for neuron in model.modules())
     converted._single_spike = Conversion(
-        time, num_steps, time_dim, looped=bool(loops), check=check, auto=auto
+        time, num_steps, time_dim, looped=bool(loops), check=check, fixed_batch=fixed, auto=auto
     )
+
+
+def _users_classes(model: nn.Module) -> set[Any]:
+    """The classes of a model's parts that have a forward of their own."""
+    kinds: set[Any] = {type(part) for part in model.modules() if not isinstance(part, Folded)}
+    return {kind for kind in kinds if hasattr(kind, "forward") and not of_torch(kind.forward)}
 
 
 def use_dense_inputs(model: nn.Module) -> None:

@@ -326,7 +326,8 @@ class Loop:
                 )
             state.taken = place
             value = state.initial
-            if neuron.starts_from_zeros(value):
+            kept = state.name.startswith("self.") and neuron.starts(value)
+            if kept or neuron.starts_from_zeros(value):  # every call starts from zeros
                 continue
             if isinstance(value, (Tensor, LazyTensor)) and value.shape == shape:
                 initial[name] = value  # snnTorch takes zeros for a state of another shape
@@ -410,7 +411,12 @@ class Loop:
                 result[name] = value  # it was expanded
         for name in self.attributes:
             if name in vars(self.owner):
-                setattr(self.owner, name, self._leave(vars(self.owner)[name]))
+                state = vars(self.owner)[name]
+                last = self._leave(state)
+                for place in self.outputs:  # a membrane that goes back to its neuron
+                    if self._is_returned(state, place):
+                        mark_own_state(last, place[0])
+                setattr(self.owner, name, last)
         self._close()
         return result
 

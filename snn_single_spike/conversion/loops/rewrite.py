@@ -274,9 +274,9 @@ class _Rewrite(ast.NodeTransformer):
         return ast.copy_location(ast.Assign([target], _call("iadd", read, value, at=node)), node)
 
     def visit_If(self, node: Any) -> Any:
-        if self.in_loop and isinstance(node, ast.If) and (one := _assigned(node)) is not None:
-            if _started(one, self.counter) is not None:
-                return self.visit(one)
+        one = _assigned(node) if self.in_loop and isinstance(node, ast.If) else None
+        if one is not None and _started(one, self.counter) is not None:
+            return self.visit(one)
         records = isinstance(node, ast.If) and not node.orelse and all(map(_records, node.body))
         self.generic_visit(node)
         if not self.inside:
@@ -345,7 +345,9 @@ def _assigned(node: ast.If) -> ast.Assign | None:
     if len(node.body) != 1 or len(node.orelse) != 1:
         return None
     then, other = (_plain_assignment(part) for part in parts)
-    if then is None or other is None or ast.unparse(then.targets) != ast.unparse(other.targets):
+    if then is None or other is None:
+        return None
+    if ast.unparse(then.targets[0]) != ast.unparse(other.targets[0]):
         return None
     value = ast.copy_location(ast.IfExp(node.test, then.value, other.value), node)
     return ast.copy_location(ast.Assign(then.targets, value), node)

@@ -69,7 +69,7 @@ def keeps_time(loop: Any, sequence: Tensor, value: Any) -> Tensor:
         folded: Tensor = loop.fold(sequence, value)
         return folded
     loop.time_kept = True
-    return loop.fold(sequence.transpose(1, 2), value).transpose(0, 1)  # type: ignore[no-any-return]
+    return loop.fold(sequence.transpose(1, 2), value).transpose(0, 1)
 
 
 def _rows(loop: Any, window: slice, size: int) -> list[int]:

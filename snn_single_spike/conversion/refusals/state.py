@@ -90,6 +90,8 @@ def reject_state(model: nn.Module, looped: Collection[str]) -> None:
                 "init_hidden"
             )
         for name, line in flow.states():
+            if _is_statistic(module, name[0]):  # read in a forward of its own, as torch reads it
+                continue
             named = ".".join(("self", *(part for part in name if part[0] != "[")))
             raise _state_error(_layer(path, module), named, f" ({line})")
 
