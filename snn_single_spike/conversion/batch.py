@@ -1,4 +1,4 @@
-"""Reshapes with the batch size of one step, ``spk.view(batch_size, -1)``, of tensors of all steps."""
+"""Reshapes with the batch size of one step, ``spk.view(batch_size, -1)``."""
 
 from __future__ import annotations
 
