@@ -37,6 +37,10 @@ __all__ = ["SelfCheck", "foreign_error", "warn_unless_compared"]
 
 _SAMPLES = 2
 _TOLERANCE = 1e-4
+_READS_STATE = (
+    "The code reads a state of a neuron, such as its mem, which a converted model has for the last "
+    "step only. Use the membrane that the neuron returns: make it with output=True"
+)
 _MOST = 4  # comparisons of a model in one mode; each changed flag causes one more
 
 
@@ -415,7 +419,8 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
                 return "", ""
             # A slight change of the weights moves a membrane away from its threshold.
         else:
-            return "", f"{difference}. {runs.advice}"
+            advice = "" if difference.endswith(_READS_STATE) else f". {runs.advice}"
+            return "", difference + advice
     first_line = f"{type(failed).__name__}: {failed}".partition("\n")[0]
     return f"it does not run on a copy in float64 ({first_line})", ""
 
@@ -456,6 +461,8 @@ def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
             )
         gap = _gap(mine, theirs)
         if gap is not None:
+            if not layer and _is_last_step(mine, theirs):
+                reason = f": it is that of the last step at every step. {_READS_STATE}"
             return (
                 f"{where} differs from that of the author's loop, first at index {gap}"
                 f"{reason or '. Its steps or the rows of its batch depend on one another'}"
@@ -464,6 +471,13 @@ def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
         return f"the model differs from the author's loop{reason}"
     rules = {getattr(module, "gradient", "masked") for module in runs.base.modules()}
     return _gradient_difference(folded, loop) if rules == {"masked"} else ""
+
+
+def _is_last_step(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether all steps of an output (T, ...) are the last step of the author's."""
+    if not mine.dim() or len(mine) < 2:
+        return False
+    return _gap(mine, theirs[-1].expand_as(mine)) is None
 
 
 def _first_layer(folded: _Result, loop: _Result) -> tuple[str, int] | None:

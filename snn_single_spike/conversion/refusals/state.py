@@ -34,6 +34,7 @@ from ...spikes.lazy import LazyTensor
 from ..source.dataflow import flow_of, flow_of_module
 from ..source.methods import entry_of
 from ..source.place import of_package, of_torch
+from ..source.repeated import states_of_loops
 from .layers import DROPOUT, ConversionError
 
 __all__ = [
@@ -71,6 +72,10 @@ def states_read(module: nn.Module) -> Iterator[tuple[Any, str]]:
         found = flow.tensor_of_layer(path)
         if found and isinstance(found[0], SpikingNeuron) and found[1] in STATES:
             yield found
+    for name in states_of_loops(type(module), STATES):  # mem.append(layer.mem) for each layer
+        for neuron in module.modules():
+            if isinstance(neuron, SpikingNeuron) and hasattr(neuron, name):
+                yield neuron, name
 
 
 def reject_state(model: nn.Module, looped: Collection[str]) -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-__all__ = ["called_in_loops", "fixes_batch", "source_of_forward", "starts_neurons"]
+__all__ = [
+    "called_in_loops",
+    "fixes_batch",
+    "source_of_forward",
+    "starts_neurons",
+    "states_of_loops",
+]
 
 _STARTS = {
     *("init_leaky", "init_synaptic", "init_alpha", "init_lapicque", "init_rleaky", "init_hidden"),
@@ -55,6 +61,24 @@ def starts_neurons(owner: Any) -> str:
             if {names[-1], ".".join(names[-2:])} & _STARTS and id(node) not in under:
                 return ast.unparse(node)
     return ""
+
+
+def states_of_loops(owner: Any, states: Collection[str]) -> set[str]:
+    """States that a forward reads from a variable of a loop: ``[lif.mem for lif in self.lifs]``."""
+    if not inspect.isfunction(getattr(owner, "forward", None)):
+        return set()
+    nodes = list(source_of_forward(owner))
+    loops = (node for node in nodes if isinstance(node, (ast.For, ast.comprehension)))
+    variables = {x.id for loop in loops for x in ast.walk(loop.target) if isinstance(x, ast.Name)}
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and isinstance(node.value, ast.Name)
+        and node.attr in states
+        and node.value.id in variables
+    }
 
 
 def fixes_batch(owner: Any) -> bool:
