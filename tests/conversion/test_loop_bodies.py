@@ -73,6 +73,20 @@ BODIES = {
         [STEP, "n = spk if n is None else 0.5 * n + spk", "out.append(n)"],
         {"before": "mem, n, out = None, None, []"},
     ),
+    "sums by name": (
+        [
+            *(STEP, "parts = {}", "for name, s in (('a', spk), ('b', 2 * mem)):"),
+            " sums[name] = sums.get(name, 0.0) + s.mean()",
+            *(
+                "parts['d'] = parts.get('d', 0) + 1",
+                "sums['t'] = sums.get('t', spk[:, 0]) + mem[:, 1]",
+            ),
+        ],
+        {
+            "before": "mem, sums, out = None, {'b': 1.0, 't': 0.5}, []",
+            "after": ["  out = [sums['a'], sums['b'], sums['t'].sum()]"],
+        },
+    ),
     "a maximum from its first value": (
         [STEP, "if best is None:", " best = mem", "else:", " best = torch.maximum(best, mem)"],
         {"before": "mem, best, out = None, None, []", "after": ["  out.append(best)"]},

@@ -105,6 +105,15 @@ class Loop:
         self.slots.append((name, path, carried))
         return carried
 
+    def begin(self, holder: dict[Any, Any], key: Any, value: Any) -> Any:
+        """An entry of a dict that the first step adds."""
+        name = self.names.get(id(holder))
+        if name not in self.written_into:
+            return value  # a dict of the step itself
+        carried = Carried(f"{name}[{key!r}]", value)
+        self.slots.append((name, (key,), carried))
+        return carried
+
     def __enter__(self) -> Loop:
         run, time = self.run, self.time
         if run.loop is not None:

@@ -244,6 +244,9 @@ class _Rewrite(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> Any:
         """``out = out + [spk]`` is ``out += [spk]``; a sum may begin with its first value."""
         target: Any = node.targets[0]
+        if self.in_loop and (sum_ := _sum_of_key(node)) is not None:
+            added = ast.Expr(_call("add_to_key", *map(self.visit, sum_), at=node))
+            return ast.copy_location(added, node)
         if self.inside and (value := _extended(node)) is not None:
             return self.visit(ast.copy_location(ast.AugAssign(target, ast.Add(), value), node))
         if self.inside and (parts := _started(node, self.counter)) is not None:
@@ -303,6 +306,33 @@ class _Rewrite(ast.NodeTransformer):
         if self.inside and isinstance(node.op, ast.Not):
             node.operand = _call("condition", node.operand, at=node)
         return node
+
+
+class _SumOfKey(NamedTuple):
+    """``holder[key] = holder.get(key, default) + value``"""
+
+    holder: ast.expr
+    key: ast.expr
+    default: ast.expr
+    value: ast.expr
+
+
+def _sum_of_key(node: ast.Assign) -> _SumOfKey | None:
+    """The parts of a sum by key, which begins with its default."""
+    target, value = node.targets[0], node.value
+    if len(node.targets) > 1 or not isinstance(target, ast.Subscript):
+        return None
+    if not isinstance(value, ast.BinOp) or not isinstance(value.op, ast.Add):
+        return None
+    holder, get = target.value, value.left
+    if not isinstance(holder, ast.Name) or not isinstance(get, ast.Call) or len(get.args) != 2:
+        return None
+    key, default = get.args
+    same = ast.unparse(get.func) == f"{holder.id}.get" and ast.dump(key) == ast.dump(target.slice)
+    if not same or holder.id in names(value.right):
+        return None
+    read = ast.copy_location(ast.Name(holder.id, ast.Load()), node)
+    return _SumOfKey(read, key, default, value.right)
 
 
 def _extended(node: ast.Assign) -> ast.expr | None:

@@ -24,6 +24,7 @@ __all__ = [
     "REDUCTIONS",
     "Numbers",
     "add_or_start",
+    "add_to_key",
     "append",
     "at_steps",
     "by_step",
@@ -189,6 +190,14 @@ def iadd(target: Any, value: Any) -> Any:
     for each in value:
         loop.record(target, each)
     return target
+
+
+def add_to_key(holder: Any, key: Any, default: Any, value: Any) -> None:
+    """``holder[key] = holder.get(key, default) + value``"""
+    loop = active_loop()
+    if loop is not None and type(holder) is dict and key not in holder:
+        holder[key] = loop.begin(holder, key, default)
+    holder[key] = holder.get(key, default) + value
 
 
 def _is_record(loop: Loop, target: Any) -> bool:
