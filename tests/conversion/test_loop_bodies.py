@@ -115,6 +115,14 @@ def test_a_body_gives_what_the_author_s_loop_gives(name):
         assert f"[{', '.join(f'{t:02d}' for t in range(T))}]" in printed.getvalue()
 
 
+@pytest.mark.parametrize("name", ["chunk", "split", "time kept"])
+def test_a_batch_of_one_sample(name):
+    lines, options = BODIES[name]
+    net = awake(body(*lines, **options)())
+    shape = (1, 6) if name in BATCH_FIRST else (6, 1)
+    assert_as_author(net, convert(net), 2 * torch.rand(*shape, 6))
+
+
 def test_one_sample_may_be_windows_of_one_row():
     net = awake(body("spk, mem = self.lif1(self.fc1(x[t:t + 1]), mem)", APPEND)())
     assert_as_author(net, convert(net), 2 * torch.rand(T, 6))

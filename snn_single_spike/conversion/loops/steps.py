@@ -119,10 +119,12 @@ def _step_of(loop: Loop, iterable: Any) -> Any:
 
 def _is_split(parts: Any) -> bool:
     """Whether tensors are the single steps of ``torch.split(x, 1)`` or ``x.chunk(num_steps)``."""
-    base = parts[0]._base
-    return base is not None and all(
-        x._base is base and x.dim() == base.dim() and x.shape[0] == 1 for x in parts
-    )
+    first, *others = parts
+    base, shape = first._base, first.shape
+    if base is None or base.dim() != len(shape) or not others or shape[0] != 1:
+        return False
+    apart = others[0].storage_offset() - first.storage_offset()
+    return apart == first.stride(0) and all(x._base is base and x.shape == shape for x in others)
 
 
 def _holds(value: Any, kinds: Any) -> bool:
