@@ -245,7 +245,7 @@ class SingleSpikeNeuron:
         if result.final is not None:
             final = result.final.detach()
             for name, value in zip(self._integrated(), final, strict=True):
-                setattr(self, name, value.to(dtype))
+                setattr(self, name, value.detach().to(dtype))  # snnTorch detaches it in place
             if self._continues:
                 self._last_call = LastCall(state, final, result.times, input_.shape[0])
         if dtype != input_.dtype:
