@@ -63,7 +63,7 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
     _check_neurons(neurons, options)
     for path in loops:
         for neuron, name in states_read(new.get_submodule(path)):
-            neuron.states_read = (*neuron.states_read, name)
+            neuron.states_read = tuple(dict.fromkeys((*neuron.states_read, name)))
     if options.spike_format == "times":
         use_dense_inputs(new)
     if options.first_spike_pooling:

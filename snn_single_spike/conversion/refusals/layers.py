@@ -19,7 +19,7 @@ from ...modules.readout import LeakyReadout
 from ..source.dataflow import tree_of
 from ..source.methods import entry_of
 from ..source.place import of_package, user_depth
-from ..source.repeated import called_in_loops
+from ..source.repeated import called_in_loops, starts_neurons
 
 __all__ = [
     "BATCH_NORM",
@@ -276,7 +276,9 @@ def reused_in_loop(path: str) -> ConversionError:
     """The error for a neuron that a loop over time inside forward calls again."""
     return ConversionError(
         f"neuron {path!r} is called more than once: twice in a loop over time, or in two loops of "
-        "one forward pass. Make a neuron for each place. The layers before it may stay shared"
+        "one forward pass. Make a neuron for each place. The layers before it may stay shared. "
+        "(Two calls of one step convert if both are given a membrane of their own, and their "
+        "shapes differ)"
     )
 
 
@@ -340,6 +342,15 @@ def warn_about_differences(
             )
         if not path.endswith(".recurrent") and not isinstance(module, _PASSES):  # of an RLeaky
             previous = module
+        if not looped and (call := _starts_neurons(module)):
+            name = type(module).__name__
+            warnings.warn(
+                f"the forward of {name} computes one step, and starts its neurons anew in every "
+                f"call: {call}. In a loop over time around it they keep nothing from step to step. "
+                "The converted model starts them once, and carries their states over the whole "
+                "sequence. If you want that, leave the call out",
+                stacklevel=user_depth(),
+            )
         if _hides_a_loop(module):
             warnings.warn(
                 f"the source of {type(module).__name__}.forward is not available, so a loop over "
@@ -347,6 +358,14 @@ def warn_about_differences(
                 "loop, define the class in a file or a notebook",
                 stacklevel=user_depth(),
             )
+
+
+def _starts_neurons(module: nn.Module) -> str:
+    """The call by which the user's forward starts the neurons of a module; "" without one."""
+    kind: Any = type(module)
+    own = not of_package(getattr(getattr(kind, "forward", None), "__module__", "") or "torch")
+    neurons = own and any(isinstance(part, SpikingNeuron) for part in module.modules())
+    return starts_neurons(kind) if neurons and not isinstance(module, SpikingNeuron) else ""
 
 
 def _hides_a_loop(module: nn.Module) -> bool:
