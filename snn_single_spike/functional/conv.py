@@ -12,7 +12,12 @@ from ..ops.conv import ConvSpikes
 from ..ops.surrogate import SpikeGrad, Surrogate, split
 from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_conv, check_parameter
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
-from ..spikes.current import conv1d_as_2d, dense_conv, height_of_channels
+from ..spikes.current import (
+    conv1d_as_2d,
+    dense_conv,
+    height_of_channels,
+    made_dense_by_convolution,
+)
 from ..spikes.pooling import pool_first_spikes
 from ._layer import Current, check_type, layer_inputs, spikes_of_layer, spikes_of_result
 from .neuron import DEFAULT_GRADIENT, leaky_reset, run_single_spike
@@ -202,13 +207,11 @@ def run_single_spike_conv(
     check_choice("gradient", gradient, GRADIENT_RULES)
     exact = gradient == "spike_time"
     custom = custom_surrogate is not None and not exact and torch.is_grad_enabled()
-    heights = height_of_channels(spikes)
-    if custom or heights is None or not spikes.prefer_events():
+    reason = made_dense_by_convolution(spikes)
+    if custom or reason or not spikes.prefer_events():
         # Autograd differentiates a custom surrogate on the dense membrane.
-        by = "convolution with a custom spike_grad"
-        if heights is None:
-            by = "a convolution of spikes whose height differs in a channel"
-        dense = spikes.materialize(by) if custom or heights is None else spikes.to_dense()
+        by = reason or "convolution with a custom spike_grad"
+        dense = spikes.materialize(by) if custom or reason else spikes.to_dense()
         current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
         neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
         result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
@@ -219,6 +222,8 @@ def run_single_spike_conv(
     factor = None
     if spikes.height is not None:
         # A channel of the input is a column of the weights of its group.
+        heights = height_of_channels(spikes)
+        assert heights is not None
         by_group = heights.expand(sizes.channels).view(sizes.groups, 1, -1)
         of_output = by_group.expand(-1, len(weight) // sizes.groups, -1)
         factor = of_output.reshape(*weight.shape[:2], 1, 1)

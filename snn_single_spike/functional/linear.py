@@ -20,7 +20,7 @@ from ..ops.validation import (
     check_parameter,
 )
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
-from ..spikes.current import dense_linear
+from ..spikes.current import dense_linear, shared_by_steps
 from ._layer import Current, check_type, layer_inputs, spikes_of_layer, spikes_of_result
 from .neuron import DEFAULT_GRADIENT, leaky_reset, run_single_spike
 from .readout import leaky_readout
@@ -137,6 +137,7 @@ def linear_readout(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_linear(_check_spikes(spikes), weight, bias)
+    spikes, weight = shared_by_steps(spikes, weight)
     chosen = backends.select(backend, weight.device.type)
     if not spikes.prefer_events():
         current = dense_linear(spikes.to_dense(), weight, bias)
@@ -170,6 +171,7 @@ def run_single_spike_linear(
     :func:`single_spike_linear` and :func:`run_single_spike` describe the arguments.
     """
     check_linear(spikes, weight, bias)
+    spikes, weight = shared_by_steps(spikes, weight)
     check_choice("gradient", gradient, GRADIENT_RULES)
     chosen = backends.select(backend, weight.device.type)
     exact = gradient == "spike_time"
