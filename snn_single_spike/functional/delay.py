@@ -79,13 +79,9 @@ def delay_spikes(
     return _delayed_by_steps(spikes, whole)
 
 
-def _delayed_by_steps(
-    spikes: SpikeTimes | SpikeEvents, steps: Tensor
-) -> SpikeTimes | SpikeEvents:
+def _delayed_by_steps(spikes: SpikeTimes | SpikeEvents, steps: Tensor) -> SpikeTimes | SpikeEvents:
     late = delay_by_steps(spikes.unfold().flatten(2), steps.flatten())
-    late = late._with_features(spikes.features)._is_like(
-        height=spikes.height, folded=spikes.folded
-    )
+    late = late._with_features(spikes.features)._is_like(height=spikes.height, folded=spikes.folded)
     if isinstance(spikes, SpikeTimes) and spikes.interpolated_times is not None:
         times = spikes.interpolated_times + steps
         late.interpolated_times = torch.where(late.times >= 0, times, -1.0)
@@ -142,5 +138,7 @@ def check_max_delay(max_delay: float | None) -> float | None:
     if isinstance(max_delay, bool) or not isinstance(max_delay, int | float):
         raise TypeError(f"max_delay must be a number, not {type(max_delay).__name__}")
     if not (math.isfinite(max_delay) and max_delay > 0):
-        raise ValueError(f"max_delay={max_delay} must be positive and finite: leave it out for none")
+        raise ValueError(
+            f"max_delay={max_delay} must be positive and finite: leave it out for none"
+        )
     return max_delay

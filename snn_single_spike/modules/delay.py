@@ -89,7 +89,9 @@ def add_delay(
     check_delay(delay)
     made = torch.as_tensor(delay)
     kind = torch.get_default_dtype() if like is None else like.dtype
-    made = made.detach().to(kind if like is not None or not made.is_floating_point() else made.dtype)
+    made = made.detach().to(
+        kind if like is not None or not made.is_floating_point() else made.dtype
+    )
     made = made if like is None else made.to(like.device)
     try:
         made = made.expand(features).clone()

@@ -105,9 +105,7 @@ def _before_delay(rows: Tensor, steps: Tensor) -> Tensor:
     return total
 
 
-def _at_before_delay(
-    at: Any, steps: Tensor, num_steps: int, when: Tensor, fired: Tensor
-) -> Tensor:
+def _at_before_delay(at: Any, steps: Tensor, num_steps: int, when: Tensor, fired: Tensor) -> Tensor:
     """:data:`~snn_single_spike.ops.factored_gradient.At` of spikes, from that of delayed copies."""
     copies, units = steps.shape
     late = when.to(torch.int32)[:, None] + steps
