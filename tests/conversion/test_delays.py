@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_single_spike import ConversionError, SpikeTimes, convert, revert
+
 from tests.support import snntorch_delay
 
 SynapticDelay: Any = getattr(snn, "SynapticDelay", snntorch_delay.SynapticDelay)
