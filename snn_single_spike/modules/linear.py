@@ -137,14 +137,12 @@ class SingleSpikeLinear(SingleSpikeLayer):
         self, spikes: SpikeTimes | SpikeEvents | Tensor
     ) -> SpikeTimes:
         spikes = self._checked(spikes)
-        if self.delay is not None:
-            spikes = delay_spikes(spikes, self.delay, max_delay=self.max_delay)
         if isinstance(spikes, Tensor):
             if not self._faster_from_spikes(spikes):
                 return super().forward(self.dense_current(spikes))
             spikes = SpikeEvents.from_dense(spikes)
         return run_single_spike_linear(
-            spikes,
+            self._delayed(spikes),
             self.weight,
             self.bias,
             self.beta,
@@ -157,8 +155,13 @@ class SingleSpikeLinear(SingleSpikeLayer):
         )
 
     def dense_current(self, spikes: Tensor) -> Tensor:
-        """The current of the neurons from dense spikes."""
-        return F.linear(spikes, self.weight, self.bias)
+        """The current of the neurons from dense spikes, (time, batch, in_features)."""
+        return F.linear(self._delayed(spikes), self.weight, self.bias)
+
+    def _delayed(self, spikes: Any) -> Any:
+        if self.delay is None:
+            return spikes
+        return delay_spikes(spikes, self.delay, max_delay=self.max_delay)
 
     def _check_shape(self, shape: torch.Size) -> None:
         if shape[2:] != (self.in_features,):
