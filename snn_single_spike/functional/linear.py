@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ..backends._compiling import is_traced
 from ..backends._decay import clip_decay
 from ..ops.linear import LinearReadout, LinearSettings, LinearSpikes
 from ..ops.surrogate import SpikeGrad, Surrogate, split
@@ -21,6 +22,7 @@ from ..ops.validation import (
 )
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
 from ..spikes.current import dense_linear, shared_by_steps
+from ..spikes.delayed import DelayedSpikes
 from ._layer import Current, check_type, layer_inputs, spikes_of_layer, spikes_of_result
 from .neuron import DEFAULT_GRADIENT, leaky_reset, run_single_spike
 from .readout import leaky_readout
@@ -137,8 +139,8 @@ def linear_readout(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_linear(_check_spikes(spikes), weight, bias)
-    spikes, weight = shared_by_steps(spikes, weight)
     chosen = backends.select(backend, weight.device.type)
+    spikes, weight = _of_whole_steps(spikes, weight, chosen)
     if not spikes.prefer_events():
         current = dense_linear(spikes.to_dense(), weight, bias)
         return leaky_readout(current, beta, reduction=reduction, backend=backend)
@@ -171,9 +173,9 @@ def run_single_spike_linear(
     :func:`single_spike_linear` and :func:`run_single_spike` describe the arguments.
     """
     check_linear(spikes, weight, bias)
-    spikes, weight = shared_by_steps(spikes, weight)
     check_choice("gradient", gradient, GRADIENT_RULES)
     chosen = backends.select(backend, weight.device.type)
+    spikes, weight = _of_whole_steps(spikes, weight, chosen)
     exact = gradient == "spike_time"
     custom = custom_surrogate is not None and not exact and torch.is_grad_enabled()
     if custom or not spikes.prefer_events():
@@ -208,7 +210,20 @@ def _linear_inputs(
     """The description of the current, and :func:`layer_inputs`."""
     shape = torch.Size((spikes.num_steps, spikes.batch, len(weight)))
     current = Current(shape, weight.dtype, weight.device)
-    return current, *layer_inputs(spikes, weight, spikes.height, bias)
+    if not isinstance(spikes, DelayedSpikes):
+        settings, (given, *tensors), events = layer_inputs(spikes, weight, spikes.height, bias)
+        return current, settings, (given, None, *tensors), events
+    split, fraction = spikes.split()
+    settings, (given, *tensors), events = layer_inputs(split, weight, split.height, bias)
+    return current, settings, (given, fraction.to(tensors[0].dtype), *tensors), events
+
+
+def _of_whole_steps(spikes: Spikes, weight: Tensor, backend: str) -> tuple[Spikes, Tensor]:
+    """Spikes of whole steps and their weights, unless the backend reads shared spikes itself."""
+    reads = not is_traced() and hasattr(backends.load(backend, "linear"), "SPLITS")
+    if reads and spikes.prefer_events():
+        return spikes, weight
+    return shared_by_steps(spikes, weight)
 
 
 def _per_output(name: str, value: Tensor | float, current: Current) -> Tensor:

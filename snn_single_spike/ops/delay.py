@@ -123,3 +123,42 @@ def _at_before_delay(at: Any, steps: Tensor, num_steps: int, when: Tensor, fired
 def delayed_carrier(given: Tensor, steps: Sequence[Tensor]) -> Tensor:
     """The carrier of copies of all units, (T, B, copies * N), each delayed by its steps (N,)."""
     return _Delayed.apply(given, torch.stack(list(steps)))
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, whole: Tensor, fraction: Tensor) -> Tensor:
+        ctx.save_for_backward(
+            torch.stack((whole, whole + 1)), torch.stack((1 - fraction, fraction))
+        )
+        return carrier(*given.shape, given)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        steps, shares = ctx.saved_tensors
+
+        def through(rows: Tensor) -> Tensor:
+            both = rows[:, :, None] * shares.to(rows.dtype)
+            return _before_delay(both.flatten(2), steps)
+
+        if not isinstance(grad, FactoredGradient):
+            return through(grad), None, None
+        factors, at = grad.factors, grad.at
+        rows = GradientFactors(lambda samples: through(factors.to_dense(samples)), None)
+
+        def of_both(when: Tensor, fired: Tensor) -> Tensor:
+            """The gradient at the steps of both parts, (2, B, 2 * N), times their shares."""
+            assert at is not None
+            parts = zip(*(x.chunk(2, 1) for x in (when, fired)), shares, strict=True)
+            return torch.cat([at(*part) * share.to(grad.dtype) for *part, share in parts], 2)
+
+        split_at = None
+        if at is not None:
+            split_at = lambda *of: _at_before_delay(of_both, steps, grad.shape[0], *of)  # noqa: E731
+        like = torch.empty((0, steps.shape[1]), dtype=grad.dtype, device=grad.device)
+        return FactoredGradient(*grad.shape[:2], rows, split_at, like), None, None
+
+
+def split_carrier(given: Tensor, whole: Tensor, fraction: Tensor) -> Tensor:
+    """The carrier of spikes that are delayed by whole steps and a fraction, from that of spikes."""
+    return _Split.apply(given, whole, fraction)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends._events import Events, offsets_of
-from ..ops.delay import delayed_carrier, delayed_steps, split_delay
+from ..ops.delay import delayed_carrier, delayed_steps, split_carrier, split_delay
 from ._base import Spikes
 from .events import SpikeEvents
 from .times import SpikeTimes
@@ -77,6 +77,27 @@ class DelayedSpikes(Spikes):
         shares = torch.cat((1 - fraction, fraction))  # in the precision of the delay
         both.height = shares if flat.height is None else shares * flat.height.repeat(2)
         return both
+
+    def split(self) -> tuple[SpikeTimes | SpikeEvents, Tensor]:
+        """
+        The spikes of N units at their earlier steps, whose events have the heights of both parts,
+        and the share of the later part (N,), with its gradient.
+        """
+        whole, fraction = split_delay(self.delay.flatten())
+        flat = self.spikes.flatten(2)
+        early = delay_by_steps(flat, whole)
+        events = early.events()
+        shares = torch.stack((1 - fraction, fraction)).detach()
+        values = shares.index_select(1, events.units)
+        if events.values is not None:
+            values = values * events.values
+        both = events._replace(values=values, once=False)
+        carrier = flat.carrier
+        return early._is_like(
+            _events=both,
+            height=flat.height,
+            carrier=None if carrier is None else split_carrier(carrier, whole, fraction.detach()),
+        ), fraction
 
     def to_dense(self) -> Tensor:
         """
