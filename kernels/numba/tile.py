@@ -167,7 +167,7 @@ def dot(weights, unit, row):
     return total
 
 
-@functools.partial(helper, fastmath={"reassoc", "contract"})
+@functools.partial(inlined_helper, fastmath={"reassoc", "contract"})
 def _add_split(unit, height, rest, weights, lam, rise, gradient):
     """Add to the gradient of one row of weights; returns the product of this row and ``rise``."""
     total = lam.dtype.type(0)

@@ -51,7 +51,7 @@ def split_delay(delay: Tensor) -> tuple[Tensor, Tensor]:
 def delayed_steps(times: Tensor, steps: Tensor, num_steps: int) -> Tensor:
     """Steps of spikes, int32, that come ``steps`` later; -1 for those that come after the end."""
     late = times.to(torch.int32) + steps
-    return torch.where((times >= 0) & (late < num_steps), late, -1)
+    return late.masked_fill_((times < 0) | (late >= num_steps), -1)
 
 
 def delayed_sequence(sequence: Tensor, delay: Tensor) -> Tensor:

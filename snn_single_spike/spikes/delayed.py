@@ -158,7 +158,8 @@ def delay_by_steps(spikes: SpikeTimes | SpikeEvents, *steps: Tensor) -> SpikeTim
     late = None if given is None else delayed_carrier(given, steps)
     if isinstance(spikes, SpikeTimes):
         copies = [delayed_steps(spikes.times, n, spikes.num_steps) for n in steps]
-        times = torch.cat(copies, 1).to(spikes.times.dtype)
+        times = torch.cat(copies, 1) if len(copies) > 1 else copies[0]
+        times = times.to(spikes.times.dtype)
         return spikes._is_like(
             times=times, height=None, carrier=late, interpolated_times=None, _events=None
         )
