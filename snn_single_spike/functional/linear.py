@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import backends
 from ..backends._compiling import is_traced
 from ..backends._decay import clip_decay
+from ..backends._types import state_dtype
 from ..ops.linear import LinearReadout, LinearSettings, LinearSpikes
 from ..ops.surrogate import SpikeGrad, Surrogate, split
 from ..ops.validation import (
@@ -215,7 +216,7 @@ def _linear_inputs(
         return current, settings, (given, None, *tensors), events
     split, fraction = spikes.split()
     settings, (given, *tensors), events = layer_inputs(split, weight, split.height, bias)
-    return current, settings, (given, fraction.to(tensors[0].dtype), *tensors), events
+    return current, settings, (given, fraction.to(state_dtype(weight.dtype)), *tensors), events
 
 
 def _of_whole_steps(spikes: Spikes, weight: Tensor, backend: str) -> tuple[Spikes, Tensor]:

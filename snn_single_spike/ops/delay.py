@@ -131,7 +131,8 @@ class _Split(torch.autograd.Function):
         ctx.save_for_backward(
             torch.stack((whole, whole + 1)), torch.stack((1 - fraction, fraction))
         )
-        return carrier(*given.shape, given)
+        num_steps, batch, units = given.shape
+        return carrier(num_steps, batch, units, given)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -156,7 +157,8 @@ class _Split(torch.autograd.Function):
         if at is not None:
             split_at = lambda *of: _at_before_delay(of_both, steps, grad.shape[0], *of)  # noqa: E731
         like = torch.empty((0, steps.shape[1]), dtype=grad.dtype, device=grad.device)
-        return FactoredGradient(*grad.shape[:2], rows, split_at, like), None, None
+        num_steps, batch, _ = grad.shape
+        return FactoredGradient(num_steps, batch, rows, split_at, like), None, None
 
 
 def split_carrier(given: Tensor, whole: Tensor, fraction: Tensor) -> Tensor:

@@ -173,8 +173,9 @@ def _backward_scan(
     )
     if factors is not None:
         into = given_of(out)
-        for gradient in (into.weight, into.bias, into.beta, into.threshold, out.late):
-            gradient.zero_()
+        for gradient in (into.weight, into.bias, into.beta, into.threshold, into.late):
+            if gradient is not None:
+                gradient.zero_()
         backends.load(backend, "linear").linear_backward_scan(
             events.trimmed(), num_steps, layer, times, factors, rule, surrogate, into
         )
@@ -278,11 +279,12 @@ class Needs(NamedTuple):
 class LinearSpikes(torch.autograd.Function):
     """First spikes of a layer of leaky neurons, from the spikes of the layer before.
 
-    ``given`` is the carrier of the input. ``fraction`` (N,) is None, or the share of the step after
-    each event, by which the two rows of their values have been made. ``weight`` is (O, N); ``bias``, ``beta`` (between 0 and
-    1) and ``threshold`` are (O,). ``events`` are the four tensors of :class:`Events`. Returns the
-    carrier (T, B, O) of the new spikes, their times (B, O) int32, and interpolated times (B, O)
-    under "spike_time", else an empty tensor.
+    ``given`` is the carrier of the input. ``fraction`` (N,) is the share of the step after each
+    event, from which the two rows of their values were made; None for events of one step.
+    ``weight`` is (O, N); ``bias``, ``beta`` (between 0 and 1) and ``threshold`` are (O,).
+    ``events`` are the four tensors of :class:`Events`. Returns the carrier (T, B, O) of the new
+    spikes, their times (B, O) int32, and interpolated times (B, O) under "spike_time", else an
+    empty tensor.
     """
 
     @staticmethod

@@ -35,7 +35,8 @@ class FoldedDelay:
         layer: Any = self
         if layer.kernel != "linear" or layer.delay.requires_grad:
             # The author's own kernel: at whole delays its gradient is another one.
-            return type(self)._original.forward(layer, materialize(spikes, "SynapticDelay"))
+            author: Any = type(self)._original
+            return author.forward(layer, materialize(spikes, "SynapticDelay"))
         if not isinstance(spikes, SpikeTimes | SpikeEvents):
             spikes = materialize(spikes, "SynapticDelay")
         return delay_spikes(spikes, layer.delay, max_delay=layer.max_delay)
@@ -78,7 +79,8 @@ def _rebuild(original: type) -> Any:
 
 def fold_delay(delay: Any, time: Time, path: str) -> None:
     """Turn a SynapticDelay into its folded form, in place."""
-    delay.__class__ = _folded_class(type(delay))
+    kind: Any = type(delay)
+    delay.__class__ = _folded_class(kind)
     delay._time, delay._path = time, path
     delay.step_mode = False
     delay._buffer = torch.zeros_like(delay._buffer[:0])
