@@ -77,16 +77,18 @@ plt.show()
 # %% [markdown]
 # ## The Yin-Yang dataset with 30 hidden neurons
 #
-# Points of the plane are coded by the times of four spikes: x, y, 1 - x and 1 - y. The first
-# network learns its weights and decays. The second one also learns a delay of each of its inputs,
-# and of each hidden spike. Its delays have a learning rate of their own: they are numbers of steps.
+# Points of the plane are coded by the times of four spikes: x, y, 1 - x and 1 - y. Whether a hidden
+# neuron fires depends on their order: it compares x and y. With a delay it compares x and y + c. So
+# every input has eight axons here, and each axon learns its delay, as each hidden neuron does.
+# Delays have a learning rate of their own, because they are numbers of steps.
 
 # %%
-num_steps, hidden, epochs = 100, 30, 12
+num_steps, hidden, axons, epochs = 150, 30, 8, 12
 
 
 def codes(points):
-    return SpikeTimes(((1 - points) * (num_steps - 1)).int(), num_steps=num_steps)
+    times = ((1 - points) * 99).int()  # spikes begin within 100 steps of 150
+    return SpikeTimes(times.repeat(1, axons), num_steps=num_steps)
 
 
 x_train, y_train = map(torch.from_numpy, generate(3000, seed=42))
@@ -96,13 +98,13 @@ x_test, y_test = map(torch.from_numpy, generate(1000, seed=40))
 class Net(nn.Module):
     def __init__(self, delays):
         super().__init__()
-        first = {"delay": torch.rand(4) * 10, "learn_delay": True} if delays else {}
-        self.hidden = SingleSpikeLinear(4, hidden, 0.92, gradient="spike_time", **first)
+        first = {"delay": torch.rand(4 * axons) * 50, "learn_delay": True} if delays else {}
+        self.hidden = SingleSpikeLinear(4 * axons, hidden, 0.92, gradient="spike_time", **first)
         second = SpikeDelay(hidden, torch.rand(hidden) * 20, learn_delay=True)
         self.delay = second if delays else nn.Identity()
         scale = init.readout_scale(0.95, num_steps)
         self.output = nn.Sequential(nn.Linear(hidden, 3), LeakyReadout(0.95, scale=4 * scale))
-        nn.init.uniform_(self.hidden.weight, -2, 2)
+        nn.init.uniform_(self.hidden.weight, -0.7, 0.7)
 
     def forward(self, spikes):
         return self.output(self.delay(self.hidden(spikes)))
@@ -164,7 +166,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The delays of the hidden spikes after training, and what they do with the spikes of one sample:
+# The delays of the axons after training, and the hidden spikes of one sample:
 
 # %%
 net = nets[1]
@@ -173,8 +175,11 @@ with torch.no_grad():
     arrive = net.delay(sent)
 fires = (sent.times[0] >= 0).nonzero()[:, 0]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-left.bar(range(hidden), net.delay.delay.detach().clamp(min=0))
-left.set(xlabel="hidden neuron", ylabel="learned delay in steps")
+for name, learned in zip(
+    ("x", "y", "1 - x", "1 - y"), net.hidden.delay.view(axons, 4).T, strict=True
+):
+    left.plot(learned.detach().clamp(min=0).sort().values, [name] * axons, "o", alpha=0.6)
+left.set(xlabel="learned delays in steps", ylabel="axons of the input")
 right.scatter(sent.interpolated_times[0, fires], fires, s=14, label="sent")
 late = arrive.interpolated_times[0, fires]
 right.scatter(late[late >= 0], fires[late >= 0], s=14, label="arrive at the readout")
