@@ -3,10 +3,11 @@
     python -m benchmarks.studies.yinyang_delays [--seeds 0 1 2] [--no-delays] [--hold-out 4000]
 
 Each of the four inputs has several axons, and every axon learns its delay. So does every hidden
-neuron. Weights, decays and delays are trained by Adam, with a warm-up and a cosine of the learning rates.
-The spikes of a sample begin within 100 steps of 150, so that delayed ones arrive. With `--hold-out`
-the study tests on training samples that it holds out: the settings were chosen by them. Without
-delays all axons of an input are the same. The study writes a line of JSON for each run.
+neuron. Weights, decays and delays are trained by Adam, with a warm-up and a cosine of the learning
+rates. The spikes of a sample begin within 100 steps of 150, so that delayed ones arrive. With
+`--hold-out` the study tests on training samples that it holds out: the settings were chosen by
+them. Without delays all axons of an input are the same. The study writes a line of JSON for each
+run.
 """
 
 from __future__ import annotations

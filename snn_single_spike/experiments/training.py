@@ -153,7 +153,7 @@ def learning_rate(config: Config, epoch: int) -> float:
     return config.lr * config.lr_decay ** sum(epoch > m for m in config.milestones)
 
 
-def _groups(network: Network, config: Config) -> list[dict[str, Any]]:
+def groups(network: Network, config: Config) -> list[dict[str, Any]]:
     """Parameters, and the delays with a learning rate of their own, if there are any."""
     delays = [m.delay for m in network.modules() if isinstance(m, SpikeDelay)]
     if not delays:
@@ -185,7 +185,7 @@ class _Run:
         self.network = network.to(among.device)
         self.wrapped = among.wrap(self.network)
         self.optimizer = torch.optim.Adam(
-            _groups(self.network, config), config.lr, weight_decay=config.weight_decay
+            groups(self.network, config), config.lr, weight_decay=config.weight_decay
         )
         self.batches = math.ceil(len(self.training) / config.batch)
         self.display = show(self.batches) if show and among.main else Silent()
