@@ -156,8 +156,8 @@ def first_spike_pool2d(
     """
     The earliest spike of each window, from maps of spike times.
 
-    One spike at most leaves a window. (`torch.nn.MaxPool2d` of dense spikes lets every spike of a
-    window through that is alone at its step.) The gradient of a pooled unit flows to the unit with
+    At most one spike leaves a window. (A unit of `torch.nn.MaxPool2d` spikes at every step at which
+    a neuron of its window spikes.) The gradient of a pooled unit flows to the unit with
     the earliest spike, at every step, and of a silent window to its first unit.
 
     Example::
@@ -183,7 +183,7 @@ def first_spike_pool2d(
     if len(spikes.features) != 3:
         raise ValueError(
             f"the spikes have features {tuple(spikes.features)}, but maps (channels, height, "
-            "width) are expected"
+            "width) are expected: use spikes.reshape(time, batch, channels, height, width)"
         )
     return pool_first_spikes(spikes, kernel_size, stride, padding, ceil_mode)
 

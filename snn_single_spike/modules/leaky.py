@@ -273,7 +273,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if not isinstance(input_, Tensor) or input_.dim() < 2:
             raise ValueError(
                 "input_ of step() must be a tensor of shape (batch, *features), not "
-                f"{tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__}"
+                f"{tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__}. "
+                "For a whole sequence (time, batch, *features) call the layer itself"
             )
         sequence = input_[None]
         shape = input_.shape[1:]
