@@ -97,7 +97,8 @@ class SingleSpikeLinear(SingleSpikeLayer):
     type of the weights
 
     :raises TypeError: `init_hidden`, `output`, `spike_format` or `refractory` is passed
-    :raises ValueError: a delay is negative, infinite or NaN, or there is not one for each input
+    :raises ValueError: a delay is negative, infinite or NaN, or there is not one for each input;
+        `max_delay` is not positive, or passed without delays
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_linear`
     """
@@ -127,6 +128,11 @@ class SingleSpikeLinear(SingleSpikeLayer):
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
         if delay is None and not learn_delay:
+            if max_delay is not None:
+                raise ValueError(
+                    f"max_delay={max_delay} has no effect without delays: pass delay= or "
+                    "learn_delay=True, or leave max_delay out"
+                )
             self.register_parameter("delay", None)
         else:
             initial = 0.0 if delay is None else delay

@@ -248,6 +248,8 @@ def test_the_options_of_modules() -> None:
     assert torch.equal(layer.delay, torch.zeros(N))
     assert "learn_delay=True, max_delay=9" in repr(layer)
     assert "delay" not in SingleSpikeLinear(N, OUT, 0.9).state_dict()
+    with pytest.raises(ValueError, match="max_delay=9 has no effect without delays"):
+        SingleSpikeLinear(N, OUT, 0.9, max_delay=9)
     fixed = SingleSpikeLinear(N, OUT, 0.9, delay=2)
     assert "delay" in dict(fixed.named_buffers())
     fixed.load_state_dict(layer.state_dict())
@@ -339,3 +341,6 @@ def test_a_compiled_layer_with_delays() -> None:
     expected = torch.autograd.grad(net(spikes).square().sum(), list(net.parameters())[:3])
     for a, e in zip(found, expected, strict=True):
         torch.testing.assert_close(a, e)
+    late = torch.compile(net[:2], fullgraph=True, backend="aot_eager")(spikes)
+    assert isinstance(late, DelayedSpikes)
+    torch.testing.assert_close(late.to_dense(), net[:2](spikes).to_dense())
