@@ -33,7 +33,7 @@ from snn_single_spike.functional import (
 )
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS
 
-from tests.support.devices import device_of
+from tests.support.devices import device_of, runnable
 
 T, B, N, OUT = 20, 4, 6, 5
 DOUBLE = torch.float64
@@ -123,6 +123,24 @@ def test_layers_from_delayed_spikes_equal_layers_from_dense_ones(
     assert all((x >= 0).any() and (x < 0).any() for x in times)
     assert all(map(torch.equal, times, expected_times))
     for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", runnable("triton"))
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def test_triton_equals_plain_torch(backend: str, rule: str) -> None:
+    results = []
+    for name in ("torch", backend):
+        spikes, weight, bias, delay = (x.to(device_of(name)) for x in problem(4))
+        leaves = [x.requires_grad_() for x in (delay, weight, bias)]
+        options = {"gradient": rule, "backend": name}
+        hidden = single_spike_linear(delay_spikes(spikes, delay), 2 * weight, bias, 0.9, **options)
+        scores = linear_readout(
+            delay_spikes(hidden, delay[:OUT]), weight[:, :OUT], bias, 0.8, backend=name
+        )
+        found = torch.autograd.grad(scores.square().sum(), leaves)
+        results.append([x.cpu() for x in (hidden.times, scores.detach(), *found)])
+    for a, e in zip(*results, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-10)
 
 
