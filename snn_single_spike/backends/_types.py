@@ -288,13 +288,14 @@ class GradientFactors(NamedTuple):
 
     rows: Callable[[slice], Tensor]
     """Computes (T or 1, n, O) for some samples; one row if the gradient is the same at every step.
-    With a second factor, (T or 1, n, P)."""
+    With a second factor, (T or 1, n, P). Without one, maps (T, n, C, O / C) of any strides are
+    allowed too, whose flattened form is (T, n, O)."""
     weight: Tensor | None
     """The second factor, (P, O)."""
 
     def to_dense(self, samples: slice) -> Tensor:
         rows = self.rows(samples)
-        return rows if self.weight is None else rows @ self.weight
+        return rows.flatten(2) if self.weight is None else rows @ self.weight
 
     def part(self, low: int) -> GradientFactors:
         """The same gradient, with samples counted from ``low``."""
