@@ -121,7 +121,7 @@ class Scratch(NamedTuple):
     """Work space of one tile of a linear layer."""
 
     rows: np.ndarray
-    """(13, TILE)."""
+    """(14, TILE)."""
     marks: np.ndarray
     """(4, TILE) int32."""
     tables: np.ndarray
@@ -144,6 +144,8 @@ class Events(NamedTuple):
     times: np.ndarray
     units: np.ndarray
     values: np.ndarray
+    late: np.ndarray
+    """The height of each spike at the step after its own; empty if spikes are of one step."""
 
 
 class Layer(NamedTuple):
@@ -188,6 +190,8 @@ class ClosedFormGradients(NamedTuple):
     """(O,), added to."""
     inputs: np.ndarray
     """(2, B, N), added to: at the step of the event of each input, and at the step before it."""
+    late: np.ndarray
+    """(N,), added to: of the share of the later step, over the spikes of each input."""
 
 
 class DenseGradient(NamedTuple):
@@ -209,6 +213,8 @@ class LinearGradients(NamedTuple):
     threshold: np.ndarray
     current: np.ndarray
     """(T, B, O), overwritten."""
+    late: np.ndarray
+    """(N,), added to; as in :class:`ClosedFormGradients`."""
 
 
 class Patches(NamedTuple):

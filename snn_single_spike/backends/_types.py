@@ -324,6 +324,8 @@ class LinearGradients(NamedTuple):
     threshold: Tensor
     current: Tensor | None
     """(T, B, O) if the adjoint itself is requested; the backend overwrites it."""
+    late: Tensor | None = None
+    """(N,) of the share of the later step, for spikes that are shared between two steps."""
 
 
 class ConvGradients(NamedTuple):

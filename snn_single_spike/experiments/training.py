@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import SpikeEvents, SpikeTimes, init
+from .. import SpikeDelay, SpikeEvents, SpikeTimes, init
 from ..functional import NaNError
 from . import ExperimentError, augment, checkpoint, datasets, record, rules
 from .checkpoint import Position
@@ -153,6 +153,20 @@ def learning_rate(config: Config, epoch: int) -> float:
     return config.lr * config.lr_decay ** sum(epoch > m for m in config.milestones)
 
 
+def groups(network: Network, config: Config) -> list[dict[str, Any]]:
+    """Parameters, and the delays with a learning rate of their own, if there are any."""
+    delays = [m.delay for m in network.modules() if isinstance(m, SpikeDelay)]
+    if not delays:
+        return [{"params": list(network.parameters()), "times_lr": 1.0}]
+    ids = {id(delay) for delay in delays}
+    others = [p for p in network.parameters() if id(p) not in ids]
+    times_lr = config.delay_lr / config.lr
+    return [
+        {"params": others, "times_lr": 1.0},
+        {"params": delays, "times_lr": times_lr, "weight_decay": 0.0},
+    ]
+
+
 class _Run:
     def __init__(
         self,
@@ -171,7 +185,7 @@ class _Run:
         self.network = network.to(among.device)
         self.wrapped = among.wrap(self.network)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), config.lr, weight_decay=config.weight_decay
+            groups(self.network, config), config.lr, weight_decay=config.weight_decay
         )
         self.batches = math.ceil(len(self.training) / config.batch)
         self.display = show(self.batches) if show and among.main else Silent()
@@ -284,7 +298,7 @@ class _Run:
         """Train for the rest of an epoch, then test."""
         rate = learning_rate(self.config, epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("times_lr", 1.0)
         self.network.train()
         # A checkpoint holds the sums over all processes
         figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)

@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...modules._base import SingleSpikeNeuron
-from ..copies import copy_model, unfold_neuron
+from ..copies import copy_model, unfold_delay, unfold_neuron
+from ..refusals.layers import is_delay
 from ..refusals.state import is_own_state, is_users_code, mark_own_state
 from .same_draws import Place
 
@@ -105,6 +106,8 @@ def make_author_s(model: Any, one_step: bool, calls: Sequence[str] = ()) -> None
     for part in [module for module in model.modules() if hasattr(module, "_rewritten")]:
         part.__class__ = type(part)._original
     for path, neuron in list(model.named_modules()):
+        if is_delay(neuron):
+            unfold_delay(neuron)
         if isinstance(neuron, SingleSpikeNeuron):
             refractory = neuron.refractory
             unfold_neuron(neuron)

@@ -32,7 +32,7 @@ from ...spikes import ConvCurrent, LazyCurrent
 from ...spikes.lazy import LazyTensor, materialize
 from ..call import Conversion, Time
 from ..comparison.reference import state_names
-from ..copies import computed_tensors, unfold_neuron
+from ..copies import computed_tensors, unfold_delay, unfold_neuron
 from ..loops.rewrite import Rewritten, rewritten_methods
 from ..loops.running import active_loop
 from ..refusals.layers import ConversionError, reused_neuron
@@ -41,6 +41,7 @@ from ..source.methods import entry_of
 from ..source.place import of_torch
 from ..source.repeated import fixes_batch
 from .checked import call_model
+from .delay import FoldedDelay
 from .immediate import resets_at_spike, run_with_immediate_reset
 from .pooling import EarliestMaxPool2d
 
@@ -311,6 +312,8 @@ def revert_in_place(model: Any) -> None:
             part.__class__ = original_class(part)
         elif isinstance(part, Folded):
             unfold_neuron(part)
+        elif isinstance(part, FoldedDelay):
+            unfold_delay(part)
         elif isinstance(part, EarliestMaxPool2d):
             part.__class__ = nn.MaxPool2d  # type: ignore[assignment]
         for key, hook in list(part._forward_pre_hooks.items()):

@@ -29,6 +29,7 @@ __all__ = [
     "ConversionError",
     "base_neuron",
     "convertible_kind",
+    "is_delay",
     "overridden_parts",
     "reject_neuron",
     "reject_unsupported_layers",
@@ -75,6 +76,14 @@ def convertible_kind(neuron: nn.Module) -> type | None:
     """The snnTorch class that defines the dynamics of ``neuron``; None if it has other dynamics."""
     kind = base_neuron(neuron)
     return None if kind is None or overridden_parts(neuron, kind) else kind
+
+
+def is_delay(module: nn.Module) -> bool:
+    """Whether a module is snnTorch's SynapticDelay, which only new versions of snnTorch have."""
+    return any(
+        kind.__name__ == "SynapticDelay" and kind.__module__.partition(".")[0] == "snntorch"
+        for kind in type(module).__mro__
+    )
 
 
 def base_neuron(neuron: nn.Module) -> type | None:
@@ -169,7 +178,13 @@ def _is_batch_norm_through_time(module: nn.Module) -> bool:
     )
 
 
-def _reject_whole_sequence_layers(path: str, module: nn.Module) -> None:
+def _reject_whole_sequence_layers(path: str, module: Any) -> None:
+    if is_delay(module) and not module.step_mode:
+        raise ConversionError(
+            f"layer {path!r} (SynapticDelay) has step_mode=False, and takes whole sequences, but "
+            "convert() expects a model that computes one time step: make it with step_mode=True, "
+            "which has the same delay"
+        )
     if isinstance(module, LeakyReadout):
         raise ConversionError(
             f"layer {path!r} is a LeakyReadout, which takes whole sequences, but convert() expects "

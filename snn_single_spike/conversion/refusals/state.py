@@ -35,7 +35,7 @@ from ..source.dataflow import flow_of, flow_of_module
 from ..source.methods import entry_of
 from ..source.place import of_package, of_torch
 from ..source.repeated import states_of_loops
-from .layers import DROPOUT, ConversionError
+from .layers import DROPOUT, ConversionError, is_delay
 
 __all__ = [
     "INTERNAL",
@@ -84,6 +84,8 @@ def reject_state(model: nn.Module, looped: Collection[str]) -> None:
     ``looped`` are the paths of the parts with a loop over time, where a neuron's state is known.
     """
     for path, module in model.named_modules():
+        if is_delay(module):
+            continue  # its buffer of the last steps is replaced
         flow = flow_of_module(module)
         for name, line in flow.neuron_states.items():
             if path in looped:
