@@ -29,13 +29,7 @@ from snn_single_spike.experiments.runs import read_runs
 from snn_single_spike.experiments.sources import make
 from snn_single_spike.functional import GRADIENT_RULES
 
-DIGITS = {
-    "dataset": "digits",
-    "epochs": 30,
-    "beta": 0.97,
-    "readout_beta": 0.97,
-    "score_scale": 0.06,
-}
+DIGITS = {"dataset": "digits", "epochs": 30}  # the recipe has the rest
 FASHION = {
     "dataset": "fashion-mnist",
     "epochs": 5,

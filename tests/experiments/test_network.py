@@ -35,9 +35,9 @@ def test_weights_start_as_in_the_papers():
         assert 0.95 * bound < layer.weight.abs().max() <= bound
         assert layer.weight.mean().abs() < 0.1 * bound
         assert not layer.bias.any()
-    state = net.state_dict()
+    state = network(dataset="yinyang", layers="40").state_dict()
     assert torch.equal(state["stages.1.beta"], torch.full((40,), math.exp(-1 / 10)))
-    assert torch.equal(state["readout.beta"], torch.full((10,), math.exp(-1 / 20)))
+    assert torch.equal(state["readout.beta"], torch.full((3,), math.exp(-1 / 20)))
     assert net.stages[1].beta.requires_grad
     assert not network(learn_beta=False).stages[1].beta.requires_grad
 
