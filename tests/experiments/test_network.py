@@ -59,7 +59,8 @@ def test_spikes_are_those_of_the_loop_and_so_are_gradients(codes, kind, layers, 
     assert torch.allclose(ours, loop)
     assert gradients[0].abs().max() > 0
     for a, b in zip(gradients, gradients_loop, strict=True):
-        assert torch.allclose(a, b)
+        # The gradients of snnTorch's spikes are rounded to float32
+        assert torch.allclose(a, b, atol=1e-7)
 
 
 def test_multi_spike_neurons_fire_first_where_single_spikes_are(codes):
