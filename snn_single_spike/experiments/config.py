@@ -115,6 +115,11 @@ class Config(BaseModel):
     spike_penalty: NonNegativeFloat = Field(
         0.0, description="cost per hidden spike, added to the cross-entropy of each sample"
     )
+    schedule: Literal["milestones", "cosine"] = Field(
+        "milestones",
+        description="how the learning rate falls: by --lr-decay at each milestone; or in every "
+        "step along half a cosine, to 0 at the end of the last epoch",
+    )
     milestones: tuple[PositiveInt, ...] = Field((), description="epochs after which lr is decayed")
     lr_decay: PositiveFloat = Field(0.1, description="factor of lr at each milestone")
     augment: tuple[str, ...] = Field(

@@ -148,8 +148,10 @@ def load_dataset(config: Config) -> Dataset:
     )
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 1."""
+def learning_rate(config: Config, epoch: int, progress: float = 0.0) -> float:
+    """The learning rate in an epoch, counted from 1, after this part of its batches."""
+    if config.schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * (epoch - 1 + progress) / config.epochs)) / 2
     return config.lr * config.lr_decay ** sum(epoch > m for m in config.milestones)
 
 
@@ -212,9 +214,14 @@ class _Run:
                         raise Interrupted(f"saved after epoch {epoch}")
                 if log:
                     log.end(self._raster())
-        again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
-        self.display.end(f"{self.out} is trained; to train longer: {again}")
+        self.display.end(f"{self.out} is trained{self._longer()}")
         return history
+
+    def _longer(self) -> str:
+        if self.config.schedule == "cosine":  # the learning rate has come down to 0
+            return ""
+        again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
+        return f"; to train longer: {again}"
 
     def _begin(self, resume: bool) -> Position:
         if not resume:
@@ -296,9 +303,6 @@ class _Run:
 
     def _epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         """Train for the rest of an epoch, then test."""
-        rate = learning_rate(self.config, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("times_lr", 1.0)
         self.network.train()
         # A checkpoint holds the sums over all processes
         figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)
@@ -308,6 +312,9 @@ class _Run:
         for batch in range(position["batch"], self.batches):
             # A trailing 0 would give the seed of the sample order
             seed = _seed(self.config.seed, epoch, batch + 1)
+            rate = learning_rate(self.config, epoch, batch / self.batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("times_lr", 1.0)
             try:
                 loss = self._step(order[batch], seed, figures)
             except NaNError as error:
@@ -339,7 +346,7 @@ class _Run:
             "test_loss": tested["loss"],
             "test_accuracy": tested["accuracy"],
             "test_spikes": tested["spikes"],
-            "lr": rate,
+            "lr": learning_rate(self.config, epoch),
         }
 
     def _check_finite(self, loss: float, epoch: int) -> None:

@@ -36,9 +36,9 @@ def test_weights_start_as_in_the_papers():
         assert 0.95 * bound < layer.weight.abs().max() <= bound
         assert layer.weight.mean().abs() < 0.1 * bound
         assert not layer.bias.any()
-    state = net.state_dict()
+    state = network(dataset="yinyang", layers="40").state_dict()
     assert torch.equal(state["stages.1.beta"], torch.full((40,), math.exp(-1 / 10)))
-    assert torch.equal(state["readout.beta"], torch.full((10,), math.exp(-1 / 20)))
+    assert torch.equal(state["readout.beta"], torch.full((3,), math.exp(-1 / 20)))
     assert net.stages[1].beta.requires_grad
     assert not network(learn_beta=False).stages[1].beta.requires_grad
 
@@ -60,7 +60,8 @@ def test_spikes_are_those_of_the_loop_and_so_are_gradients(codes, kind, layers, 
     assert torch.allclose(ours, loop)
     assert gradients[0].abs().max() > 0
     for a, b in zip(gradients, gradients_loop, strict=True):
-        assert torch.allclose(a, b)
+        # The gradients of snnTorch's spikes are rounded to float32
+        assert torch.allclose(a, b, atol=1e-7)
 
 
 def test_multi_spike_neurons_fire_first_where_single_spikes_are(codes):
