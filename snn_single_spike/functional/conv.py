@@ -208,7 +208,7 @@ def run_single_spike_conv(
         by = "convolution with a custom spike_grad"
         if heights is None:
             by = "a convolution of spikes whose height differs in a channel"
-        dense = spikes.materialize(by) if custom or heights is None else spikes.to_dense()
+        dense = spikes.materialize(by) if custom or heights is None else spikes.read_dense()
         current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
         neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
         result = run_single_spike(current, *neuron, want_mem=False, backend=backend)

@@ -139,7 +139,7 @@ def linear_readout(
     check_linear(_check_spikes(spikes), weight, bias)
     chosen = backends.select(backend, weight.device.type)
     if not spikes.prefer_events():
-        current = dense_linear(spikes.to_dense(), weight, bias)
+        current = dense_linear(spikes.read_dense(), weight, bias)
         return leaky_readout(current, beta, reduction=reduction, backend=backend)
     described, settings, tensors, events = _linear_inputs(spikes, weight, bias)
     decay = clip_decay(check_parameter("beta", beta, described)).expand(described.shape[2])
@@ -177,7 +177,7 @@ def run_single_spike_linear(
     if custom or not spikes.prefer_events():
         # Autograd differentiates a custom surrogate on the dense membrane.
         by = "linear with a custom spike_grad"
-        dense = spikes.materialize(by) if custom else spikes.to_dense()
+        dense = spikes.materialize(by) if custom else spikes.read_dense()
         current = dense_linear(dense, weight, bias)
         neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
         result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
