@@ -115,17 +115,22 @@ ROUND_TRIPS = {
     # waits for the first ones before it loads the last ones.
     "linear weight impulses": 2,
     # On sm_80 ptxas waits for the times of spikes before it loads their weights, or the gradients.
+    # On sm_100 it does so for the maximum.
     "linear readout max": 2,
     "linear input impulses": 2,
+    # As for the linear layer: three on sm_80, and with windows two on sm_90.
+    "conv weight impulses": 3,
+    "conv weight windows": 2,
 }
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("name", [*VARIANTS, *EVENT_FORM])
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("name", [*VARIANTS, *EVENT_FORM, *CONV])
 def test_a_turn_waits_for_the_memory_once(name, target, facts):
     found = facts[name].round_trips
     assert max(found, default=0) <= ROUND_TRIPS.get(name, 1)
     assert bool(found) is (name != "backward spike time")
+    assert not facts[name].misread_loads
 
 
 @pytest.mark.parametrize("target", NVIDIA)
