@@ -73,7 +73,9 @@ def accuracy_temporal(spk_out: Tensor, targets: Tensor, mem_out: Tensor | None =
     """
     first = _first(spk_out)
     if first.shape[0] == 0:
-        raise ValueError(f"spk_out has shape {tuple(spk_out.shape)}: no samples (B=0)")
+        raise ValueError(
+            f"spk_out has shape {tuple(spk_out.shape)}: no samples (B=0). Pass at least one sample"
+        )
     targets = check_targets(targets, first)
     earliest = first.amin(1, keepdim=True)
     winners = (first == earliest) & first.isfinite()
@@ -113,7 +115,9 @@ def accuracy_membrane(mem_out: Tensor, targets: Tensor, reduction: str = "sum") 
     check_choice("reduction", reduction, REDUCTIONS)
     scores = _reduced(to_dense(mem_out), reduction)
     if scores.shape[0] == 0:
-        raise ValueError(f"mem_out has shape {tuple(mem_out.shape)}: no samples (B=0)")
+        raise ValueError(
+            f"mem_out has shape {tuple(mem_out.shape)}: no samples (B=0). Pass at least one sample"
+        )
     targets = check_targets(targets, scores)
     scores = scores.double().masked_fill(scores.isnan(), -torch.inf)
     right = (scores.argmax(1) == targets) & (scores.amax(1) > -torch.inf)
@@ -181,6 +185,13 @@ def latency_to_decision(spk_out: Tensor) -> Tensor:
     """
     earliest = _first(spk_out).amin(1)
     return torch.where(earliest.isfinite(), earliest, torch.nan)
+
+
+def _check_samples(name: str, recording: Any) -> None:
+    if recording.shape[1] == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(recording.shape)}: no samples (B=0). Pass at least one sample"
+        )
 
 
 def _first(spk_out: Any) -> Tensor:
@@ -323,8 +334,7 @@ def energy_estimate(
     operations = dense = 0.0
     for i, (spikes, fan) in enumerate(zip(layers, fans, strict=True)):
         counts = spike_count(_unit_spikes(spikes), per="neuron").view(spikes.shape[2:])
-        if spikes.shape[1] == 0:
-            raise ValueError(f"spk_out has shape {tuple(spikes.shape)}: no samples (B=0)")
+        _check_samples("spk_out", spikes)
         reach = _reach(fan, spikes, i)
         operations += (counts * reach).sum().item() / spikes.shape[1]
         dense += reach.sum().item()

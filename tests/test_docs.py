@@ -91,3 +91,5 @@ def test_the_modules_of_the_architecture_exist_and_none_is_missing():
     for folder in ("backends", "conversion", "functional", "modules", "ops", "spikes"):
         files = (ROOT / "snn_single_spike" / folder).rglob("*.py")
         assert {path for path in files if path.name != "__init__.py"} <= named, folder
+    kernels = {path for path in (ROOT / "kernels").rglob("*.py") if path.name != "__init__.py"}
+    assert kernels <= named

@@ -1,4 +1,4 @@
-"""A block of neighbouring neurons, whose state stays in the first-level cache."""
+"""A block of neighboring neurons, whose state stays in the first-level cache."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """LLVM vector types for loops that numba compiles.
 
-A :class:`Vector` holds ``LANES`` neighbouring neurons in registers: in one AVX-512 register for
+A :class:`Vector` holds ``LANES`` neighboring neurons in registers: in one AVX-512 register for
 float32, in several registers on a CPU with narrower ones. (LLVM splits the vector.) Operators
 compute lane by lane and round like scalar operators. If one operand is a number, the number is
 converted to the type of the vector and repeated in every lane. Arrays are C-contiguous, and indices

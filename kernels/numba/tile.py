@@ -1,4 +1,4 @@
-"""A tile of neighbouring neurons of a linear layer, and what its spikes do in one step.
+"""A tile of neighboring neurons of a linear layer, and what its spikes do in one step.
 
 The width is a constant, so that the compiler unrolls the loops over a tile; a narrower layer is
 padded. Between two steps with spikes the membrane is jumped over with tables of powers of beta.

@@ -1,4 +1,4 @@
-"""A block of neighbouring neurons: parameters, initial states, and rows of one time step."""
+"""A block of neighboring neurons: parameters, initial states, and rows of one time step."""
 
 import triton
 import triton.language as tl

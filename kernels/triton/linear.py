@@ -17,7 +17,7 @@ integrated as in ``neuron.py``, with the same rounding. The tensor-core form bui
 of a few steps in registers, multiplies them with the weights, and integrates the steps by an
 associative scan. Its sums are rounded in another order.
 
-A program owns one sample and ``BLOCK`` neighbouring neurons. Launch the event form with
+A program owns one sample and ``BLOCK`` neighboring neurons. Launch the event form with
 ``enable_fp_fusion=False``.
 """
 

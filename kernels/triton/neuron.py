@@ -24,7 +24,7 @@ difference of an excitatory and an inhibitory one (Alpha: gain is given too).
     surrogate.py    the derivatives of the surrogates
 
 Layout: time-major (T, M), M = batch * features, contiguous. A program owns ``BLOCK``
-neighbouring neurons and walks the time axis once. Their state stays in registers, in ``STATE``
+neighboring neurons and walks the time axis once. Their state stays in registers, in ``STATE``
 precision (float32, or float64 for float64 input). A turn of the loop over time is ``U`` steps. Its
 rows are loaded during the turn before it, so that enough bytes are in flight to cover the latency
 of the memory. The loop is compiled twice: for the first turn, whose first steps may not exist, and

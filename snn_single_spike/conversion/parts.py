@@ -26,7 +26,7 @@ __all__ = ["convert_parts"]
 def convert_parts(model: nn.Module, options: Options) -> nn.Module:
     """A copy of a model, with converted parts where the model does not convert as a whole.
 
-    :raises ConversionError: a model without a loop over time of its own, which does not convert
+    :raises ConversionError: a model that contains no loop over time, and does not convert
     """
     if not any(find_loops(part).rewritten for part in model.modules()):
         return convert_whole(model, options)

@@ -197,8 +197,8 @@ def load(
     :param hold_out: hold this many samples out of the training set, always the same ones, and
         use them as the test set. Defaults to None: the test set itself
     :param download: let tonic fetch recordings that are missing. Defaults to False
-    :raises ExperimentError: a file is missing, truncated or corrupt; `data` is missing; more
-        samples are asked for than the set has
+    :raises ExperimentError: a file is missing, truncated or corrupt; `data` is missing; the
+        set has fewer samples than requested
     """
     if name not in DATASETS:
         raise ExperimentError(f"dataset {name!r} is not known: use one of {', '.join(DATASETS)}")

@@ -74,7 +74,10 @@ def _layer(name: str, given: tuple[int, ...], before: Layer | None, pooled: bool
     side = numbers[-1]
     if kind == "convolution":
         if side > min(height, width):
-            raise ExperimentError(f"the input images are only {height} x {width}")
+            raise ExperimentError(
+                f"the input images are only {height} x {width}: use a kernel of at most "
+                f"{min(height, width)}"
+            )
         features = (numbers[0], height - side + 1, width - side + 1)
         return Layer(kind, side, given, features, not pooled)
     if before is None:
@@ -85,7 +88,10 @@ def _layer(name: str, given: tuple[int, ...], before: Layer | None, pooled: bool
             f"AP{side}, the average of spikes"
         )
     if side > min(height, width):
-        raise ExperimentError(f"the input maps are only {height} x {width}")
+        raise ExperimentError(
+            f"the input maps are only {height} x {width}: use a window of at most "
+            f"{min(height, width)}"
+        )
     features = (channels, height // side, width // side)
     return Layer(kind, side, given, features, kind == "maximum")
 

@@ -7,20 +7,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import backends
 from ..backends._compiling import is_traced
+from ..backends._decay import clip_decay
 from ..backends._types import state_dtype
 from ..ops.carrier import carrier_of
 from ..ops.linear import LinearSettings
-from ..ops.validation import check_parameter
+from ..ops.surrogate import SpikeGrad, Surrogate
+from ..ops.validation import GRADIENT_RULES, check_choice, check_parameter, check_parameters
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
 from ..spikes.times import first_steps
-from .neuron import Result
+from .neuron import Result, run_single_spike
 
 __all__ = [
     "Current",
+    "LayerNeurons",
     "check_type",
+    "checked_neurons",
     "events_of_result",
     "layer_inputs",
+    "spikes_of_current",
     "spikes_of_layer",
     "spikes_of_result",
 ]
@@ -34,8 +40,53 @@ class Current(NamedTuple):
     device: torch.device
 
 
+class LayerNeurons(NamedTuple):
+    """The neurons of a layer from spike times, with the arguments of :func:`run_single_spike`."""
+
+    beta: Tensor | float
+    threshold: Tensor | float
+    graded_spikes_factor: Tensor | float
+    surrogate: Surrogate | None
+    custom_surrogate: SpikeGrad | None
+    gradient: str
+    reset: str
+    backend: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the gradient is that of the spike time."""
+        return self.gradient == "spike_time"
+
+    @property
+    def needs_membrane(self) -> bool:
+        """Whether autograd differentiates a custom surrogate, on the dense membrane."""
+        custom = self.custom_surrogate is not None and not self.is_exact
+        return custom and torch.is_grad_enabled()
+
+
+def checked_neurons(
+    neurons: LayerNeurons, current: Current
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The decay and the threshold, (1,) or one for each feature, and the height of the spikes.
+
+    The height is None if it is 1 and is not learned.
+    """
+    check_choice("gradient", neurons.gradient, GRADIENT_RULES)
+    beta, threshold, height = check_parameters(
+        current,
+        beta=neurons.beta,
+        threshold=neurons.threshold,
+        graded_spikes_factor=neurons.graded_spikes_factor,
+    )
+    return clip_decay(beta), threshold, _height(neurons.graded_spikes_factor, height, current)
+
+
 def layer_inputs(
-    spikes: Spikes, weight: Tensor, height: Tensor | None, bias: Tensor | None
+    spikes: Spikes,
+    weight: Tensor,
+    height: Tensor | None,
+    bias: Tensor | None,
+    neurons: LayerNeurons | None = None,
 ) -> tuple[LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     """The settings, (carrier, weight, bias), and the events. ``height`` multiplies the weights."""
     state = state_dtype(weight.dtype)
@@ -50,6 +101,13 @@ def layer_inputs(
         padded=events.padded,
         track=torch.is_grad_enabled() and not torch.compiler.is_exporting(),
     )
+    if neurons is not None:
+        settings = settings._replace(
+            rule=neurons.gradient,
+            reset=neurons.reset,
+            surrogate=neurons.surrogate or neurons.custom_surrogate,
+            backend=backends.select(neurons.backend, weight.device.type),
+        )
     tensors = (spikes.carrier, scaled.contiguous(), drive.contiguous())
     return settings, tensors, tuple(events[:4])
 
@@ -57,24 +115,31 @@ def layer_inputs(
 def spikes_of_layer(
     out: tuple[Tensor, Tensor, Tensor],
     current: Current,
-    graded_spikes_factor: Tensor | float,
-    exact: bool,
-    disabled: bool,
+    height: Tensor | None,
+    neurons: LayerNeurons,
 ) -> SpikeTimes:
     """The carrier, the times and the interpolated times of an operator as spikes.
 
-    ``disabled`` is surrogate_disable of snnTorch. Interpolated times keep a gradient.
+    Interpolated times keep their gradient under surrogate_disable of snnTorch.
     """
     new, times, interpolated = out
     num_steps, *size = current.shape
+    disabled = neurons.surrogate is None and neurons.custom_surrogate is None
     return SpikeTimes.of_neuron(
         times.view(size),
         num_steps,
-        _height(graded_spikes_factor, current),
+        height,
         current.dtype,
         new.detach() if disabled else new,
-        interpolated.view(size) if exact else None,
+        interpolated.view(size) if neurons.is_exact else None,
     )
+
+
+def spikes_of_current(current: Tensor, neurons: LayerNeurons) -> SpikeTimes:
+    """The spike times of the neurons on a dense current."""
+    of_height_1 = neurons._replace(graded_spikes_factor=1.0)._asdict()
+    result = run_single_spike(current, **of_height_1, want_mem=False)
+    return spikes_of_result(result, neurons.graded_spikes_factor)
 
 
 def spikes_of_result(result: Result, graded_spikes_factor: Tensor | float) -> SpikeTimes:
@@ -86,7 +151,7 @@ def spikes_of_result(result: Result, graded_spikes_factor: Tensor | float) -> Sp
     return SpikeTimes.of_neuron(
         times if interpolated is None else first_steps(spikes.detach() != 0),
         spikes.shape[0],
-        _height(graded_spikes_factor, spikes),
+        _checked_height(graded_spikes_factor, spikes),
         spikes.dtype,
         carrier_of(spikes),
         interpolated,
@@ -96,14 +161,18 @@ def spikes_of_result(result: Result, graded_spikes_factor: Tensor | float) -> Sp
 def events_of_result(result: Result, graded_spikes_factor: Tensor | float) -> SpikeEvents:
     """As :func:`spikes_of_result`, of neurons that may spike again."""
     assert result.spikes is not None
-    return SpikeEvents.of_neuron(result.spikes, _height(graded_spikes_factor, result.spikes))
+    height = _checked_height(graded_spikes_factor, result.spikes)
+    return SpikeEvents.of_neuron(result.spikes, height)
 
 
-def _height(factor: Tensor | float, like: Tensor | Current) -> Tensor | None:
-    """The height of spikes; None if the height is 1 and is not learned."""
+def _checked_height(factor: Tensor | float, spikes: Tensor) -> Tensor | None:
+    return _height(factor, check_parameter("graded_spikes_factor", factor, spikes), spikes)
+
+
+def _height(factor: Tensor | float, height: Tensor, like: Tensor | Current) -> Tensor | None:
+    """A checked factor as the height of spikes; None if it is 1 and is not learned."""
     if isinstance(factor, float) and factor == 1.0:
         return None
-    height = check_parameter("graded_spikes_factor", factor, like)
     readable = not is_traced()
     if readable and not height.requires_grad and height.numel() == 1 and bool(height == 1):
         return None

@@ -5,17 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
-from ..backends._decay import clip_decay
 from ..backends._types import Convolution
 from ..ops.conv import ConvSpikes
-from ..ops.surrogate import SpikeGrad, Surrogate, split
-from ..ops.validation import GRADIENT_RULES, RESETS, check_choice, check_conv, check_parameter
+from ..ops.surrogate import SpikeGrad, split
+from ..ops.validation import RESETS, check_choice, check_conv
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
 from ..spikes.current import conv1d_as_2d, dense_conv, height_of_channels
 from ..spikes.pooling import pool_first_spikes
-from ._layer import Current, check_type, layer_inputs, spikes_of_layer, spikes_of_result
-from .neuron import DEFAULT_GRADIENT, leaky_reset, run_single_spike
+from ._layer import (
+    Current,
+    LayerNeurons,
+    check_type,
+    checked_neurons,
+    layer_inputs,
+    spikes_of_current,
+    spikes_of_layer,
+)
+from .neuron import DEFAULT_GRADIENT, leaky_reset
 
 __all__ = [
     "first_spike_pool2d",
@@ -88,13 +94,13 @@ def single_spike_conv2d(
     check_choice("reset_mechanism", reset_mechanism, RESETS)
     check_type(spikes)
     sizes = check_conv(spikes, weight, bias, stride, padding, dilation, groups)
-    return run_single_spike_conv(
-        *(spikes, weight, bias, sizes, beta, threshold, graded_spikes_factor),
+    features = torch.Size((len(weight), sizes.out_height, sizes.out_width))
+    neurons = LayerNeurons(
+        *(beta, threshold, graded_spikes_factor),
         *split(spike_grad),
-        *(gradient, leaky_reset(reset_mechanism)),
-        features=torch.Size((len(weight), sizes.out_height, sizes.out_width)),
-        backend=backend,
+        *(gradient, leaky_reset(reset_mechanism), backend),
     )
+    return run_single_spike_conv(spikes, weight, bias, sizes, features, neurons)
 
 
 def single_spike_conv1d(
@@ -126,13 +132,13 @@ def single_spike_conv1d(
     check_choice("reset_mechanism", reset_mechanism, RESETS)
     check_type(spikes)
     maps, kernel, sizes = conv1d_as_2d(spikes, weight, bias, stride, padding, dilation, groups)
-    return run_single_spike_conv(
-        *(maps, kernel, bias, sizes, beta, threshold, graded_spikes_factor),
+    features = torch.Size((len(weight), sizes.out_width))
+    neurons = LayerNeurons(
+        *(beta, threshold, graded_spikes_factor),
         *split(spike_grad),
-        *(gradient, leaky_reset(reset_mechanism)),
-        features=torch.Size((len(weight), sizes.out_width)),
-        backend=backend,
+        *(gradient, leaky_reset(reset_mechanism), backend),
     )
+    return run_single_spike_conv(maps, kernel, bias, sizes, features, neurons)
 
 
 def first_spike_pool2d(
@@ -145,8 +151,8 @@ def first_spike_pool2d(
     """
     The earliest spike of each window, from maps of spike times.
 
-    One spike at most leaves a window. (`torch.nn.MaxPool2d` of dense spikes lets every spike of a
-    window through that is alone at its step.) The gradient of a pooled unit flows to the unit with
+    At most one spike leaves a window. (A unit of `torch.nn.MaxPool2d` spikes at every step at which
+    a neuron of its window spikes.) The gradient of a pooled unit flows to the unit with
     the earliest spike, at every step, and of a silent window to its first unit.
 
     Example::
@@ -172,7 +178,7 @@ def first_spike_pool2d(
     if len(spikes.features) != 3:
         raise ValueError(
             f"the spikes have features {tuple(spikes.features)}, but maps (channels, height, "
-            "width) are expected"
+            "width) are expected: use spikes.reshape(time, batch, channels, height, width)"
         )
     return pool_first_spikes(spikes, kernel_size, stride, padding, ceil_mode)
 
@@ -182,71 +188,50 @@ def run_single_spike_conv(
     weight: Tensor,
     bias: Tensor | None,
     sizes: Convolution,
-    beta: Tensor | float,
-    threshold: Tensor | float,
-    graded_spikes_factor: Tensor | float,
-    surrogate: Surrogate | None,
-    custom_surrogate: SpikeGrad | None,
-    gradient: str,
-    reset: str,
-    *,
     features: torch.Size,
-    backend: str,
+    neurons: LayerNeurons,
 ) -> SpikeTimes:
     """Check the arguments and run the operator on spike times.
 
     ``features`` are those of the neurons, (O, height, width) or (O, width). ``weight`` has two
-    dimensions of the kernel in both cases. :func:`single_spike_conv2d` and
-    :func:`run_single_spike` describe the other arguments.
+    dimensions of the kernel in both cases.
     """
-    check_choice("gradient", gradient, GRADIENT_RULES)
-    exact = gradient == "spike_time"
-    custom = custom_surrogate is not None and not exact and torch.is_grad_enabled()
     heights = height_of_channels(spikes)
-    if custom or heights is None or not spikes.prefer_events():
-        # Autograd differentiates a custom surrogate on the dense membrane.
+    if neurons.needs_membrane or heights is None or not spikes.prefer_events():
         by = "convolution with a custom spike_grad"
         if heights is None:
             by = "a convolution of spikes whose height differs in a channel"
-        dense = spikes.materialize(by) if custom or heights is None else spikes.read_dense()
+        loud = neurons.needs_membrane or heights is None
+        dense = spikes.materialize(by) if loud else spikes.read_dense()
         current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
-        neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
-        result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
-        return spikes_of_result(result, graded_spikes_factor)
-    chosen = backends.select(backend, weight.device.type)
+        return spikes_of_current(current, neurons)
     shape = torch.Size((spikes.num_steps, spikes.batch, *features))
     described = Current(shape, weight.dtype, weight.device)
+    decay, threshold, height = checked_neurons(neurons, described)
     factor = None
     if spikes.height is not None:
         # A channel of the input is a column of the weights of its group.
         by_group = heights.expand(sizes.channels).view(sizes.groups, 1, -1)
         of_output = by_group.expand(-1, len(weight) // sizes.groups, -1)
         factor = of_output.reshape(*weight.shape[:2], 1, 1)
-    settings, tensors, events = layer_inputs(spikes, weight, factor, bias)
+    settings, tensors, events = layer_inputs(spikes, weight, factor, bias, neurons)
     out = ConvSpikes.apply(
-        settings._replace(
-            rule=gradient,
-            reset=reset,
-            surrogate=surrogate or custom_surrogate,
-            backend=chosen,
-        ),
+        settings,
         sizes,
         *tensors,
-        clip_decay(_per_channel("beta", beta, described)),
-        _per_channel("threshold", threshold, described),
+        _by_channel(decay, neurons.beta, features),
+        _by_channel(threshold, neurons.threshold, features),
         *events,
     )
-    disabled = surrogate is None and custom_surrogate is None
-    return spikes_of_layer(out, described, graded_spikes_factor, exact, disabled)
+    return spikes_of_layer(out, described, height, neurons)
 
 
-def _per_channel(name: str, value: Tensor | float, current: Current) -> Tensor:
-    """A parameter of (O, *maps) as (O, 1) if it is the same in a channel, else (O, positions)."""
-    channels, *maps = current.shape[2:]
-    flat = check_parameter(name, value, current)
-    if flat.numel() == 1:
-        return flat.expand(channels)[:, None].contiguous()
-    by_channel = flat.view(channels, -1)
-    assert isinstance(value, Tensor)
-    within = value.shape[-len(maps) :] if value.dim() > len(maps) else value.shape
+def _by_channel(checked: Tensor, given: Tensor | float, features: torch.Size) -> Tensor:
+    """A checked parameter as (O, 1) if it is the same in a channel, else (O, positions)."""
+    channels, *maps = features
+    if checked.numel() == 1:
+        return checked.expand(channels)[:, None].contiguous()
+    by_channel = checked.view(channels, -1)
+    assert isinstance(given, Tensor)
+    within = given.shape[-len(maps) :] if given.dim() > len(maps) else given.shape
     return by_channel[:, :1].contiguous() if within.numel() == 1 else by_channel

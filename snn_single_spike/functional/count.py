@@ -23,9 +23,9 @@ def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron")
     Number of spikes, differentiable.
 
     The count is linear in the spikes, so its gradient is the same at every step. The surrogate
-    rules carry this gradient to the membrane. Under `gradient="spike_time"` the gradient is
-    zero: this rule moves spikes, and their number stays the same. Spike times are counted without
-    dense spikes, forward and backward.
+    rules carry this gradient to the membrane. Under `gradient="spike_time"` the
+    gradient of a neuron that fires is zero, and a silent neuron has the gradient at the peak of
+    its membrane. Spike times are counted without dense spikes, forward and backward.
 
     Example::
 

@@ -9,20 +9,21 @@ from torch import Tensor
 
 from .. import backends
 from ..backends._decay import clip_decay
-from ..ops.linear import LinearReadout, LinearSettings, LinearSpikes
-from ..ops.surrogate import SpikeGrad, Surrogate, split
-from ..ops.validation import (
-    GRADIENT_RULES,
-    REDUCTIONS,
-    RESETS,
-    check_choice,
-    check_linear,
-    check_parameter,
-)
+from ..ops.linear import LinearReadout, LinearSpikes
+from ..ops.surrogate import SpikeGrad, split
+from ..ops.validation import REDUCTIONS, RESETS, check_choice, check_linear, check_parameter
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
 from ..spikes.current import dense_linear
-from ._layer import Current, check_type, layer_inputs, spikes_of_layer, spikes_of_result
-from .neuron import DEFAULT_GRADIENT, leaky_reset, run_single_spike
+from ._layer import (
+    Current,
+    LayerNeurons,
+    check_type,
+    checked_neurons,
+    layer_inputs,
+    spikes_of_current,
+    spikes_of_layer,
+)
+from .neuron import DEFAULT_GRADIENT, leaky_reset
 from .readout import leaky_readout
 
 __all__ = ["linear_readout", "run_single_spike_linear", "single_spike_linear"]
@@ -82,10 +83,7 @@ def single_spike_linear(
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     check_choice("reset_mechanism", reset_mechanism, RESETS)
-    return run_single_spike_linear(
-        _check_spikes(spikes),
-        weight,
-        bias,
+    neurons = LayerNeurons(
         beta,
         threshold,
         graded_spikes_factor,
@@ -94,6 +92,7 @@ def single_spike_linear(
         leaky_reset(reset_mechanism),
         backend,
     )
+    return run_single_spike_linear(_check_spikes(spikes), weight, bias, neurons)
 
 
 def linear_readout(
@@ -139,79 +138,40 @@ def linear_readout(
     check_linear(_check_spikes(spikes), weight, bias)
     chosen = backends.select(backend, weight.device.type)
     if not spikes.prefer_events():
-        current = dense_linear(spikes.read_dense(), weight, bias)
-        return leaky_readout(current, beta, reduction=reduction, backend=backend)
-    described, settings, tensors, events = _linear_inputs(spikes, weight, bias)
-    decay = clip_decay(check_parameter("beta", beta, described)).expand(described.shape[2])
+        dense = dense_linear(spikes.read_dense(), weight, bias)
+        return leaky_readout(dense, beta, reduction=reduction, backend=backend)
+    decay = clip_decay(check_parameter("beta", beta, _current(spikes, weight)))
+    settings, tensors, events = layer_inputs(spikes, weight, spikes.height, bias)
     value = LinearReadout.apply(
         settings._replace(reduction=reduction, backend=chosen),
         *tensors,
-        decay.contiguous(),
+        decay.expand(len(weight)).contiguous(),
         *events,
     )
     return value.to(weight.dtype)
 
 
 def run_single_spike_linear(
-    spikes: Spikes,
-    weight: Tensor,
-    bias: Tensor | None,
-    beta: Tensor | float,
-    threshold: Tensor | float,
-    graded_spikes_factor: Tensor | float,
-    surrogate: Surrogate | None,
-    custom_surrogate: SpikeGrad | None,
-    gradient: str,
-    reset: str,
-    backend: str,
+    spikes: Spikes, weight: Tensor, bias: Tensor | None, neurons: LayerNeurons
 ) -> SpikeTimes:
-    """Check the arguments and run the operator on spike times.
-
-    :func:`single_spike_linear` and :func:`run_single_spike` describe the arguments.
-    """
+    """Check the arguments and run the operator on spike times."""
     check_linear(spikes, weight, bias)
-    check_choice("gradient", gradient, GRADIENT_RULES)
-    chosen = backends.select(backend, weight.device.type)
-    exact = gradient == "spike_time"
-    custom = custom_surrogate is not None and not exact and torch.is_grad_enabled()
-    if custom or not spikes.prefer_events():
-        # Autograd differentiates a custom surrogate on the dense membrane.
+    if neurons.needs_membrane or not spikes.prefer_events():
         by = "linear with a custom spike_grad"
-        dense = spikes.materialize(by) if custom else spikes.read_dense()
-        current = dense_linear(dense, weight, bias)
-        neuron = (beta, threshold, 1.0, surrogate, custom_surrogate, gradient, reset)
-        result = run_single_spike(current, *neuron, want_mem=False, backend=backend)
-        return spikes_of_result(result, graded_spikes_factor)
-    described, settings, tensors, events = _linear_inputs(spikes, weight, bias)
-    decay = clip_decay(check_parameter("beta", beta, described)).expand(described.shape[2])
-    out = LinearSpikes.apply(
-        settings._replace(
-            rule=gradient,
-            reset=reset,
-            surrogate=surrogate or custom_surrogate,
-            backend=chosen,
-        ),
-        *tensors,
-        decay.contiguous(),
-        _per_output("threshold", threshold, described),
-        *events,
-    )
-    disabled = surrogate is None and custom_surrogate is None
-    return spikes_of_layer(out, described, graded_spikes_factor, exact, disabled)
+        dense = spikes.materialize(by) if neurons.needs_membrane else spikes.read_dense()
+        return spikes_of_current(dense_linear(dense, weight, bias), neurons)
+    current = _current(spikes, weight)
+    decay, threshold, height = checked_neurons(neurons, current)
+    settings, tensors, events = layer_inputs(spikes, weight, spikes.height, bias, neurons)
+    of_output = (x.expand(len(weight)).contiguous() for x in (decay, threshold))
+    out = LinearSpikes.apply(settings, *tensors, *of_output, *events)
+    return spikes_of_layer(out, current, height, neurons)
 
 
-def _linear_inputs(
-    spikes: Spikes, weight: Tensor, bias: Tensor | None
-) -> tuple[Current, LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """The description of the current, and :func:`layer_inputs`."""
+def _current(spikes: Spikes, weight: Tensor) -> Current:
+    """The description of the current (T, B, out)."""
     shape = torch.Size((spikes.num_steps, spikes.batch, len(weight)))
-    current = Current(shape, weight.dtype, weight.device)
-    return current, *layer_inputs(spikes, weight, spikes.height, bias)
-
-
-def _per_output(name: str, value: Tensor | float, current: Current) -> Tensor:
-    """A parameter as one value for each output (O,)."""
-    return check_parameter(name, value, current).expand(current.shape[2]).contiguous()
+    return Current(shape, weight.dtype, weight.device)
 
 
 def _check_spikes(spikes: Any) -> Spikes:

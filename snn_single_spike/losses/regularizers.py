@@ -108,7 +108,7 @@ class firing_regularizer:
             + w_{\\rm early} \\frac{\\max(\\text{earliest} - τ, 0)}{T} [\\text{fired}] \\right)
 
     The mean runs over neurons and samples; τ is the result of :func:`first_spike_times`. A silent
-    neuron costs 1 (τ = T). Its gradient through τ favours a spike at every step. A neuron that is
+    neuron costs 1 (τ = T). Its gradient through τ favors a spike at every step. A neuron that is
     silent in at most `max_silent` of the batch costs nothing for it: sparse firing is allowed,
     a dead neuron is not.
 

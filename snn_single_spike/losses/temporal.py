@@ -113,7 +113,7 @@ class ce_temporal_loss(_TemporalLoss):
       always lowers the loss. Networks then decide before the evidence has arrived: with
       `time_scale=1, on_target=0` they decide on latency-coded digits at step 2 or 3, for T = 25,
       50 and 100. `on_target` sets the absolute time. (Göltz et al. 2021 also add a term on the time
-      of the right class; their term favours early spikes.)
+      of the right class; their term favors early spikes.)
     - A time scale in steps gives another loss for every T. Göltz et al. divide by a fraction of the
       synaptic time constant; here the time scale is a fraction of T.
 

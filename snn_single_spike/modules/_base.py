@@ -273,7 +273,10 @@ class SingleSpikeNeuron:
             return self._continued(input_, state, given)
         if self.init_hidden and any(state is not None for state in given.values()):
             named = " or ".join(f"`{name}`" for name in given)
-            raise TypeError(f"{named} should not be passed as an argument while `init_hidden=True`")
+            raise TypeError(
+                f"{named} is not accepted with init_hidden=True, which starts every call from "
+                "zeros: leave it out, or construct the neuron with init_hidden=False"
+            )
         here = (input_.shape[1:], input_.dtype)
 
         def left_over(name: str, state: Tensor | None) -> bool:

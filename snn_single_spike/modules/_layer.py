@@ -38,10 +38,10 @@ class SingleSpikeLayer(SingleSpikeLeaky):
         if isinstance(spikes, Tensor):
             check_current(spikes, "spikes")
         elif not isinstance(spikes, Spikes):
-            fix = f": {UNPACK}" if isinstance(spikes, tuple) else ""
+            fix = UNPACK if isinstance(spikes, tuple) else "use SpikeTimes.from_dense(spikes)"
             raise TypeError(
                 f"spikes must be SpikeTimes, SpikeEvents or a torch.Tensor, not "
-                f"{type(spikes).__name__}{fix}"
+                f"{type(spikes).__name__}: {fix}"
             )
         self._check_shape(spikes.shape)
         self._check_hooks()

@@ -73,12 +73,7 @@ class _SingleSpikeConv(SingleSpikeLayer):
             sizes = check_conv(spikes, weight, *how)
             features = (self.out_channels, sizes.out_height, sizes.out_width)  # type: ignore
         return run_single_spike_conv(
-            *(given, weight, self.bias, sizes),
-            *(self.beta, self.threshold, self.graded_spikes_factor),
-            *self._surrogate(),
-            *(self.gradient, self._reset()),
-            features=torch.Size(features),
-            backend=self.backend,
+            given, weight, self.bias, sizes, torch.Size(features), self._neurons()
         )
 
     def dense_current(self, spikes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends._decay import clip_decay
 from ..backends._types import state_dtype
 from ..functional import SPIKE_FORMATS
-from ..functional._layer import events_of_result, spikes_of_result
+from ..functional._layer import LayerNeurons, events_of_result, spikes_of_result
 from ..functional.conv import run_single_spike_conv
 from ..functional.linear import run_single_spike_linear
 from ..functional.neuron import leaky_reset, run_single_spike
@@ -204,27 +204,16 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
 
     def _from_spikes(self, current: LazyCurrent | ConvCurrent) -> Any:
         """Open the current of a layer, and run the layer with these neurons."""
-        surrogate, custom = self._surrogate()
-        neuron: dict[str, Any] = {
-            "beta": self.beta,
-            "threshold": self.threshold,
-            "graded_spikes_factor": self.graded_spikes_factor,
-            "surrogate": surrogate,
-            "custom_surrogate": custom,
-            "gradient": self.gradient,
-            "reset": self._reset(),
-            "backend": self.backend,
-        }
+        neurons = self._neurons()
         spikes: SpikeTimes
         if isinstance(current, ConvCurrent):
-            features = current.features
-            spikes = run_single_spike_conv(*current.convolution(), features=features, **neuron)
+            spikes = run_single_spike_conv(*current.convolution(), current.features, neurons)
         else:
-            spikes = run_single_spike_linear(*current.linear(), **neuron)
+            spikes = run_single_spike_linear(*current.linear(), neurons)
         read = (current.weight, current.bias, current.spikes.height, self.beta, self.threshold)
 
         def membrane(of: LazyCurrent | ConvCurrent) -> Tensor:
-            result = run_single_spike(of.to_dense(), want_spikes=False, **neuron)
+            result = run_single_spike(of.to_dense(), want_spikes=False, **neurons._asdict())
             assert result.mem is not None
             return result.mem
 
@@ -237,6 +226,17 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if torch.compiler.is_compiling():
             return spikes, membrane(current)
         return spikes, LazyMembrane(current, read, lambda: membrane(current))
+
+    def _neurons(self) -> LayerNeurons:
+        return LayerNeurons(
+            self.beta,
+            self.threshold,
+            self.graded_spikes_factor,
+            *self._surrogate(),
+            self.gradient,
+            self._reset(),
+            self.backend,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, spike_format={self.spike_format!r}"
@@ -273,7 +273,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         if not isinstance(input_, Tensor) or input_.dim() < 2:
             raise ValueError(
                 "input_ of step() must be a tensor of shape (batch, *features), not "
-                f"{tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__}"
+                f"{tuple(input_.shape) if isinstance(input_, Tensor) else type(input_).__name__}. "
+                "For a whole sequence (time, batch, *features) call the layer itself"
             )
         sequence = input_[None]
         shape = input_.shape[1:]

@@ -114,18 +114,7 @@ class SingleSpikeLinear(SingleSpikeLayer):
             if not self._faster_from_spikes(spikes):
                 return super().forward(self.dense_current(spikes))
             spikes = SpikeEvents.from_dense(spikes)
-        return run_single_spike_linear(
-            spikes,
-            self.weight,
-            self.bias,
-            self.beta,
-            self.threshold,
-            self.graded_spikes_factor,
-            *self._surrogate(),
-            self.gradient,
-            self._reset(),
-            self.backend,
-        )
+        return run_single_spike_linear(spikes, self.weight, self.bias, self._neurons())
 
     def dense_current(self, spikes: Tensor) -> Tensor:
         """The current of the neurons from dense spikes."""

@@ -107,7 +107,7 @@ def _reject_node(name: str, node: nir.NIRNode, reason: str, edit: str) -> NoRetu
     )
 
 
-def _neighbours(graph: nir.NIRGraph, name: str) -> tuple[set[str], set[str]]:
+def _neighbors(graph: nir.NIRGraph, name: str) -> tuple[set[str], set[str]]:
     """Nodes before and after a node."""
     return {a for a, b in graph.edges if b == name}, {b for a, b in graph.edges if a == name}
 
@@ -116,7 +116,7 @@ def _recurrences(graph: nir.NIRGraph) -> dict[str, str]:
     """Neuron nodes that receive their own spikes, and the node of the recurrent weights."""
     found = {}
     for name, node in graph.nodes.items():
-        before, after = _neighbours(graph, name)
+        before, after = _neighbors(graph, name)
         if isinstance(node, (nir.Linear, nir.Affine)) and before == after and len(before) == 1:
             neuron = next(iter(before))
             if is_neuron(graph.nodes[neuron]):
@@ -129,12 +129,15 @@ def _chain(graph: nir.NIRGraph, recurrences: dict[str, str]) -> list[str]:
     recurrent = set(recurrences.values())
     inputs = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input)]
     if len(inputs) != 1:
-        raise ValueError(f"the graph has {len(inputs)} inputs, but only one input is supported")
+        raise ValueError(
+            f"the graph has {len(inputs)} inputs, but one is expected: join them to one nir.Input "
+            "in front of the first layer"
+        )
     chain, here = [], inputs[0]
     while not isinstance(graph.nodes[here], nir.Output):
-        after = _neighbours(graph, here)[1] - recurrent
+        after = _neighbors(graph, here)[1] - recurrent
         there = next(iter(after), None)
-        if there is None or len(after) > 1 or len(_neighbours(graph, there)[0] - recurrent) > 1:
+        if there is None or len(after) > 1 or len(_neighbors(graph, there)[0] - recurrent) > 1:
             _reject_node(
                 here,
                 graph.nodes[here],

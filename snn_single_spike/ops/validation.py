@@ -189,6 +189,11 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
     return value.to(state).reshape(padded).expand(features).flatten().contiguous()
 
 
+def check_parameters(current: Any, **values: Tensor | float) -> list[Tensor]:
+    """:func:`check_parameter` of several parameters, in their order."""
+    return [check_parameter(name, value, current) for name, value in values.items()]
+
+
 def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | None:
     """An initial membrane or synaptic current (B, *features), flat and in state precision."""
     if state is None:
@@ -282,7 +287,7 @@ def check_conv(
     if groups < 1 or channels % groups or len(weight) % groups:
         raise ValueError(
             f"groups={groups} must divide the {channels} channels of the spikes and the "
-            f"{len(weight)} channels of the output"
+            f"{len(weight)} channels of the output: use a common divisor of both"
         )
     if channels // groups != weight.shape[1]:
         raise ValueError(
@@ -384,6 +389,6 @@ def check_targets(targets: Tensor, scores: Tensor) -> Tensor:
         if wrong.numel():
             raise ValueError(
                 f"targets contains {wrong[0].item()}, but there are {classes} classes: indices "
-                f"run from 0 to {classes - 1}"
+                f"run from 0 to {classes - 1}. Correct the labels, or widen the output layer"
             )
     return targets.long()

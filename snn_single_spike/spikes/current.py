@@ -296,7 +296,7 @@ def conv1d_as_2d(
         raise ValueError(
             f"weight has shape {tuple(weight.shape)} and the spikes have features "
             f"{tuple(spikes.features)}, but (out, in / groups, length) and (channels, length) are "
-            "expected"
+            "expected: use spikes.reshape(time, batch, channels, length)"
         )
 
     def across(value: Any, down: int) -> Any:

@@ -96,7 +96,9 @@ class SpikeEvents(Spikes):
         offsets, times, units, values, *_ = events
         for name, value in (("offsets", offsets), ("times", times), ("units", units)):
             if not is_integer(value):
-                raise TypeError(f"{name} of the events must be integers, not {value.dtype}")
+                raise TypeError(
+                    f"{name} of the events must be integers, not {value.dtype}: use {name}.long()"
+                )
         if values is not None and not values.is_floating_point():
             raise TypeError(
                 f"values of the events must be floating-point, not {values.dtype}: use "

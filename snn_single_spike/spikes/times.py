@@ -119,11 +119,13 @@ class SpikeTimes(Spikes):
                     f"times runs from {low} to {high}, but num_steps={num_steps} allows 0 to "
                     f"{num_steps - 1}, and -1 for a silent neuron: clamp times, or raise num_steps"
                 )
-        if height is not None and not isinstance(height, Tensor):
-            raise TypeError(
-                f"height must be a tensor, not {type(height).__name__}: use "
-                f"torch.tensor({height!r})"
-            )
+        if height is not None:
+            if not isinstance(height, Tensor):
+                raise TypeError(
+                    f"height must be a tensor, not {type(height).__name__}: use "
+                    f"torch.tensor({height!r})"
+                )
+            check_device("height", height, times.device, "times")
         check_dense_type(dtype)
         self._set(times.to(time_dtype(num_steps)).contiguous(), num_steps, height, dtype)
 
@@ -137,7 +139,6 @@ class SpikeTimes(Spikes):
         self.carrier: Tensor | None = None
         self._events: Events | None = None
         if height is not None:
-            check_device("height", height, times.device, "times")
             try:
                 self.height = height.to(self.dtype).expand(self.features)
             except RuntimeError:

@@ -192,7 +192,7 @@ def test_half_types_convert_as_in_torch(dtype):
     wide = torch.empty(len(every))
     _converted(_bits(every), as_numpy(wide))
     assert torch.equal(_exactly(wide), _exactly(every.float()))
-    # Each number, the middle to the next one, and the neighbours of the middle
+    # Each number, the middle to the next one, and the neighbors of the middle
     word = wide.view(torch.int32)
     gap = 1 << (16 if dtype == torch.bfloat16 else 13)
     around = torch.cat([word + gap // 2 + d for d in (-gap // 2, -1, 0, 1)])

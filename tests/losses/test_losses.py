@@ -375,7 +375,7 @@ def test_firing_regularizer_against_a_loop():
 
 def test_firing_regularizer_leaves_sparse_neurons_alone():
     spikes = torch.zeros(STEPS, 10, 2)
-    spikes[3, 0, 0] = 1  # fires in one sample of ten; its neighbour never
+    spikes[3, 0, 0] = 1  # fires in one sample of ten; its neighbor never
     spikes.requires_grad_()
     losses.firing_regularizer()(spikes).backward()
     assert not spikes.grad[:, :, 0].any()

@@ -1,4 +1,4 @@
-"""Blocks of neighbouring neurons that stay in the cache of a CPU."""
+"""Blocks of neighboring neurons that stay in the cache of a CPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A layer of neurons in plain torch.
 
-The functions walk the time axis for blocks of neighbouring neurons that stay in the cache. The
+The functions walk the time axis for blocks of neighboring neurons that stay in the cache. The
 surrogate, the gradient rule and the spikes need no order in time, and are computed on a whole block
 at once. Only the recurrence is computed step by step.
 """

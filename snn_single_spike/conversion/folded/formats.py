@@ -311,7 +311,7 @@ def _kind_of_call(model: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _sees_tensors(model: Any) -> bool:
-    """Whether code of the user's asks for tensors between the layers: hooks, ``isinstance``, ..."""
+    """Whether user code reads the tensors between the layers: hooks, ``isinstance``, ..."""
     if torch.nn.modules.module._has_any_global_hook():
         return True
     return any(map(_is_watched, model.children())) or any(

@@ -166,7 +166,7 @@ class Folded(SingleSpikeNeuron):
 
 
 class FoldedLeaky(Folded, SingleSpikeLeaky):
-    """A Leaky, whose spikes may be spike times: see :mod:`~snn_single_spike.conversion.formats`."""
+    """A Leaky, whose spikes may be spike times: see :mod:`.formats`."""
 
     def _run_sequence(self, sequence: Any, *states: Any, **named: Any) -> Any:
         if resets_at_spike(self):
@@ -212,7 +212,7 @@ FOLDED: dict[type, type] = {
     snn.Lapicque: FoldedLapicque,
     snn.RLeaky: FoldedRLeaky,
 }
-"""The class that replaces each of :data:`~snn_single_spike.conversion.checks.CONVERTIBLE`."""
+"""The class that replaces each class of ``CONVERTIBLE`` (:mod:`..refusals.layers`)."""
 
 
 class Looped:

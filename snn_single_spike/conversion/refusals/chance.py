@@ -121,7 +121,7 @@ class Draws(TorchDispatchMode):
 
     def _reject_seeds(self, generator: torch.Generator, before: Tensor, after: Tensor) -> None:
         """Reject a generator that is seeded at every step: a loop would repeat its numbers."""
-        # An operator receives its generator in a new object of Python: states tell which it is.
+        # An operator receives its generator in a new Python object: its state identifies it.
         known = next((g for g in self._known if torch.equal(g.get_state(), after)), None)
         last = self._known.get(known) if known else None
         if known is not None:
