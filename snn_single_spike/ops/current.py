@@ -1,8 +1,9 @@
 """The current of a linear layer as a tensor, from events and not from dense spikes.
 
 Every event adds its column of weights to the current of its step. No dense spikes (T, B, N) exist,
-forward or backward, and no copies of the columns. All operations are those of torch, so second
-derivatives pass through them.
+forward or backward, and no copies of the columns. On a CPU compiled loops compute both passes.
+Elsewhere, and in a backward pass that autograd records, all operations are those of torch, so
+second derivatives pass through them.
 """
 
 from __future__ import annotations
