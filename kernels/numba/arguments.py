@@ -168,6 +168,15 @@ class FirstSpikes(NamedTuple):
     """(B, O), given if ``crossing`` is: the spike, or the step of a silent neuron's maximum."""
 
 
+class CurrentGradients(NamedTuple):
+    """Of a linear layer, from the gradient of its current."""
+
+    weight: np.ndarray
+    """(tiles, N, TILE)."""
+    bias: np.ndarray
+    """(O,)."""
+
+
 class ClosedFormAdjoint(NamedTuple):
     """lam[k] = h[k] + beta lam[k+1], (B, O) each."""
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .memory import empty
+
 GRADIENT_RULES = ("masked", "straight_through", "pre_spike", "spike_time")
 """How a loss on the spikes reaches the membrane; see docs/method.md."""
 RESETS = ("none", "subtract", "zero")
@@ -295,7 +297,11 @@ class GradientFactors(NamedTuple):
 
     def to_dense(self, samples: slice) -> Tensor:
         rows = self.rows(samples)
-        return rows.flatten(2) if self.weight is None else rows @ self.weight
+        if self.weight is None:
+            return rows.flatten(2)
+        shape = (*rows.shape[:2], self.weight.shape[1])
+        out = empty(shape, dtype=rows.dtype, device=rows.device)
+        return torch.matmul(rows, self.weight, out=out)
 
     def part(self, low: int) -> GradientFactors:
         """The same gradient, with samples counted from ``low``."""

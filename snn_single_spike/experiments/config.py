@@ -66,7 +66,7 @@ class Config(BaseModel):
     spike_format: Literal[SPIKE_FORMATS] = Field(  # type: ignore[valid-type]
         "times",
         description="what layers pass on: dense tensors, or spike times; multi-spike layers "
-        "take spike times from the input, and pass on dense tensors",
+        "pass on all their spikes as events where few entries are spikes",
     )
     gradient: Literal[GRADIENT_RULES] = Field(  # type: ignore[valid-type]
         "masked", description="gradient rule"

@@ -165,7 +165,11 @@ def _neuron(features: tuple[int, ...], config: Config) -> nn.Module:
         )
     if config.neuron == "multi-spike":
         return FusedLeaky(
-            beta, spike_grad=spike_grad, init_hidden=True, learn_beta=config.learn_beta
+            beta,
+            spike_grad=spike_grad,
+            init_hidden=True,
+            learn_beta=config.learn_beta,
+            spike_format=config.spike_format,
         )
     return LeakyLoop(
         beta,

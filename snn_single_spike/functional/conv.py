@@ -205,7 +205,7 @@ def run_single_spike_conv(
     if neurons.needs_membrane or reason or not spikes.prefer_events():
         by = reason or "convolution with a custom spike_grad"
         loud = neurons.needs_membrane or reason
-        dense = spikes.materialize(by) if loud else spikes.to_dense()
+        dense = spikes.materialize(by) if loud else spikes.read_dense()
         current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
         return spikes_of_current(current, neurons)
     shape = torch.Size((spikes.num_steps, spikes.batch, *features))

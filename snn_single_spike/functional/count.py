@@ -49,9 +49,13 @@ def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron")
     check_choice("per", per, COUNTED)
     if isinstance(spk_out, SpikeTimes):
         return _count(spk_out, spk_out.times.flatten(1) >= 0, per)
+    dense: Tensor
     if isinstance(spk_out, SpikeEvents):
-        return _count(spk_out, _numbers(spk_out), per)
-    dense: Tensor = materialize(spk_out, "spike_count")
+        if spk_out.prefer_events():
+            return _count(spk_out, _numbers(spk_out), per)
+        dense = spk_out.read_dense()
+    else:
+        dense = materialize(spk_out, "spike_count")
     check_recording("spk_out", dense)
     return dense.flatten(2).sum((0, 1 if per == "neuron" else 2), dtype=state_dtype(dense.dtype))
 

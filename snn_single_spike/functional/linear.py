@@ -142,7 +142,7 @@ def linear_readout(
     chosen = backends.select(backend, weight.device.type)
     spikes, weight = _of_whole_steps(spikes, weight, chosen)
     if not spikes.prefer_events():
-        dense = dense_linear(spikes.to_dense(), weight, bias)
+        dense = dense_linear(spikes.read_dense(), weight, bias)
         return leaky_readout(dense, beta, reduction=reduction, backend=backend)
     decay = clip_decay(check_parameter("beta", beta, _current(spikes, weight)))
     settings, tensors, events = _linear_inputs(spikes, weight, bias)
@@ -164,7 +164,7 @@ def run_single_spike_linear(
     spikes, weight = _of_whole_steps(spikes, weight, chosen)
     if neurons.needs_membrane or not spikes.prefer_events():
         by = "linear with a custom spike_grad"
-        dense = spikes.materialize(by) if neurons.needs_membrane else spikes.to_dense()
+        dense = spikes.materialize(by) if neurons.needs_membrane else spikes.read_dense()
         return spikes_of_current(dense_linear(dense, weight, bias), neurons)
     current = _current(spikes, weight)
     decay, threshold, height = checked_neurons(neurons, current)

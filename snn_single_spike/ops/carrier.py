@@ -30,8 +30,8 @@ class _CarrierOf(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        # clone() multiplies the factors of a FactoredGradient.
-        return (grad if type(grad) is Tensor else grad.clone()).reshape(ctx.shape)
+        dense = grad.to_dense() if isinstance(grad, FactoredGradient) else grad
+        return dense.reshape(ctx.shape)
 
 
 def carrier_of(spikes: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ class Spikes(LazySequence):
         """All spikes in the order of their samples and times."""
         raise NotImplementedError
 
+    def read_dense(self) -> Tensor:
+        """As :meth:`to_dense`, for a caller that does not change the tensor in place."""
+        return self.to_dense()
+
     def prefer_events(self) -> bool:
         """Whether a linear layer computes from events. ONNX has no operator for them."""
         return not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())

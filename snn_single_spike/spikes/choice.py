@@ -26,8 +26,10 @@ LEAST_CONV_PRODUCTS = 64_000_000
 _CONV_STEPS = 64
 _CONV_SHARE = 0.01
 _ENTRIES = 60
+_ENTRIES_IN_LOOPS, _ENTRIES_OF_NARROW_LAYERS = 6, 12
 _WIDE = 120
 _SHARE = 0.1
+_COLLECTED = 0.04
 _SAMPLED = 1 << 15
 
 
@@ -75,16 +77,35 @@ def events_pay(dense: Tensor, layer: Layer, backend: str = "auto") -> bool:
     share = _CONV_SHARE if layer.convolution else min(layer.outputs, _WIDE) / _WIDE * _SHARE
     if layer.convolution and num_steps < _CONV_STEPS:
         return False
+    return _sampled_share(dense) <= share
+
+
+def _sampled_share(dense: Tensor) -> float:
+    """The share of entries that are not 0, in a sample of them."""
     flat = dense.detach().reshape(-1)
     sample = flat[:: max(1, flat.numel() // _SAMPLED) | 1]  # an odd step meets all columns
-    return int(sample.count_nonzero()) <= share * sample.numel()
+    return int(sample.count_nonzero()) / sample.numel()
+
+
+def collected_events_pay(spikes: Tensor) -> bool:
+    """Whether layers behind a neuron are faster from its events than from its dense spikes.
+
+    The events are collected first. At most one in 25 entries may be a spike.
+    """
+    if not is_measured("auto", spikes):
+        return True
+    return spikes.numel() >= LEAST_CURRENTS and _sampled_share(spikes) <= _COLLECTED
 
 
 def current_pays(spikes: Spikes, weight: Tensor) -> bool:
     """Whether the current (T, B, O) of a linear layer, as a tensor, is faster from events.
 
-    One event takes at most as long as 60 entries of dense spikes.
+    One event takes at most as long as 6 entries of dense spikes in the compiled CPU loops, as long
+    as 12 in a layer of less than 120 outputs, and as long as 60 elsewhere.
     """
     if is_traced() or weight.dtype not in _STATES:
         return False
-    return len(spikes.events().times) * _ENTRIES <= spikes.numel()
+    entries = _ENTRIES
+    if is_measured("auto", weight):
+        entries = _ENTRIES_IN_LOOPS if len(weight) >= _WIDE else _ENTRIES_OF_NARROW_LAYERS
+    return len(spikes.events().times) * entries <= spikes.numel()

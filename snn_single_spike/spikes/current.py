@@ -150,7 +150,7 @@ class LazyCurrent(_WeightedSpikes):
         spikes, weight, bias = self.linear()
         spikes, weight = shared_by_steps(spikes, weight)
         if not choice.current_pays(spikes, weight):
-            return self._leading(dense_linear(spikes.to_dense(), weight, bias))
+            return self._leading(dense_linear(spikes.read_dense(), weight, bias))
         if spikes.height is not None:
             weight = weight * spikes.height.to(weight.dtype)
         events = spikes.events()[:4]
@@ -237,7 +237,7 @@ class ConvCurrent(_WeightedSpikes):
         :raises RuntimeError: as :meth:`convolution`
         """
         spikes, weight, bias, sizes = self.convolution()
-        dense = dense_conv(spikes.to_dense(), weight, bias, sizes)
+        dense = dense_conv(spikes.read_dense(), weight, bias, sizes)
         return self._leading(dense.unflatten(2, self.features))
 
 
@@ -247,7 +247,7 @@ def _linear(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Any:
         return dense_linear(spikes.materialize("linear over several features"), weight, bias)
     check_linear(spikes, weight, bias)
     if not spikes.prefer_events():
-        return dense_linear(spikes.to_dense(), weight, bias)
+        return dense_linear(spikes.read_dense(), weight, bias)
     return LazyCurrent(spikes, weight, bias)
 
 
@@ -330,7 +330,7 @@ def _conv(
     elif spikes.prefer_events():
         return ConvCurrent(spikes, weight, bias, sizes, features)
     else:
-        dense = spikes.to_dense()
+        dense = spikes.read_dense()
     if spikes.folded:
         dense = dense.unflatten(0, (spikes.num_steps, spikes.batch))
     current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from .. import backends
 from ..backends._compiling import is_traced, never_compiled
 from ..backends._events import Events, collect_events, offsets_of
 from ..ops.carrier import carrier_of
+from . import choice
 from ._base import (
     Spikes,
     check_dense,
@@ -25,6 +27,25 @@ from ._base import (
 from .recordings import read_recordings
 
 __all__ = ["SpikeEvents"]
+
+
+class _Uncollected:
+    """The dense spikes of a neuron, until the first use of their events. Copies share them."""
+
+    def __init__(self, spikes: Tensor) -> None:
+        self.spikes: Tensor | None = spikes
+        self.batch, self.device = spikes.shape[1], spikes.device
+        self._events: Events | None = None
+
+    def collect(self) -> Events:
+        if self._events is None:
+            assert self.spikes is not None
+            self._events, self.spikes = _collect(self.spikes.detach()), None
+        return self._events
+
+    @functools.cached_property
+    def prefer_events(self) -> bool:
+        return self.spikes is None or choice.collected_events_pay(self.spikes)
 
 
 class SpikeEvents(Spikes):
@@ -94,7 +115,7 @@ class SpikeEvents(Spikes):
         self.dtype = dtype or (torch.float32 if values is None else values.dtype)
         if times.device.type == "cpu" and not is_traced():
             _check_events(offsets, times, units, num_steps, self.features.numel())
-        self._events = Events(
+        self._events: Events | _Uncollected = Events(
             offsets.to(torch.int64).contiguous(),
             times.to(torch.int32).contiguous(),
             units.to(torch.int32).contiguous(),
@@ -105,11 +126,13 @@ class SpikeEvents(Spikes):
 
     @property
     def batch(self) -> int:  # type: ignore[override]
-        return len(self._events.offsets) - 1
+        found = self._events
+        return found.batch if isinstance(found, _Uncollected) else len(found.offsets) - 1
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return self._events.times.device
+        found = self._events
+        return found.device if isinstance(found, _Uncollected) else found.times.device
 
     @classmethod
     def from_dense(cls, spikes: Tensor) -> SpikeEvents:
@@ -125,14 +148,21 @@ class SpikeEvents(Spikes):
         :raises ValueError: `spikes` has fewer than three dimensions, or `T = 0`
         """
         check_dense(spikes)
-        return cls.of_neuron(spikes, None)
+        new = cls.of_neuron(spikes, None)
+        new.events()  # the caller may change the tensor
+        return new
 
     @classmethod
     def of_neuron(cls, spikes: Tensor, height: Tensor | None) -> SpikeEvents:
-        """The spikes that a neuron returns, dense and of height 1. They get the given height."""
+        """The spikes that a neuron returns, dense and of height 1. They get the given height.
+
+        Nobody else may change ``spikes``. Their events are collected on the first use.
+        """
         new = object.__new__(cls)
         new.num_steps, new.features = spikes.shape[0], spikes.shape[2:]
-        new.folded, new.dtype, new._events = False, spikes.dtype, _collect(spikes.detach())
+        new.folded, new.dtype, new._events = False, spikes.dtype, _Uncollected(spikes)
+        if is_traced():
+            new.events()
         new.height = None if height is None else height.expand(new.features)
         tracked = spikes.requires_grad and torch.is_grad_enabled()
         new.carrier = carrier_of(spikes) if tracked else None
@@ -192,11 +222,25 @@ class SpikeEvents(Spikes):
 
         :rtype: torch.Tensor
         """
-        spikes = self._events.to_dense(self.num_steps, self.features.numel(), self.dtype)
-        if self.carrier is not None:
-            spikes = spikes + self.carrier  # zeros, with the gradient
+        dense = self.read_dense()
+        kept = isinstance(self._events, _Uncollected) and self.height is None
+        return dense.clone() if kept else dense
+
+    def read_dense(self) -> Tensor:
+        spikes = self._events.spikes if isinstance(self._events, _Uncollected) else None
+        if spikes is not None:
+            spikes = (spikes if self.carrier is not None else spikes.detach()).flatten(2)
+        else:
+            spikes = self.events().to_dense(self.num_steps, self.features.numel(), self.dtype)
+            if self.carrier is not None:
+                spikes = spikes + self.carrier  # zeros, with the gradient
         spikes = spikes.unflatten(2, self.features)
         return self._leading(spikes if self.height is None else spikes * self.height)
+
+    def prefer_events(self) -> bool:
+        found = self._events
+        pays = found.prefer_events if isinstance(found, _Uncollected) else True
+        return pays and super().prefer_events()
 
     def __iter__(self) -> Iterator[Tensor]:
         """The dense spikes of one step after the other, `(B, *features)` each."""
@@ -205,7 +249,7 @@ class SpikeEvents(Spikes):
         return self._steps()
 
     def _steps(self) -> Iterator[Tensor]:
-        events = self._events.trimmed()
+        events = self.events().trimmed()
         order = torch.argsort(events.times, stable=True)
         per_step = torch.bincount(events.times, minlength=self.num_steps).tolist()
         index = events.samples() * self.features.numel() + events.units
@@ -218,6 +262,8 @@ class SpikeEvents(Spikes):
 
     def events(self) -> Events:
         """All spikes in the order of their samples and times."""
+        if isinstance(self._events, _Uncollected):
+            self._events = self._events.collect()
         return self._events
 
     @property
@@ -240,7 +286,7 @@ class SpikeEvents(Spikes):
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=non_blocking)
 
-        moved = self._events.map(move)
+        moved = self.events().map(move)
         return self if moved.times.device == self.device else self._with_events(moved, move)
 
     def pin_memory(self) -> SpikeEvents:
@@ -248,7 +294,7 @@ class SpikeEvents(Spikes):
         The same spikes in pinned memory, without a gradient. A `DataLoader` with `pin_memory=True`
         calls this method.
         """
-        return self._with_events(self._events.map(Tensor.pin_memory), Tensor.pin_memory)
+        return self._with_events(self.events().map(Tensor.pin_memory), Tensor.pin_memory)
 
     def samples(self, index: Tensor | slice) -> SpikeEvents:
         """
@@ -260,7 +306,7 @@ class SpikeEvents(Spikes):
         :raises TypeError: `index` is a number or has several dimensions
         """
         check_index(index)
-        events = self._events
+        events = self.events()
         wanted = torch.arange(self.batch, device=self.device)[index]
         lengths = events.offsets.diff()[wanted]
         new = offsets_of(lengths)
@@ -271,13 +317,15 @@ class SpikeEvents(Spikes):
         taken = Events(new, events.times[source], events.units[source], values)
         return self._with_events(taken, lambda height: height)
 
-    def _with_events(self, events: Events, move: Callable[[Tensor], Tensor]) -> SpikeEvents:
+    def _with_events(
+        self, events: Events | _Uncollected, move: Callable[[Tensor], Tensor]
+    ) -> SpikeEvents:
         """Other events of the same units, without a gradient; ``move`` moves the height."""
         height = None if self.height is None else move(self.height.detach())
         return self._is_like(_events=events, height=height, carrier=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.detach().__dict__
+        return self.detach().__dict__ | {"_events": self.events()}
 
     def _with_features(self, features: Sequence[int]) -> SpikeEvents:
         height = None if self.height is None else self.height.reshape(*features)
@@ -286,7 +334,7 @@ class SpikeEvents(Spikes):
     def __repr__(self) -> str:
         gradient = ", requires_grad=True" if self.requires_grad else ""
         return (
-            f"SpikeEvents(shape={tuple(self.shape)}, events={len(self._events.times)}, "
+            f"SpikeEvents(shape={tuple(self.shape)}, events={len(self.events().times)}, "
             f"device={str(self.device)!r}{gradient})"
         )
 

@@ -22,6 +22,7 @@ from snn_single_spike import (
 )
 from snn_single_spike.functional import single_spike_leaky, spike_count
 from snn_single_spike.ops.validation import RESETS
+from snn_single_spike.spikes import LazyCurrent, choice, events
 
 from tests.support import sequential
 from tests.support.devices import device_of
@@ -340,11 +341,12 @@ def first(out):
     return out.to_dense() if hasattr(out, "to_dense") else out
 
 
-@pytest.mark.parametrize("threshold", [0.9, 20.0])
+@pytest.mark.parametrize(("threshold", "pays"), [(0.9, True), (20.0, True), (20.0, False)])
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.filterwarnings("ignore::snn_single_spike.spikes.MaterializationWarning")
-def test_events_leave_with_the_gradient_of_dense_spikes(reader, threshold):
+def test_events_leave_with_the_gradient_of_dense_spikes(reader, threshold, pays, monkeypatch):
     """With a threshold of 20, and few spikes, the layer behind computes from events."""
+    monkeypatch.setattr(choice, "collected_events_pay", lambda spikes: pays)
     torch.manual_seed(5)
     behind = READERS[reader]()
     x = (torch.randn(120, *SHAPE) * 2).double()
@@ -397,6 +399,34 @@ def test_events_of_neurons_in_other_forms():
         assert not lif(x)[0].requires_grad
     compiled = torch.compile(lambda x: lif(x)[0].to_dense(), backend="eager")
     assert torch.equal(compiled(x), dense)
+
+
+def test_events_of_a_neuron_are_collected_once_and_where_they_pay(monkeypatch):
+    pytest.importorskip("numba")  # elsewhere nothing was measured, and events are collected
+    collected = []
+    collect = events._collect
+    monkeypatch.setattr(events, "_collect", lambda spikes: collected.append(1) or collect(spikes))
+    lif = FusedLeaky(0.9, init_hidden=True, spike_format="times")
+    fc = nn.Linear(200, 150)
+
+    def current_of(share):
+        x = torch.zeros(60, 10, 200)
+        x.view(-1)[:: round(1 / share)] = 2.0  # a spike, and a membrane that decays
+        return lif(x)
+
+    dense = current_of(0.1)
+    assert isinstance(fc(dense), torch.Tensor)
+    assert spike_count(dense).sum() == 12_000
+    changed = dense.to_dense().zero_()  # a copy
+    assert not changed.any()
+    assert not collected
+    assert dense.to_dense().sum() == 12_000
+    few = current_of(0.01)
+    assert isinstance(fc(few), LazyCurrent)
+    assert spike_count(few).sum() == 1_200
+    assert len(few.reshape(60, 10, 20, 10).events().times) == len(few.events().times) == 1_200
+    assert len(collected) == 1
+    assert not choice.collected_events_pay(few.to_dense()[:40])  # 80,000 entries
 
 
 def test_dense_spikes_as_events_keep_their_gradient():

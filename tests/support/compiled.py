@@ -321,6 +321,8 @@ class Facts:
     """Instructions of each loop over time (NVIDIA only)."""
     round_trips: list[int]
     """Memory round trips of a turn of each loop that loads (NVIDIA only)."""
+    misread_loads: int = 0
+    """As :func:`sass.loads_not_waited_for`: 0 where the control bits are read as they are meant."""
 
     def count(self, pattern: str) -> int:
         """Instructions whose name matches."""
@@ -412,10 +414,7 @@ def compile_conv(name: str, target_name: str) -> Facts:
 def facts_of(binary: object, target: GPUTarget) -> Facts:
     if target.backend == "hip":
         return _amd(binary)
-    facts = _nvidia(binary)
-    if target.arch >= 100:  # how its control bits are read has not been checked
-        facts.round_trips = []
-    return facts
+    return _nvidia(binary)
 
 
 def compile_any(name: str, target_name: str) -> Facts:
@@ -492,6 +491,7 @@ def _nvidia(binary: object) -> Facts:
         instructions=_instructions(text),
         loops=[_instructions(body) for body in _loops(text)],
         round_trips=sass.round_trips(text),
+        misread_loads=sass.loads_not_waited_for(text),
     )
 
 

@@ -19,6 +19,7 @@ SHORT = 25  # cycles of all that is not a load from global memory
 
 class Instruction(NamedTuple):
     name: str
+    operands: str
     target: str | None
     """The label of a branch."""
     stall: int
@@ -45,7 +46,7 @@ def read(text: str) -> tuple[list[Instruction], dict[str, int]]:
             scoreboards = control >> 5 & 7, control >> 8 & 7
             name, label_ = match.group(1), target and target.group(1)
             bits = control & 15, scoreboards, control >> 11 & 63
-            found.append(Instruction(name, label_ or None, *bits))
+            found.append(Instruction(name, match.group(2), label_ or None, *bits))
     return found, labels
 
 
@@ -55,7 +56,7 @@ def loops(code: list[Instruction], labels: dict[str, int]) -> list[list[Instruct
     for last, instruction in enumerate(code):
         first = labels.get(instruction.target or "", last)
         # The last instruction of a program is a branch to itself.
-        if instruction.name == "BRA" and first < last - 1:
+        if instruction.name.startswith("BRA") and first < last - 1:
             spans = [(a, b) for a, b in spans if a < first] + [(first, last)]
     bodies = [code[first : last + 1] for first, last in spans]
     return [body for body in bodies if any(i.name.startswith("LDG") for i in body)]
@@ -68,7 +69,7 @@ def _cycles(body: list[Instruction], latency: int) -> int:
     for turn in range(WARM + COUNTED):
         if turn == WARM:
             begin = now
-        for name, _, stall, (result, operands), waits in body:
+        for name, _, _, stall, (result, operands), waits in body:
             now = max(now, *(ready[i] for i in range(6) if waits >> i & 1), 0)
             done = now + (latency if name.startswith("LDG") else SHORT)
             ready[result] = max(ready[result], done)
@@ -85,3 +86,33 @@ def round_trips(text: str) -> list[int]:
         round((_cycles(body, high) - _cycles(body, low)) / (high - low) / COUNTED)
         for body in loops(code, labels)
     ]
+
+
+def _registers(operands: str) -> set[int]:
+    return set(map(int, re.findall(r"\bR(\d+)\b", operands)))
+
+
+def loads_not_waited_for(text: str) -> int:
+    """Loads from global memory whose first use does not wait for the scoreboard of the load.
+
+    There are none in working code: a number above 0 says that the control bits are read wrongly.
+    Only straight code is followed.
+    """
+    code, _ = read(text)
+    found = 0
+    for i, load in enumerate(code):
+        board = load.scoreboards[0]
+        if not load.name.startswith("LDG."):
+            continue
+        first = min(_registers(load.operands.split(",")[0]), default=None)
+        width = 4 if ".128" in load.name else 2 if ".64" in load.name else 1
+        loaded = set() if first is None else set(range(first, first + width))
+        waited = False
+        for later in code[i + 1 :]:
+            waited |= bool(later.waits >> board & 1)
+            if later.name.startswith(("BRA", "EXIT", "RET")):
+                break
+            if loaded & _registers(later.operands):
+                found += not waited
+                break
+    return found

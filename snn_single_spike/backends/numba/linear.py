@@ -21,6 +21,10 @@ from snn_single_spike.kernels.numba.linear_backward_closed_form import (
     linear_backward_closed_form_loop,
 )
 from snn_single_spike.kernels.numba.linear_backward_scan import linear_backward_scan_loop
+from snn_single_spike.kernels.numba.linear_current import (
+    linear_current_backward_loop,
+    linear_current_loop,
+)
 from snn_single_spike.kernels.numba.linear_events import (
     collect_events_loop,
     count_events_loop,
@@ -146,6 +150,43 @@ def sort_spikes(times: Tensor, num_steps: int) -> Events:
     filled = (as_numpy(offsets), as_numpy(ordered), as_numpy(units))
     in_threads(sort_loop, [(*r, rows, num_steps, *filled) for r in _ranges(len(rows))])
     return Events(offsets, ordered, units, None, once=True)
+
+
+def linear_current(events: Events, weight: Tensor, bias: Tensor | None, current: Tensor) -> None:
+    """Write the current (T, B, O) of the events."""
+    dtype = weight.dtype
+    packed = _packed(weight)
+    given = plain(as_events(events, dtype), packed, as_array(bias, 1, dtype), as_numpy(current))
+    in_threads(
+        linear_current_loop,
+        [
+            (*np.empty((2, TILE), packed.dtype), *plain(part), *given)
+            for _, part in _parts(len(packed), current.shape[1])
+        ],
+    )
+
+
+def linear_current_backward(
+    events: Events, grad: Tensor, grad_weight: Tensor, grad_bias: Tensor | None
+) -> None:
+    """Write the gradients (O, N) and (O,) that follow from the one of the current (T, B, O)."""
+    out_features, units = grad_weight.shape
+    rows, batch = as_numpy(grad), grad.shape[1]
+    tiles = -(-out_features // TILE)
+    ranges = _sample_ranges(tiles, batch)
+    shape = (ranges, tiles, units, TILE)
+    by_range = as_numpy(empty(shape, dtype=grad_weight.dtype, device=grad.device))
+    bias = np.empty((ranges, out_features), rows.dtype)
+    given = plain(as_events(events, grad_weight.dtype), rows)
+    calls = []
+    for k, part in _parts(tiles, batch):
+        gradients = arguments.CurrentGradients(weight=by_range[k], bias=bias[k])
+        scratch = np.empty((2, TILE), rows.dtype)
+        calls.append((*scratch, *plain(part), *given, *plain(gradients)))
+    in_threads(linear_current_backward_loop, calls)
+    _unpack(by_range, grad_weight)
+    if grad_bias is not None:
+        grad_bias.copy_(torch.from_numpy(bias).sum(0))
 
 
 def linear_first_spikes(
