@@ -10,6 +10,7 @@ from . import data, functional, init, losses, memory, metrics  # noqa: E402
 from .conversion.api import ConversionError, convert, explain, revert  # noqa: E402
 from .modules.alpha import SingleSpikeAlpha  # noqa: E402
 from .modules.conv import SingleSpikeConv1d, SingleSpikeConv2d  # noqa: E402
+from .modules.delay import SpikeDelay  # noqa: E402
 from .modules.lapicque import SingleSpikeLapicque  # noqa: E402
 from .modules.leaky import FusedLeaky, LeakyState, SingleSpikeLeaky  # noqa: E402
 from .modules.linear import SingleSpikeLinear  # noqa: E402
@@ -17,7 +18,13 @@ from .modules.pooling import FirstSpikePool2d  # noqa: E402
 from .modules.readout import LeakyReadout  # noqa: E402
 from .modules.rleaky import SingleSpikeRLeaky  # noqa: E402
 from .modules.synaptic import SingleSpikeSynaptic  # noqa: E402
-from .spikes import AveragedSpikes, MaterializationWarning, SpikeEvents, SpikeTimes  # noqa: E402
+from .spikes import (  # noqa: E402
+    AveragedSpikes,
+    DelayedSpikes,
+    MaterializationWarning,
+    SpikeEvents,
+    SpikeTimes,
+)
 
 try:
     __version__ = version("snn-single-spike")
@@ -27,6 +34,7 @@ except PackageNotFoundError:  # a bare checkout on the path
 __all__ = [
     "AveragedSpikes",
     "ConversionError",
+    "DelayedSpikes",
     "FirstSpikePool2d",
     "FusedLeaky",
     "LeakyReadout",
@@ -40,6 +48,7 @@ __all__ = [
     "SingleSpikeLinear",
     "SingleSpikeRLeaky",
     "SingleSpikeSynaptic",
+    "SpikeDelay",
     "SpikeEvents",
     "SpikeTimes",
     "convert",

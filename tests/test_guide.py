@@ -214,10 +214,18 @@ def test_a_cost_of_spikes_has_a_gradient():
     assert grad.any()
 
 
+def test_delays_of_the_page_have_gradients():
+    (space,) = run_times("Delays", lower="0.2")
+    space["scores"].square().sum().backward()
+    assert space["hidden"].delay.grad.any()
+    assert space["delay"].delay.grad.any()
+    space["optimizer"].step()
+
+
 def test_every_block_on_spike_times_is_tested():
     tested = {
         *("Two layers", "Functions", "A whole model", "Event recordings", "Datasets of tonic"),
-        *("A cost of spikes",),
+        *("A cost of spikes", "Delays"),
         "What stays spike times, and what becomes dense",
     }
     assert {title for title, blocks in TIMES_SECTIONS.items() if blocks} == tested

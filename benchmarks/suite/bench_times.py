@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snn_single_spike import SpikeTimes
+from snn_single_spike import SpikeDelay, SpikeTimes
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
 from benchmarks.harness.networks import (
     CLASSES,
+    INPUTS,
     LoopNet,
     SingleSpikeNet,
     fashion_codes,
@@ -89,6 +90,22 @@ def bench_step_from_times(
         training(net, spikes),
         {"dense tensors": training(dense, x), LOOP: training(loop, x)},
         cell={"num_steps": num_steps, "batch": BATCH, "rule": rule, "codes": str(bool(data))},
+    )
+
+
+@pytest.mark.parametrize("num_steps", [100, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def bench_step_with_learned_delays(
+    num_steps: int, rule: str, compare, device: str, data: Path | None
+) -> None:
+    """A delay of each input, learned, against the same network without delays."""
+    spikes = fashion_codes(num_steps, BATCH, data, device)
+    plain, net = (same_weights(SingleSpikeNet("times", rule)).to(device) for _ in range(2))
+    late = SpikeDelay(INPUTS, 5 * torch.rand(INPUTS), learn_delay=True).to(device)
+    compare(
+        training(nn.Sequential(late, net), spikes),
+        {"without delays": training(plain, spikes)},
+        cell={"num_steps": num_steps, "batch": BATCH, "rule": rule},
     )
 
 

@@ -121,7 +121,7 @@ class Scratch(NamedTuple):
     """Work space of one tile of a linear layer."""
 
     rows: np.ndarray
-    """(13, TILE)."""
+    """(14, TILE)."""
     marks: np.ndarray
     """(4, TILE) int32."""
     tables: np.ndarray
@@ -144,6 +144,8 @@ class Events(NamedTuple):
     times: np.ndarray
     units: np.ndarray
     values: np.ndarray
+    late: np.ndarray
+    """The height of each spike at the step after its own; empty if spikes are of one step."""
 
 
 class Layer(NamedTuple):
@@ -197,6 +199,8 @@ class ClosedFormGradients(NamedTuple):
     """(O,), added to."""
     inputs: np.ndarray
     """(2, B, N), added to: at the step of the event of each input, and at the step before it."""
+    late: np.ndarray
+    """(N,), added to: of the share of the later step, over the spikes of each input."""
 
 
 class DenseGradient(NamedTuple):
@@ -218,28 +222,33 @@ class LinearGradients(NamedTuple):
     threshold: np.ndarray
     current: np.ndarray
     """(T, B, O), overwritten."""
+    late: np.ndarray
+    """(N,), added to; as in :class:`ClosedFormGradients`."""
 
 
 class Patches(NamedTuple):
     """The outputs of a convolution that its inputs reach."""
 
     rows: np.ndarray
-    """(H, KH) int32: the row of outputs that a row of inputs reaches by each row of the kernel;
-    -1 for none."""
+    """(H, KH, 2) int32: the row of outputs that a row of inputs reaches by each row of the kernel,
+    and the row of windows that contains it; -1 for none."""
     columns: np.ndarray
-    """(W, KW) int32: the same for columns."""
+    """(W, runs, 5) int32: columns of outputs side by side that a column of inputs reaches. The
+    first of them, its tap, how many they are, and the first window and the one behind the last."""
     width: int
     """Columns of the output."""
+    taps: int
+    """Columns of the kernel. Their order is that of the outputs."""
     positions: int
     """Positions of the output."""
     group: int
     """Input channels of a group."""
     neurons: int
     """Neurons of a channel: positions, or windows of a maximum over positions."""
-    windows: np.ndarray
-    """(positions,) int32: the window of a position, -1 for none. Empty without a maximum."""
+    across: int
+    """Neurons of a row."""
     members: np.ndarray
-    """(neurons, size) int32: the positions of a window."""
+    """(neurons, size) int32: the positions of a window. Empty without a maximum."""
 
 
 class ConvLayer(NamedTuple):
@@ -251,7 +260,7 @@ class ConvLayer(NamedTuple):
     """
 
     weight: np.ndarray
-    """(C, KH * KW, L): by input channel and tap."""
+    """(C, KH * KW, L): by input channel and tap, in the order of :class:`Patches`."""
     bias: np.ndarray
     """(groups, L)."""
     beta: np.ndarray
@@ -288,13 +297,9 @@ class ConvStep(NamedTuple):
     """Work space of one step of a convolution."""
 
     current: np.ndarray
-    """(cells, L)."""
-    seen: np.ndarray
-    """(cells,) int32: when a cell was last reached."""
+    """(cells, L): the bias between two steps. Cells outside of windows are never read."""
     routed: np.ndarray
     """(cells, L): the gradient of ``current``, if the neurons read the maximum of windows."""
-    reached: np.ndarray
-    """(3, KH * KW) int32: the cells that a unit reaches, the taps, and the cells of neurons."""
 
 
 class ConvImpulses(NamedTuple):
@@ -306,9 +311,7 @@ class ConvImpulses(NamedTuple):
     before: np.ndarray
     when: np.ndarray
     counters: np.ndarray
-    """(3, cells of neurons) int32."""
-    rows: np.ndarray
-    """(4, L)."""
+    """(6, cells of neurons) int32."""
     total: np.ndarray
     """(LANES,)."""
     step: tuple[np.ndarray, ...]
@@ -343,7 +346,7 @@ class ConvScan(NamedTuple):
     limit: np.ndarray
     """(cells of neurons, L) int32: the last step with a gradient."""
     counters: np.ndarray
-    """(2, cells of neurons) int32."""
+    """(3, cells of neurons) int32."""
     rows: np.ndarray
     """(4, L)."""
     step: tuple[np.ndarray, ...]
@@ -361,15 +364,33 @@ class ConvScanGradients(NamedTuple):
     """(T, B, O * neurons of a channel), overwritten."""
 
 
+class ConvGradientRows(NamedTuple):
+    """The gradient to the dense spikes of a convolution's neurons."""
+
+    rows: np.ndarray
+    """(T or 1, samples from ``offset`` on, O * neurons of a channel)."""
+    offset: int
+    last: bool
+    """Whether the channels of a row lie side by side."""
+
+
 class TransposedConv(NamedTuple):
     """The transposed convolution, patch by patch."""
 
     lam: np.ndarray
     """(T, n, O * neurons of a channel): the adjoint of the neurons."""
     weight: np.ndarray
-    """(rows, O, row): the patch of an output channel, in rows that lie side by side in ``maps``."""
-    rows: np.ndarray
-    """(rows,) int64: where the rows of a patch begin, from its first number on."""
+    """(n, O, VECTORS * LANES): the weights of an output channel, in ``n`` times ``VECTORS`` vectors
+    of its patch."""
+    vectors: np.ndarray
+    """(n, VECTORS) int64: where these vectors begin in ``maps``, from the patch on; behind ``end``
+    for those beyond the patch."""
+    whole: int
+    """How many of the ``n`` consist of whole vectors."""
+    part: int
+    """How many numbers of their vectors the others have."""
+    totals: np.ndarray
+    """(VECTORS, LANES)."""
     patches: np.ndarray
     """(positions,) int64: where the patch of a position begins."""
     inside: np.ndarray
@@ -379,7 +400,9 @@ class TransposedConv(NamedTuple):
     size: tuple[int, int, int]
     """Channels of a group, height and width of the input."""
     maps: np.ndarray
-    """The input of a group with its border, channels last."""
+    """The input of a group with its border, channels last; and space that is never read."""
+    end: int
+    """Where this space begins."""
     counts: np.ndarray
     """(positions,) int32: the number of channels with a gradient at a position."""
     lanes: np.ndarray

@@ -19,15 +19,20 @@ from .arguments import (
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
 from .conv_patch import (
-    add_cell_to_tap,
-    add_current,
+    add_patch,
+    add_to_taps,
     clear_rows,
+    group_of,
+    list_reached,
     neuron_of,
     parameters_of,
-    reach,
+    patch_product,
+    place_of,
+    reset_current,
     route,
+    set_currents,
 )
-from .simd import LANES, any_lane, full_like, load, store
+from .simd import LANES, any_lane, load, store, where
 
 
 @part_of_caller
@@ -44,12 +49,12 @@ def _geometric(steps, q, lane, tables):
 @helper
 def _load_impulses(sample, adjoint, patches, layer, state, gradients):
     """The impulses of a sample by cell, and their sum over time for the bias."""
-    latest, last, routed = state.counters[0], state.counters[1], state.counters[2]
+    latest, last, prepared = state.counters[0], state.counters[1], state.counters[2]
     zero = layer.beta.dtype.type(0)
     clear_rows(state.lam)
     for cell in range(state.lam.shape[0]):
         q = parameters_of(cell, state.lam.shape[0], layer.beta)
-        group = cell // patches.neurons
+        group = group_of(cell, patches)
         newest = -1
         for j in range(layer.out_channels):
             neuron = neuron_of(cell, j, patches, layer.out_channels)
@@ -66,7 +71,7 @@ def _load_impulses(sample, adjoint, patches, layer, state, gradients):
             state.at[cell, j], state.before[cell, j] = zero, zero
         latest[cell] = newest
         last[cell] = newest + 1
-        routed[cell] = -1
+        prepared[cell] = -1
 
 
 @inlined_helper
@@ -84,12 +89,26 @@ def _add_impulses(cell, start, q, now, then, state, tables):
 
 
 @inlined_helper
+def _go_back_one(cell, q, stop, state, layer):
+    """The adjoint of a cell at the step ``stop``, from that of the next step."""
+    lam, zero = state.lam, layer.beta.dtype.type(0)
+    for j in range(0, lam.shape[1], LANES):
+        when = load(state.when, (cell, j))
+        impulse = where(when == stop, load(state.at, (cell, j)), zero)
+        impulse = impulse + where(when == stop + 1, load(state.before, (cell, j)), zero)
+        store(lam, (cell, j), load(layer.beta, (q, j)) * load(lam, (cell, j)) + impulse)
+
+
+@inlined_helper
 def _go_back(cell, stop, state, layer):
     """The adjoint of a cell at the step ``stop``."""
     lam, last = state.lam, state.counters[1]
     q = parameters_of(cell, lam.shape[0], layer.beta)
     most = layer.tables.shape[1] - 1
     t = last[cell]
+    if t == stop + 1:
+        _go_back_one(cell, q, stop, state, layer)
+        t = stop
     while t > stop:
         now = max(stop, t - most)
         for j in range(0, lam.shape[1], LANES):
@@ -98,63 +117,63 @@ def _go_back(cell, stop, state, layer):
             if any_lane((when >= now) & (when <= t)):
                 _add_impulses(cell, j, q, now, t, state, layer.tables)
         t = now
-    last[cell] = t
+    last[cell] = stop
 
 
 @inlined_helper
-def _product(channel, count, step, source, reached, state, layer):
-    """The sum over the reached cells and their channels of the weights times the adjoint."""
-    latest = state.counters[0]
-    total = full_like(load(source, (0, 0)), source.dtype.type(0))
-    for i in range(count):
-        cell, tap, owner = reached[0, i], reached[1, i], reached[2, i]
-        if latest[owner] >= step:
-            for j in range(0, source.shape[1], LANES):
-                product = load(layer.weight, (channel, tap, j)) * load(source, (cell, j))
-                total = total + product
-    store(state.total, 0, total)
-    summed = source.dtype.type(0)
-    for j in range(LANES):
-        summed += state.total[j]
-    return summed
+def _add_currents(begin, end, step, events, patches, current, state, layer):
+    """Add the spikes among the events from ``begin`` to ``end`` - 1 to the current of a step.
+
+    Returns how many cells of neurons they reach. These are listed.
+    """
+    marked, listed = state.counters[3], state.counters[4]
+    one, count = layer.weight.dtype.type(1), 0
+    for e in range(begin, end):
+        value = events.values[e] if given(events.values) else one
+        if value != 0:  # an event with the value 0 is no spike
+            channel, y, x = place_of(events.units[e], patches)
+            add_patch(channel, y, x, value, patches, layer.weight, current)
+            count = list_reached(channel, y, x, step, patches, marked, listed, count)
+    return count
 
 
 @inlined_helper
-def _to_weights(value, channel, count, step, source, reached, state, gradient):
-    latest = state.counters[0]
-    for i in range(count):
-        if latest[reached[2, i]] >= step:
-            add_cell_to_tap(source, reached[0, i], value, gradient, channel, reached[1, i])
+def _prepare(begin, end, step, spikes_only, events, patches, at_step, state, layer):
+    """The adjoint at a step, of the cells that the events reach, given to maxima of windows.
 
-
-@inlined_helper
-def _prepare(count, step, patches, at_step, state, layer):
-    """The adjoint of the reached cells at a step, given to the maxima of their windows."""
-    latest, last, routed = state.counters[0], state.counters[1], state.counters[2]
+    The current of the step must be known if the neurons read maxima.
+    """
+    latest, last = state.counters[0], state.counters[1]
+    prepared, listed = state.counters[2], state.counters[5]
+    count = 0
+    for e in range(begin, end):
+        if not spikes_only or not given(events.values) or events.values[e] != 0:
+            channel, y, x = place_of(events.units[e], patches)
+            count = list_reached(channel, y, x, step, patches, prepared, listed, count)
     for i in range(count):
-        owner = at_step.reached[2, i]
+        owner = listed[i]
         if latest[owner] >= step:
             if last[owner] > step:
                 _go_back(owner, step, state, layer)
-            if given(patches.windows) and routed[owner] != step:
-                routed[owner] = step
-                route(owner, step, patches, at_step, layer.bias, state.lam, owner, state.rows)
+            if given(patches.members):
+                route(owner, patches, at_step.current, state.lam, owner, at_step.routed)
 
 
 @inlined_helper
-def _add_currents(e, begin, step, events, patches, at_step, layer):
-    """The current of a step without the bias, from the spikes up to ``e``."""
-    one = layer.weight.dtype.type(1)
-    while e >= begin and events.times[e] == step:
-        channel, count = reach(events.units[e], patches, at_step.reached)
-        value = events.values[e] if given(events.values) else one
-        for i in range(count):
-            cell, tap = at_step.reached[0, i], at_step.reached[1, i]
-            add_current(
-                cell, channel // patches.group, channel, tap, value, step, at_step,
-                layer.weight, layer.bias,
-            )  # fmt: skip
-        e -= 1
+def _at_step(begin, end, events_of_step, step, events, patches, at_step, state, layer):
+    """:func:`_prepare` for the events from ``begin`` to ``end`` - 1, all of them or the spikes.
+
+    ``events_of_step`` are the first and the last event of the step, whose spikes are its current.
+    """
+    first, stop = events_of_step
+    count = 0
+    if given(patches.members):
+        count = _add_currents(first, stop, step, events, patches, at_step.current, state, layer)
+    _prepare(begin, end, step, stop <= begin, events, patches, at_step, state, layer)
+    for i in range(count):
+        owner = state.counters[4, i]
+        state.counters[3, owner] = -1  # the step may come again
+        reset_current(owner, patches, layer.bias, at_step.current)
 
 
 @helper
@@ -163,43 +182,38 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
     state, events, patches = ConvImpulses(*state), Events(*events), Patches(*patches)
     layer, adjoint = ConvLayer(*layer), ClosedFormAdjoint(*adjoint)
     gradients, at_step = ConvGradients(*gradients), ConvStep(*state.step)
-    inputs, reached = gradients.inputs, at_step.reached
-    want_inputs, pools = given(inputs), given(patches.windows)
-    source = at_step.routed if pools else state.lam
-    one = layer.weight.dtype.type(1)
+    inputs, weight = gradients.inputs, layer.weight
+    source = at_step.routed if given(patches.members) else state.lam
+    one = weight.dtype.type(1)
     for sample in range(low, high):
         _load_impulses(sample, adjoint, patches, layer, state, gradients)
-        at_step.seen[:] = -1
-        begin, e = events.offsets[sample], events.offsets[sample + 1] - 1
-        known = -1  # the step whose current is known
-        while e >= begin:
-            now = events.times[e]
-            if pools and known != now:
-                _add_currents(e, begin, now, events, patches, at_step, layer)
-            start = e
-            while start >= begin and events.times[start] == now:
-                unit = events.units[start]
-                channel, count = reach(unit, patches, reached)
-                _prepare(count, now, patches, at_step, state, layer)
+        clear_rows(at_step.routed)
+        set_currents(patches, layer.bias, at_step.current)
+        state.counters[3][:] = -1
+        begin, e = events.offsets[sample], events.offsets[sample + 1]
+        while e > begin:
+            now, end = events.times[e - 1], e
+            while e > begin and events.times[e - 1] == now:
+                e -= 1
+            _at_step(e, end, (e, end), now, events, patches, at_step, state, layer)
+            for i in range(e, end):
+                channel, y, x = place_of(events.units[i], patches)
                 if given(gradients.weight):
-                    value = events.values[start] if given(events.values) else one
-                    _to_weights(
-                        value, channel, count, now, source, reached, state, gradients.weight
+                    value = events.values[i] if given(events.values) else one
+                    add_to_taps(channel, y, x, value, patches, source, gradients.weight)
+                if given(inputs):
+                    inputs[0, sample, events.units[i]] = patch_product(
+                        channel, y, x, patches, weight, source, state.total
                     )
-                if want_inputs:
-                    found = _product(channel, count, now, source, reached, state, layer)
-                    inputs[0, sample, unit] = found
+            if not given(inputs) or now == 0:
+                continue
+            start = e
+            while start > begin and events.times[start - 1] == now - 1:
                 start -= 1
-            if want_inputs and now > 0:
-                known = now - 1
-                if pools:
-                    _add_currents(start, begin, known, events, patches, at_step, layer)
-                for i in range(start + 1, e + 1):
-                    if given(events.values) and events.values[i] == 0:
-                        continue  # no spike: the gradient at its step alone
-                    unit = events.units[i]
-                    channel, count = reach(unit, patches, reached)
-                    _prepare(count, known, patches, at_step, state, layer)
-                    found = _product(channel, count, known, source, reached, state, layer)
-                    inputs[1, sample, unit] = found
-            e = start
+            _at_step(e, end, (start, e), now - 1, events, patches, at_step, state, layer)
+            for i in range(e, end):
+                if not given(events.values) or events.values[i] != 0:
+                    channel, y, x = place_of(events.units[i], patches)
+                    inputs[1, sample, events.units[i]] = patch_product(
+                        channel, y, x, patches, weight, source, state.total
+                    )

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from .arguments import (
+    ConvGradientRows,
     ConvLayer,
     ConvScan,
     ConvScanGradients,
     ConvStep,
-    DenseGradient,
     Events,
     Patches,
     SpikeGradient,
@@ -30,14 +30,18 @@ from .compiling import (
     part_of_caller,
 )
 from .conv_patch import (
-    add_cell_to_tap,
-    add_current,
+    add_patch,
+    add_to_taps,
     clear_rows,
+    group_of,
+    list_reached,
     neuron_of,
     parameters_of,
     peak,
-    reach,
+    place_of,
+    reset_current,
     route,
+    set_currents,
 )
 from .simd import LANES, load, store, where
 from .surrogate import surrogate_slope
@@ -65,17 +69,26 @@ def _limits(sample, spiked, steps, rule, causal, patches, out_channels, state):
 
 
 @inlined_helper
-def _add_currents(start, end, now, events, patches, step, marked, layer):
-    """Add the spikes from ``start`` to ``end`` - 1 to the current of a step."""
-    one = layer.weight.dtype.type(1)
+def _add_currents(start, end, now, events, patches, step, state, layer):
+    """Add the spikes from ``start`` to ``end`` - 1 to the current of a step.
+
+    Returns how many cells of neurons they reach. These are listed.
+    """
+    marked, listed = state.counters[1], state.counters[2]
+    one, count = layer.weight.dtype.type(1), 0
     for e in range(start, end):
-        channel, count = reach(events.units[e], patches, step.reached)
-        group = channel // patches.group
+        channel, y, x = place_of(events.units[e], patches)
         value = events.values[e] if given(events.values) else one
-        for i in range(count):
-            cell, tap = step.reached[0, i], step.reached[1, i]
-            add_current(cell, group, channel, tap, value, now, step, layer.weight, layer.bias)
-            marked[step.reached[2, i]] = now
+        add_patch(channel, y, x, value, patches, layer.weight, step.current)
+        count = list_reached(channel, y, x, now, patches, marked, listed, count)
+    return count
+
+
+@inlined_helper
+def _reset_currents(count, patches, step, state, layer):
+    """Undo :func:`_add_currents`."""
+    for i in range(count):
+        reset_current(state.counters[2, i], patches, layer.bias, step.current)
 
 
 @inlined_helper
@@ -107,18 +120,19 @@ def _integrate_again(begin, end, latest, zeroes, subtracts, events, patches, sta
         now, start = np.int32(t), e
         while e < end and events.times[e] == now:
             e += 1
-        _add_currents(start, e, now, events, patches, step, marked, layer)
+        count = _add_currents(start, e, now, events, patches, step, state, layer)
         for cell in range(cells):
             if stop[cell] < now:
                 continue
-            currents, index = layer.bias, cell // patches.neurons
+            currents, index = layer.bias, group_of(cell, patches)
             if marked[cell] == now:
                 currents, index = step.current, cell
-                if given(patches.windows):
-                    peak(cell, now, patches, step, layer.bias, state.rows, 3)
+                if given(patches.members):
+                    peak(cell, patches, step.current, state.rows, 3)
                     currents, index = state.rows, 3
             q = parameters_of(cell, cells, layer.beta)
             _integrate(cell, t, q, currents, index, zeroes, subtracts, state, layer)
+        _reset_currents(count, patches, step, state, layer)
     return e
 
 
@@ -133,6 +147,27 @@ def _load_gradient(row, patches, out_channels, g):
             features, cells = row[start : start + n], g[group * n : group * n + n, lane]
             for position in range(n):
                 cells[position] = features[position]
+
+
+@inlined_helper
+def _load_last(row, patches, out_channels, g):
+    """The same for features with channels last, (neurons, groups * channels)."""
+    n = patches.neurons
+    groups = g.shape[0] // n
+    for position in range(n):
+        for group in range(groups):
+            start = (position * groups + group) * out_channels
+            features, cell = row[start : start + out_channels], g[group * n + position]
+            for lane in range(out_channels):
+                cell[lane] = features[lane]
+
+
+@inlined_helper
+def _load(row, last, patches, out_channels, g):
+    if last:
+        _load_last(row, patches, out_channels, g)
+    else:
+        _load_gradient(row, patches, out_channels, g)
 
 
 @inlined_helper
@@ -182,22 +217,20 @@ def _adjoint(cell, k, q, rule, zeroes, subtracts, state, layer, spike_gradient, 
 @inlined_helper
 def _to_weights(start, end, now, events, patches, state, step, layer, gradient):
     """Add the adjoint of a step to the gradient of the weights, at its spikes."""
-    stop, marked = state.counters[0], state.counters[1]
-    pools, one = given(patches.windows), gradient.dtype.type(1)
+    stop, listed = state.counters[0], state.counters[2]
+    pools, one = given(patches.members), gradient.dtype.type(1)
     cells = step.routed if pools else state.lam
     if pools:
-        _add_currents(start, end, now, events, patches, step, marked, layer)
-    for e in range(start, end):
-        channel, count = reach(events.units[e], patches, step.reached)
-        value = events.values[e] if given(events.values) else one
+        count = _add_currents(start, end, now, events, patches, step, state, layer)
         for i in range(count):
-            owner = step.reached[2, i]
-            if stop[owner] < now:
-                continue
-            if pools and marked[owner] == now:
-                marked[owner] = -1
-                route(owner, now, patches, step, layer.bias, state.lam, owner, state.rows)
-            add_cell_to_tap(cells, step.reached[0, i], value, gradient, channel, step.reached[1, i])
+            owner = listed[i]
+            if stop[owner] >= now:
+                route(owner, patches, step.current, state.lam, owner, step.routed)
+        _reset_currents(count, patches, step, state, layer)
+    for e in range(start, end):
+        channel, y, x = place_of(events.units[e], patches)
+        value = events.values[e] if given(events.values) else one
+        add_to_taps(channel, y, x, value, patches, cells, gradient)
 
 
 @helper
@@ -207,7 +240,7 @@ def conv_backward_scan_loop(
 ):  # fmt: skip
     """Gradients of the weights and parameters, or the adjoint, of the samples from ``low`` on."""
     state, events, patches = ConvScan(*state), Events(*events), Patches(*patches)
-    layer, dense, step = ConvLayer(*layer), DenseGradient(*dense), ConvStep(*state.step)
+    layer, dense, step = ConvLayer(*layer), ConvGradientRows(*dense), ConvStep(*state.step)
     spike_gradient, gradients = SpikeGradient(*spike_gradient), ConvScanGradients(*gradients)
     rule = spike_gradient.rule
     causal = rule in (MASKED, PRE_SPIKE)
@@ -219,23 +252,23 @@ def conv_backward_scan_loop(
         for work in (state.lam, state.tail, state.ramp):
             clear_rows(work)
         latest = _limits(sample, spiked, num_steps, rule, causal, patches, channels, state)
-        step.seen[:] = -1
+        clear_rows(step.routed)
+        set_currents(patches, layer.bias, step.current)
         state.counters[1][:] = -1
         begin, end = events.offsets[sample], events.offsets[sample + 1]
         e = _integrate_again(
             begin, end, latest, zeroes, subtracts, events, patches, state, step, layer
         )
-        step.seen[:] = -1
         state.counters[1][:] = -1
         if given(gradients.current):
             for k in range(latest + 1, num_steps):
                 gradients.current[k, sample] = 0
         if not each_step:
-            _load_gradient(dense.rows[0, row], patches, channels, state.g)
+            _load(dense.rows[0, row], dense.last, patches, channels, state.g)
         for k in range(latest, -1, -1):
             now, stop_at = np.int32(k), e
             if each_step:
-                _load_gradient(dense.rows[k, row], patches, channels, state.g)
+                _load(dense.rows[k, row], dense.last, patches, channels, state.g)
             for cell in range(cells):
                 if stop[cell] >= now:
                     q = parameters_of(cell, cells, layer.beta)

@@ -12,7 +12,18 @@ import numpy as np
 from .arguments import ConvLayer, ConvState, ConvStep, Events, FirstSpikes, Patches
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
-from .conv_patch import add_current, clear_rows, neuron_of, parameters_of, peak, reach
+from .conv_patch import (
+    add_patch,
+    clear_rows,
+    group_of,
+    list_reached,
+    neuron_of,
+    parameters_of,
+    peak,
+    place_of,
+    reset_current,
+    set_currents,
+)
 from .simd import LANES, any_lane, load, store, where
 
 
@@ -122,7 +133,7 @@ def _advance(sample, cell, stop, never, may_cross, may_fall, patches, state, lay
     """Integrate a cell up to the step ``stop``, without spikes."""
     last = state.counters[0]
     q = parameters_of(cell, state.mem.shape[0], layer.beta)
-    group = cell // patches.neurons
+    group = group_of(cell, patches)
     most = layer.tables.shape[1] - 1
     t = last[cell]
     while t < stop:
@@ -217,25 +228,6 @@ def _all_fired(cell, first, never):
     return not silent
 
 
-@inlined_helper
-def _add(unit, value, now, finished, patches, state, step, layer, count):
-    """Add the weights of one spike. Returns the number of cells with spikes in this step."""
-    last, marked, touched = state.counters[0], state.counters[1], state.counters[2]
-    reached = step.reached
-    channel, taps = reach(unit, patches, reached)
-    group = channel // patches.group
-    for i in range(taps):
-        cell, tap, owner = reached[0, i], reached[1, i], reached[2, i]
-        if last[owner] == finished:
-            continue
-        opened = add_current(cell, group, channel, tap, value, now, step, layer.weight, layer.bias)
-        if opened and marked[owner] != now:
-            marked[owner] = now
-            touched[count] = owner
-            count += 1
-    return count
-
-
 @part_of_caller
 def _moves_alone(layer):
     """Whether a membrane may cross between spikes, and whether it may fall to the threshold."""
@@ -260,7 +252,7 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
     layer, out, at_now = ConvLayer(*layer), FirstSpikes(*out), ConvStep(*state.step)
     never, finished = np.int32(num_steps), np.int32(num_steps + 1)
     last, marked, touched = state.counters[0], state.counters[1], state.counters[2]
-    cells = state.mem.shape[0]
+    cells, current = state.mem.shape[0], at_now.current
     one = layer.weight.dtype.type(1)
     may_cross, may_fall = _moves_alone(layer)
     for sample in range(low, high):
@@ -269,7 +261,7 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
         if given(state.when):
             state.peaks[:] = 0
             state.when[:] = 0
-        at_now.seen[:] = -1
+        set_currents(patches, layer.bias, current)
         for cell in range(cells):
             last[cell], marked[cell] = 0, -1
             for j in range(state.first.shape[1]):
@@ -281,9 +273,9 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
             count = 0
             while e < end and events.times[e] == now:
                 value = events.values[e] if given(events.values) else one
-                count = _add(
-                    events.units[e], value, now, finished, patches, state, at_now, layer, count
-                )
+                channel, y, x = place_of(events.units[e], patches)
+                add_patch(channel, y, x, value, patches, layer.weight, current)
+                count = list_reached(channel, y, x, now, patches, marked, touched, count)
                 e += 1
             if now == never and may_cross:  # every cell, up to the end
                 count = cells
@@ -296,6 +288,8 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
                         count += 1
             for i in range(count):
                 cell = touched[i]
+                if now < never and last[cell] == finished:
+                    continue
                 if last[cell] < now:
                     _advance(
                         sample, cell, now, never, may_cross, may_fall, patches, state, layer, out
@@ -304,13 +298,15 @@ def conv_first_spikes_loop(low, high, state, events, patches, layer, num_steps, 
                     if given(state.when):
                         _end_peak(cell, never, state)
                     continue
-                currents, index = at_now.current, cell
-                if given(patches.windows):
-                    peak(cell, now, patches, at_now, layer.bias, state.rows, 3)
+                currents, index = current, cell
+                if given(patches.members):
+                    peak(cell, patches, current, state.rows, 3)
                     currents, index = state.rows, np.int32(3)
                 q = parameters_of(cell, cells, layer.beta)
                 last[cell] = now + 1
-                if _step(cell, q, now, never, currents, index, state, layer):
+                fires = _step(cell, q, now, never, currents, index, state, layer)
+                reset_current(cell, patches, layer.bias, current)
+                if fires:
                     if given(out.crossing):
                         _keep_crossing(sample, cell, now, patches, state, layer, out)
                     if _all_fired(cell, state.first, never):

@@ -1,54 +1,44 @@
-"""What the spikes of one step do in a convolution; see :class:`.arguments.ConvLayer`."""
+"""What the spikes of one step do in a convolution; see :class:`.arguments.ConvLayer`.
+
+A spike reaches outputs in rows. The outputs of a row that lie side by side are a *run*, and so are
+their weights, whose taps lie in this order. So a spike adds a few runs of vectors.
+"""
 
 from __future__ import annotations
 
 from .block import given
 from .compiling import inlined_helper, part_of_caller
-from .simd import LANES, load, store, where
+from .simd import LANES, full_like, load, store, where
 
 
 @inlined_helper
-def reach(unit, patches, reached):
-    """Write the cells that a unit reaches, the taps of the kernel, and the cells of the neurons.
-
-    Returns the channel of the unit and the number of cells.
-    """
-    rows, columns, windows = patches.rows, patches.columns, patches.windows
-    width = columns.shape[0]
-    area = rows.shape[0] * width
+def place_of(unit, patches):
+    """The channel, row and column of an input."""
+    width = patches.columns.shape[0]
+    area = patches.rows.shape[0] * width
     channel = unit // area
     pixel = unit - channel * area
     y = pixel // width
-    x = pixel - y * width
-    group = channel // patches.group
-    start, start_of_neurons = group * patches.positions, group * patches.neurons
-    count = 0
-    for i in range(rows.shape[1]):
-        row = rows[y, i]
-        if row >= 0:
-            for j in range(columns.shape[1]):
-                column = columns[x, j]
-                if column >= 0:
-                    position = row * patches.width + column
-                    window = windows[position] if given(windows) else position
-                    if window >= 0:
-                        reached[0, count] = start + position
-                        reached[1, count] = i * columns.shape[1] + j
-                        reached[2, count] = start_of_neurons + window
-                        count += 1
-    return channel, count
+    return channel, y, pixel - y * width
 
 
 @part_of_caller
 def parameters_of(cell, cells, parameters):
     """The row of parameters (Q, L) of a cell of neurons."""
-    return cell // (cells // parameters.shape[0])
+    rows = parameters.shape[0]
+    return cell // (cells // rows) if rows > 1 else 0
+
+
+@part_of_caller
+def group_of(cell, patches):
+    """The group of a cell of neurons, without a division if there is one group."""
+    return cell // patches.neurons if cell >= patches.neurons else 0
 
 
 @part_of_caller
 def neuron_of(cell, lane, patches, out_channels):
     """The index of a neuron in the flattened features (O, neurons of a channel)."""
-    group = cell // patches.neurons
+    group = group_of(cell, patches)
     return (group * out_channels + lane) * patches.neurons + cell - group * patches.neurons
 
 
@@ -61,86 +51,146 @@ def clear_rows(array):
 
 
 @inlined_helper
-def add_current(cell, group, channel, tap, value, now, step, weight, bias):
-    """Add one tap to the current of a cell. Returns whether this is its first in this step."""
-    current, seen = step.current, step.seen
-    if seen[cell] == now:
+def set_currents(patches, bias, current):
+    """The current of all cells at a step without spikes, which is the bias."""
+    for cell in range(current.shape[0]):
         for j in range(0, current.shape[1], LANES):
-            added = value * load(weight, (channel, tap, j))
-            store(current, (cell, j), load(current, (cell, j)) + added)
-        return False
-    seen[cell] = now
-    for j in range(0, current.shape[1], LANES):
-        added = value * load(weight, (channel, tap, j))
-        store(current, (cell, j), load(bias, (group, j)) + added)
-    return True
+            store(current, (cell, j), load(bias, (cell // patches.positions, j)))
 
 
 @inlined_helper
-def peak(owner, now, patches, step, bias, rows, index):
-    """Write the maximum of the cells of a window into a row. Cells without spikes have the bias."""
-    group = owner // patches.neurons
+def add_patch(channel, y, x, value, patches, weight, current):
+    """Add ``value`` times the weights of an input to the current of the cells that it reaches."""
+    rows, columns, lanes = patches.rows, patches.columns, current.shape[1]
+    start = channel // patches.group * patches.positions
+    for i in range(rows.shape[1]):
+        row = rows[y, i, 0]
+        if row >= 0:
+            for r in range(columns.shape[1]):
+                cell = start + row * patches.width + columns[x, r, 0]
+                tap = i * patches.taps + columns[x, r, 1]
+                for j in range(0, columns[x, r, 2] * lanes, LANES):
+                    added = value * load(weight, (channel, tap, j))
+                    store(current, (cell, j), load(current, (cell, j)) + added)
+
+
+@inlined_helper
+def add_to_taps(channel, y, x, value, patches, source, gradient):
+    """Add ``value`` times the reached cells of ``source`` to the gradient of the weights."""
+    rows, columns, lanes = patches.rows, patches.columns, source.shape[1]
+    start = channel // patches.group * patches.positions
+    for i in range(rows.shape[1]):
+        row = rows[y, i, 0]
+        if row >= 0:
+            for r in range(columns.shape[1]):
+                cell = start + row * patches.width + columns[x, r, 0]
+                tap = i * patches.taps + columns[x, r, 1]
+                for j in range(0, columns[x, r, 2] * lanes, LANES):
+                    here = (channel, tap, j)
+                    added = value * load(source, (cell, j))
+                    store(gradient, here, load(gradient, here) + added)
+
+
+@inlined_helper
+def patch_product(channel, y, x, patches, weight, source, total):
+    """The sum over the reached cells and their channels of the weights times ``source``."""
+    rows, columns, lanes = patches.rows, patches.columns, source.shape[1]
+    start = channel // patches.group * patches.positions
+    zero = full_like(load(source, (0, 0)), source.dtype.type(0))
+    even, odd = zero, zero  # two sums, since each addition waits for the one before
+    for i in range(rows.shape[1]):
+        row = rows[y, i, 0]
+        if row >= 0:
+            for r in range(columns.shape[1]):
+                cell = start + row * patches.width + columns[x, r, 0]
+                tap = i * patches.taps + columns[x, r, 1]
+                size = columns[x, r, 2] * lanes
+                for j in range(0, size - LANES, 2 * LANES):
+                    even = even + load(weight, (channel, tap, j)) * load(source, (cell, j))
+                    product = load(weight, (channel, tap, j + LANES))
+                    odd = odd + product * load(source, (cell, j + LANES))
+                if size % (2 * LANES):
+                    j = size - LANES
+                    even = even + load(weight, (channel, tap, j)) * load(source, (cell, j))
+    store(total, 0, even + odd)
+    quarter = LANES // 4
+    summed = source.dtype.type(0)
+    for j in range(quarter):
+        summed += (total[j] + total[j + quarter]) + (
+            total[j + 2 * quarter] + total[j + 3 * quarter]
+        )
+    return summed
+
+
+@inlined_helper
+def list_reached(channel, y, x, now, patches, marked, listed, count):
+    """List the cells of neurons that an input reaches, and that are not yet marked with ``now``.
+
+    Returns how many cells are listed.
+    """
+    if count == listed.shape[0]:
+        return count
+    rows, columns = patches.rows, patches.columns
+    start, before = channel // patches.group * patches.neurons, -1
+    for i in range(rows.shape[1]):
+        row = rows[y, i, 1]
+        if row >= 0 and row != before:
+            before = row
+            for r in range(columns.shape[1]):
+                first = start + row * patches.across
+                for cell in range(first + columns[x, r, 3], first + columns[x, r, 4]):
+                    if marked[cell] != now:
+                        marked[cell] = now
+                        listed[count] = cell
+                        count += 1
+    return count
+
+
+@inlined_helper
+def reset_current(owner, patches, bias, current):
+    """The bias as the current of the cells that a cell of neurons reads."""
+    group = group_of(owner, patches)
+    if given(patches.members):
+        window, start = owner - group * patches.neurons, group * patches.positions
+        for m in range(patches.members.shape[1]):
+            cell = start + patches.members[window, m]
+            for j in range(0, bias.shape[1], LANES):
+                store(current, (cell, j), load(bias, (group, j)))
+    else:
+        for j in range(0, bias.shape[1], LANES):
+            store(current, (owner, j), load(bias, (group, j)))
+
+
+@inlined_helper
+def peak(owner, patches, current, rows, index):
+    """Write the maximum of the cells of a window into a row."""
+    group = group_of(owner, patches)
     window, start = owner - group * patches.neurons, group * patches.positions
     members = patches.members
-    for j in range(0, bias.shape[1], LANES):
-        most = load(bias, (group, j))
-        cell = start + members[window, 0]
-        if step.seen[cell] == now:
-            most = load(step.current, (cell, j))
+    for j in range(0, current.shape[1], LANES):
+        most = load(current, (start + members[window, 0], j))
         for m in range(1, members.shape[1]):
-            cell = start + members[window, m]
-            x = load(bias, (group, j))
-            if step.seen[cell] == now:
-                x = load(step.current, (cell, j))
+            x = load(current, (start + members[window, m], j))
             larger = where(x <= most, most, x)
             most = where(most == most, larger, most)  # NaN stays, as in torch
         store(rows, (index, j), most)
 
 
 @inlined_helper
-def route(owner, now, patches, step, bias, lam, index, rows):
-    """Give the adjoint of a window to its first maximum. ``rows`` (4, L) is work space."""
-    peak(owner, now, patches, step, bias, rows, 3)
-    group = owner // patches.neurons
+def route(owner, patches, current, lam, index, routed):
+    """Give the adjoint of a window to its first maximum."""
+    group = group_of(owner, patches)
     window, start = owner - group * patches.neurons, group * patches.positions
-    for j in range(0, bias.shape[1], LANES):
+    members, zero = patches.members, current.dtype.type(0)
+    for j in range(0, current.shape[1], LANES):
+        most = load(current, (start + members[window, 0], j))
+        for m in range(1, members.shape[1]):
+            x = load(current, (start + members[window, m], j))
+            larger = where(x <= most, most, x)
+            most = where(most == most, larger, most)
         left = load(lam, (index, j))
-        most = load(rows, (3, j))
-        for m in range(patches.members.shape[1]):
-            cell = start + patches.members[window, m]
-            x = load(bias, (group, j))
-            if step.seen[cell] == now:
-                x = load(step.current, (cell, j))
-            largest = x == most
-            zero = bias.dtype.type(0)
-            store(step.routed, (cell, j), where(largest, left, zero))
+        for m in range(members.shape[1]):
+            cell = start + members[window, m]
+            largest = load(current, (cell, j)) == most
+            store(routed, (cell, j), where(largest, left, zero))
             left = where(largest, zero, left)
-
-
-@inlined_helper
-def add_row(weight, channel, tap, value, row, start, n):
-    """Add ``value`` times the weights of one tap to ``n`` numbers of a row."""
-    whole = n // LANES * LANES
-    for j in range(0, whole, LANES):
-        store(row, start + j, load(row, start + j) + value * load(weight, (channel, tap, j)))
-    for j in range(whole, n):
-        row[start + j] += value * weight[channel, tap, j]
-
-
-@inlined_helper
-def add_to_tap(row, start, n, value, gradient, channel, tap):
-    """Add ``value`` times ``n`` numbers of a row to the gradient of one tap."""
-    whole = n // LANES * LANES
-    for j in range(0, whole, LANES):
-        here = (channel, tap, j)
-        store(gradient, here, load(gradient, here) + value * load(row, start + j))
-    for j in range(whole, n):
-        gradient[channel, tap, j] += value * row[start + j]
-
-
-@inlined_helper
-def add_cell_to_tap(cells, cell, value, gradient, channel, tap):
-    """Add ``value`` times a row of lanes to the gradient of one tap."""
-    for j in range(0, cells.shape[1], LANES):
-        here = (channel, tap, j)
-        store(gradient, here, load(gradient, here) + value * load(cells, (cell, j)))

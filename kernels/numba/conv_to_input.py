@@ -11,34 +11,42 @@ import numpy as np
 from .arguments import ConvStep, Events, Patches, TransposedConv
 from .block import given
 from .compiling import helper, inlined_helper
-from .conv_patch import add_current, clear_rows, reach, route
+from .conv_patch import (
+    add_patch,
+    clear_rows,
+    list_reached,
+    place_of,
+    reset_current,
+    route,
+    set_currents,
+)
 from .simd import LANES, load, store
 
+VECTORS = 5  # of patches, which are summed in registers side by side
+
 
 @inlined_helper
-def _current(start, end, now, events, patches, step, marked, weight, bias):
-    one = weight.dtype.type(1)
+def _add_currents(start, end, now, events, patches, step, marked, weight):
+    """Add spikes to the current of a step. Returns how many cells of neurons they reach."""
+    one, count = weight.dtype.type(1), 0
     for e in range(start, end):
-        channel, count = reach(events.units[e], patches, step.reached)
+        channel, y, x = place_of(events.units[e], patches)
         value = events.values[e] if given(events.values) else one
-        for i in range(count):
-            cell, tap = step.reached[0, i], step.reached[1, i]
-            add_current(
-                cell, channel // patches.group, channel, tap, value, now, step, weight, bias
-            )
-            marked[step.reached[2, i]] = now
+        add_patch(channel, y, x, value, patches, weight, step.current)
+        count = list_reached(channel, y, x, now, patches, marked[0], marked[1], count)
+    return count
 
 
 @inlined_helper
-def _route(owner, now, row, channels, patches, step, rows, marked, bias):
+def _route(owner, now, row, channels, patches, step, rows, marked):
     """Give a row of the adjoint to the first maxima of one window."""
     n = patches.neurons
     group = owner // n
     window = owner - group * n
     for lane in range(channels):
         rows[0, lane] = row[(group * channels + lane) * n + window]
-    if marked[owner] == now:
-        route(owner, now, patches, step, bias, rows, 0, rows)
+    if marked[0, owner] == now:
+        route(owner, patches, step.current, rows, 0, step.routed)
         return
     for m in range(patches.members.shape[1]):  # the same current everywhere
         cell = group * patches.positions + patches.members[window, m]
@@ -61,80 +69,77 @@ def _list_positions(group, channels, patches, routed, layer):
 
 
 @inlined_helper
-def _add_four(k, i, layer):
-    """Add four vectors of row ``k`` of all patches. Their weights stay in the cache."""
-    weight, maps, lanes, values = layer.weight, layer.maps, layer.lanes, layer.values
-    for position in range(layer.counts.shape[0]):
-        at = layer.patches[position] + layer.rows[k] + i
-        one, two = load(maps, at), load(maps, at + LANES)
-        three, four = load(maps, at + 2 * LANES), load(maps, at + 3 * LANES)
-        for c in range(layer.counts[position]):
-            value, lane = values[position, c], lanes[position, c]
-            one = one + value * load(weight, (k, lane, i))
-            two = two + value * load(weight, (k, lane, i + LANES))
-            three = three + value * load(weight, (k, lane, i + 2 * LANES))
-            four = four + value * load(weight, (k, lane, i + 3 * LANES))
-        store(maps, at, one)
-        store(maps, at + LANES, two)
-        store(maps, at + 2 * LANES, three)
-        store(maps, at + 3 * LANES, four)
+def _write_parts(at, k, layer):
+    """Write the first numbers of the vectors. The numbers behind them belong to other patches."""
+    for v in range(VECTORS):
+        for j in range(layer.part):
+            layer.maps[at + layer.vectors[k, v] + j] = layer.totals[v, j]
 
 
 @inlined_helper
-def _add_one(k, i, layer):
-    """The same for one vector."""
+def _add_vectors(k, layer):
+    """Add ``VECTORS`` vectors of all patches, in registers. Their weights stay in the cache."""
     weight, maps, lanes, values = layer.weight, layer.maps, layer.lanes, layer.values
     for position in range(layer.counts.shape[0]):
-        at = layer.patches[position] + layer.rows[k] + i
-        one = load(maps, at)
-        for c in range(layer.counts[position]):
-            one = one + values[position, c] * load(weight, (k, lanes[position, c], i))
-        store(maps, at, one)
+        at = layer.patches[position]
+        a, b, c = at + layer.vectors[k, 0], at + layer.vectors[k, 1], at + layer.vectors[k, 2]
+        d, e = at + layer.vectors[k, 3], at + layer.vectors[k, 4]
+        one, two, three = load(maps, a), load(maps, b), load(maps, c)
+        four, five = load(maps, d), load(maps, e)
+        for i in range(layer.counts[position]):
+            value, lane = values[position, i], lanes[position, i]
+            one = one + value * load(weight, (k, lane, 0))
+            two = two + value * load(weight, (k, lane, LANES))
+            three = three + value * load(weight, (k, lane, 2 * LANES))
+            four = four + value * load(weight, (k, lane, 3 * LANES))
+            five = five + value * load(weight, (k, lane, 4 * LANES))
+        if k < layer.whole:
+            store(maps, a, one)
+            store(maps, b, two)
+            store(maps, c, three)
+            store(maps, d, four)
+            store(maps, e, five)
+        else:
+            store(layer.totals, (0, 0), one)
+            store(layer.totals, (1, 0), two)
+            store(layer.totals, (2, 0), three)
+            store(layer.totals, (3, 0), four)
+            store(layer.totals, (4, 0), five)
+            _write_parts(at, k, layer)
 
 
 @inlined_helper
 def _add_patches(layer):
     """Add the patches of all positions and channels with a gradient to the maps of a group."""
-    size = layer.weight.shape[2]
-    for k in range(layer.rows.shape[0]):
-        i = 0
-        while i + 4 * LANES <= size:
-            _add_four(k, i, layer)
-            i += 4 * LANES
-        while i + LANES <= size:
-            _add_one(k, i, layer)
-            i += LANES
-        for position in range(layer.counts.shape[0]):
-            at = layer.patches[position] + layer.rows[k]
-            for c in range(layer.counts[position]):
-                value, lane = layer.values[position, c], layer.lanes[position, c]
-                for j in range(i, size):
-                    layer.maps[at + j] += value * layer.weight[k, lane, j]
+    for k in range(layer.weight.shape[0]):
+        _add_vectors(k, layer)
 
 
 @inlined_helper
-def _write(group, layer, into):
-    """Copy the maps of a group from channels last to (channels, height, width)."""
+def _write(group, groups, layer, into):
+    """Copy the maps of a group to (height, width, channels of all groups)."""
     channels, height, width = layer.size
     covered = min(width, layer.covered)
-    for c in range(channels):
-        for y in range(height):
-            first, start = layer.inside[y], ((group * channels + c) * height + y) * width
-            # Slices, since their indices need no check for negative numbers
-            row = into[start : start + width]
-            if first < 0:
-                row[:] = 0
-                continue
-            pixels = layer.maps[first + c : first + c + covered * channels : channels]
-            for x in range(covered):
-                row[x] = pixels[x]
-            for x in range(covered, width):
-                row[x] = 0
+    # What lies side by side in both: a row, or a pixel if there are several groups
+    n, pieces = (covered * channels, 1) if groups == 1 else (channels, covered)
+    for y in range(height):
+        first, start = layer.inside[y], y * width * channels * groups + group * channels
+        rest = start
+        if first >= 0:
+            for piece in range(pieces):
+                # Slices, since their indices need no check for negative numbers
+                at, source = start + piece * channels * groups, first + piece * channels
+                target, pixels = into[at : at + n], layer.maps[source : source + n]
+                for i in range(n):
+                    target[i] = pixels[i]
+            rest = start + covered * channels * groups
+        for at in range(rest, start + width * channels * groups, channels * groups):
+            into[at : at + channels] = 0
 
 
 @helper
 def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed, bias, layer, out):
-    """Write the gradient to the inputs (T, n, units) for some samples and steps.
+    """Write the gradient to the inputs (T, n, units), channels last, for some samples and steps.
 
     ``part`` is the first and last sample and the first and last step. The samples of ``out`` count
     from ``offset``.
@@ -146,22 +151,23 @@ def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed
     clear_rows(step.routed)
     for sample in range(low, high):
         e, end = events.offsets[sample], events.offsets[sample + 1]
-        step.seen[:] = -1
-        marked[:] = -1
+        set_currents(patches, bias, step.current)
+        marked[0, :] = -1
         for t in range(begin, stop):
             while e < end and events.times[e] < t:
                 e += 1
             start = e
             while e < end and events.times[e] == t:
                 e += 1
-            _current(start, e, t, events, patches, step, marked, packed, bias)
-            for owner in range(marked.shape[0]):
+            count = _add_currents(start, e, t, events, patches, step, marked, packed)
+            for owner in range(marked.shape[1]):
                 _route(
-                    owner, t, layer.lam[t, sample - offset], channels, patches, step, rows, marked,
-                    bias,
-                )  # fmt: skip
+                    owner, t, layer.lam[t, sample - offset], channels, patches, step, rows, marked
+                )
+            for i in range(count):
+                reset_current(marked[1, i], patches, bias, step.current)
             for group in range(bias.shape[0]):
-                layer.maps[:] = 0
+                layer.maps[: layer.end] = 0
                 _list_positions(group, channels, patches, step.routed, layer)
                 _add_patches(layer)
-                _write(group, layer, out[t, sample - offset])
+                _write(group, bias.shape[0], layer, out[t, sample - offset])

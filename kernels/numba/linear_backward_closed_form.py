@@ -1,7 +1,5 @@
 """Gradients of a linear layer whose adjoint has a closed form: steps without spikes are skipped."""
 
-import functools
-
 from .arguments import ClosedFormAdjoint, ClosedFormGradients, Events, Layer, Part, Scratch
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
@@ -9,21 +7,16 @@ from .tile import (
     JUMP,
     TILE,
     clear_row,
+    copy_row,
+    dot,
     jump,
     power_tables,
     scatter,
+    scatter_split,
     tables_of,
     tile_values,
     width,
 )
-
-
-@functools.partial(helper, fastmath={"reassoc", "contract"})
-def _dot(weights, unit, lam):
-    total = lam.dtype.type(0)
-    for j in range(TILE):
-        total += weights[unit, j] * lam[j]
-    return total
 
 
 @part_of_caller
@@ -75,7 +68,7 @@ def _inputs_before(e, end, step, events, weights, lam, grads):
     while i < end and events.times[i] == step:
         if not given(events.values) or events.values[i] != 0:
             unit = events.units[i]
-            grads[unit] += _dot(weights, unit, lam)
+            grads[unit] += dot(weights, unit, lam)
         i += 1
 
 
@@ -84,20 +77,21 @@ def _inputs_at(e, begin, step, events, weights, lam, grads):
     """Add the gradients at ``step`` of its inputs: the events up to ``e``. Returns the next one."""
     while e >= begin and events.times[e] == step:
         unit = events.units[e]
-        grads[unit] += _dot(weights, unit, lam)
+        grads[unit] += dot(weights, unit, lam)
         e -= 1
     return e
 
 
 @part_of_caller
 def _sample(
-    sample, steps, neuron, n, events, weights, adjoint, b, h, lam, total, heads, following,
-    tables, gradient, inputs,
+    sample, steps, neuron, n, events, weights, adjoint, b, h, lam, later, total, heads, following,
+    tables, gradient, gradients,
 ):  # fmt: skip
     """Go back through the spikes of one sample."""
     begin, end = events.offsets[sample], events.offsets[sample + 1]
     has_every, has_at = given(adjoint.every), given(adjoint.at)
-    want_inputs = given(inputs)
+    inputs = gradients.inputs
+    want_inputs, splits = given(inputs), given(events.late)
     if has_every:
         for j in range(n):
             h[j] = adjoint.every[sample, neuron + j]
@@ -111,6 +105,11 @@ def _sample(
         stop = now
         if want_inputs and previous < steps and previous > 0 and t == previous:
             stop = previous - 1
+        if splits and e >= begin:
+            if t > now + 1:
+                stop = now + 1  # where the later part of the spikes arrives
+            else:
+                copy_row(lam, later)
         stop = max(stop, t - JUMP)
         _jump_back(t - stop, lam, total, b, h, has_every, tables)
         if has_at:
@@ -129,6 +128,10 @@ def _sample(
             previous = now
             if want_inputs:
                 e = _inputs_at(e, begin, now, events, weights, lam, inputs[0, sample])
+            elif splits:
+                e = scatter_split(
+                    e, begin, now, events, weights, lam, later, gradient, gradients.late
+                )
             else:
                 e = scatter(e, begin, now, events, lam, gradient)
             if t == 0:
@@ -150,7 +153,7 @@ def linear_backward_closed_form_loop(
     adjoint, gradients = ClosedFormAdjoint(*adjoint), ClosedFormGradients(*gradients)
     zero = layer.weight.dtype.type(0)
     rows = scratch.rows
-    b, h, lam, total = rows[0], rows[1], rows[2], rows[3]
+    b, h, lam, total, later = rows[0], rows[1], rows[2], rows[3], rows[4]
     tables, following = tables_of(scratch), scratch.marks[0]
     for t in range(num_steps + 1):
         heads[t] = -1
@@ -164,8 +167,8 @@ def linear_backward_closed_form_loop(
         clear_row(total)
         for sample in range(part.low, part.high):
             _sample(
-                sample, num_steps, neuron, n, events, weights, adjoint, b, h, lam, total, heads,
-                following, tables, gradient, gradients.inputs,
+                sample, num_steps, neuron, n, events, weights, adjoint, b, h, lam, later, total,
+                heads, following, tables, gradient, gradients,
             )  # fmt: skip
         for j in range(n):
             gradients.bias[neuron + j] += total[j]

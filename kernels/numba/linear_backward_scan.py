@@ -27,7 +27,17 @@ from .compiling import (
 )
 from .simd import LANES, load, store
 from .surrogate import surrogate_slope
-from .tile import TILE, clear_row, copy_row, gather, scatter, tile_values, width
+from .tile import (
+    TILE,
+    clear_row,
+    copy_row,
+    gather,
+    gather_split,
+    scatter,
+    scatter_split,
+    tile_values,
+    width,
+)
 
 
 class _Rows(NamedTuple):
@@ -46,6 +56,8 @@ class _Rows(NamedTuple):
     d_beta: np.ndarray
     d_threshold: np.ndarray
     lam: np.ndarray
+    later: np.ndarray
+    """The current of the next step, and then the adjoint of it, of spikes shared with it."""
 
 
 @part_of_caller
@@ -53,7 +65,7 @@ def _rows_of(scratch):
     # Rows of one array: the compiler can prove that they do not overlap, and vectorizes.
     r = scratch.rows
     return _Rows(
-        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12]
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12], r[13]
     )  # fmt: skip
 
 
@@ -165,7 +177,10 @@ def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first
             _clear_fired(rows.v, first, t - 1)
         elif subtracts:
             _subtract_fired(rows.x, rows.threshold, first, t - 1)
-        e = gather(e, end, t, events, weights, rows.x)
+        if given(events.late):
+            e = gather_split(e, end, t, events, weights, rows.x, rows.later)
+        else:
+            e = gather(e, end, t, events, weights, rows.x)
         _integrate(t, rows.v, rows.b, rows.x, mem)
     return e - 1
 
@@ -219,6 +234,7 @@ def linear_backward_scan_loop(
             clear_row(rows.lam)
             clear_row(rows.tail)
             clear_row(rows.ramp)
+            clear_row(rows.later)
             e = _integrate_again(
                 last, begin, end, zeroes, subtracts, events, weights, first, mem, rows
             )
@@ -231,13 +247,21 @@ def linear_backward_scan_loop(
                 if rule != MASKED:
                     _accumulate(rows.g, limit, now, rows.tail, rows.ramp)
                 _slopes_at(k, mem, rows.threshold, spike_gradient, rows.slope)
+                if given(events.late):
+                    copy_row(rows.lam, rows.later)
                 if zeroes:
                     _clear_fired(rows.lam, first, now)
                 elif subtracts:
                     _subtract_fired(rows.d_threshold, rows.lam, first, now)
                 # The last membrane carries nothing on, also where it is infinite or NaN.
                 _adjoint(k, now, k < last, mem, limit, rows)
-                e = scatter(e, begin, now, events, rows.lam, gradient)
+                if given(events.late):
+                    e = scatter_split(
+                        e, begin, now, events, weights, rows.lam, rows.later, gradient,
+                        gradients.late,
+                    )  # fmt: skip
+                else:
+                    e = scatter(e, begin, now, events, rows.lam, gradient)
                 if given(gradients.current):
                     copy(rows.lam, n, gradients.current[k, sample, neuron : neuron + n])
         for j in range(n):

@@ -16,6 +16,7 @@ from .tile import (
     clear_row,
     copy_row,
     gather,
+    gather_split,
     jump,
     jump_slope,
     power_slopes,
@@ -41,6 +42,8 @@ class _Rows(NamedTuple):
     above: np.ndarray
     slope_below: np.ndarray
     slope_above: np.ndarray
+    later: np.ndarray
+    """The current of the next step, of spikes that are shared with it."""
     unfired: np.ndarray
     first: np.ndarray
     marks: np.ndarray
@@ -53,7 +56,7 @@ def _rows_of(scratch):
     # Rows of one array: the compiler can prove that they do not overlap, and vectorizes.
     r, m = scratch.rows, scratch.marks
     return _Rows(
-        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], m[0], m[1], m[2], m[3]
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], m[0], m[1], m[2], m[3]
     )  # fmt: skip
 
 
@@ -174,7 +177,10 @@ def _jump(t, gap, never, may_cross, want_slope, rows, tables):
 def _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows):
     """One step with spikes. Returns the next spike."""
     copy_row(rows.drive, rows.x)
-    e = gather(e, end, t, events, weights, rows.x)
+    if given(events.late):
+        e = gather_split(e, end, t, events, weights, rows.x, rows.later)
+    else:
+        e = gather(e, end, t, events, weights, rows.x)
     step = np.int32(t)
     if want_crossing:
         _step_crossing(step, never, want_slope, rows)
@@ -238,11 +244,14 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
         for sample in range(part.low, part.high):
             clear_row(rows.v)
             clear_row(rows.p)
+            clear_row(rows.later)
             copy_row(rows.unfired, rows.first)
             e, end = events.offsets[sample], events.offsets[sample + 1]
-            t, stops = 0, 0
+            t, stops, shared = 0, 0, False
             while t < num_steps:
                 now = events.times[e] if e < end else num_steps
+                if shared:
+                    now = t  # a part of the last spikes arrives
                 while t < now:
                     alone = t == 0 and (may_fall or want_crossing)
                     gap = 1 if alone else min(now - t, JUMP)
@@ -252,7 +261,9 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
                     t += gap
                 if t == num_steps:
                     break
+                before = e
                 e = _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows)
+                shared = given(events.late) and e > before
                 if want_crossing and t == 0:
                     _begin_peak(want_slope, rows)
                 t += 1

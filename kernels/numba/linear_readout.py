@@ -15,6 +15,7 @@ from .tile import (
     clear_row,
     copy_row,
     gather,
+    gather_split,
     jump,
     jump_slope,
     power_slopes,
@@ -42,6 +43,9 @@ class _Rows(NamedTuple):
     d_constant: np.ndarray
     v_before: np.ndarray
     p_before: np.ndarray
+    v_later: np.ndarray
+    """The weight of a current of the next step in the value; of a maximum, this current itself."""
+    p_later: np.ndarray
     step: np.ndarray
 
 
@@ -50,7 +54,8 @@ def _rows_of(scratch):
     # Rows of one array: the compiler can prove that they do not overlap, and vectorizes.
     r = scratch.rows
     return _Rows(
-        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], scratch.marks[0]
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12],
+        scratch.marks[0],
     )  # fmt: skip
 
 
@@ -106,9 +111,12 @@ def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
     zero = v.dtype.type(0)
     for j in range(TILE):
         v[j], p[j], rows.slope[j], rows.step[j], rows.result[j] = zero, zero, zero, 0, -np.inf
-    e, t, alone = begin, 0, True
+    clear_row(rows.v_later)
+    e, t, alone, shared = begin, 0, True, False
     while t < num_steps:
         now = events.times[e] if e < end else num_steps
+        if shared:
+            now = t  # a part of the last spikes arrives
         if t < now:
             # Between spikes the membrane is monotonic, so the maximum is at an end of the jump. The
             # first step of a sample is such an end.
@@ -121,7 +129,12 @@ def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
             t += gap
         else:
             copy_row(rows.drive, x)
-            e = gather(e, end, now, events, weights, x)
+            before = e
+            if given(events.late):
+                e = gather_split(e, end, now, events, weights, x, rows.v_later)
+                shared = e > before
+            else:
+                e = gather(e, end, now, events, weights, x)
             for j in range(TILE):
                 p[j] = v[j] + b[j] * p[j]
                 v[j] = b[j] * v[j] + x[j]
@@ -151,6 +164,13 @@ def _add_spikes(e, begin, now, events, weights, rows):
     """Add the spikes of one step to the value. Returns the spike before them."""
     v, p, result, slope = rows.v, rows.p, rows.result, rows.slope
     one = v.dtype.type(1)
+    while given(events.late) and e >= begin and events.times[e] == now:
+        unit, height, rest = events.units[e], events.values[e], events.late[e]
+        for j in range(TILE):
+            w = weights[unit, j]
+            result[j] += (height * v[j] + rest * rows.v_later[j]) * w
+            slope[j] += (height * p[j] + rest * rows.p_later[j]) * w
+        e -= 1
     while e >= begin and events.times[e] == now:
         unit, height = events.units[e], one if events.values.shape[0] == 0 else events.values[e]
         for j in range(TILE):
@@ -174,7 +194,14 @@ def _linear_value(begin, end, num_steps, reduction, events, weights, rows, table
     while e >= begin:
         now = events.times[e]
         while t > now:
-            gap = min(t - now, JUMP)
+            stop = now
+            if given(events.late):
+                if t > now + 1:
+                    stop = now + 1  # where the later part of the spikes arrives
+                else:
+                    copy_row(rows.v, rows.v_later)
+                    copy_row(rows.p, rows.p_later)
+            gap = min(t - stop, JUMP)
             last = t == num_steps and reduction == LAST
             if last:
                 gap = 1

@@ -6,6 +6,7 @@ padded. Between two steps with spikes the membrane is jumped over with tables of
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -106,6 +107,42 @@ def gather(e, end, now, events, weights, x):
 
 
 @inlined_helper
+def gather_split(e, end, now, events, weights, x, later):
+    """As :func:`gather`, of spikes that are shared with the next step, whose current is ``later``.
+
+    Adds what is left of the step before, and clears it.
+    """
+    times, units, values, late = events.times, events.units, events.values, events.late
+    for j in range(TILE):
+        x[j] += later[j]
+        later[j] = 0
+    while e + 3 < end and times[e + 3] == now:  # as in gather
+        one, two, three, four = units[e], units[e + 1], units[e + 2], units[e + 3]
+        a, b, c, d = values[e], values[e + 1], values[e + 2], values[e + 3]
+        p, q, r, s = late[e], late[e + 1], late[e + 2], late[e + 3]
+        for j in range(TILE):
+            w, rest = weights[one, j], weights[two, j]
+            u = x[j] + a * w
+            v = later[j] + p * w
+            u = u + b * rest
+            v = v + q * rest
+            w, rest = weights[three, j], weights[four, j]
+            u = u + c * w
+            v = v + r * w
+            x[j] = u + d * rest
+            later[j] = v + s * rest
+        e += 4
+    while e < end and times[e] == now:
+        unit, value, rest = units[e], values[e], late[e]
+        for j in range(TILE):
+            w = weights[unit, j]
+            x[j] += value * w
+            later[j] += rest * w
+        e += 1
+    return e
+
+
+@inlined_helper
 def scatter(e, begin, now, events, lam, gradient):
     """Add the adjoint to the gradient of the weights of all spikes of one step, going back."""
     times, units, values = events.times, events.units, events.values
@@ -118,6 +155,42 @@ def scatter(e, begin, now, events, lam, gradient):
         else:
             for j in range(TILE):
                 gradient[unit, j] += lam[j]
+        e -= 1
+    return e
+
+
+@functools.partial(helper, fastmath={"reassoc", "contract"})
+def dot(weights, unit, row):
+    total = row.dtype.type(0)
+    for j in range(TILE):
+        total += weights[unit, j] * row[j]
+    return total
+
+
+@functools.partial(inlined_helper, fastmath={"reassoc", "contract"})
+def _add_split(unit, height, rest, weights, lam, rise, gradient):
+    """Add to the gradient of one row of weights; returns the product of this row and ``rise``."""
+    total = lam.dtype.type(0)
+    for j in range(TILE):
+        gradient[unit, j] += height * lam[j] + rest * rise[j]
+        total += weights[unit, j] * rise[j]
+    return total
+
+
+@inlined_helper
+def scatter_split(e, begin, now, events, weights, lam, rise, gradient, shares):
+    """As :func:`scatter`, of spikes that are shared with the next step.
+
+    ``rise`` is the adjoint of the next step on entry, and that less ``lam`` on return: the gradient
+    of the share of the next step is its product with the weights.
+    """
+    times, units, values, late = events.times, events.units, events.values, events.late
+    for j in range(TILE):
+        rise[j] -= lam[j]
+    while e >= begin and times[e] == now:
+        unit, rest = units[e], late[e]
+        height = values[e] + rest
+        shares[unit] += height * _add_split(unit, height, rest, weights, lam, rise, gradient)
         e -= 1
     return e
 

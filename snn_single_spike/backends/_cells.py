@@ -28,7 +28,7 @@ def gradient_of_cells(grad_spikes: GradientFactors, conv: Convolution) -> Gradie
     if grad_spikes.weight is not None:
         return grad_spikes._replace(weight=to_cells(grad_spikes.weight, conv).contiguous())
     return GradientFactors(
-        lambda samples: to_cells(grad_spikes.rows(samples), conv).contiguous(), None
+        lambda samples: to_cells(grad_spikes.to_dense(samples), conv).contiguous(), None
     )
 
 

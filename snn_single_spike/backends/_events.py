@@ -19,7 +19,11 @@ class Events(NamedTuple):
     units: Tensor
     """(E,) int32: index into the flattened features."""
     values: Tensor | None
-    """(E,) height of each spike, floating-point; None if every height is 1."""
+    """(E,) height of each spike, floating-point; None if every height is 1.
+
+    (2, E) if spikes are shared between two steps: the heights at the step of each spike, and at the
+    step after it. A height after the last step is lost.
+    """
     once: bool = False
     """True only if no unit of a sample spikes twice and every height is 1."""
     padded: bool = False
@@ -47,7 +51,7 @@ class Events(NamedTuple):
         if samples.start == 0 and samples.stop == len(self.offsets) - 1:
             return self  # reading the offsets back would wait for a GPU
         low, high = int(self.offsets[samples.start]), int(self.offsets[samples.stop])
-        values = None if self.values is None else self.values[low:high]
+        values = None if self.values is None else self.values[..., low:high]
         offsets = self.offsets[samples.start : samples.stop + 1]
         return Events(offsets, self.times[low:high], self.units[low:high], values, self.once)
 
@@ -61,6 +65,7 @@ class Events(NamedTuple):
         shape = (num_steps, len(self.offsets) - 1, units)
         spikes = torch.zeros(shape, dtype=dtype, device=self.times.device)
         heights = spikes.new_ones(1) if self.values is None else self.values.to(dtype)
+        heights, late = (heights, None) if heights.dim() == 1 else heights.unbind(0)
         if self.padded:  # in a compiled graph, whose shapes do not depend on the spikes
             spike = torch.arange(len(self.times), device=self.times.device)
             samples = torch.searchsorted(self.offsets[1:], spike, right=True)
@@ -69,7 +74,12 @@ class Events(NamedTuple):
         else:
             samples = self.samples()
         where = (self.times.long(), samples, self.units.long())
-        return spikes.index_put_(where, heights, accumulate=True)
+        spikes.index_put_(where, heights, accumulate=True)
+        if late is not None and num_steps > 1:
+            step, *at = where
+            late = torch.where(step + 1 < num_steps, late, 0.0)
+            spikes.index_put_(((step + 1).clamp(max=num_steps - 1), *at), late, accumulate=True)
+        return spikes
 
 
 def offsets_of(counts: Tensor) -> Tensor:

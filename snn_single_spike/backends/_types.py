@@ -290,14 +290,15 @@ class GradientFactors(NamedTuple):
 
     rows: Callable[[slice], Tensor]
     """Computes (T or 1, n, O) for some samples; one row if the gradient is the same at every step.
-    With a second factor, (T or 1, n, P)."""
+    With a second factor, (T or 1, n, P). Without one, maps (T, n, C, O / C) of any strides are
+    allowed too, whose flattened form is (T, n, O)."""
     weight: Tensor | None
     """The second factor, (P, O)."""
 
     def to_dense(self, samples: slice) -> Tensor:
         rows = self.rows(samples)
         if self.weight is None:
-            return rows
+            return rows.flatten(2)
         shape = (*rows.shape[:2], self.weight.shape[1])
         out = empty(shape, dtype=rows.dtype, device=rows.device)
         return torch.matmul(rows, self.weight, out=out)
@@ -329,6 +330,8 @@ class LinearGradients(NamedTuple):
     threshold: Tensor
     current: Tensor | None
     """(T, B, O) if the adjoint itself is requested; the backend overwrites it."""
+    late: Tensor | None = None
+    """(N,) of the share of the later step, for spikes that are shared between two steps."""
 
 
 class ConvGradients(NamedTuple):

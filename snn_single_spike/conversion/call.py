@@ -12,6 +12,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -23,7 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..backends._compiling import constant_when_compiled, outside_of_compiler
 from ..modules._base import SingleSpikeNeuron
-from ..spikes.lazy import LazyTensor
+from ..spikes.lazy import LazyTensor, materialize
+from .batch import AllRows
+from .loops.carried import ReadBefore
 from .loops.running import LoopRun
 from .refusals.chance import (
     DrawnOnce,
@@ -123,6 +126,8 @@ class Conversion:
     """Whether the model has its own loop over time, which runs all steps at once."""
     check: bool | None = None
     """Whether the first calls compare the model with its author's; None where it has own code."""
+    fixed_batch: bool = False
+    """Whether a forward reshapes with a batch size that it does not take from a tensor."""
     auto: bool = False
     """Whether the model chooses the format of spikes: ``spike_format="auto"``."""
     keep_loop: Any = None
@@ -137,7 +142,7 @@ class Conversion:
 
     def __reduce__(self) -> Any:
         decided: tuple[Any, ...] = ({}, set(), Order())
-        options = (self.looped, self.check, self.auto, self.keep_loop)
+        options = (self.looped, self.check, self.fixed_batch, self.auto, self.keep_loop)
         return Conversion, (self.time, self.num_steps, self.time_dim, *decided, *options)
 
 
@@ -206,6 +211,8 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     if torch.compiler.is_compiling():  # torch.export
         decision = model._single_spike.decisions.get(model.training)
         run = LoopRun(model, model._single_spike.time)
+        if decision is not None:
+            run.fixed = decision.loops[2]
         if decision is not None and decision.expand:
             raise ConversionError(
                 "torch.export does not support this model: layers before the first neuron draw "
@@ -223,8 +230,9 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     )
     if known and before.has_settings(decision.settings, conversion.records):
         run.expand = decision.expand
+        batches, indexed, run.fixed = decision.loops
         if decision.expand:  # the layers before the first neuron find the sizes of the batch
-            run.batches, run.indexed = decision.loops
+            run.batches, run.indexed = batches, indexed
         out = run_folded(run, forward, args, kwargs)
     else:
         conversion.formats.clear()  # a flag may have changed, and with it who reads spikes
@@ -253,11 +261,19 @@ def _decided_loop(
 
     def attempt(expand: bool) -> Any:
         if expand:
-            runs.append(LoopRun(run.model, run.time, True, run.batches, run.indexed))
-        return run_folded(runs[-1], forward, args, kwargs)
+            runs.append(LoopRun(run.model, run.time, True, run.batches, run.indexed, run.fixed))
+        try:
+            return run_folded(runs[-1], forward, args, kwargs)
+        except ReadBefore as error:  # a name that may stay as it is
+            if error.name in run.fixed:
+                raise
+            run.fixed[error.name] = error
+        undo()
+        runs.append(LoopRun(run.model, run.time, expand, run.batches, run.indexed, run.fixed))
+        return attempt(expand)
 
     out, draws, expand = _observed(observe, attempt, undo, expandable=True, expanded=expanded)
-    loops = (runs[-1].batches, runs[-1].indexed)
+    loops = (runs[-1].batches, runs[-1].indexed, run.fixed)
     return out, Decision(draws.seen, expand, loops, _sizes(args, kwargs))
 
 
@@ -322,8 +338,9 @@ def run_folded(run: LoopRun, forward: Any, args: Any, kwargs: Any) -> Any:
             f"{failing_layer(run.model, error)}{error}. A converted model runs the {num_steps} "
             f"steps of the loop over time at once, as a batch of {num_steps} x {batch} rows. "
             "Possible causes: forward reshapes with a fixed batch size (write x.flatten(1), or "
-            "x.view(x.size(0), -1) with the size of the same tensor), or adds a tensor of "
-            "another size than the batch"
+            "x.view(x.size(0), -1) with the size of the same tensor), adds a tensor of another "
+            "size than the batch, or gives a layer a sample without a batch dimension "
+            "(write x.unsqueeze(0))"
         ) from error
 
 
@@ -467,10 +484,13 @@ class Run:
             # One update of the running statistics replaces the T updates of a loop.
             batch_norm.momentum = 1 - (1 - momentum) ** time.num_steps
         enter = self._enter_static if self.static_input else self._enter
+        fixed = self.model._single_spike.fixed_batch and not torch.compiler.is_compiling()
         try:
             args = [enter(x, expand) for x in self.args]
             kwargs = {name: enter(x, expand) for name, x in self.kwargs.items()}
-            return self._leave(self.forward(self.model, *args, **kwargs))
+            with AllRows(*self.extent) if fixed else nullcontext():
+                out = self.forward(self.model, *args, **kwargs)
+            return self._leave(out)
         except RuntimeError as error:
             if not re.search(r"\b(shapes?|sizes?|dim(ension)?s?)\b", str(error)):
                 raise
@@ -528,6 +548,11 @@ class Run:
 
     def _leave(self, out: Any) -> Any:
         if isinstance(out, _TENSORS):
+            num_steps, batch = self.extent
+            if out.dim() > 1 and tuple(out.shape[:2]) == (1, num_steps * batch) != (1, 1):
+                # A record of one step, torch.stack([spk]).
+                record = materialize(out, "torch.stack").unflatten(1, self.extent).movedim(1, 0)
+                return record.transpose(0, 1) if self.time_dim else record
             unfolded = self.time.unfold(out)
             dense = isinstance(unfolded, Tensor)
             return unfolded.transpose(0, 1) if self.time_dim and dense else unfolded

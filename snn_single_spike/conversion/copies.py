@@ -14,7 +14,7 @@ from .refusals.layers import ConversionError
 from .refusals.state import computed_by_torch, detached, membranes
 from .source.place import class_name, user_depth
 
-__all__ = ["computed_tensors", "copy_model", "unfold_neuron"]
+__all__ = ["computed_tensors", "copy_model", "unfold_delay", "unfold_neuron"]
 
 
 def unfold_neuron(neuron: Any) -> None:
@@ -23,8 +23,15 @@ def unfold_neuron(neuron: Any) -> None:
     neuron._states_to_buffers()
     neuron.__class__ = neuron.original
     options = ("gradient", "backend", "refractory", "spike_format")
-    for name in (*options, "state", "time", "path", "original", "states_read"):
+    for name in (*options, "_last_call", "time", "path", "original", "states_read"):
         vars(neuron).pop(name, None)
+
+
+def unfold_delay(delay: Any) -> None:
+    """Turn a folded delay back into the SynapticDelay of snnTorch that it was, in place."""
+    delay.__class__ = type(delay)._original
+    delay.step_mode = True
+    del delay._time, delay._path
 
 
 def copy_model(model: nn.Module, share: bool, warn: bool = True) -> nn.Module:

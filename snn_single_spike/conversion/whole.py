@@ -8,6 +8,7 @@ from torch import nn
 
 from .call import Time
 from .copies import copy_model
+from .folded.delay import fold_delay
 from .folded.immediate import resets_at_spike
 from .folded.modules import FOLDED, FoldedLeaky, make_converted, use_dense_inputs
 from .folded.pooling import pool_earliest
@@ -15,6 +16,7 @@ from .loops.find import find_loops
 from .refusals.layers import (
     ConversionError,
     convertible_kind,
+    is_delay,
     reject_unsupported_layers,
     warn_about_differences,
 )
@@ -60,10 +62,13 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
         for path, neuron in new.named_modules()
         if (kind := convertible_kind(neuron))
     ]
+    for path, layer in new.named_modules():
+        if is_delay(layer):
+            fold_delay(layer, time, path)
     _check_neurons(neurons, options)
     for path in loops:
         for neuron, name in states_read(new.get_submodule(path)):
-            neuron.states_read = (*neuron.states_read, name)
+            neuron.states_read = tuple(dict.fromkeys((*neuron.states_read, name)))
     if options.spike_format == "times":
         use_dense_inputs(new)
     if options.first_spike_pooling:

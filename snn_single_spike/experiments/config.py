@@ -84,6 +84,11 @@ class Config(BaseModel):
     beta: Decay = Field(math.exp(-1 / 10), description="initial decay of hidden neurons")
     readout_beta: Decay = Field(math.exp(-1 / 20), description="initial decay of the readout")
     learn_beta: bool = Field(True, strict=True, description="learn the decay of each neuron")
+    delays: PositiveFloat | None = Field(
+        None,
+        description="learn a delay of each unit in front of every linear layer, the readout "
+        "included; the initial delays are uniform between 0 and this number of steps",
+    )
     weight_scale: tuple[PositiveFloat, ...] = Field(
         (1.0,), description="factors of the initial weights, one per layer or one for all layers"
     )
@@ -103,9 +108,17 @@ class Config(BaseModel):
     epochs: PositiveInt = Field(100, description="passes over the training set")
     batch: PositiveInt = Field(128, description="samples per step, over all processes")
     lr: PositiveFloat = Field(1e-3, description="learning rate of Adam")
+    delay_lr: PositiveFloat = Field(
+        0.1, description="learning rate of the delays, which are numbers of steps"
+    )
     weight_decay: NonNegativeFloat = Field(0.0, description="L2 penalty of Adam")
     spike_penalty: NonNegativeFloat = Field(
         0.0, description="cost per hidden spike, added to the cross-entropy of each sample"
+    )
+    schedule: Literal["milestones", "cosine"] = Field(
+        "milestones",
+        description="how the learning rate falls: by --lr-decay at each milestone; or in every "
+        "step along half a cosine, to 0 at the end of the last epoch",
     )
     milestones: tuple[PositiveInt, ...] = Field((), description="epochs after which lr is decayed")
     lr_decay: PositiveFloat = Field(0.1, description="factor of lr at each milestone")

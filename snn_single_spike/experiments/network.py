@@ -11,7 +11,7 @@ import torch
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from .. import FusedLeaky, LeakyReadout, SingleSpikeLeaky
+from .. import FusedLeaky, LeakyReadout, SingleSpikeLeaky, SpikeDelay
 from ..functional import spike_count
 from . import ExperimentError, layers
 from .config import Config
@@ -74,7 +74,8 @@ class Network(nn.Module):
     """
     The hidden layers of `config.layers`, and a leaky readout of the classes.
 
-    Weights are uniform in ±sqrt(1 / n_in), biases 0. For one seed all kinds of neurons start from
+    Weights are uniform in ±sqrt(1 / n_in), biases 0. With `config.delays` a learned delay of each
+    unit stands in front of every linear layer. For one seed all kinds of neurons start from
     the same weights, and share the keys of `state_dict`.
 
     Inputs: x of shape `(T, B, *features)`, a tensor, spike times or events
@@ -90,11 +91,15 @@ class Network(nn.Module):
         self.stages = nn.ModuleList()
         features = spec.features
         for layer in layers.parse(config.layers, spec.features):
+            if layer.kind == "linear" and config.delays:
+                self.stages.append(SpikeDelay(layer.given, learn_delay=True))
             self.stages.append(_layer(layer))
             if layer.fires:
                 self.stages.append(_neuron(layer.features, config))
             features = layer.features
-        self.output = nn.Linear(math.prod(features), spec.classes)
+        units = math.prod(features)
+        self.output_delay = SpikeDelay(units, learn_delay=True) if config.delays else None
+        self.output = nn.Linear(units, spec.classes)
         beta = torch.full((spec.classes,), config.readout_beta)
         readout = LeakyReadoutLoop if config.neuron.endswith("loop") else LeakyReadout
         how: dict[str, Any] = {"reduction": config.readout, "scale": config.score_scale}
@@ -104,12 +109,14 @@ class Network(nn.Module):
     def forward(self, x: Any) -> tuple[Tensor, list[Any]]:
         hidden = []
         for stage in self.stages:
-            if isinstance(stage, nn.Linear):
+            if isinstance(stage, nn.Linear | SpikeDelay):
                 x = x.flatten(2)
             x = stage(x)
             if isinstance(stage, snn.Leaky):
                 hidden.append(x)
-        return self.readout(self.output(x.flatten(2))), hidden
+        x = x.flatten(2)
+        x = x if self.output_delay is None else self.output_delay(x)
+        return self.readout(self.output(x)), hidden
 
     def _initialize(self, config: Config) -> None:
         weighted = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -127,6 +134,9 @@ class Network(nn.Module):
             nn.init.uniform_(layer.weight, -bound, bound)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        for module in self.modules():
+            if isinstance(module, SpikeDelay) and config.delays:
+                nn.init.uniform_(module.delay, 0, config.delays)
 
 
 def _layer(layer: Layer) -> nn.Module:

@@ -13,7 +13,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         # With four inputs only large weights drive a neuron to its threshold
         "weight_scale": (4.0, 1.0),
     },
-    "digits": {"layers": "128", "num_steps": 50, "lr": 2e-3, "epochs": 30},
+    "digits": {
+        "layers": "128",
+        "num_steps": 50,
+        "lr": 2e-3,
+        "epochs": 30,
+        # Chosen on held-out samples: longer decays, and scores that do not saturate
+        "surrogate": "atan:2",
+        "beta": 0.97,
+        "readout_beta": 0.97,
+        "score_scale": 0.06,
+    },
     "mnist": {
         "layers": "800",
         "epochs": 150,

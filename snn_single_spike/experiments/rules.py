@@ -36,6 +36,11 @@ def check(config: Any) -> None:
         raise ExperimentError(
             f"--milestones {','.join(map(str, config.milestones))}: must be in rising order"
         )
+    if config.milestones and config.schedule == "cosine":
+        raise ExperimentError(
+            f"--milestones {','.join(map(str, config.milestones))}: --schedule cosine has none; "
+            "omit --milestones, or use --schedule milestones"
+        )
 
 
 def _check_dataset(config: Any) -> None:

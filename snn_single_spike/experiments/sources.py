@@ -55,6 +55,8 @@ def make(flags: Mapping[str, Any], file: Path | None = None) -> Config:
     loop = str(values.get("neuron", "")).endswith("loop")
     if loop or values.get("precision") == "bfloat16":
         values.setdefault("spike_format", "dense")
+    if values.get("schedule") == "cosine" and "milestones" not in given:
+        values["milestones"] = ()  # those of the recipe belong to the other schedule
     try:
         return Config(**values)
     except ValidationError as error:
@@ -97,6 +99,11 @@ def resumed(run: Path, flags: Mapping[str, Any]) -> Config:
                 "start a new run with another --out. A resumed run may change "
                 f"{', '.join(map(flag, RESUMABLE))}"
             )
+    if config.schedule == "cosine" and config.epochs != saved.epochs:
+        raise ExperimentError(
+            f"--epochs {config.epochs}: --schedule cosine has brought the learning rate down over "
+            f"{saved.epochs} epochs; omit --epochs, or start a new run with another --out"
+        )
     return config
 
 

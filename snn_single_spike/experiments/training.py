@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import SpikeEvents, SpikeTimes, init
+from .. import SpikeDelay, SpikeEvents, SpikeTimes, init
 from ..functional import NaNError
 from . import ExperimentError, augment, checkpoint, datasets, record, rules
 from .checkpoint import Position
@@ -148,9 +148,25 @@ def load_dataset(config: Config) -> Dataset:
     )
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 1."""
+def learning_rate(config: Config, epoch: int, progress: float = 0.0) -> float:
+    """The learning rate in an epoch, counted from 1, after this part of its batches."""
+    if config.schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * (epoch - 1 + progress) / config.epochs)) / 2
     return config.lr * config.lr_decay ** sum(epoch > m for m in config.milestones)
+
+
+def groups(network: Network, config: Config) -> list[dict[str, Any]]:
+    """Parameters, and the delays with a learning rate of their own, if there are any."""
+    delays = [m.delay for m in network.modules() if isinstance(m, SpikeDelay)]
+    if not delays:
+        return [{"params": list(network.parameters()), "times_lr": 1.0}]
+    ids = {id(delay) for delay in delays}
+    others = [p for p in network.parameters() if id(p) not in ids]
+    times_lr = config.delay_lr / config.lr
+    return [
+        {"params": others, "times_lr": 1.0},
+        {"params": delays, "times_lr": times_lr, "weight_decay": 0.0},
+    ]
 
 
 class _Run:
@@ -171,7 +187,7 @@ class _Run:
         self.network = network.to(among.device)
         self.wrapped = among.wrap(self.network)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), config.lr, weight_decay=config.weight_decay
+            groups(self.network, config), config.lr, weight_decay=config.weight_decay
         )
         self.batches = math.ceil(len(self.training) / config.batch)
         self.display = show(self.batches) if show and among.main else Silent()
@@ -198,9 +214,14 @@ class _Run:
                         raise Interrupted(f"saved after epoch {epoch}")
                 if log:
                     log.end(self._raster())
-        again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
-        self.display.end(f"{self.out} is trained; to train longer: {again}")
+        self.display.end(f"{self.out} is trained{self._longer()}")
         return history
+
+    def _longer(self) -> str:
+        if self.config.schedule == "cosine":  # the learning rate has come down to 0
+            return ""
+        again = f"snn-single-spike train --resume {shlex.quote(str(self.out))} --epochs N"
+        return f"; to train longer: {again}"
 
     def _begin(self, resume: bool) -> Position:
         if not resume:
@@ -282,9 +303,6 @@ class _Run:
 
     def _epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         """Train for the rest of an epoch, then test."""
-        rate = learning_rate(self.config, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.network.train()
         # A checkpoint holds the sums over all processes
         figures = Figures.zero(self.among.device, position["totals"] if self.among.main else None)
@@ -294,6 +312,9 @@ class _Run:
         for batch in range(position["batch"], self.batches):
             # A trailing 0 would give the seed of the sample order
             seed = _seed(self.config.seed, epoch, batch + 1)
+            rate = learning_rate(self.config, epoch, batch / self.batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("times_lr", 1.0)
             try:
                 loss = self._step(order[batch], seed, figures)
             except NaNError as error:
@@ -325,7 +346,7 @@ class _Run:
             "test_loss": tested["loss"],
             "test_accuracy": tested["accuracy"],
             "test_spikes": tested["spikes"],
-            "lr": rate,
+            "lr": learning_rate(self.config, epoch),
         }
 
     def _check_finite(self, loss: float, epoch: int) -> None:

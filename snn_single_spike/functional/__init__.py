@@ -8,6 +8,7 @@ from ..backends._events import Events
 from ..ops.validation import GRADIENT_RULES, REDUCTIONS, NaNError
 from .conv import first_spike_pool2d, single_spike_conv1d, single_spike_conv2d
 from .count import spike_count
+from .delay import delay_spikes
 from .linear import linear_readout, single_spike_linear
 from .neuron import (
     DEFAULT_GRADIENT,
@@ -26,6 +27,7 @@ __all__ = [
     "Events",
     "NaNError",
     "SingleSpikes",
+    "delay_spikes",
     "first_spike_pool2d",
     "first_spike_time",
     "leaky_readout",

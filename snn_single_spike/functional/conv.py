@@ -10,7 +10,12 @@ from ..ops.conv import ConvSpikes
 from ..ops.surrogate import SpikeGrad, split
 from ..ops.validation import RESETS, check_choice, check_conv
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
-from ..spikes.current import conv1d_as_2d, dense_conv, height_of_channels
+from ..spikes.current import (
+    conv1d_as_2d,
+    dense_conv,
+    height_of_channels,
+    made_dense_by_convolution,
+)
 from ..spikes.pooling import pool_first_spikes
 from ._layer import (
     Current,
@@ -196,12 +201,10 @@ def run_single_spike_conv(
     ``features`` are those of the neurons, (O, height, width) or (O, width). ``weight`` has two
     dimensions of the kernel in both cases.
     """
-    heights = height_of_channels(spikes)
-    if neurons.needs_membrane or heights is None or not spikes.prefer_events():
-        by = "convolution with a custom spike_grad"
-        if heights is None:
-            by = "a convolution of spikes whose height differs in a channel"
-        loud = neurons.needs_membrane or heights is None
+    reason = made_dense_by_convolution(spikes)
+    if neurons.needs_membrane or reason or not spikes.prefer_events():
+        by = reason or "convolution with a custom spike_grad"
+        loud = neurons.needs_membrane or reason
         dense = spikes.materialize(by) if loud else spikes.read_dense()
         current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
         return spikes_of_current(current, neurons)
@@ -211,6 +214,8 @@ def run_single_spike_conv(
     factor = None
     if spikes.height is not None:
         # A channel of the input is a column of the weights of its group.
+        heights = height_of_channels(spikes)
+        assert heights is not None
         by_group = heights.expand(sizes.channels).view(sizes.groups, 1, -1)
         of_output = by_group.expand(-1, len(weight) // sizes.groups, -1)
         factor = of_output.reshape(*weight.shape[:2], 1, 1)

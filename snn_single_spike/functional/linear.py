@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ..backends._compiling import is_traced
 from ..backends._decay import clip_decay
-from ..ops.linear import LinearReadout, LinearSpikes
+from ..backends._types import state_dtype
+from ..ops.linear import LinearReadout, LinearSettings, LinearSpikes
 from ..ops.surrogate import SpikeGrad, split
 from ..ops.validation import REDUCTIONS, RESETS, check_choice, check_linear, check_parameter
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
-from ..spikes.current import dense_linear
+from ..spikes.current import dense_linear, shared_by_steps
+from ..spikes.delayed import DelayedSpikes
 from ._layer import (
     Current,
     LayerNeurons,
@@ -137,11 +140,12 @@ def linear_readout(
     check_choice("reduction", reduction, REDUCTIONS)
     check_linear(_check_spikes(spikes), weight, bias)
     chosen = backends.select(backend, weight.device.type)
+    spikes, weight = _of_whole_steps(spikes, weight, chosen)
     if not spikes.prefer_events():
         dense = dense_linear(spikes.read_dense(), weight, bias)
         return leaky_readout(dense, beta, reduction=reduction, backend=backend)
     decay = clip_decay(check_parameter("beta", beta, _current(spikes, weight)))
-    settings, tensors, events = layer_inputs(spikes, weight, spikes.height, bias)
+    settings, tensors, events = _linear_inputs(spikes, weight, bias)
     value = LinearReadout.apply(
         settings._replace(reduction=reduction, backend=chosen),
         *tensors,
@@ -156,16 +160,39 @@ def run_single_spike_linear(
 ) -> SpikeTimes:
     """Check the arguments and run the operator on spike times."""
     check_linear(spikes, weight, bias)
+    chosen = backends.select(neurons.backend, weight.device.type)
+    spikes, weight = _of_whole_steps(spikes, weight, chosen)
     if neurons.needs_membrane or not spikes.prefer_events():
         by = "linear with a custom spike_grad"
         dense = spikes.materialize(by) if neurons.needs_membrane else spikes.read_dense()
         return spikes_of_current(dense_linear(dense, weight, bias), neurons)
     current = _current(spikes, weight)
     decay, threshold, height = checked_neurons(neurons, current)
-    settings, tensors, events = layer_inputs(spikes, weight, spikes.height, bias, neurons)
+    settings, tensors, events = _linear_inputs(spikes, weight, bias, neurons)
     of_output = (x.expand(len(weight)).contiguous() for x in (decay, threshold))
     out = LinearSpikes.apply(settings, *tensors, *of_output, *events)
     return spikes_of_layer(out, current, height, neurons)
+
+
+def _of_whole_steps(spikes: Spikes, weight: Tensor, backend: str) -> tuple[Spikes, Tensor]:
+    """Spikes of whole steps and their weights, unless the backend reads shared spikes itself."""
+    reads = not is_traced() and hasattr(backends.load(backend, "linear"), "SPLITS")
+    if reads and spikes.prefer_events():
+        return spikes, weight
+    return shared_by_steps(spikes, weight)
+
+
+def _linear_inputs(
+    spikes: Spikes, weight: Tensor, bias: Tensor | None, neurons: LayerNeurons | None = None
+) -> tuple[LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The settings, (carrier, share of the later step, weight, bias), and the events."""
+    fraction: Tensor | None = None
+    if isinstance(spikes, DelayedSpikes):
+        spikes, fraction = spikes.split()
+        fraction = fraction.to(state_dtype(weight.dtype))
+    settings, tensors, events = layer_inputs(spikes, weight, spikes.height, bias, neurons)
+    given, *weights = tensors
+    return settings, (given, fraction, *weights), events
 
 
 def _current(spikes: Spikes, weight: Tensor) -> Current:

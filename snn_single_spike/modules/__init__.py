@@ -2,6 +2,7 @@
 
 from .alpha import SingleSpikeAlpha
 from .conv import SingleSpikeConv1d, SingleSpikeConv2d
+from .delay import SpikeDelay
 from .lapicque import SingleSpikeLapicque
 from .leaky import FusedLeaky, LeakyState, SingleSpikeLeaky
 from .linear import SingleSpikeLinear
@@ -23,4 +24,5 @@ __all__ = [
     "SingleSpikeLinear",
     "SingleSpikeRLeaky",
     "SingleSpikeSynaptic",
+    "SpikeDelay",
 ]

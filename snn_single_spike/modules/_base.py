@@ -22,7 +22,7 @@ from ..ops.validation import (
     check_not_nan,
     check_refractory,
 )
-from .state import LeakyState, checked, following, last_spike
+from .state import NO_SECOND_SPIKE, LastCall, LeakyState, checked, last_spike
 
 # Options of snnTorch's neurons, the only value that is supported without a loop over time, and why.
 NEEDS_THE_LOOP = (
@@ -107,7 +107,7 @@ class SingleSpikeNeuron:
     gradient: str
     backend: str
     refractory: int | None = None  # of pickles from before this option
-    state: LeakyState | None = None
+    _last_call: LeakyState | LastCall | None = None
     beta: Tensor
     threshold: Tensor
     graded_spikes_factor: Tensor
@@ -237,16 +237,17 @@ class SingleSpikeNeuron:
             self.gradient,
             self._reset(),
             **neuron,
-            refractory=self.refractory,
+            refractory=self.refractory if state is None else self._period(),
             want_mem=self.output or not self.init_hidden,
             want_final=keep_states,
             backend=self.backend,
         )
         if result.final is not None:
-            for name, value in zip(self._integrated(), result.final, strict=True):
-                setattr(self, name, value.detach().to(dtype))
-            if self.refractory is not None and self._continues:
-                self.state = following(state, result, input_.shape[0])
+            final = result.final.detach()
+            for name, value in zip(self._integrated(), final, strict=True):
+                setattr(self, name, value.detach().to(dtype))  # snnTorch detaches it in place
+            if self._continues:
+                self._last_call = LastCall(state, final, result.times, input_.shape[0])
         if dtype != input_.dtype:
             wide = ("spikes", "mem", "syn", "inh")
             given = {name: getattr(result, name) for name in wide}
@@ -290,11 +291,10 @@ class SingleSpikeNeuron:
         self, input_: Tensor, state: LeakyState, given: dict[str, Tensor | None]
     ) -> dict[str, Tensor | None]:
         """The initial states of a sequence that continues an earlier one."""
-        if self.refractory is None:
+        if self.gradient != "masked":
             raise ValueError(
-                f"state= continues a sequence of a neuron with `refractory`, but this "
-                f"{type(self).__name__} spikes once per sample: pass the whole sequence, use "
-                "step() of SingleSpikeLeaky, or set refractory="
+                f"state= continues a sequence, which gradient={self.gradient!r} does not support: "
+                "pass the whole sequence, or make the neuron with gradient='masked'"
             )
         if any(isinstance(value, Tensor) for value in given.values()):
             named = " and ".join(f"`{name}`" for name in given)
@@ -302,6 +302,22 @@ class SingleSpikeNeuron:
         state = checked(state, input_)
         states: dict[str, Tensor | None] = {name: getattr(state, name) for name in given}
         return states | {"last": last_spike(state)}
+
+    @property
+    def state(self) -> LeakyState | None:
+        """The state after the last call, detached, with which :meth:`forward` continues."""
+        last = self._last_call
+        if isinstance(last, LastCall):  # most calls continue nothing, so it is computed here
+            last = self._last_call = last.state()
+        return last
+
+    @state.setter
+    def state(self, state: LeakyState | None) -> None:
+        self._last_call = state
+
+    def _period(self) -> int:
+        """The refractory period in a later part of a sample; without one it does not end."""
+        return NO_SECOND_SPIKE if self.refractory is None else self.refractory
 
     def _surrogate(self) -> tuple[Surrogate | None, SpikeGrad | None]:
         known = isinstance(self.spike_grad, Surrogate) or self.spike_grad is surrogate_disabled

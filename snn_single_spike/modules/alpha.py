@@ -115,6 +115,8 @@ class SingleSpikeAlpha(SingleSpikeNeuron, snn.Alpha):
     :raises TypeError, RuntimeError: as :class:`SingleSpikeLeaky`
     """
 
+    _continues = False
+
     alpha: Tensor
 
     def _constructor_arguments(self, given: dict[str, Any]) -> dict[str, Any]:

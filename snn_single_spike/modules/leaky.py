@@ -19,7 +19,7 @@ from ..ops.validation import check_choice, check_parameter
 from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
 from ..spikes.lazy import LastState, materialize
 from ._base import SingleSpikeNeuron
-from .state import LeakyState, checked
+from .state import LastCall, LeakyState, checked
 
 __all__ = ["FusedLeaky", "LeakyState", "SingleSpikeLeaky"]
 
@@ -134,10 +134,10 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
           spike times
         - **mem_0** of shape `(batch, *features)`: membrane before the first step, zeros by
           default. The empty tensor of `reset_mem()` means zeros, too
-        - **state** :class:`LeakyState`, by keyword, in place of **mem**: continues the sequence of
-          an earlier call of a neuron with `refractory`. `self.state` holds the state after each
-          such call, detached. Replace its `mem` with the last row of the returned membrane for a
-          gradient to the earlier call
+        - **state** :class:`LeakyState`, by keyword, in place of **mem**: continues the sample of
+          an earlier call. A neuron without `refractory` that has spiked stays silent. `self.state`
+          holds the state after each call, detached. Replace its `mem` with the last row of the
+          returned membrane for a gradient to the earlier call. `gradient` must be `"masked"`
 
     Outputs: spk, mem
         - **spk** of shape `(time, batch, *features)`: the spikes, in the type of the input.
@@ -218,6 +218,7 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             return result.mem
 
         if not torch.compiler.is_compiling():
+            self._last_call = LastCall(None, None, None, current.shape[0])
             last = current.detach()
             kept: Any = LastState(LazyMembrane(last, read, lambda: membrane(last)))
             self.mem = kept

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..functional.delay import check_max_delay, delay_spikes
 from ..functional.linear import run_single_spike_linear
 from ..spikes import SpikeEvents, SpikeTimes, choice
 from ._layer import SingleSpikeLayer
+from .delay import add_delay
 from .leaky import LeakyState
 
 __all__ = ["SingleSpikeLinear"]
@@ -63,6 +65,18 @@ class SingleSpikeLinear(SingleSpikeLayer):
     :param bias: learn a constant current for each neuron. Defaults to True
     :type bias: bool, optional
 
+    :param delay: axonal delay of each input in time steps, at least 0: a number, or a tensor
+        `(in_features,)`. With it the layer reads `delay_spikes(spikes, delay)`
+        (:func:`snn_single_spike.functional.delay_spikes`), and the `state_dict` has the key
+        `delay`. Defaults to None: no delay, or 0 with `learn_delay=True`
+    :type delay: float or torch.Tensor, optional, keyword only
+
+    :param learn_delay: make the delays a parameter. Defaults to False
+    :type learn_delay: bool, optional, keyword only
+
+    :param max_delay: larger delays count as this one. Defaults to None, without a limit
+    :type max_delay: float, optional, keyword only
+
     :param device: device of the weights and the bias. Defaults to None: torch's default device
     :type device: torch.device, optional, keyword only
 
@@ -83,11 +97,16 @@ class SingleSpikeLinear(SingleSpikeLayer):
     type of the weights
 
     :raises TypeError: `init_hidden`, `output`, `spike_format` or `refractory` is passed
+    :raises ValueError: a delay is negative, infinite or NaN, or there is not one for each input;
+        `max_delay` is not positive, or passed without delays
     :raises ValueError, TypeError, RuntimeError: as
         :func:`snn_single_spike.functional.single_spike_linear`
     """
 
     layer = nn.Linear
+    delay: Tensor | None
+    learn_delay: bool = False
+    max_delay: float | None = None
 
     def __init__(
         self,
@@ -96,6 +115,9 @@ class SingleSpikeLinear(SingleSpikeLayer):
         beta: Tensor | float,
         bias: bool = True,
         *,
+        delay: Tensor | float | None = None,
+        learn_delay: bool = False,
+        max_delay: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **neuron: Any,
@@ -105,6 +127,17 @@ class SingleSpikeLinear(SingleSpikeLayer):
         self.in_features, self.out_features = in_features, out_features
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
+        if delay is None and not learn_delay:
+            if max_delay is not None:
+                raise ValueError(
+                    f"max_delay={max_delay} has no effect without delays: pass delay= or "
+                    "learn_delay=True, or leave max_delay out"
+                )
+            self.register_parameter("delay", None)
+        else:
+            initial = 0.0 if delay is None else delay
+            self.learn_delay, self.max_delay = learn_delay, check_max_delay(max_delay)
+            add_delay(self, (in_features,), initial, learn_delay, like=self.weight)
 
     def forward(  # type: ignore[override]
         self, spikes: SpikeTimes | SpikeEvents | Tensor
@@ -114,11 +147,17 @@ class SingleSpikeLinear(SingleSpikeLayer):
             if not self._faster_from_spikes(spikes):
                 return super().forward(self.dense_current(spikes))
             spikes = SpikeEvents.from_dense(spikes)
-        return run_single_spike_linear(spikes, self.weight, self.bias, self._neurons())
+        delayed = self._delayed(spikes)
+        return run_single_spike_linear(delayed, self.weight, self.bias, self._neurons())
 
     def dense_current(self, spikes: Tensor) -> Tensor:
-        """The current of the neurons from dense spikes."""
-        return F.linear(spikes, self.weight, self.bias)
+        """The current of the neurons from dense spikes, (time, batch, in_features)."""
+        return F.linear(self._delayed(spikes), self.weight, self.bias)
+
+    def _delayed(self, spikes: Any) -> Any:
+        if self.delay is None:
+            return spikes
+        return delay_spikes(spikes, self.delay, max_delay=self.max_delay)
 
     def _check_shape(self, shape: torch.Size) -> None:
         if shape[2:] != (self.in_features,):
@@ -148,10 +187,19 @@ class SingleSpikeLinear(SingleSpikeLayer):
         :return: dense spikes of shape `(batch, out_features)`, and the state for the next step
         :rtype: tuple(torch.Tensor, LeakyState)
         :raises ValueError, TypeError: as :meth:`SingleSpikeLeaky.step`
+        :raises RuntimeError: the layer has delays
         """
+        if self.delay is not None:
+            raise RuntimeError(
+                "step() of a SingleSpikeLinear does not support delays, which need the spikes of "
+                "earlier steps: call the layer with the whole sequence"
+            )
         return super().step(self.dense_current(input_), state)
 
     def extra_repr(self) -> str:
         """The options that decide what the layer computes."""
         sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
-        return f"{sizes}, {super().extra_repr()}"
+        delays = ""
+        if self.delay is not None:
+            delays = f", learn_delay={self.learn_delay}, max_delay={self.max_delay}"
+        return f"{sizes}{delays}, {super().extra_repr()}"

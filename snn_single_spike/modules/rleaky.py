@@ -125,6 +125,8 @@ class SingleSpikeRLeaky(SingleSpikeNeuron, snn.RLeaky):
     :raises TypeError, RuntimeError: as :class:`SingleSpikeLeaky`
     """
 
+    _continues = False
+
     V: Tensor
     spk: Tensor
 

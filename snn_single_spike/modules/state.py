@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..backends._types import state_dtype
-from ..functional.neuron import Result
 from ..ops.validation import check_state
 
-__all__ = ["LeakyState", "checked", "following", "last_spike"]
+__all__ = ["NO_SECOND_SPIKE", "LastCall", "LeakyState", "checked", "last_spike"]
 
+NO_SECOND_SPIKE = 1 << 30
+"""A refractory period longer than any sequence."""
 _LONG_AGO = -(1 << 31)
 
 
@@ -52,12 +53,33 @@ def last_spike(state: LeakyState) -> Tensor:
     return torch.where(state.times >= 0, state.times - state.num_steps, _LONG_AGO)
 
 
-def following(state: LeakyState | None, result: Result, num_steps: int) -> LeakyState:
-    """The state after a call of ``num_steps`` that started from ``state``, detached."""
-    assert result.final is not None
-    final = result.final.detach()
-    mem, *currents = final.to(state_dtype(final.dtype)).unbind(0)
-    done = 0 if state is None else state.num_steps
-    before = torch.full_like(result.times, -1) if state is None else state.times
-    times = torch.where(result.times >= 0, result.times + done, before)
-    return LeakyState(mem, times, done + num_steps, *currents)
+class LastCall:
+    """A call of ``num_steps`` steps, from which its state is computed.
+
+    :param before: the state that the call started from, if it continued an earlier one
+    :param final: the states of the last step, detached; None if the call computed none
+    :param times: the steps of the last spikes
+    """
+
+    __slots__ = ("before", "final", "num_steps", "times")
+
+    def __init__(
+        self, before: LeakyState | None, final: Tensor | None, times: Tensor | None, num_steps: int
+    ) -> None:
+        self.before, self.final, self.num_steps = before, final, num_steps
+        exact = times is not None and times.requires_grad
+        self.times = times.detach() if exact and times is not None else times
+
+    def state(self) -> LeakyState:
+        """The state after the call, detached."""
+        if self.times is None or self.final is None:
+            raise RuntimeError(
+                "no state was kept: the last call had spike times as its input, and computed no "
+                "membrane. Pass the whole sequence, or a dense current: to_dense()"
+            )
+        mem, *currents = self.final.to(state_dtype(self.final.dtype)).unbind(0)
+        times = self.times.long()
+        done = 0 if self.before is None else self.before.num_steps
+        before = torch.full_like(times, -1) if self.before is None else self.before.times
+        times = torch.where(times >= 0, times + done, before)
+        return LeakyState(mem, times, done + self.num_steps, *currents)

@@ -111,6 +111,13 @@ class Trace:
         layer = exportable_neuron(path, module, spikes.shape[self.leading :])
         self.resets[path] = module.reset_mechanism
         if isinstance(module, SingleSpikeLinear):
+            if module.delay is not None:
+                reject(
+                    path,
+                    module,
+                    "it has delays, which the graph would lose",
+                    "Make the layer without delay= and learn_delay=True",
+                )
             self.layers[f"{path}.linear"] = exportable_linear(module)
         return layer
 

@@ -127,13 +127,14 @@ def _linear_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
     events, num_steps = take(Events, arguments), next(arguments)
     weight, beta = next(arguments), next(arguments)
     adjoint = take(ClosedFormAdjoint, arguments)
-    want_inputs, backend = arguments
+    want_inputs, want_late, backend = arguments
     batch, dtype, device = events.offsets.shape[0] - 1, weight.dtype, weight.device
     grad_weight = new(not want_inputs, tuple(weight.shape), dtype, device)
     grad_bias = new(not want_inputs, tuple(beta.shape), dtype, device)
     grad_inputs = new(want_inputs, (2, batch, weight.shape[1]), dtype, device)
+    grad_late = new(want_late, (weight.shape[1],), dtype, device)
     if new is not allocate_fake:
-        for gradient in (grad_weight, grad_bias, grad_inputs):
+        for gradient in (grad_weight, grad_bias, grad_inputs, grad_late):
             gradient.zero_()
         backends.load(backend, "linear").linear_backward_closed_form(
             events.trimmed(),
@@ -142,8 +143,9 @@ def _linear_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
             beta,
             adjoint,
             *map(given, (grad_weight, grad_bias, grad_inputs)),
+            *([grad_late] if want_late else []),
         )
-    return grad_weight, grad_bias, grad_inputs
+    return grad_weight, grad_bias, grad_inputs, grad_late
 
 
 def _backward_scan(
@@ -156,6 +158,7 @@ def _backward_scan(
     rule: str,
     surrogate: Surrogate,
     want_current: bool,
+    want_late: bool,
     backend: str,
 ) -> LinearGradients:
     weight = layer.weight
@@ -166,11 +169,13 @@ def _backward_scan(
         beta=new(True, out_features, dtype, device),
         threshold=new(True, out_features, dtype, device),
         current=new(want_current, (num_steps, *times.shape), dtype, device),
+        late=new(want_late, (weight.shape[1],), dtype, device),
     )
     if factors is not None:
         into = given_of(out)
-        for gradient in (into.weight, into.bias, into.beta, into.threshold):
-            gradient.zero_()
+        for gradient in (into.weight, into.bias, into.beta, into.threshold, into.late):
+            if gradient is not None:
+                gradient.zero_()
         backends.load(backend, "linear").linear_backward_scan(
             events.trimmed(), num_steps, layer, times, factors, rule, surrogate, into
         )
@@ -182,10 +187,20 @@ def _linear_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
     events, num_steps = take(Events, arguments), next(arguments)
     layer, times, grad = take(LinearNeurons, arguments), next(arguments), next(arguments)
     rule, surrogate = next(arguments), take(Surrogate, arguments)
-    want_current, backend = arguments
+    want_current, want_late, backend = arguments
     factors = None if new is allocate_fake else rows_of(grad, None)
     return _backward_scan(  # type: ignore[return-value]
-        new, events, num_steps, layer, times, factors, rule, surrogate, want_current, backend
+        new,
+        events,
+        num_steps,
+        layer,
+        times,
+        factors,
+        rule,
+        surrogate,
+        want_current,
+        want_late,
+        backend,
     )
 
 
@@ -208,15 +223,15 @@ register(
 )
 register(
     f"linear_backward_closed_form({_EVENTS}, Tensor weight, Tensor beta, "
-    f"{schema(ClosedFormAdjoint)}, bool inputs, str backend) -> "
-    "(Tensor out_weight, Tensor out_bias, Tensor out_inputs)",
+    f"{schema(ClosedFormAdjoint)}, bool inputs, bool late, str backend) -> "
+    "(Tensor out_weight, Tensor out_bias, Tensor out_inputs, Tensor out_late)",
     _linear_backward_closed_form,
 )
 register(
     f"linear_backward_scan({_EVENTS}, {schema(LinearNeurons)}, Tensor spiked, Tensor grad_spikes, "
-    f"str rule, {schema(Surrogate)}, bool current, str backend) -> "
+    f"str rule, {schema(Surrogate)}, bool current, bool late, str backend) -> "
     "(Tensor out_weight, Tensor out_bias, Tensor out_beta, Tensor out_threshold, "
-    "Tensor out_current)",
+    "Tensor out_current, Tensor out_late)",
     _linear_backward_scan,
 )
 
@@ -254,13 +269,22 @@ def check_backward(
     refuse_batched(place, cure, *grads)
 
 
+class Needs(NamedTuple):
+    """Which gradients of its input a layer computes: to the spikes, and to their later shares."""
+
+    input: bool
+    late: bool
+
+
 class LinearSpikes(torch.autograd.Function):
     """First spikes of a layer of leaky neurons, from the spikes of the layer before.
 
-    ``given`` is the carrier of the input. ``weight`` is (O, N); ``bias``, ``beta`` (between 0 and
-    1) and ``threshold`` are (O,). ``events`` are the four tensors of :class:`Events`. Returns the
-    carrier (T, B, O) of the new spikes, their times (B, O) int32, and interpolated times (B, O)
-    under "spike_time", else an empty tensor.
+    ``given`` is the carrier of the input. ``fraction`` (N,) is the share of the step after each
+    event, from which the two rows of their values were made; None for events of one step.
+    ``weight`` is (O, N); ``bias``, ``beta`` (between 0 and 1) and ``threshold`` are (O,).
+    ``events`` are the four tensors of :class:`Events`. Returns the carrier (T, B, O) of the new
+    spikes, their times (B, O) int32, and interpolated times (B, O) under "spike_time", else an
+    empty tensor.
     """
 
     @staticmethod
@@ -268,6 +292,7 @@ class LinearSpikes(torch.autograd.Function):
         ctx: Any,
         settings: LinearSettings,
         given: Tensor | None,
+        fraction: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         beta: Tensor,
@@ -276,7 +301,7 @@ class LinearSpikes(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_steps, surrogate = settings.num_steps, settings.surrogate
         exact = settings.rule == "spike_time"
-        _, _, _, _, need_beta, *_ = ctx.needs_input_grad
+        _, _, _, _, _, need_beta, *_ = ctx.needs_input_grad
         crossing, sensitivity, times, when = torch.ops.snn_single_spike.linear_first_spikes(
             *events,
             settings.once,
@@ -319,20 +344,21 @@ class LinearSpikes(torch.autograd.Function):
         grad = None if settings.surrogate is None else grad
         grad_times = grad_times if exact else None
         unused = (None,) * len(tensors)
-        _, need_input, *_ = ctx.needs_input_grad
+        _, need_input, need_late, *_ = ctx.needs_input_grad
+        needs = Needs(need_input, need_late)
         if (grad is None and grad_times is None) or not times.numel():
             zeros = (torch.zeros_like(x) for x in (weight, bias, beta, threshold))
-            return None, None, *zeros, *unused
+            return None, None, None, *zeros, *unused
         events = take(Events, iter((*tensors, settings.once, settings.padded)))
         if exact:
             return (
                 None,
                 *_through_times(settings, events, layer, times, when, crossing, sensitivity, grad,
-                                grad_times, need_input),
+                                grad_times, needs),
                 *unused,
             )  # fmt: skip
         assert grad is not None
-        return None, *_through_spikes(settings, events, layer, times, grad, need_input), *unused
+        return None, *_through_spikes(settings, events, layer, times, grad, needs), *unused
 
 
 def _through_times(
@@ -345,7 +371,7 @@ def _through_times(
     sensitivity: Tensor,
     grad: Tensor | None,
     grad_times: Tensor | None,
-    need_input: bool,
+    needs: Needs,
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the rule "spike_time", whose adjoint has a closed form."""
     at, before, direct = through_crossing(
@@ -361,7 +387,7 @@ def _through_times(
     assert direct is not None
     at, before = at.view(times.shape), before.view(times.shape)
     adjoint = ClosedFormAdjoint(None, at, before, when.long())
-    linear = _through_closed_form(settings, events, adjoint, layer.weight, layer.beta, need_input)
+    linear = _through_closed_form(settings, events, adjoint, layer.weight, layer.beta, needs)
     d_beta = None
     if sensitivity.numel():
         d_beta = (before * sensitivity[0] + at * sensitivity[1]).sum(0)
@@ -396,11 +422,11 @@ def _through_spikes(
     layer: LinearNeurons,
     times: Tensor,
     grad: Tensor,
-    need_input: bool,
+    needs: Needs,
 ) -> tuple[Tensor | None, ...]:
     """The gradients by a surrogate rule, from a scan over all steps."""
     assert isinstance(settings.surrogate, Surrogate)
-    common = (settings.rule, settings.surrogate, need_input, settings.backend)
+    common = (settings.rule, settings.surrogate, *needs, settings.backend)
     if is_traced():
         rule, surrogate, *options = common
         out: Any = LinearGradients(
@@ -408,17 +434,17 @@ def _through_spikes(
                 *events, settings.num_steps, *layer, times, grad, rule, *surrogate, *options
             )
         )
-        *gradients, current = out
-        return current @ layer.weight if need_input else None, *gradients
+        *gradients, current, _ = out
+        return current @ layer.weight if needs.input else None, None, *gradients
     out = _backward_scan(
         allocate, events, settings.num_steps, layer, times, factors_of(grad), *common
     )
     to_input = None
-    if need_input:
+    if needs.input:
         assert out.current is not None
         factors = rows_of(out.current, layer.weight)
         to_input = FactoredGradient(settings.num_steps, len(times), factors, None)
-    return to_input, *out[:-1]
+    return to_input, out.late if needs.late else None, *out[:-2]
 
 
 def _through_closed_form(
@@ -427,27 +453,28 @@ def _through_closed_form(
     adjoint: ClosedFormAdjoint,
     weight: Tensor,
     beta: Tensor,
-    need_input: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The gradients to the input (if needed), the weights and the bias, from a closed form."""
+    needs: Needs,
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """The gradients to the input, the shares (if needed), the weights and the bias."""
     num_steps, backend, batch = settings.num_steps, settings.backend, events.offsets.shape[0] - 1
     backward = torch.ops.snn_single_spike.linear_backward_closed_form
     given_ = (num_steps, weight, beta, *adjoint)
-    grad_weight, grad_bias, _ = backward(*events, *given_, False, backend)
-    if not need_input:
-        return None, grad_weight, grad_bias
+    grad_weight, grad_bias, _, grad_late = backward(*events, *given_, False, needs.late, backend)
+    to_late = grad_late if needs.late else None
+    if not needs.input:
+        return None, to_late, grad_weight, grad_bias
     if is_traced():
-        return dense_adjoint(num_steps, beta, adjoint) @ weight, grad_weight, grad_bias
+        return dense_adjoint(num_steps, beta, adjoint) @ weight, None, grad_weight, grad_bias
 
     def at(steps: Tensor, fired: Tensor) -> Tensor:
         events = with_values(_sorted(steps, num_steps, backend), fired.to(weight.dtype))
-        _, _, around_steps = backward(*events, *given_, True, backend)
+        _, _, around_steps, _ = backward(*events, *given_, True, False, backend)
         return around_steps
 
     scan = backends.load(backend, "neuron").neuron_backward
     rows = functools.partial(adjoint_rows, scan, num_steps, beta, adjoint)
     to_input = FactoredGradient(num_steps, batch, GradientFactors(rows, weight), at)
-    return to_input, grad_weight, grad_bias
+    return to_input, to_late, grad_weight, grad_bias
 
 
 def dense_adjoint(num_steps: int, beta: Tensor, adjoint: ClosedFormAdjoint) -> Tensor:
@@ -477,12 +504,13 @@ class LinearReadout(torch.autograd.Function):
         ctx: Any,
         settings: LinearSettings,
         given: Tensor | None,
+        fraction: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         beta: Tensor,
         *events: Tensor | None,
     ) -> Tensor:
-        _, _, _, _, need_beta, *_ = ctx.needs_input_grad
+        _, _, _, _, _, need_beta, *_ = ctx.needs_input_grad
         wanted = Readout(
             settings.reduction,
             sensitivity=settings.track and need_beta,
@@ -506,16 +534,17 @@ class LinearReadout(torch.autograd.Function):
         settings: LinearSettings = ctx.settings
         weight, beta, sensitivity, step, *tensors = ctx.saved_tensors
         check_backward("linear_readout (LeakyReadout", weight, grad)
-        _, need_input, _, _, need_beta, *_ = ctx.needs_input_grad
+        _, need_input, need_late, _, _, need_beta, *_ = ctx.needs_input_grad
         unused = (None,) * len(tensors)
         d_beta = (sensitivity * grad).sum(0) if need_beta else None
         if not grad.numel():
             zeros = torch.zeros_like
-            return None, None, zeros(weight), zeros(beta), d_beta, *unused
+            return None, None, None, zeros(weight), zeros(beta), d_beta, *unused
         grad = grad.contiguous()
         adjoint = ClosedFormAdjoint(every=grad)
         if settings.reduction != "sum":
             adjoint = ClosedFormAdjoint(at=grad, when=step)
         events = take(Events, iter((*tensors, settings.once, settings.padded)))
-        linear = _through_closed_form(settings, events, adjoint, weight, beta, need_input)
+        needs = Needs(need_input, need_late)
+        linear = _through_closed_form(settings, events, adjoint, weight, beta, needs)
         return None, *linear, d_beta, *unused

@@ -4,6 +4,7 @@
 :class:`SpikeTimes`        one time for each neuron
 :class:`SpikeEvents`       any number of spikes for each input unit
 :class:`AveragedSpikes`    spike times behind an average pooling
+:class:`DelayedSpikes`     spike times or events that arrive between two steps
 :class:`LazyCurrent`       the current of a linear layer from any of these
 :class:`ConvCurrent`       the current of a convolution from any of these
 ========================== ==============================================================
@@ -22,6 +23,7 @@ from . import between as between
 from . import registration as registration
 from ._base import Spikes
 from .current import ConvCurrent, LazyCurrent
+from .delayed import DelayedSpikes
 from .events import SpikeEvents
 from .lazy import LazyMembrane, LazyTensor, MaterializationWarning
 from .pooling import AveragedSpikes
@@ -30,6 +32,7 @@ from .times import SpikeTimes
 __all__ = [
     "AveragedSpikes",
     "ConvCurrent",
+    "DelayedSpikes",
     "LazyCurrent",
     "LazyMembrane",
     "LazyTensor",

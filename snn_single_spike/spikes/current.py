@@ -15,6 +15,7 @@ from ..ops.current import EventCurrent
 from ..ops.validation import check_conv, check_linear
 from . import choice
 from ._base import Spikes
+from .delayed import DelayedSpikes
 from .lazy import LazySequence, changed, implements, versions
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "dense_linear",
     "follows",
     "height_of_channels",
+    "made_dense_by_convolution",
+    "shared_by_steps",
 ]
 
 
@@ -145,6 +148,7 @@ class LazyCurrent(_WeightedSpikes):
         :raises RuntimeError: as :meth:`linear`
         """
         spikes, weight, bias = self.linear()
+        spikes, weight = shared_by_steps(spikes, weight)
         if not choice.current_pays(spikes, weight):
             return self._leading(dense_linear(spikes.read_dense(), weight, bias))
         if spikes.height is not None:
@@ -247,6 +251,13 @@ def _linear(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Any:
     return LazyCurrent(spikes, weight, bias)
 
 
+def shared_by_steps(spikes: Spikes, weight: Tensor) -> tuple[Spikes, Tensor]:
+    """Spikes of whole steps, with weights; both parts of a delayed spike have its weights."""
+    if not isinstance(spikes, DelayedSpikes):
+        return spikes, weight
+    return spikes.shared(), torch.cat((weight, weight), 1)
+
+
 def dense_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer on dense spikes, in the type of the weights, without autocast."""
     with torch.autocast(spikes.device.type, enabled=False):
@@ -314,8 +325,8 @@ def conv1d_as_2d(
 def _conv(
     spikes: Spikes, weight: Tensor, bias: Tensor | None, sizes: Convolution, features: torch.Size
 ) -> Any:
-    if height_of_channels(spikes) is None:
-        dense = spikes.materialize("a convolution of spikes whose height differs in a channel")
+    if reason := made_dense_by_convolution(spikes):
+        dense = spikes.materialize(reason)
     elif spikes.prefer_events():
         return ConvCurrent(spikes, weight, bias, sizes, features)
     else:
@@ -324,6 +335,15 @@ def _conv(
         dense = dense.unflatten(0, (spikes.num_steps, spikes.batch))
     current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
     return current.flatten(0, 1) if spikes.folded else current
+
+
+def made_dense_by_convolution(spikes: Spikes) -> str | None:
+    """Why a convolution cannot compute from these spikes; None if it can."""
+    if isinstance(spikes, DelayedSpikes):
+        return "a convolution of spikes whose delays are not whole"
+    if height_of_channels(spikes) is None:
+        return "a convolution of spikes whose height differs in a channel"
+    return None
 
 
 def height_of_channels(spikes: Spikes) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from ..backends._events import Events
 from .current import LazyCurrent
+from .delayed import DelayedSpikes
 from .events import SpikeEvents
 from .lazy import LazyMembrane, LazyTensor
 from .times import SpikeTimes
@@ -65,6 +66,14 @@ def _events_of(tensors: dict[str, Any], options: dict[str, Any]) -> SpikeEvents:
     new = object.__new__(SpikeEvents)
     new.__dict__.update(state, _events=Events(**tensors, **flags))
     return new
+
+
+def _delayed_state(spikes: DelayedSpikes) -> _State:
+    return {"spikes": spikes.spikes, "delay": spikes.delay}, {"folded": spikes.folded}
+
+
+def _delayed_of(tensors: dict[str, Any], options: dict[str, Any]) -> DelayedSpikes:
+    return DelayedSpikes(tensors["spikes"], tensors["delay"])._is_like(**options)
 
 
 def _is_distributed() -> bool:
@@ -167,6 +176,7 @@ def _register(
 
 _register(SpikeTimes, _times_state, _times_of)
 _register(SpikeEvents, _events_state, _events_of)
+_register(DelayedSpikes, _delayed_state, _delayed_of)
 _register(LazyCurrent, _current_state, _current_of)
 _register(LazyMembrane, _membrane_state, _membrane_of)
 

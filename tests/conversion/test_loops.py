@@ -181,7 +181,7 @@ HAZARDS = {
         "'trace' of the step before|branch differs",
     ),
     "in place": ([STEP, "trace = torch.add(spk, 1, out=trace)", APPEND], "with out="),
-    "a window": ([STEP, "out.append(spk * x[t : t + 2].sum())"], "index that is not understood"),
+    "a window": ([STEP, "out.append(spk * x[t : t + 2].sum())"], "windows of 1 and 2 entries"),
     "clamp": ([STEP, "mem = mem.clamp(max=1)", APPEND], "'lif1': its state 'mem'"),
     "clamp in place": ([STEP, "mem.detach().clamp_(max=0)", APPEND], "'lif1': its state 'mem'"),
     "branch": ([STEP, "if spk.sum() > 1:", " spk = 2 * spk", APPEND], "branch depends"),

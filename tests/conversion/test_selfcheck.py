@@ -440,6 +440,7 @@ def test_time_dim_and_a_second_input_without_time():
 
 SIZES = {
     "batch first, in the second epoch": ([8, 8, 8, 3, 8], True),
+    "batch first, at the end of a long epoch": ([8] * 11 + [3], True),
     "few batches": ([8, 3, 8, 3, 8], True),
     "one epoch": ([8, 8, 8, 8, 3], False),
     "sorted by length": ([9, 9, 9, 9, 8, 8, 8, 7, 9, 9, 9, 9, 8, 8], False),

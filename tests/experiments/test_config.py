@@ -65,6 +65,11 @@ def test_flags_precede_the_file_and_the_file_precedes_the_recipe(tmp_path):
     assert made.layers == RECIPES["digits"]["layers"]
 
 
+def test_the_cosine_schedule_replaces_the_milestones_of_the_recipe():
+    assert make({"dataset": "yinyang", "schedule": "cosine"}).milestones == ()
+    assert make({"dataset": "yinyang"}).milestones == (50, 100)
+
+
 def test_settings_survive_their_file(tmp_path):
     made = make(
         {
@@ -162,6 +167,10 @@ def test_every_setting_has_a_flag():
         ),
         ({"milestones": "5,3"}, "--milestones 5,3: must be in rising order"),
         ({"milestones": "3,3"}, "--milestones 3,3: must be in rising order"),
+        (
+            {"milestones": "3", "schedule": "cosine"},
+            "--milestones 3: --schedule cosine has none; omit --milestones",
+        ),
         ({"augment": "turn"}, "--augment turn: 'turn' is not known"),
         (
             {"augment": "crop:8"},
@@ -228,6 +237,10 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     assert sources.resumed(tmp_path, {"epochs": "9", "num_steps": "50"}).epochs == 9
     with pytest.raises(ExperimentError, match="--num-steps 20: the run was started with 50"):
         sources.resumed(tmp_path, {"num_steps": "20"})
+    saved = {"dataset": "digits", "epochs": 3, "schedule": "cosine"}
+    file.write_text(json.dumps({"settings": saved}))
+    with pytest.raises(ExperimentError, match="--epochs 9: --schedule cosine has brought"):
+        sources.resumed(tmp_path, {"epochs": "9"})
 
 
 def test_large_seeds_keep_their_value():

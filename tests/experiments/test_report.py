@@ -49,6 +49,10 @@ def changed(run, folder, *, settings=None, facts=None, last=None):
     return folder
 
 
+def parsed(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_a_changed_figure_is_found(runs, tmp_path):
     broken = changed(runs / "single-0", tmp_path / "broken")
     file = broken / record.NAME
@@ -56,7 +60,10 @@ def test_a_changed_figure_is_found(runs, tmp_path):
     digits = [i for i, c in enumerate(text) if c.isdigit()]
     for place in digits[:: max(len(digits) // 20, 1)]:
         other = str((int(text[place]) + 1) % 10)
-        file.write_text(text[:place] + other + text[place + 1 :])
+        changed_text = text[:place] + other + text[place + 1 :]
+        if parsed(changed_text) == parsed(text):  # a last digit that rounds to the same number
+            continue
+        file.write_text(changed_text)
         with pytest.raises(ExperimentError, match=r"is damaged in line \d .*its checksum"):
             record.read(broken)
 

@@ -124,11 +124,14 @@ def test_runs_of_one_seed_are_the_same_and_of_another_are_not(tmp_path):
 
 @pytest.mark.usefixtures("_every_batch_is_shown")
 @pytest.mark.parametrize(
-    ("number", "layers"), [(signal.SIGINT, "20"), (signal.SIGTERM, "4C3-P2-20")]
+    ("number", "flags"),
+    [
+        (signal.SIGINT, {"layers": "20", "schedule": "cosine"}),
+        (signal.SIGTERM, {"layers": "4C3-P2-20", "milestones": "1"}),
+    ],
 )
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, number, layers):
-    augment = "crop:1,noise:0.2:1"
-    made = settings(layers=layers, augment=augment, milestones="1", weight_decay="1e-4")
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, number, flags):
+    made = settings(augment="crop:1,noise:0.2:1", weight_decay="1e-4", **flags)
     whole = training.train(made, tmp_path / "whole")
     cut = tmp_path / "cut"
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -298,6 +301,23 @@ def test_the_learning_rate_falls_after_its_milestones(tmp_path):
     history = training.train(settings(milestones="2", lr="0.01", epochs="3"), tmp_path)
     assert [metrics["lr"] for metrics in history] == pytest.approx([0.01, 0.01, 0.001])
     assert state(tmp_path)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.001)
+
+
+def test_the_cosine_schedule_is_that_of_torch(tmp_path):
+    batches, made = 5, settings(schedule="cosine", lr="0.8", epochs="3")
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], 0.8)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * batches)
+    for epoch in (1, 2, 3):
+        for batch in range(batches):
+            (expected,) = reference.get_last_lr()
+            rate = training.learning_rate(made, epoch, batch / batches)
+            assert rate == pytest.approx(expected, rel=1e-9)
+            optimizer.step()
+            reference.step()
+    history = training.train(made, tmp_path)
+    assert [metrics["lr"] for metrics in history] == pytest.approx([0.8, 0.6, 0.2])
+    last = state(tmp_path)["optimizer"]["param_groups"][0]["lr"]  # of the last of 4 batches
+    assert last == pytest.approx(training.learning_rate(made, 3, 3 / 4))
 
 
 @pytest.mark.parametrize(

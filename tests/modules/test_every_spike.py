@@ -12,7 +12,6 @@ from torch.utils.data import default_collate
 from snn_single_spike import (
     FusedLeaky,
     LeakyReadout,
-    LeakyState,
     SingleSpikeAlpha,
     SingleSpikeLapicque,
     SingleSpikeLeaky,
@@ -188,7 +187,7 @@ def test_half_precision_decides_spikes_in_float32(dtype, refractory, backend):
         assert torch.allclose(grad, results[2][1], rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("refractory", [0, 1, 4])
+@pytest.mark.parametrize("refractory", [None, 0, 1, 4])
 @pytest.mark.parametrize("reset", RESETS)
 def test_parts_of_a_sequence_give_the_whole(reset, refractory, backend):
     options = {"reset_mechanism": reset, "refractory": refractory, "backend": backend}
@@ -218,9 +217,10 @@ def test_parts_of_a_sequence_give_the_whole(reset, refractory, backend):
             assert torch.equal(state.times, end.times.cpu())
 
 
-def test_gradients_pass_from_part_to_part():
+@pytest.mark.parametrize("refractory", [None, 2])
+def test_gradients_pass_from_part_to_part(refractory):
     x = torch.randn(12, *SHAPE, dtype=torch.float64)
-    lif = FusedLeaky(0.9, refractory=2)
+    lif = FusedLeaky(0.9, refractory=refractory)
     grads = []
     for parts in ((12,), (5, 7)):
         y = x.clone().requires_grad_()
@@ -299,8 +299,14 @@ def test_what_cannot_be_is_refused():
             FusedLeaky(0.9, refractory=wrong)
     with pytest.raises(TypeError, match=r"more than one spike, use nn\.Linear"):
         SingleSpikeLinear(3, 2, 0.9, refractory=0)
-    with pytest.raises(ValueError, match="SingleSpikeLeaky spikes once per sample"):
-        SingleSpikeLeaky(0.9)(x, state=LeakyState(x[0], torch.zeros(SHAPE), 3))
+    exact = SingleSpikeLeaky(0.9, gradient="spike_time")
+    exact(x)
+    with pytest.raises(ValueError, match="gradient='spike_time' does not support"):
+        exact(x, state=exact.state)
+    times = SingleSpikeLeaky(0.9, spike_format="times")
+    times(nn.Linear(SHAPE[-1], 2)(times(x)[0]))
+    with pytest.raises(RuntimeError, match="no state was kept"):
+        _ = times.state
     with pytest.raises(ValueError, match=r"keep snntorch\.Alpha"):
         SingleSpikeAlpha(0.9, 0.8, refractory=0)
     alpha = SingleSpikeAlpha(0.9, 0.8)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from snntorch import surrogate
 from torch.nn import functional as F
 
@@ -102,3 +104,58 @@ def test_a_custom_surrogate(cpu_backend):
     expected, _ = dense_gradients(cpu_backend, surrogate.fast_sigmoid(5))
     actual, _ = dense_gradients(cpu_backend, Triangle.apply)
     torch.testing.assert_close(actual, expected)
+
+
+def near_a_record(mem, which, distance):
+    """A threshold (O,) at this distance from one of the records of each membrane (T, O).
+
+    A record is higher than all steps before it. As the threshold falls from above the record to
+    below it, a spike appears there, or comes there from a later record.
+    """
+    thresholds = []
+    for neuron in mem.T:
+        before = torch.cat((torch.full((1,), -torch.inf), neuron.cummax(0).values[:-1]))
+        records = (neuron > before).nonzero().flatten()
+        thresholds.append(neuron[records[which % len(records)]] + distance)
+    return torch.stack(thresholds)
+
+
+def largest_gradient(times, mem, on_spikes):
+    """The largest gradient that the rule may give to a membrane (O,)."""
+    rise = torch.cat((torch.ones_like(mem[:1]), mem[1:] - mem[:-1]))
+    moved = torch.cat((torch.zeros_like(mem[:1]), (on_spikes[1:] - on_spikes[:-1]).abs()))
+    fired = (moved / rise).gather(0, times.clamp(min=0)[None])[0]
+    return torch.where(times < 0, on_spikes.abs().amax(0), fired)  # s' is at most 1
+
+
+@given(
+    num_steps=st.integers(2, 60),
+    beta=st.floats(0, 1),
+    which=st.integers(0, 5),
+    side=st.sampled_from([-1, 1]),
+    exponent=st.integers(-12, -2),
+    seed=st.integers(0, 2**16),
+)
+def test_gradients_are_bounded_where_a_spike_appears_moves_or_vanishes(
+    num_steps, beta, which, side, exponent, seed
+):
+    make = torch.Generator().manual_seed(seed)
+    times = torch.randint(0, num_steps, (1, 8), generator=make)
+    spikes = SpikeTimes(times, num_steps, dtype=torch.float64)
+    weight = torch.randn(16, 8, generator=make, dtype=torch.float64).requires_grad_()
+    current = F.linear(spikes.to_dense(), weight).detach().requires_grad_()
+    mem = single_spike_leaky(current.detach(), beta, torch.inf).mem[:, 0]
+    theta = near_a_record(mem, which, side * 10.0**exponent).requires_grad_()
+    on_spikes = torch.randn(num_steps, 16, generator=make, dtype=torch.float64)
+    decay = torch.full((16,), beta, dtype=torch.float64)
+    options = {"spike_grad": surrogate.fast_sigmoid(3), "gradient": "spike_time"}
+    for backend in ("torch", "auto"):
+        dense = single_spike_leaky(current, decay, theta, backend=backend, **options)
+        made = single_spike_linear(spikes, weight, None, decay, theta, backend=backend, **options)
+        for out, leaf in ((dense.spikes, current), (made.to_dense(), weight)):
+            first = torch.where(out[:, 0].any(0), out[:, 0].detach().argmax(0), -1)
+            bound = largest_gradient(first, mem, on_spikes) * (1 + 1e-6) + 1e-12
+            grad, direct = torch.autograd.grad((out[:, 0] * on_spikes).sum(), (leaf, theta))
+            largest = grad[:, 0].abs().amax(0) if leaf is current else grad.abs().amax(1)
+            assert (largest <= bound).all()
+            assert (direct.abs() <= bound).all()

@@ -14,25 +14,26 @@ from torch import Tensor, nn
 
 
 def hold_to_one_spike(neuron: SpikingNeuron) -> None:
-    """Replace the two functions of a neuron that depend on its threshold, for one forward pass."""
+    """Replace the two functions of a neuron that depend on its threshold, for one forward pass.
+
+    Membranes of two shapes are two layers of neurons.
+    """
     plain = type(neuron).fire
-    fired: Tensor | None = None
-    now: Tensor | None = None
+    fired: dict[torch.Size, Tensor] = {}
+    now: dict[torch.Size, Tensor] = {}
 
     def fire(mem: Tensor) -> Tensor:
-        nonlocal fired, now
-        spikes = plain(neuron, mem)
-        if fired is None:
-            fired = torch.zeros_like(spikes, dtype=torch.bool)
-        out = spikes * ~fired
-        now = (out != 0).detach()
-        fired = fired | now
+        spikes, shape = plain(neuron, mem), mem.shape
+        before = fired.get(shape, torch.zeros_like(spikes, dtype=torch.bool))
+        out = spikes * ~before
+        now[shape] = (out != 0).detach()
+        fired[shape] = before | now[shape]
         return out.to(mem.dtype)  # some surrogates return float32
 
     def mem_reset(mem: Tensor) -> Tensor:
-        if now is None or not getattr(neuron, "reset_delay", True):
+        if mem.shape not in now or not getattr(neuron, "reset_delay", True):
             return torch.zeros_like(mem)  # the neuron has been reset at its spike
-        return now.to(mem.dtype)
+        return now[mem.shape].to(mem.dtype)
 
     vars(neuron)["fire"], vars(neuron)["mem_reset"] = fire, mem_reset
 

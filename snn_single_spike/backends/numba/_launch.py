@@ -125,11 +125,15 @@ def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.n
 
 
 def as_events(events: Events, dtype: torch.dtype) -> arguments.Events:
+    values, late = events.values, None
+    if values is not None and values.dim() == 2:
+        values, late = values.contiguous().unbind(0)
     return arguments.Events(
         offsets=as_numpy(events.offsets),
         times=as_numpy(events.times),
         units=as_numpy(events.units),
-        values=as_array(events.values, 1, dtype),
+        values=as_array(values, 1, dtype),
+        late=as_array(late, 1, dtype),
     )
 
 

@@ -11,7 +11,8 @@ and keeps one step of the adjoint. The gradient to the inputs is (T, n, units), 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from snn_single_spike.kernels.numba.compiling import RESETS
 from snn_single_spike.kernels.numba.conv_backward_closed_form import conv_backward_closed_form_loop
 from snn_single_spike.kernels.numba.conv_backward_scan import conv_backward_scan_loop
 from snn_single_spike.kernels.numba.conv_forward import conv_first_spikes_loop
-from snn_single_spike.kernels.numba.conv_to_input import conv_to_input_loop
+from snn_single_spike.kernels.numba.conv_to_input import VECTORS, conv_to_input_loop
 from snn_single_spike.kernels.numba.simd import LANES
 
 from .. import _convolution as convolution
@@ -53,29 +54,56 @@ def _reached(inputs: int, outputs: int, taps: int, stride: int, before: int, dil
     return np.where(inside, output, -1).astype(np.int32)
 
 
+def _order(taps: int, stride: int, dilation: int) -> list[int]:
+    """The taps of a row of the kernel, in an order in which they reach outputs side by side."""
+    # A tap later by stride / dilation reaches the output before.
+    apart = stride // dilation if stride % dilation == 0 else taps
+    return sorted(range(taps), key=lambda tap: (tap % apart, -tap))
+
+
+def _runs(reached: np.ndarray, windows: int, size: int) -> np.ndarray:
+    """``columns`` of :class:`arguments.Patches`, from the outputs by input and ordered tap."""
+    inside = reached >= 0
+    starts = inside.copy()
+    starts[:, 1:] &= ~(inside[:, :-1] & (reached[:, 1:] == reached[:, :-1] + 1))
+    run = np.cumsum(starts, 1) - 1
+    runs = np.zeros((len(reached), max(int(run.max(initial=0)) + 1, 1), 5), np.int32)
+    x, tap = np.nonzero(starts)
+    runs[x, run[x, tap], 0], runs[x, run[x, tap], 1] = reached[x, tap], tap
+    x, tap = np.nonzero(inside)
+    np.add.at(runs[..., 2], (x, run[x, tap]), 1)
+    runs[..., 3] = runs[..., 0] // size
+    runs[..., 4] = np.minimum((runs[..., 0] + runs[..., 2] - 1) // size + 1, windows)
+    return runs
+
+
 @functools.lru_cache(64)
 def _patches(conv: Convolution, kernel: tuple[int, int]) -> arguments.Patches:
-    windows, members = np.empty(0, np.int32), np.empty((0, 0), np.int32)
+    members, across, down = np.empty((0, 0), np.int32), conv.out_width, conv.out_height
     if conv.pools:
-        whole = conv.out_height // conv.pool_y, conv.out_width // conv.pool_x
-        y, x = np.divmod(np.arange(conv.out_height * conv.out_width), conv.out_width)
-        inside = (y // conv.pool_y < whole[0]) & (x // conv.pool_x < whole[1])
-        window = np.where(inside, y // conv.pool_y * whole[1] + x // conv.pool_x, -1)
-        order = np.argsort(window, kind="stable")[np.count_nonzero(~inside) :]
-        windows = window.astype(np.int32)
-        members = order.reshape(conv.positions, -1).astype(np.int32)
+        down, across = conv.out_height // conv.pool_y, conv.out_width // conv.pool_x
+        positions = np.arange(conv.out_height * conv.out_width).reshape(conv.out_height, -1)
+        inside = positions[: down * conv.pool_y, : across * conv.pool_x]
+        blocks = inside.reshape(down, conv.pool_y, across, conv.pool_x).swapaxes(1, 2)
+        members = blocks.reshape(conv.positions, -1).astype(np.int32)
+    size_y, size_x = max(conv.pool_y, 1), max(conv.pool_x, 1)
+    rows = _reached(
+        conv.height, conv.out_height, kernel[0], conv.stride_y, conv.top, conv.dilation_y
+    )
+    windows = np.where((rows >= 0) & (rows // size_y < down), rows // size_y, -1)
+    columns = _reached(
+        conv.width, conv.out_width, kernel[1], conv.stride_x, conv.left, conv.dilation_x
+    )
+    ordered = columns[:, _order(kernel[1], conv.stride_x, conv.dilation_x)]
     return arguments.Patches(
-        rows=_reached(
-            conv.height, conv.out_height, kernel[0], conv.stride_y, conv.top, conv.dilation_y
-        ),
-        columns=_reached(
-            conv.width, conv.out_width, kernel[1], conv.stride_x, conv.left, conv.dilation_x
-        ),
+        rows=np.stack([rows, windows], -1).astype(np.int32),
+        columns=_runs(ordered, across, size_x),
         width=conv.out_width,
+        taps=kernel[1],
         positions=conv.out_height * conv.out_width,
         group=conv.channels // conv.groups,
         neurons=conv.positions,
-        windows=windows,
+        across=across,
         members=members,
     )
 
@@ -85,9 +113,18 @@ def _lanes(out_channels: int) -> int:
     return -(-out_channels // LANES) * LANES
 
 
-def _unpack(packed: np.ndarray, weight: Tensor, groups: int) -> None:
-    """The sum over ranges of samples (ranges, C, KH * KW, lanes), as (O, C / groups, KH, KW)."""
-    weight.copy_(weight_from_cells(torch.from_numpy(packed).sum(0), weight, groups))
+def _pack(weight: Tensor, conv: Convolution) -> np.ndarray:
+    """Weights (O, C / groups, KH, KW) as (C, KH * KW, lanes), with ordered taps."""
+    order = _order(weight.shape[3], conv.stride_x, conv.dilation_x)
+    lanes = _lanes(len(weight) // conv.groups)
+    return as_numpy(weight_of_cells(weight[..., order], conv.groups, lanes))
+
+
+def _unpack(packed: np.ndarray, weight: Tensor, conv: Convolution) -> None:
+    """The inverse of :func:`_pack`, for the sum over ranges of samples."""
+    order = _order(weight.shape[3], conv.stride_x, conv.dilation_x)
+    total = torch.from_numpy(packed).sum(0)
+    weight[..., order] = weight_from_cells(total, weight, conv.groups)
 
 
 def _tables(beta: np.ndarray, num_steps: int, slopes: bool) -> np.ndarray:
@@ -123,7 +160,7 @@ def _layer(
     if threshold is not None:
         theta = as_numpy(parameter_of_cells(threshold, groups, lanes, torch.inf))
     return arguments.ConvLayer(
-        weight=as_numpy(weight_of_cells(weight, groups, lanes)),
+        weight=_pack(weight, conv),
         bias=as_numpy(parameter_of_cells(drive[:, None], groups, lanes)),
         beta=decay,
         threshold=theta,
@@ -150,9 +187,7 @@ def _step(
     lanes = _lanes(len(weight) // conv.groups)
     return arguments.ConvStep(
         current=np.empty((cells if current else 0, lanes), kind),
-        seen=np.empty(cells if current else 0, np.int32),
         routed=np.empty((cells if routed else 0, lanes), kind),
-        reached=np.empty((3, weight.shape[2:].numel()), np.int32),
     )
 
 
@@ -235,8 +270,7 @@ def conv_backward_closed_form(
             at=np.empty(shape, kind),
             before=np.empty(shape, kind),
             when=np.empty(shape, np.int32),
-            counters=np.empty((3, shape[0]), np.int32),
-            rows=np.empty((4, shape[1]), kind),
+            counters=np.empty((6, shape[0]), np.int32),
             total=np.empty(LANES, kind),
             step=tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
         )
@@ -245,7 +279,7 @@ def conv_backward_closed_form(
         calls.append((*samples, *plain(state), *given, *plain(into)))
     in_threads(conv_backward_closed_form_loop, calls)
     if grad_weight is not None and grad_bias is not None:
-        _unpack(gradient, grad_weight, conv.groups)
+        _unpack(gradient, grad_weight, conv)
         total = torch.from_numpy(bias).sum(0)[:, : neurons.out_channels]
         grad_bias.copy_(total.flatten())
 
@@ -257,6 +291,16 @@ def _sum_of_cells(
     total = torch.from_numpy(by_range).sum(0)[:, : neurons.out_channels]
     of_channel = total.unflatten(0, (conv.groups, -1)).transpose(1, 2).reshape(len(into), -1)
     into.copy_(of_channel.sum_to_size(into.view(len(into), -1).shape).view(into.shape))
+
+
+def _gradient_rows(
+    grad_spikes: GradientFactors, part: slice, conv: Convolution, weight: Tensor
+) -> arguments.ConvGradientRows:
+    """The gradient to the spikes of some samples, with channels last if it is computed so."""
+    rows = grad_spikes.rows(part) if grad_spikes.weight is None else grad_spikes.to_dense(part)
+    last = rows.shape[2:] == (len(weight), conv.positions) and rows.stride(2) == 1
+    rows = (rows.transpose(2, 3) if last else rows).flatten(2)
+    return arguments.ConvGradientRows(as_array(rows, 3, weight.dtype), part.start, last)
 
 
 def conv_backward_scan(
@@ -293,7 +337,7 @@ def conv_backward_scan(
             ramp=np.empty(sums, kind),
             first=np.empty(shape, np.int32),
             limit=np.empty(shape, np.int32),
-            counters=np.empty((2, shape[0]), np.int32),
+            counters=np.empty((3, shape[0]), np.int32),
             rows=np.empty((4, shape[1]), kind),
             step=tuple(_step(conv, weight, kind, current=True, routed=conv.pools)),
         )
@@ -301,8 +345,7 @@ def conv_backward_scan(
     ]
     for low in range(0, len(times), piece):
         part = slice(low, min(low + piece, len(times)))
-        rows = as_array(grad_spikes.to_dense(part), 3, dtype)
-        dense = arguments.DenseGradient(rows, np.empty((0, 0, 0), kind), low)
+        dense = _gradient_rows(grad_spikes, part, conv, weight)
         calls = []
         for k, (i, j) in enumerate(_ranges(part.stop - low, ranges)):
             into = arguments.ConvScanGradients(
@@ -315,27 +358,68 @@ def conv_backward_scan(
             )
         in_threads(conv_backward_scan_loop, calls)
     if out.weight is not None:
-        _unpack(gradient, out.weight, conv.groups)
+        _unpack(gradient, out.weight, conv)
         for total, parameter in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
             assert parameter is not None
             _sum_of_cells(total, neurons, conv, parameter)
 
 
+class _Transposed(NamedTuple):
+    """Indices of :class:`arguments.TransposedConv`."""
+
+    vectors: np.ndarray
+    whole: int
+    part: int
+    patches: np.ndarray
+    inside: np.ndarray
+    covered: int
+    end: int
+    of_taps: np.ndarray
+    """(n, VECTORS, LANES): which weight of an output channel, (KH, KW, C), and -1 for none."""
+
+
 @functools.lru_cache(64)
-def _transposed(conv: Convolution, kernel: tuple[int, int]) -> tuple[Any, ...]:
-    """Indices of :class:`arguments.TransposedConv`, and the size of its maps."""
+def _transposed(conv: Convolution, kernel: tuple[int, int]) -> _Transposed:
     channels = conv.channels // conv.groups
     height = (conv.out_height - 1) * conv.stride_y + conv.dilation_y * (kernel[0] - 1) + 1
     width = (conv.out_width - 1) * conv.stride_x + conv.dilation_x * (kernel[1] - 1) + 1
+    end = height * width * channels
+    # Rows of numbers that lie side by side: those of a tap, or of a row of the kernel
     taps = np.arange(kernel[0])[:, None] * conv.dilation_y * width
-    if conv.dilation_x > 1:  # with a dilation of 1, a row of the kernel lies side by side
+    if conv.dilation_x > 1:
         taps = taps + np.arange(kernel[1]) * conv.dilation_x
+    starts = taps.flatten() * channels
+    size = math.prod(kernel) * channels // len(starts)
+    numbers = np.arange(len(starts) * size).reshape(len(starts), size)
+    inside_vectors = size // LANES * LANES
+    vectors, of_taps = [], []
+    for first, stop in ((0, inside_vectors), (inside_vectors, size)):
+        lanes = np.arange(first, stop).reshape(-1, min(LANES, max(stop - first, 1)))
+        begins = (starts[:, None] + lanes[:, 0]).flatten()
+        weights = np.full((len(begins), LANES), -1)
+        weights[:, : lanes.shape[1]] = numbers[:, first:stop].reshape(len(begins), lanes.shape[1])
+        missing = -len(begins) % VECTORS
+        vectors.append(np.pad(begins, (0, missing), constant_values=end))
+        of_taps.append(np.pad(weights, ((0, missing), (0, 0)), constant_values=-1))
     y, x = np.divmod(np.arange(conv.out_height * conv.out_width), conv.out_width)
-    patches = (y * conv.stride_y * width + x * conv.stride_x) * channels
-    y = np.arange(conv.height) + conv.top
-    inside = np.where(y < height, (y * width + conv.left) * channels, -1)
-    covered, size = max(width - conv.left, 0), height * width * channels
-    return taps.flatten() * channels, patches, inside, covered, size
+    y_in = np.arange(conv.height) + conv.top
+    return _Transposed(
+        vectors=np.concatenate(vectors).reshape(-1, VECTORS),
+        whole=len(vectors[0]) // VECTORS,
+        part=size - inside_vectors,
+        patches=(y * conv.stride_y * width + x * conv.stride_x) * channels,
+        inside=np.where(y_in < height, (y_in * width + conv.left) * channels, -1),
+        covered=max(width - conv.left, 0),
+        end=end,
+        of_taps=np.concatenate(of_taps).reshape(-1, VECTORS, LANES),
+    )
+
+
+def _by_vectors(weight: Tensor, of_taps: np.ndarray) -> np.ndarray:
+    """Weights (O, C / groups, KH, KW) as (n, O, VECTORS * LANES)."""
+    flat = as_numpy(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+    chosen = np.where(of_taps < 0, 0, flat[:, of_taps])  # (O, n, VECTORS, LANES)
+    return np.ascontiguousarray(chosen.swapaxes(0, 1)).reshape(len(of_taps), len(weight), -1)
 
 
 def conv_to_input(
@@ -344,28 +428,31 @@ def conv_to_input(
     if not conv.pools:
         return convolution.to_input(lam, None, weight, conv)
     n, kernel = lam.shape[1], _kernel(weight)
-    packed = as_numpy(weight_of_cells(weight, conv.groups, _cells(conv, weight)[1]))
+    packed = _pack(weight, conv)
     bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
-    rows, patches, inside, covered, size = _transposed(conv, kernel)
+    indices = _transposed(conv, kernel)
     given = plain(as_events(events, weight.dtype), _patches(conv, kernel))
-    by_row = weight.permute(2, 3, 0, 1) if len(rows) > kernel[0] else weight.permute(2, 0, 3, 1)
-    by_row = by_row.reshape(len(rows), len(weight), -1).contiguous()
+    by_vectors = _by_vectors(weight, indices.of_taps)
     out = empty((num_steps, n, conv.units), dtype=lam.dtype, device=lam.device)
     shape, threads = _cells(conv, weight), torch.get_num_threads()
-    positions, channels = len(patches), len(weight) // conv.groups
+    positions, channels = len(indices.patches), len(weight) // conv.groups
     by_sample = [(*part, 0, num_steps) for part in _ranges(n, threads)]
     by_step = [(0, n, *part) for part in _ranges(num_steps, threads)]
     calls = []
     for part in by_step if n < threads else by_sample:
         layer = arguments.TransposedConv(
             lam=as_numpy(lam.contiguous()),
-            weight=as_numpy(by_row),
-            rows=rows,
-            patches=patches,
-            inside=inside,
-            covered=covered,
+            weight=by_vectors,
+            vectors=indices.vectors,
+            whole=indices.whole,
+            part=indices.part,
+            totals=np.empty((VECTORS, LANES), packed.dtype),
+            patches=indices.patches,
+            inside=indices.inside,
+            covered=indices.covered,
             size=(conv.channels // conv.groups, conv.height, conv.width),
-            maps=np.empty(size, packed.dtype),
+            maps=np.empty(2 * indices.end + LANES, packed.dtype),
+            end=indices.end,
             counts=np.empty(positions, np.int32),
             lanes=np.empty((positions, channels), np.int32),
             values=np.empty((positions, channels), packed.dtype),
@@ -373,8 +460,8 @@ def conv_to_input(
         scratch = (
             tuple(_step(conv, weight, packed.dtype, current=True, routed=True)),
             np.empty((4, shape[1]), packed.dtype),
-            np.empty(shape[0], np.int32),
+            np.empty((2, shape[0]), np.int32),
         )
         calls.append((part, 0, *scratch, *given, packed, bias, *plain(layer), as_numpy(out)))
     in_threads(conv_to_input_loop, calls)
-    return out
+    return out.view(num_steps, n, -1, conv.channels).transpose(2, 3)

@@ -48,6 +48,7 @@ from .._types import (
 from ..memory import empty
 from ._launch import as_array, as_events, in_threads, plain, spike_gradient
 
+SPLITS = True  # reads spikes that are shared between two steps
 _FEW = 64  # rows of weights that the product is taken with inside the loop
 _ROWS_BYTES = 4 << 20  # of a piece of the gradient to dense spikes, made and read in turns
 
@@ -83,7 +84,7 @@ def _ranges(total: int) -> list[tuple[int, int]]:
 
 def _scratch(dtype: np.dtype) -> arguments.Scratch:
     return arguments.Scratch(
-        rows=np.zeros((13, TILE), dtype),
+        rows=np.zeros((14, TILE), dtype),
         marks=np.zeros((4, TILE), np.int32),
         tables=np.empty((5, JUMP + 1, TILE), dtype),
     )
@@ -254,6 +255,7 @@ def linear_backward_closed_form(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
+    grad_late: Tensor | None = None,
 ) -> None:
     dtype = weight.dtype
     packed = _packed(weight)
@@ -266,6 +268,7 @@ def linear_backward_closed_form(
     bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
     inputs = _zeros((len(parts), *shape), packed.dtype)
+    late = _shares(grad_late, len(parts), packed.dtype)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(adjoint.every, 2, dtype),
         at=as_array(adjoint.at, 2, dtype),
@@ -277,7 +280,7 @@ def linear_backward_closed_form(
     calls = []
     for number, (k, part) in enumerate(parts):
         gradients = arguments.ClosedFormGradients(
-            weight=by_range[k], bias=bias[k], inputs=inputs[number]
+            weight=by_range[k], bias=bias[k], inputs=inputs[number], late=late[number]
         )
         heads = np.empty(num_steps + 1, np.int32)
         calls.append(
@@ -290,6 +293,13 @@ def linear_backward_closed_form(
         grad_bias.copy_(torch.from_numpy(bias).sum(0))
     if grad_inputs is not None:
         grad_inputs.copy_(torch.from_numpy(inputs).sum(0))
+    if grad_late is not None:
+        grad_late.copy_(torch.from_numpy(late).sum(0))
+
+
+def _shares(wanted: Tensor | None, parts: int, dtype: np.dtype) -> np.ndarray:
+    """The gradients of the later shares, (parts, N) or (parts, 0): one row for each call."""
+    return np.zeros((parts, 0 if wanted is None else len(wanted)), dtype)
 
 
 def linear_backward_scan(
@@ -322,6 +332,7 @@ def linear_backward_scan(
         as_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times)
     )
     through = spike_gradient(rule, surrogate, dtype)
+    late = _shares(out.late, len(_parts(tiles, min(piece, batch))), packed.dtype)
     for low in range(0, batch, piece):
         samples = slice(low, min(low + piece, batch))
         rows = grad_spikes.rows(samples) if few else grad_spikes.to_dense(samples)
@@ -329,13 +340,14 @@ def linear_backward_scan(
             rows=as_array(rows, 3, dtype), factor=packed_factor, offset=low
         )
         calls = []
-        for k, part in _parts(tiles, samples.stop - low):
+        for number, (k, part) in enumerate(_parts(tiles, samples.stop - low)):
             gradients = arguments.LinearGradients(
                 weight=by_range[k],
                 bias=bias[k],
                 beta=beta[k],
                 threshold=threshold[k],
                 current=as_array(out.current, 3, dtype),
+                late=late[number],
             )
             moved = part._replace(low=low + part.low, high=low + part.high)
             mem = np.empty((num_steps, TILE), packed.dtype)
@@ -351,3 +363,5 @@ def linear_backward_scan(
     out.bias.copy_(torch.from_numpy(bias).sum(0))
     out.beta.copy_(torch.from_numpy(beta).sum(0))
     out.threshold.copy_(torch.from_numpy(threshold).sum(0))
+    if out.late is not None:
+        out.late.copy_(torch.from_numpy(late).sum(0))

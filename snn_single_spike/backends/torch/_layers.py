@@ -123,6 +123,7 @@ def backward_closed_form(
     adjoint: ClosedFormAdjoint,
     grad_weight: Tensor | None,
     grad_inputs: Tensor | None,
+    grad_late: Tensor | None = None,
 ) -> Tensor:
     """Add to the gradient of the weights. Returns the adjoint summed over time, (features,).
 
@@ -136,6 +137,8 @@ def backward_closed_form(
         if grad_weight is not None:
             grad_weight += product.to_weight(lam, spikes)
             total += lam.sum((0, 1))
+        if grad_late is not None:
+            grad_late += _to_shares(product.to_input(lam, spikes), events.part(part))
         if grad_inputs is not None:
             through = product.to_input(lam, spikes)
             some = events.part(part)
@@ -145,6 +148,16 @@ def backward_closed_form(
             step, sample, unit = step[later] - 1, sample[later], unit[later]
             grad_inputs[1, part.start + sample, unit] = through[step, sample, unit]
     return total
+
+
+def _to_shares(through: Tensor, events: Events) -> Tensor:
+    """The gradient of the share of the later step of each unit, from that of the spikes."""
+    assert events.values is not None
+    step, sample, unit = events.times.long(), events.samples(), events.units.long()
+    rise = through.diff(dim=0, append=through.new_zeros(1, *through.shape[1:]))
+    height = events.values.sum(0).to(through.dtype)
+    total = through.new_zeros(through.shape[2])
+    return total.index_add_(0, unit, height * rise[step, sample, unit])
 
 
 def backward_scan(
@@ -158,6 +171,7 @@ def backward_scan(
     surrogate: Surrogate,
     grad_weight: Tensor | None,
     grad_current: Tensor | None,
+    grad_late: Tensor | None = None,
 ) -> Tensor:
     """Add to the gradient of the weights, and write that of the current.
 
@@ -185,6 +199,8 @@ def backward_scan(
         lam = lam.view(num_steps, n, features)
         if grad_weight is not None:
             grad_weight.add_(product.to_weight(lam, spikes))
+        if grad_late is not None:
+            grad_late += _to_shares(product.to_input(lam, spikes), events.part(part))
         totals += torch.stack(
             (lam.sum((0, 1)), beta.view(n, features).sum(0), threshold.view(n, features).sum(0))
         )

@@ -18,6 +18,7 @@ from ._layers import Product, backward_closed_form, backward_scan, dense, first_
 from ._layers import without_autocast as _without_autocast
 from .readout import readout
 
+SPLITS = True  # reads spikes that are shared between two steps
 sort_spikes = sort_by_time
 
 
@@ -79,10 +80,11 @@ def linear_backward_closed_form(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
     grad_inputs: Tensor | None,
+    grad_late: Tensor | None = None,
 ) -> None:
     product = _Linear(weight, None)
     total = backward_closed_form(
-        events, num_steps, product, beta, adjoint, grad_weight, grad_inputs
+        events, num_steps, product, beta, adjoint, grad_weight, grad_inputs, grad_late
     )
     if grad_bias is not None:
         grad_bias += total
@@ -110,6 +112,7 @@ def linear_backward_scan(
         surrogate,
         out.weight,
         out.current,
+        out.late,
     )
     out.bias.add_(bias)
     out.beta.add_(beta)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ __all__ = ["SelfCheck", "foreign_error", "warn_unless_compared"]
 
 _SAMPLES = 2
 _TOLERANCE = 1e-4
+_READS_STATE = (
+    "The code reads a state of a neuron, such as its mem, which a converted model has for the last "
+    "step only. Use the membrane that the neuron returns: make it with output=True"
+)
 _MOST = 4  # comparisons of a model in one mode; each changed flag causes one more
 
 
@@ -255,10 +259,10 @@ class _Runs:
                 )
         return ""
 
-    def of_loop(self, given: Any, order: list[Place], noise: bool) -> _Result:
-        """The results of the author's model."""
+    def of_loop(self, given: Any, order: list[Place], calls: Sequence[str], noise: bool) -> _Result:
+        """The results of the author's model, a step of which makes these calls of neurons."""
         new = double_copy(self.base, noise)
-        make_author_s(new, one_step=isinstance(self, _LoopOutside))
+        make_author_s(new, isinstance(self, _LoopOutside), calls)
         layers, before = Layers(new, lambda: (0, 0, 0)), _contents(new)
         with StepDraws(order) as draws:
             result = self._results(new, self.loop, given, layers)
@@ -319,7 +323,7 @@ class _LoopInside(_Runs):
             if isinstance(x, Tensor)
         )
         batches = self.decision.loops[0]
-        run = self._run = LoopRun(new, new._single_spike.time)
+        run = self._run = LoopRun(new, new._single_spike.time, fixed=self.decision.loops[2])
         if self.decision.expand:
             run.expand, run.indexed = True, self.decision.loops[1]
             run.batches = [size if whole else min(size, _SAMPLES) for size in batches]
@@ -389,17 +393,19 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
         for noise in (False, True):
             folded: Any = None
             order: list[Place] = []
+            called: list[str] = []
             error: Exception | None = None
             difference = ""
             try:
                 folded, order = runs.of_folded(given, noise)
+                called = folded.model._single_spike.time.called
             except _Differs as differs:
                 difference = str(differs)
             except Exception as raised:
                 error = raised
             kept.restore()  # both start from the same state of closures and globals
             try:
-                loop = runs.of_loop(given, order, noise)
+                loop = runs.of_loop(given, order, called, noise)
             except _Differs as differs:
                 difference = difference or str(differs)
             except Exception as raised:  # such as a fixed batch size
@@ -413,7 +419,8 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
                 return "", ""
             # A slight change of the weights moves a membrane away from its threshold.
         else:
-            return "", f"{difference}. {runs.advice}"
+            advice = "" if difference.endswith(_READS_STATE) else f". {runs.advice}"
+            return "", difference + advice
     first_line = f"{type(failed).__name__}: {failed}".partition("\n")[0]
     return f"it does not run on a copy in float64 ({first_line})", ""
 
@@ -454,6 +461,8 @@ def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
             )
         gap = _gap(mine, theirs)
         if gap is not None:
+            if not layer and _is_last_step(mine, theirs):
+                reason = f": it is that of the last step at every step. {_READS_STATE}"
             return (
                 f"{where} differs from that of the author's loop, first at index {gap}"
                 f"{reason or '. Its steps or the rows of its batch depend on one another'}"
@@ -462,6 +471,13 @@ def _difference(runs: _Runs, folded: _Result, loop: _Result) -> str:
         return f"the model differs from the author's loop{reason}"
     rules = {getattr(module, "gradient", "masked") for module in runs.base.modules()}
     return _gradient_difference(folded, loop) if rules == {"masked"} else ""
+
+
+def _is_last_step(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether all steps of an output (T, ...) are the last step of the author's."""
+    if not mine.dim() or len(mine) < 2:
+        return False
+    return _gap(mine, theirs[-1].expand_as(mine)) is None
 
 
 def _first_layer(folded: _Result, loop: _Result) -> tuple[str, int] | None:

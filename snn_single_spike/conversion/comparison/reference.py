@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...modules._base import SingleSpikeNeuron
-from ..copies import copy_model, unfold_neuron
+from ..copies import copy_model, unfold_delay, unfold_neuron
+from ..refusals.layers import is_delay
 from ..refusals.state import is_own_state, is_users_code, mark_own_state
 from .same_draws import Place
 
@@ -94,48 +95,55 @@ def _double_attributes(module: nn.Module) -> None:
             vars(module)[name] = value.double()
 
 
-def make_author_s(model: Any, one_step: bool) -> None:
+def make_author_s(model: Any, one_step: bool, calls: Sequence[str] = ()) -> None:
     """Turn a copy of a converted model into the author's, for one forward pass.
 
     :param one_step: whether the forward computes one step. Its neurons then carry their states
         from call to call
+    :param calls: paths of the neurons that one step calls. A path stands there twice if a neuron
+        has two places
     """
     for part in [module for module in model.modules() if hasattr(module, "_rewritten")]:
         part.__class__ = type(part)._original
     for path, neuron in list(model.named_modules()):
+        if is_delay(neuron):
+            unfold_delay(neuron)
         if isinstance(neuron, SingleSpikeNeuron):
             refractory = neuron.refractory
             unfold_neuron(neuron)
-            _hold_to_spikes(neuron, refractory)
+            _hold_to_spikes(neuron, refractory, max(1, calls.count(path)))
             if one_step:
                 _carry_states(neuron, path)
 
 
-def _hold_to_spikes(neuron: SpikingNeuron, refractory: int | None) -> None:
+def _hold_to_spikes(neuron: SpikingNeuron, refractory: int | None, places: int) -> None:
     """Replace the functions of a neuron that read its threshold, for one forward pass.
 
     The neuron is silent for ``refractory`` steps after a spike, and for ever if that is None.
+    ``places`` of one step call it in turn.
     """
     plain = type(neuron).fire
-    silent: Tensor | float = 0.0  # number of silent steps to come
-    now: Tensor | None = None
+    silent: list[Any] = [0.0] * places  # number of silent steps to come
+    now: list[Any] = [None] * places
+    place = 0
     if refractory == 0:  # the author's neuron; its surrogate may return float32
         vars(neuron)["fire"] = lambda mem: plain(neuron, mem).to(mem.dtype)
         return
 
     def fire(mem: Tensor) -> Tensor:
-        nonlocal silent, now
+        nonlocal place
         spikes = plain(neuron, mem)
-        silent = torch.as_tensor(silent, device=mem.device).expand_as(mem)
-        out = spikes * (silent <= 0)
-        now = (out != 0).detach()
-        silent = torch.where(now, math.inf if refractory is None else refractory, silent - 1)
+        left = torch.as_tensor(silent[place], device=mem.device).expand_as(mem)
+        out = spikes * (left <= 0)
+        fired = now[place] = (out != 0).detach()
+        silent[place] = torch.where(fired, math.inf if refractory is None else refractory, left - 1)
+        place = (place + 1) % places
         return out.to(mem.dtype)
 
     def mem_reset(mem: Tensor) -> Tensor:
-        if now is None or not getattr(neuron, "reset_delay", True):
+        if now[place] is None or not getattr(neuron, "reset_delay", True):
             return torch.zeros_like(mem)  # the neuron has been reset at its spike
-        return now.to(mem.dtype)
+        return now[place].to(mem.dtype)
 
     vars(neuron)["fire"], vars(neuron)["mem_reset"] = fire, mem_reset
 

@@ -19,6 +19,7 @@ from typing import Any
 import snntorch as snn
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ...backends._compiling import is_recorded
 from ...modules._base import STATES, SingleSpikeNeuron
@@ -31,14 +32,16 @@ from ...spikes import ConvCurrent, LazyCurrent
 from ...spikes.lazy import LazyTensor, materialize
 from ..call import Conversion, Time
 from ..comparison.reference import state_names
-from ..copies import computed_tensors, unfold_neuron
+from ..copies import computed_tensors, unfold_delay, unfold_neuron
 from ..loops.rewrite import Rewritten, rewritten_methods
 from ..loops.running import active_loop
-from ..refusals.layers import ConversionError, reused_in_loop, reused_neuron
+from ..refusals.layers import ConversionError, reused_neuron
 from ..refusals.state import is_own_state, mark_own_state
 from ..source.methods import entry_of
 from ..source.place import of_torch
+from ..source.repeated import fixes_batch
 from .checked import call_model
+from .delay import FoldedDelay
 from .immediate import resets_at_spike, run_with_immediate_reset
 from .pooling import EarliestMaxPool2d
 
@@ -123,14 +126,17 @@ class Folded(SingleSpikeNeuron):
 
     def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
         """The loop over time of the user's forward carries the states."""
-        if self.path in self.time.called:
-            raise reused_in_loop(self.path)
-        self.time.called.append(self.path)
         names = state_names(self.original)
         given = {**dict(zip(names, states, strict=False)), **named}
+        kept = isinstance(input_, Tensor) and loop.keeps_time(input_)
+        input_ = input_.squeeze(0) if kept else input_
+        call = loop.count_call(self, given, input_)
+        self.time.called.append(self.path)
 
         def take_states(sequence: Any) -> Any:
-            return (), loop.take_states(self, names, given, sequence.shape[1:])
+            shape = (1, *sequence.shape[1:]) if kept else sequence.shape[1:]
+            initial = loop.take_states(self, call, names, given, shape)
+            return (), {name: x.squeeze(0) if kept else x for name, x in initial.items()}
 
         hidden = bool(self.states_read) and self.init_hidden and not self.output
         self.output = self.output or hidden
@@ -138,9 +144,11 @@ class Folded(SingleSpikeNeuron):
             out = self._run_folded(input_, take_states)
         finally:
             self.output = self.output and not hidden
+        if kept:
+            out = tree_map_only(Tensor, lambda x: x.unsqueeze(0), out)
         for state in out[1:] if isinstance(out, tuple) else ():
             mark_own_state(state, self.path)
-        loop.returned(self, names, out)
+        loop.returned(self, call, names, out)
         return out[0] if hidden else out
 
     def _check_call(self, *states: Tensor | None) -> None:
@@ -266,10 +274,17 @@ def make_converted(
     original: Any = type(model)
     model.__class__ = _converted_class(original, loops.get("", ()))
     converted: Any = model
+    fixed = not loops and any(fixes_batch(kind) for kind in _users_classes(model))
     auto = any(getattr(neuron, "spike_format", "") == "auto" for neuron in model.modules())
     converted._single_spike = Conversion(
-        time, num_steps, time_dim, looped=bool(loops), check=check, auto=auto
+        time, num_steps, time_dim, looped=bool(loops), check=check, fixed_batch=fixed, auto=auto
     )
+
+
+def _users_classes(model: nn.Module) -> set[Any]:
+    """The classes of a model's parts that have a forward of their own."""
+    kinds: set[Any] = {type(part) for part in model.modules() if not isinstance(part, Folded)}
+    return {kind for kind in kinds if hasattr(kind, "forward") and not of_torch(kind.forward)}
 
 
 def use_dense_inputs(model: nn.Module) -> None:
@@ -297,6 +312,8 @@ def revert_in_place(model: Any) -> None:
             part.__class__ = original_class(part)
         elif isinstance(part, Folded):
             unfold_neuron(part)
+        elif isinstance(part, FoldedDelay):
+            unfold_delay(part)
         elif isinstance(part, EarliestMaxPool2d):
             part.__class__ = nn.MaxPool2d  # type: ignore[assignment]
         for key, hook in list(part._forward_pre_hooks.items()):

@@ -13,9 +13,9 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from ...spikes.lazy import LazyTensor
-from ..refusals.layers import ConversionError
+from ..refusals.layers import ConversionError, reused_in_loop
 from ..refusals.state import mark_own_state
-from .carried import Carried, Operation, Scalars, Steps, Sum
+from .carried import Carried, Operation, Place, Scalars, Steps, Sum
 from .deferred import Values, evaluate
 from .indexed import norms_by_step
 from .provenance import Provenance
@@ -53,25 +53,36 @@ class Loop:
         self.states_read: list[tuple[Any, str, Carried]] = []  # by the user's code
         self.operations: list[Operation] = []
         self.values = Values()
-        self.outputs: dict[tuple[str, int], Any] = {}
-        self._versions: dict[tuple[str, int], Any] = {}
+        self._calls: dict[str, list[tuple[Any, bool]]] = {}  # of neurons: shapes, own states
+        self.outputs: dict[Place, Any] = {}
+        self._versions: dict[Place, Any] = {}
         self.names = {id(value): name for name, value in local.items()}
         self.lists: dict[int, Any] = {}
         self._records: dict[int, list[tuple[int, Any]]] = {}  # entries of lists, with their steps
         self._read: set[int] = set()  # lists that the loop reads
         self._saved: dict[str, Any] = {}
         self.chosen: tuple[bool, ...] | None = None  # the steps at which a branch runs
+        self.time_kept = False  # whether a step has been x[t : t + 1] of (time, batch, ...)
         self.one_step = False  # while layers run that the number of the step has selected
-        self._held: list[tuple[Any, str, Any, tuple[str, int]]] = []  # states in other modules
+        self._held: list[tuple[Any, str, Any, Place]] = []  # states in other modules
         self._local = local
         for value in (*local.values(), *vars(owner).values()):
             self._find_lists(value)
+        self._kept = {n: local[n] for n in stored if n in local and (self.number, n) in run.fixed}
+        self._versions_kept = {n: _version(value) for n, value in self._kept.items()}
         for name in stored:
-            if name in local:
+            if name in local and name not in self._kept:
                 self.entered[name] = self._carry(name, (), local[name])
         for name in written_into:
             if name in local and isinstance(local[name], (list, dict)):
                 self._carry(name, (), local[name])
+
+    def may_stay(self, carried: Carried) -> bool:
+        """Whether a name that the body reads may have one value at all steps."""
+        return (
+            isinstance(carried.initial, Tensor)
+            and (self.number, carried.name) not in self.run.fixed
+        )
 
     def _find_lists(self, value: Any, depth: int = 3) -> None:
         if isinstance(value, list):
@@ -92,6 +103,15 @@ class Loop:
             return value
         carried = Carried(name, value)
         self.slots.append((name, path, carried))
+        return carried
+
+    def begin(self, holder: dict[Any, Any], key: Any, value: Any) -> Any:
+        """An entry of a dict that the first step adds."""
+        name = self.names.get(id(holder))
+        if name not in self.written_into:
+            return value  # a dict of the step itself
+        carried = Carried(f"{name}[{key!r}]", value)
+        self.slots.append((name, (key,), carried))
         return carried
 
     def __enter__(self) -> Loop:
@@ -127,7 +147,7 @@ class Loop:
     def _expand(self) -> None:
         batch = self.time.batch = self.run.batches[self.number]
         for name, value in self._local.items():
-            own = name in self.stored or name in self.written_into
+            own = (name in self.stored and name not in self._kept) or name in self.written_into
             if own or (self.number, name) in self.run.indexed:
                 continue
             if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
@@ -197,15 +217,23 @@ class Loop:
     def folded_dim(self, value: Any) -> int | None:
         """The dimension of a tensor with a row for each step and sample; None if it has none.
 
-        It is 0, or 1 of ``spk.unsqueeze(0)``.
+        It is 0, or 1 of ``spk.unsqueeze(0)`` and of ``x[t : t + 1]``.
         """
         rows = self.steps * (self.time.batch or 0)
         shape = tuple(value.shape[:2])
         if not rows or isinstance(value, nn.Parameter):
             return None
-        dim = 0 if shape[:1] == (rows,) else 1 if shape == (1, rows) else None
+        second = shape == (1, rows) or (self.time_kept and shape[1:] == (rows,))
+        dim = 0 if shape[:1] == (rows,) else 1 if second else None
         known = self.time.provenance
         return None if known is not None and known.follows and value not in known else dim
+
+    def keeps_time(self, value: Any) -> bool:
+        """Whether a folded tensor has a time dimension of one step first, (1, T * B, ...)."""
+        if self.folded_dim(value) != 1:
+            return False
+        # A tensor of one sample, the same at every step, may have this shape by chance.
+        return self.time_kept or self.time.batch > 1
 
     def _is_of_model(self, value: Any) -> bool:
         """Whether a tensor is a parameter or a buffer, and not data."""
@@ -216,6 +244,8 @@ class Loop:
         """The steps of a value, (T, B, ...)."""
         if isinstance(value, LazyTensor):
             value = value.to_dense()
+        if self.keeps_time(value):
+            return value.unflatten(1, (self.steps, -1)).movedim(1, 0)
         rows = value.shape[0] if value.dim() else None
         if rows is not None and self.time.batch is None:
             self.time.batch = rows
@@ -264,15 +294,34 @@ class Loop:
         if isinstance(value, list):
             self._read.add(id(value))
 
+    def count_call(self, neuron: Any, given: dict[str, Any], input_: Any) -> int:
+        """Which of its calls in the loop a neuron begins.
+
+        Calls with states and shapes of their own are several layers of neurons with one set of
+        parameters.
+
+        :raises ConversionError: the calls share their neurons
+        """
+        calls = self._calls.setdefault(neuron.path, [])
+        shape, own = input_.shape[1:], any(state is not None for state in given.values())
+        shared = not own or any(shape == other or not others for other, others in calls)
+        if neuron.path in self.time.called and (not calls or shared or neuron.states_read):
+            raise reused_in_loop(neuron.path)
+        calls.append((shape, own))
+        return len(calls) - 1
+
     def take_states(
-        self, neuron: Any, parameters: tuple[str, ...], given: dict[str, Any], shape: Any
+        self, neuron: Any, call: int, parameters: tuple[str, ...], given: dict[str, Any], shape: Any
     ) -> dict[str, Any]:
-        """The states of a neuron before the first step."""
+        """The states of a neuron before the first step.
+
+        ``call`` counts the places of the loop that call the neuron.
+        """
         initial: dict[str, Any] = {}
         for name, state in given.items():
             if state is None:
                 continue
-            place = neuron.path, parameters.index(name)
+            place = neuron.path, parameters.index(name), call
             tensor = isinstance(state, (Tensor, LazyTensor))
             if tensor and self._holds(state, place):
                 if not neuron.starts(state) and state.shape == shape:
@@ -286,13 +335,14 @@ class Loop:
                 )
             state.taken = place
             value = state.initial
-            if neuron.starts_from_zeros(value):
+            kept = state.name.startswith("self.") and neuron.starts(value)
+            if kept or neuron.starts_from_zeros(value):  # every call starts from zeros
                 continue
             if isinstance(value, (Tensor, LazyTensor)) and value.shape == shape:
                 initial[name] = value  # snnTorch takes zeros for a state of another shape
         return initial
 
-    def _holds(self, state: Any, place: tuple[str, int]) -> bool:
+    def _holds(self, state: Any, place: Place) -> bool:
         """Whether a module keeps a state from step to step; :meth:`end` checks what it keeps."""
         for module in self.run.model.modules():
             for name, value in vars(module).items():
@@ -301,13 +351,13 @@ class Loop:
                     return True
         return False
 
-    def returned(self, neuron: Any, parameters: tuple[str, ...], out: Any) -> None:
+    def returned(self, neuron: Any, call: int, parameters: tuple[str, ...], out: Any) -> None:
         """Remember the states that a neuron has returned."""
         if isinstance(out, tuple):
             states = out[len(out) - len(parameters) :]
             for position, state in enumerate(states):
-                self.outputs[neuron.path, position] = state
-                self._versions[neuron.path, position] = _version(state)
+                self.outputs[neuron.path, position, call] = state
+                self._versions[neuron.path, position, call] = _version(state)
                 if parameters[position] in neuron.states_read:
                     name = parameters[position]
                     self.run.states.append((neuron, name, vars(neuron)[name]))
@@ -322,7 +372,11 @@ class Loop:
                     f"at once, so the list is filled after the loop. Read it there, or {KEEP}"
                 )
             entries.sort(key=lambda entry: entry[0])  # several entries of a step keep their order
-        ends = {name: local[name] for name in self.stored if name in local}
+        for name, value in self._kept.items():
+            same = local.get(name) is self.entered.get(name, value)
+            if not same or _version(value) != self._versions_kept[name]:
+                raise self.run.fixed[self.number, name]
+        ends = {n: local[n] for n in self.stored if n in local and n not in self._kept}
         held = {**local, **{f"self.{n}": getattr(self.owner, n, None) for n in self.attributes}}
         held |= {carried.name: vars(neuron)[n] for neuron, n, carried in self.states_read}
         fixed = {id(carried) for _, _, carried in self.slots}
@@ -362,15 +416,20 @@ class Loop:
         for name, value in self._local.items():
             if name in self.written_into and isinstance(value, (list, dict)):
                 self._leave(value)
-            if name not in self.stored and name in self.entered:
+            if (name not in self.stored or name in self._kept) and name in self.entered:
                 result[name] = value  # it was expanded
         for name in self.attributes:
             if name in vars(self.owner):
-                setattr(self.owner, name, self._leave(vars(self.owner)[name]))
+                state = vars(self.owner)[name]
+                last = self._leave(state)
+                for place in self.outputs:  # a membrane that goes back to its neuron
+                    if self._is_returned(state, place):
+                        mark_own_state(last, place[0])
+                setattr(self.owner, name, last)
         self._close()
         return result
 
-    def _is_returned(self, state: Any, place: tuple[str, int]) -> bool:
+    def _is_returned(self, state: Any, place: Place) -> bool:
         """Whether a state is what the neuron has returned, unchanged."""
         same = place in self.outputs and self.outputs[place] is state
         return same and self._versions[place] == _version(state)
@@ -395,7 +454,8 @@ class Loop:
         if isinstance(value, Carried):
             return value.initial if id(value) in self._fixed else value._no()
         if isinstance(value, (Tensor, LazyTensor)):
-            return self.unfold(value)[-1] if self.folded_dim(value) == 0 else value
+            folded = self.folded_dim(value) == 0 or self.keeps_time(value)
+            return self.unfold(value)[-1] if folded else value
         if type(value) is tuple:
             return tuple(map(self._leave, value))
         if isinstance(value, (list, dict)):

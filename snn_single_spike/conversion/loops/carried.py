@@ -16,9 +16,25 @@ import torch
 from torch import Tensor
 
 from ...spikes.lazy import LazyTensor
+from ..refusals.layers import ConversionError
 from .running import KEEP, active_loop, refuse
 
-__all__ = ["Carried", "Scalars", "Steps", "Sum", "add_or_start"]
+__all__ = [
+    "Carried",
+    "Operation",
+    "Place",
+    "ReadBefore",
+    "Scalars",
+    "Started",
+    "Steps",
+    "Sum",
+    "add_or_start",
+    "first_or",
+    "starting",
+]
+
+Place = tuple[str, int, int]
+"""The path of a neuron, the position of one of its states, and which of its calls in the loop."""
 
 _ELEMENTWISE = {
     *("add", "sub", "mul", "div", "true_divide", "rsub", "pow", "rpow", "maximum", "minimum"),
@@ -182,14 +198,35 @@ class Scalars:
         return mine._apply(func if first else lambda a, b: func(b, a), other)
 
 
+class ReadBefore(ConversionError):
+    """The body reads a name of which only a part of it, that may not run, assigns a value.
+
+    :param name: the number of the loop, and the name
+    """
+
+    def __init__(self, message: str, name: tuple[int, str]) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class Carried:
     """A value that a loop carries from step to step, with its value before the first step."""
 
     def __init__(self, name: str, initial: Any) -> None:
         self.name, self.initial = name, initial
-        self.taken: tuple[str, int] | None = None  # the neuron and the state that it is
+        self.may_start = False  # whether its first value is of the first step, not None
+        self.taken: Place | None = None  # where a neuron takes it as its state
 
     def _no(self, *_: Any, **__: Any) -> Any:
+        loop = active_loop()
+        try:
+            self._refuse()
+        except ConversionError as error:
+            if loop is not None and type(self) is Carried and loop.may_stay(self):
+                raise ReadBefore(str(error), (loop.number, self.name)) from None
+            raise
+
+    def _refuse(self) -> None:
         refuse(
             f"the code uses {self.name!r} of the step before. A converted model runs all steps at "
             "once. A value may go from step to step as the unchanged state of a neuron, "
@@ -292,6 +329,29 @@ class Operation(Carried):
     __radd__ = __add__
 
 
+class Started(Operation):
+    """``first if name is None else rest``, of which ``rest`` may read the value of the name."""
+
+
+def starting(value: Any) -> Any:
+    """The name in ``name = first if name is None else rest``, before its parts are computed."""
+    if isinstance(value, Carried) and value.initial is None:
+        value.may_start = True
+    return value
+
+
+def first_or(value: Any, first: Any, rest: Any) -> Any:
+    """``first if value is None else rest``"""
+    loop = active_loop()
+    if not (isinstance(value, Carried) and value.may_start) or loop is None:
+        return first if value is None else rest
+    if not all(map(_is_operand, (first, rest))):
+        return value._no()
+    started = Started(value.name, None, (value, first, rest), {})
+    loop.operations.append(started)
+    return started
+
+
 def add_or_start(total: Any, value: Any) -> Any:
     """``value if total is None else total + value``"""
     if isinstance(total, Sum):
@@ -335,7 +395,7 @@ class Sum(Carried):
 
 def _is_operand(x: Any) -> bool:
     if isinstance(x, Carried) and not isinstance(x, Operation):
-        return isinstance(x.initial, (Tensor, int, float))
+        return isinstance(x.initial, (Tensor, int, float)) or x.may_start
     kinds = (Tensor, LazyTensor, Steps, Scalars, Operation, torch.dtype, torch.device)
     return isinstance(x, kinds) or type(x) in (int, float, bool, type(None))
 

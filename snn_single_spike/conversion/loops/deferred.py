@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ...spikes.lazy import LazyTensor
-from .carried import Carried, Operation, Scalars, Steps, Sum
+from .carried import Carried, Operation, Scalars, Started, Steps, Sum
 
-__all__ = ["Values", "evaluate"]
+__all__ = ["Values", "evaluate", "value_at"]
 
 Slots = Sequence[tuple[Carried, Any]]
 """The carried values, each with what the body has put in its place."""
@@ -63,24 +63,34 @@ class _Step:
 
     def value(self, x: Any) -> Any:
         if isinstance(x, Sum):
-            added = (_at(self.loop, each, self.step) for each in x.added)
+            added = (value_at(self.loop, each, self.step) for each in x.added)
             return sum(added, self.known[id(x.origin)])
-        return self.known[id(x)] if isinstance(x, Carried) else _at(self.loop, x, self.step)
+        return self.known[id(x)] if isinstance(x, Carried) else value_at(self.loop, x, self.step)
 
     def run(self, operation: Operation) -> Any:
         given = (operation.args, operation.kwargs)
         args, kwargs = tree_map(self.value, given, is_leaf=_is_value)
-        with torch.set_grad_enabled(operation.with_gradient):
-            result = operation.function(*args, **kwargs)
+        if isinstance(operation, Started):
+            before, first, rest = args
+            result = first if before is None else rest
+        elif any(isinstance(x, Carried) and self.value(x) is None for x in _leaves(given)):
+            result = None  # of a name without a value before the first step
+        else:
+            with torch.set_grad_enabled(operation.with_gradient):
+                result = operation.function(*args, **kwargs)
         self.known[id(operation)] = result
         return result
+
+
+def _leaves(given: Any) -> list[Any]:
+    return tree_leaves(given, is_leaf=_is_value)
 
 
 def _is_value(x: Any) -> bool:
     return isinstance(x, (Carried, LazyTensor, Steps, Scalars))
 
 
-def _at(loop: Any, value: Any, step: int) -> Any:
+def value_at(loop: Any, value: Any, step: int) -> Any:
     """A value of the body at one step."""
     if isinstance(value, (Steps, Scalars)):
         return value.values[step]
@@ -98,7 +108,7 @@ def _join_once(loop: Any, slots: Slots, operations: Sequence[Operation], values:
     for carried, after, found in joins:
         if found is not None:
             pieces, dim = found
-            added = [_at(loop, piece, t) for t in range(loop.steps) for piece in pieces]
+            added = [value_at(loop, piece, t) for t in range(loop.steps) for piece in pieces]
             with torch.set_grad_enabled(after.with_gradient):
                 values.add(after, torch.cat([carried.initial, *added], dim))
     return True

@@ -46,7 +46,7 @@ _REFUSED: dict[type, str] = {
     ast.ClassDef: "defines a class in it",
     ast.Global: "assigns global names",
     ast.Nonlocal: "assigns names of an outer function",
-    ast.Delete: "deletes names",
+    ast.Delete: "deletes parts of objects",
     ast.Yield: "yields values",
     ast.YieldFrom: "yields values",
     ast.Await: "awaits",
@@ -311,6 +311,8 @@ class _Finder:
         for node in (x for part in tree.body for x in ast.walk(part)):
             reason = _REFUSED.get(type(node))
             if isinstance(node, ast.Return) and loop is None:
+                reason = None
+            if isinstance(node, ast.Delete) and all(isinstance(x, ast.Name) for x in node.targets):
                 reason = None
             if reason and id(node) not in nested:
                 _refuse(function, node, reason)

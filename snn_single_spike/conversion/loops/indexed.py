@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...spikes.lazy import LazyTensor
 from .carried import Scalars, Steps
 from .running import refuse
+from .windows import is_window, window_of
 
 __all__ = ["Indexed", "norms_by_step"]
 
@@ -26,12 +27,11 @@ class Indexed:
     def __getitem__(self, index: Any) -> Any:
         if not _has_step(index):
             return self.value[index]
-        if (window := _window_of_one(index)) is not None:
-            one, position = window
-            return self[one].unsqueeze(position)
         loop, value = self.loop, self.value
         if id(value) in loop.names:
             loop.run.indexed.add((loop.number, loop.names[id(value)]))
+        if any(map(is_window, index if isinstance(index, tuple) else (index,))):
+            return window_of(loop, value, index)
         if isinstance(value, nn.ModuleList):
             return self._layers(index)
         if isinstance(value, (list, tuple)):
@@ -106,7 +106,7 @@ class Indexed:
         for part in parts:
             simple = isinstance(part, (Steps, slice, type(None), type(...))) or type(part) is int
             again = at is not None and isinstance(part, Steps) and part is not parts[at]
-            if at is None or not simple or again or _is_window(part):
+            if at is None or not simple or again or is_window(part):
                 refuse("the step is part of an index that is not understood. Write x[t] or x[:, t]")
         assert at is not None
         steps: Any = parts[at]
@@ -132,28 +132,7 @@ class Indexed:
 
 def _has_step(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, Steps) or _is_window(part) for part in parts)
-
-
-def _is_window(part: Any) -> bool:
-    return isinstance(part, slice) and any(
-        isinstance(x, Steps) for x in (part.start, part.stop, part.step)
-    )
-
-
-def _window_of_one(index: Any) -> tuple[Any, int] | None:
-    """``x[t]`` in the place of ``x[t : t + 1]``, and the position of its dimension of size 1."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    windows = [i for i, part in enumerate(parts) if _is_window(part)]
-    before = parts[: windows[0]] if windows else []
-    if len(windows) != 1 or any(part != slice(None) for part in before):
-        return None
-    window = parts[windows[0]]
-    size = window.stop - window.start if isinstance(window.start, Steps) else None
-    if window.step is not None or not isinstance(size, Steps) or set(size.values) != {1}:
-        return None
-    parts[windows[0]] = window.start
-    return (tuple(parts) if isinstance(index, tuple) else parts[0]), len(before)
+    return any(isinstance(part, Steps) or is_window(part) for part in parts)
 
 
 class norms_by_step:

@@ -7,6 +7,7 @@ author's file. What follows the loop is not changed.
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import functools
 import inspect
@@ -21,7 +22,7 @@ from .plain import Position, names, plain_loops, position, statements_at, stored
 
 __all__ = ["Rewritten", "RewrittenMethod", "rewritten_methods"]
 
-_ON_TENSORS = {"view", "reshape", "select", "item", "numel", *steps.REDUCTIONS}
+_ON_TENSORS = {"view", "reshape", "select", "narrow", "item", "numel", *steps.REDUCTIONS}
 
 
 class RewrittenMethod(NamedTuple):
@@ -106,6 +107,13 @@ class _Rewrite(ast.NodeTransformer):
         self.owner = tree.args.args[0].arg if tree.args.args else "self"
         tree.decorator_list = []
         self.depth = 0
+        self.counter: str | None = None  # the number of the step, in a loop that counts from 0
+        self.begun: set[str] = set()  # names that the first step of the loop assigns
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether a node is in the body of the loop itself, not in a method that it calls."""
+        return self.inside and not self.how.inside
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
         """A function in the method may run in the loop."""
@@ -137,9 +145,9 @@ class _Rewrite(ast.NodeTransformer):
         }
         attributes, written = self._written(node.body)
         zipped, iterables = _iterables(node.iter)
-        self.inside = True
+        self.inside, self.counter, self.begun = True, _counter(node), set()
         body = [self.visit(part) for part in node.body]
-        self.inside = False
+        self.inside, self.counter = False, None
         begin = statements_at(
             node,
             f"_single_spike_loop = _single_spike_steps.start({self.owner}, {zipped}, (), locals(), "
@@ -157,7 +165,8 @@ class _Rewrite(ast.NodeTransformer):
         end += [f"if {n!r} in _single_spike_loop: {n} = _single_spike_loop[{n!r}]" for n in used]
         run.body = [*statements_at(node, "\n".join(enter)), target, *body]
         run.body += statements_at(node, "\n".join(end))
-        return [*begin, run, *statements_at(node, "_single_spike_loop = None")]
+        begun = statements_at(node, "\n".join(f"{name} = None" for name in sorted(self.begun)))
+        return [*begun, *begin, run, *statements_at(node, "_single_spike_loop = None")]
 
     def _written(self, body: list[ast.stmt]) -> tuple[list[str], list[str]]:
         """Attributes of self that a loop writes, and names of containers that it writes into."""
@@ -204,6 +213,9 @@ class _Rewrite(ast.NodeTransformer):
             return node
         if self.inside and ast.unparse(function) == "len" and len(node.args) == 1:
             return _call("length", *node.args, at=node)
+        if self.inside and _may_be_loss(function):
+            node.func = _call("by_step", function, at=node)
+            return node
         if not (self.inside and isinstance(function, ast.Attribute)) or node.keywords:
             return node
         base, name, arguments = function.value, function.attr, node.args
@@ -218,15 +230,40 @@ class _Rewrite(ast.NodeTransformer):
             return _call("on_tensor", ast.Constant(name), base, *arguments, at=node)
         return node
 
+    def visit_Delete(self, node: ast.Delete) -> Any:
+        """The names of a loop end with it: ``del cur, spk`` saves memory of one step only."""
+        return ast.copy_location(ast.Pass(), node) if self.inside else node
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        """``print`` shows the numbers of all steps at once."""
+        if self.inside and _prints(node):
+            node.value = _Shown().visit(node.value)
+        self.generic_visit(node)
+        return node
+
     def visit_Assign(self, node: ast.Assign) -> Any:
         """``out = out + [spk]`` is ``out += [spk]``; a sum may begin with its first value."""
         target: Any = node.targets[0]
+        if self.in_loop and (sum_ := _sum_of_key(node)) is not None:
+            added = ast.Expr(_call("add_to_key", *map(self.visit, sum_), at=node))
+            return ast.copy_location(added, node)
         if self.inside and (value := _extended(node)) is not None:
             return self.visit(ast.copy_location(ast.AugAssign(target, ast.Add(), value), node))
-        if self.inside and (value := _started(node)) is not None:
+        if self.inside and (parts := _started(node, self.counter)) is not None:
+            first, rest, at_first_step = parts
             name = ast.copy_location(ast.Name(target.id, ast.Load()), node)
-            node.value = _call("add_or_start", name, self.visit(value), at=node)
-            return node
+            if at_first_step:
+                self.begun.add(target.id)
+            adds = isinstance(rest, ast.BinOp) and isinstance(rest.op, ast.Add)
+            sides = {ast.unparse(rest.left), ast.unparse(rest.right)} if adds else set()  # type: ignore[attr-defined]
+            if sides == {target.id, ast.unparse(first)}:
+                node.value = _call("add_or_start", name, self.visit(first), at=node)
+                return node
+            if self.in_loop:
+                started = _call("starting", name, at=node)
+                first, rest = self.visit(first), self.visit(rest)
+                node.value = _call("first_or", started, first, rest, at=node)
+                return node
         self.generic_visit(node)
         return node
 
@@ -240,6 +277,9 @@ class _Rewrite(ast.NodeTransformer):
         return ast.copy_location(ast.Assign([target], _call("iadd", read, value, at=node)), node)
 
     def visit_If(self, node: Any) -> Any:
+        one = _assigned(node) if self.in_loop and isinstance(node, ast.If) else None
+        if one is not None and _started(one, self.counter) is not None:
+            return self.visit(one)
         records = isinstance(node, ast.If) and not node.orelse and all(map(_records, node.body))
         self.generic_visit(node)
         if not self.inside:
@@ -268,6 +308,33 @@ class _Rewrite(ast.NodeTransformer):
         return node
 
 
+class _SumOfKey(NamedTuple):
+    """``holder[key] = holder.get(key, default) + value``"""
+
+    holder: ast.expr
+    key: ast.expr
+    default: ast.expr
+    value: ast.expr
+
+
+def _sum_of_key(node: ast.Assign) -> _SumOfKey | None:
+    """The parts of a sum by key, which begins with its default."""
+    target, value = node.targets[0], node.value
+    if len(node.targets) > 1 or not isinstance(target, ast.Subscript):
+        return None
+    if not isinstance(value, ast.BinOp) or not isinstance(value.op, ast.Add):
+        return None
+    holder, get = target.value, value.left
+    if not isinstance(holder, ast.Name) or not isinstance(get, ast.Call) or len(get.args) != 2:
+        return None
+    key, default = get.args
+    same = ast.unparse(get.func) == f"{holder.id}.get" and ast.dump(key) == ast.dump(target.slice)
+    if not same or holder.id in names(value.right):
+        return None
+    read = ast.copy_location(ast.Name(holder.id, ast.Load()), node)
+    return _SumOfKey(read, key, default, value.right)
+
+
 def _extended(node: ast.Assign) -> ast.expr | None:
     """``[b]`` in ``a = a + [b]``."""
     target, value = node.targets[0], node.value
@@ -279,8 +346,11 @@ def _extended(node: ast.Assign) -> ast.expr | None:
     return value.right if ast.unparse(value.left) == target.id else None  # type: ignore[attr-defined]
 
 
-def _started(node: ast.Assign) -> ast.expr | None:
-    """``b`` in ``a = b if a is None else a + b``."""
+def _started(node: ast.Assign, counter: str | None) -> tuple[ast.expr, ast.expr, bool] | None:
+    """The parts of ``a = first if a is None else rest``, or of ``... if t == 0 else rest``.
+
+    The last one is whether the test is of the step.
+    """
     target, value = node.targets[0], node.value
     if (
         len(node.targets) > 1
@@ -288,13 +358,53 @@ def _started(node: ast.Assign) -> ast.expr | None:
         or not isinstance(value, ast.IfExp)
     ):
         return None
-    name, first = target.id, ast.unparse(value.body)
-    absent = ast.unparse(value.test) == f"{name} is None"
-    adds = isinstance(value.orelse, ast.BinOp) and isinstance(value.orelse.op, ast.Add)
-    if not absent or not adds or name in names(value.body):
+    name, test = target.id, ast.unparse(value.test)
+    zero = {f"{counter} == 0", f"0 == {counter}", f"not {counter}"} if counter else set()
+    later = {f"{counter} > 0", f"{counter} != 0", f"0 < {counter}", str(counter)} if counter else ()
+    first, rest = value.body, value.orelse
+    if test == f"{name} is not None" or test in later:
+        first, rest = rest, first
+    elif test != f"{name} is None" and test not in zero:
         return None
-    sides = {ast.unparse(value.orelse.left), ast.unparse(value.orelse.right)}  # type: ignore[attr-defined]
-    return value.body if sides == {name, first} else None
+    return None if name in names(first) else (first, rest, " is " not in test)
+
+
+def _assigned(node: ast.If) -> ast.Assign | None:
+    """``if test: a = b`` with ``else: a = c`` as ``a = b if test else c``."""
+    parts = [*node.body, *node.orelse]
+    if len(node.body) != 1 or len(node.orelse) != 1:
+        return None
+    then, other = (_plain_assignment(part) for part in parts)
+    if then is None or other is None:
+        return None
+    if ast.unparse(then.targets[0]) != ast.unparse(other.targets[0]):
+        return None
+    value = ast.copy_location(ast.IfExp(node.test, then.value, other.value), node)
+    return ast.copy_location(ast.Assign(then.targets, value), node)
+
+
+def _plain_assignment(node: ast.stmt) -> ast.Assign | None:
+    """An assignment to one name; ``a += b`` is ``a = a + b``."""
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        read = ast.Name(node.target.id, ast.Load())
+        value = ast.copy_location(ast.BinOp(read, node.op, node.value), node)
+        made = ast.copy_location(ast.Assign([node.target], value), node)
+        return ast.fix_missing_locations(made)
+    single = isinstance(node, ast.Assign) and len(node.targets) == 1
+    return node if single and isinstance(node.targets[0], ast.Name) else None  # type: ignore[attr-defined, return-value]
+
+
+def _counter(loop: ast.For) -> str | None:
+    """The name of the number of the step, if it counts from 0 by 1."""
+    target, iterable = loop.target, loop.iter
+    if not isinstance(iterable, ast.Call) or iterable.keywords or len(iterable.args) != 1:
+        return None
+    name = ast.unparse(iterable.func)
+    if name == "enumerate" and isinstance(target, ast.Tuple):
+        target = target.elts[0]
+    elif name != "range":
+        return None
+    return target.id if isinstance(target, ast.Name) else None
 
 
 def _iterables(node: ast.expr) -> tuple[bool, list[ast.expr]]:
@@ -310,7 +420,9 @@ def _iterables(node: ast.expr) -> tuple[bool, list[ast.expr]]:
 
 
 def _records(statement: ast.stmt) -> bool:
-    """Whether a statement only appends to a list, or adds to a sum."""
+    """Whether a statement only appends to a list, adds to a sum, or prints."""
+    if _prints(statement):
+        return True
     if isinstance(statement, ast.AugAssign):
         return isinstance(statement.op, ast.Add)
     call = statement.value if isinstance(statement, ast.Expr) else None
@@ -319,6 +431,39 @@ def _records(statement: ast.stmt) -> bool:
         and isinstance(call.func, ast.Attribute)
         and call.func.attr in ("append", "extend")
     )
+
+
+def _prints(statement: ast.stmt) -> bool:
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) == "print"
+
+
+class _Shown(ast.NodeTransformer):
+    """Wraps what a statement prints, so that a number of the step has a text."""
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        node.args = [
+            self.visit(x) if isinstance(x, ast.JoinedStr) else _shown(x) for x in node.args
+        ]
+        return node
+
+    def visit_FormattedValue(self, node: ast.FormattedValue) -> Any:
+        node.value, node.format_spec = _shown(node.value, node.format_spec), None
+        return node
+
+
+def _shown(value: ast.expr, spec: Any = None) -> ast.expr:
+    if isinstance(value, (ast.Constant, ast.Starred)):
+        return value
+    return _call("shown", value, *([spec] if spec is not None else []), at=value)
+
+
+def _may_be_loss(function: ast.expr) -> bool:
+    """Whether a call may be that of a loss: not a method that is known."""
+    if isinstance(function, ast.Name):
+        return not hasattr(builtins, function.id)
+    known = {*_ON_TENSORS, "append", "extend"}
+    return isinstance(function, ast.Attribute) and function.attr not in known
 
 
 def _adds_a_dimension(node: ast.expr) -> bool:

@@ -32,6 +32,8 @@ class LoopRun:
     expand: bool = False
     batches: list[int] = field(default_factory=list)  # of every loop, found by an earlier run
     indexed: set[tuple[int, str]] = field(default_factory=set)  # names that a step indexes
+    fixed: dict[tuple[int, str], ConversionError] = field(default_factory=dict)
+    """Names of loops that an earlier run has found to be read: they must keep their values."""
     loop: Any = None
     number: int = 0
     loop_failed: tuple[int, int] | None = None  # steps and batch of a loop that raised

@@ -14,24 +14,31 @@ from torch import Tensor, nn
 from ...spikes.lazy import LazyTensor
 from ..refusals.layers import ConversionError
 from .at_once import Loop
-from .carried import Carried, Scalars, Steps, add_or_start
+from .carried import Carried, Scalars, Steps, add_or_start, first_or, starting
 from .indexed import Indexed
+from .losses import by_step
 from .running import active_loop, active_run, refuse
+from .windows import keeps_time
 
 __all__ = [
     "REDUCTIONS",
     "Numbers",
     "add_or_start",
+    "add_to_key",
     "append",
     "at_steps",
+    "by_step",
     "condition",
     "extend",
+    "first_or",
     "iadd",
     "length",
     "on_tensor",
     "rewritten",
+    "shown",
     "source",
     "start",
+    "starting",
 ]
 
 REDUCTIONS = {"sum", "mean", "prod", "amax", "amin", "max", "min", "std", "var", "norm"}
@@ -103,8 +110,21 @@ def _step_of(loop: Loop, iterable: Any) -> Any:
     if isinstance(iterable, range) or _holds(iterable, int):
         return Steps(iterable)
     if isinstance(iterable, (list, tuple)):
-        iterable = torch.stack(tuple(iterable))
+        sequence = torch.stack(tuple(iterable))
+        if _is_split(iterable):
+            return keeps_time(loop, sequence, iterable)
+        iterable = sequence
     return loop.fold_whole(iterable)
+
+
+def _is_split(parts: Any) -> bool:
+    """Whether tensors are the single steps of ``torch.split(x, 1)`` or ``x.chunk(num_steps)``."""
+    first, *others = parts
+    base, shape = first._base, first.shape
+    if base is None or base.dim() != len(shape) or not others or shape[0] != 1:
+        return False
+    apart = others[0].storage_offset() - first.storage_offset()
+    return apart == first.stride(0) and all(x._base is base and x.shape == shape for x in others)
 
 
 def _holds(value: Any, kinds: Any) -> bool:
@@ -174,6 +194,14 @@ def iadd(target: Any, value: Any) -> Any:
     return target
 
 
+def add_to_key(holder: Any, key: Any, default: Any, value: Any) -> None:
+    """``holder[key] = holder.get(key, default) + value``"""
+    loop = active_loop()
+    if loop is not None and type(holder) is dict and key not in holder:
+        holder[key] = loop.begin(holder, key, default)
+    holder[key] = holder.get(key, default) + value
+
+
 def _is_record(loop: Loop, target: Any) -> bool:
     if isinstance(target, list):
         return id(target) in loop.lists
@@ -201,6 +229,16 @@ def _zero_elsewhere(loop: Loop, value: Any) -> Any:
     return Steps([x if chosen else 0 for x, chosen in zip(values, loop.chosen, strict=True)])
 
 
+def shown(value: Any, spec: str = "") -> Any:
+    """What ``print`` shows of a value: of numbers of the steps all of them."""
+    if isinstance(value, (Steps, Scalars)):
+        values = value.values.tolist() if isinstance(value, Scalars) else value.values
+        return "[" + ", ".join(format(x, spec) for x in values) + "]"
+    if isinstance(value, Carried):
+        return f"({value.name} of the step before)"
+    return format(value, spec) if spec else value
+
+
 def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
     """``value.name(*arguments)``, where the author's tensor has the rows of one step."""
     loop = active_loop()
@@ -213,6 +251,10 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
     if name == "select" and len(arguments) == 2 and isinstance(arguments[1], Steps):
         dim = arguments[0] % value.dim()
         index = (slice(None),) * dim + (arguments[1],)
+        return Indexed(loop, value)[index]
+    if name == "narrow" and len(arguments) == 3 and isinstance(arguments[1], Steps):
+        dim, first, size = arguments
+        index = (slice(None),) * (dim % value.dim()) + (slice(first, first + size),)
         return Indexed(loop, value)[index]
     batch = loop.time.batch
     rows = value.shape[0] if value.dim() else 0
@@ -230,7 +272,8 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
             arguments = (rows, *sizes[1:])
     if name == "numel" and folded:
         return value.numel() // loop.steps
-    if name in REDUCTIONS and not arguments and (folded or (batch and rows == batch)):
+    each = folded or loop.keeps_time(value) or (batch and rows == batch)
+    if name in REDUCTIONS and not arguments and each:
         steps = loop.unfold(value).flatten(1)
         return Scalars(getattr(steps, {"max": "amax", "min": "amin"}.get(name, name))(dim=1))
     return getattr(value, name)(*arguments)

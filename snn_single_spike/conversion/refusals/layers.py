@@ -19,7 +19,7 @@ from ...modules.readout import LeakyReadout
 from ..source.dataflow import tree_of
 from ..source.methods import entry_of
 from ..source.place import of_package, user_depth
-from ..source.repeated import called_in_loops
+from ..source.repeated import called_in_loops, starts_neurons
 
 __all__ = [
     "BATCH_NORM",
@@ -29,6 +29,7 @@ __all__ = [
     "ConversionError",
     "base_neuron",
     "convertible_kind",
+    "is_delay",
     "overridden_parts",
     "reject_neuron",
     "reject_unsupported_layers",
@@ -75,6 +76,14 @@ def convertible_kind(neuron: nn.Module) -> type | None:
     """The snnTorch class that defines the dynamics of ``neuron``; None if it has other dynamics."""
     kind = base_neuron(neuron)
     return None if kind is None or overridden_parts(neuron, kind) else kind
+
+
+def is_delay(module: nn.Module) -> bool:
+    """Whether a module is snnTorch's SynapticDelay, which only new versions of snnTorch have."""
+    return any(
+        kind.__name__ == "SynapticDelay" and kind.__module__.partition(".")[0] == "snntorch"
+        for kind in type(module).__mro__
+    )
 
 
 def base_neuron(neuron: nn.Module) -> type | None:
@@ -169,7 +178,13 @@ def _is_batch_norm_through_time(module: nn.Module) -> bool:
     )
 
 
-def _reject_whole_sequence_layers(path: str, module: nn.Module) -> None:
+def _reject_whole_sequence_layers(path: str, module: Any) -> None:
+    if is_delay(module) and not module.step_mode:
+        raise ConversionError(
+            f"layer {path!r} (SynapticDelay) has step_mode=False, and takes whole sequences, but "
+            "convert() expects a model that computes one time step: make it with step_mode=True, "
+            "which has the same delay"
+        )
     if isinstance(module, LeakyReadout):
         raise ConversionError(
             f"layer {path!r} is a LeakyReadout, which takes whole sequences, but convert() expects "
@@ -276,7 +291,9 @@ def reused_in_loop(path: str) -> ConversionError:
     """The error for a neuron that a loop over time inside forward calls again."""
     return ConversionError(
         f"neuron {path!r} is called more than once: twice in a loop over time, or in two loops of "
-        "one forward pass. Make a neuron for each place. The layers before it may stay shared"
+        "one forward pass. Make a neuron for each place. The layers before it may stay shared. "
+        "(Two calls of one step convert if both are given a membrane of their own, and their "
+        "shapes differ)"
     )
 
 
@@ -340,6 +357,15 @@ def warn_about_differences(
             )
         if not path.endswith(".recurrent") and not isinstance(module, _PASSES):  # of an RLeaky
             previous = module
+        if not looped and (call := _starts_neurons(module)):
+            name = type(module).__name__
+            warnings.warn(
+                f"the forward of {name} computes one step, and starts its neurons anew in every "
+                f"call: {call}. In a loop over time around it they keep nothing from step to step. "
+                "The converted model starts them once, and carries their states over the whole "
+                "sequence. If you want that, leave the call out",
+                stacklevel=user_depth(),
+            )
         if _hides_a_loop(module):
             warnings.warn(
                 f"the source of {type(module).__name__}.forward is not available, so a loop over "
@@ -347,6 +373,14 @@ def warn_about_differences(
                 "loop, define the class in a file or a notebook",
                 stacklevel=user_depth(),
             )
+
+
+def _starts_neurons(module: nn.Module) -> str:
+    """The call by which the user's forward starts the neurons of a module; "" without one."""
+    kind: Any = type(module)
+    own = not of_package(getattr(getattr(kind, "forward", None), "__module__", "") or "torch")
+    neurons = own and any(isinstance(part, SpikingNeuron) for part in module.modules())
+    return starts_neurons(kind) if neurons and not isinstance(module, SpikingNeuron) else ""
 
 
 def _hides_a_loop(module: nn.Module) -> bool:

@@ -11,7 +11,8 @@ from ..source.place import user_depth
 __all__ = ["Order"]
 
 _NAMES = ("num_steps", "time_steps", "timesteps", "n_steps")  # as users name the time steps
-_CALLS = 3  # with the same first dimension, before one smaller one is a sign
+_CALLS = 3  # with the same first dimension, before a smaller one between them is a sign
+_MANY = 10  # before a smaller one is a sign by itself, as at the end of the first epoch
 _ADVICE = (
     "A converted model reads (time, batch, ...). For data with the batch first, convert with "
     "time_dim=1, or pass x.transpose(0, 1)"
@@ -63,6 +64,12 @@ class Order:
             and (self._small in (0, first))
         ):
             self._small, self._ended = first, True
+            if self._calls >= _MANY:
+                self._warn(
+                    f"the first dimension of the input was {self._full[0]} in {self._calls} calls, "
+                    f"and is {first} now, and the second is {second} in all. This looks like a "
+                    "smaller last batch"
+                )
         else:  # other sizes: begin again
             self._full, self._small, self._calls = (first, second), 0, 1
             self._ended, self._ends = False, 0

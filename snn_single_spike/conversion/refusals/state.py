@@ -34,7 +34,8 @@ from ...spikes.lazy import LazyTensor
 from ..source.dataflow import flow_of, flow_of_module
 from ..source.methods import entry_of
 from ..source.place import of_package, of_torch
-from .layers import DROPOUT, ConversionError
+from ..source.repeated import states_of_loops
+from .layers import DROPOUT, ConversionError, is_delay
 
 __all__ = [
     "INTERNAL",
@@ -71,6 +72,10 @@ def states_read(module: nn.Module) -> Iterator[tuple[Any, str]]:
         found = flow.tensor_of_layer(path)
         if found and isinstance(found[0], SpikingNeuron) and found[1] in STATES:
             yield found
+    for name in states_of_loops(type(module), STATES):  # mem.append(layer.mem) for each layer
+        for neuron in module.modules():
+            if isinstance(neuron, SpikingNeuron) and hasattr(neuron, name):
+                yield neuron, name
 
 
 def reject_state(model: nn.Module, looped: Collection[str]) -> None:
@@ -79,6 +84,8 @@ def reject_state(model: nn.Module, looped: Collection[str]) -> None:
     ``looped`` are the paths of the parts with a loop over time, where a neuron's state is known.
     """
     for path, module in model.named_modules():
+        if is_delay(module):
+            continue  # its buffer of the last steps is replaced
         flow = flow_of_module(module)
         for name, line in flow.neuron_states.items():
             if path in looped:
@@ -90,6 +97,8 @@ def reject_state(model: nn.Module, looped: Collection[str]) -> None:
                 "init_hidden"
             )
         for name, line in flow.states():
+            if _is_statistic(module, name[0]):  # read in a forward of its own, as torch reads it
+                continue
             named = ".".join(("self", *(part for part in name if part[0] != "[")))
             raise _state_error(_layer(path, module), named, f" ({line})")
 
@@ -154,6 +163,7 @@ class Snapshot:
         self.objects: list[Any] = []  # which are alive here, so that their ids stay their own
         self._registered = set(model.modules())
         functions: dict[Callable[..., Any], Any] = {}
+        classes: dict[type, None] = {}
         for index, module in enumerate(model.modules()):
             kind: Any = type(module)
             self._add_weights(module)
@@ -174,12 +184,13 @@ class Snapshot:
                     if isinstance(value, types.FunctionType):
                         functions[value] = None
             if not of_torch(kind):
-                for cls in kind.__mro__:
-                    self._add_class(cls)
+                classes.update(dict.fromkeys(kind.__mro__))
                 for name, value in module._buffers.items():
                     if value is not None and not _is_statistic(module, name):
                         self._add(module, name, value)
                 functions.update(_methods(kind))
+        for cls in classes:
+            self._add_class(cls)
         self.bindings = _bindings(tuple(functions))
         for binding in self.bindings:
             value = binding.value()
@@ -216,7 +227,7 @@ class Snapshot:
             functions[function] = holder if isinstance(holder, nn.Module) else None
 
     def _add_class(self, cls: type) -> None:
-        if not of_torch(cls) and is_users_class(cls):
+        if _may_keep_values(cls):
             for name, value in vars(cls).items():
                 held = type(value) in _SIMPLE or isinstance(value, _CONTAINERS)
                 if held and not name.startswith("__"):
@@ -429,6 +440,12 @@ def _layer(path: str, module: nn.Module) -> str:
 def _is_statistic(module: nn.Module, name: str) -> bool:
     """Whether torch updates a buffer, in a subclass of its BatchNorm."""
     return name in _STATISTICS and isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+@functools.lru_cache(1024)
+def _may_keep_values(cls: type) -> bool:
+    """Whether a class is the user's, whose attributes a forward may change."""
+    return not of_torch(cls) and is_users_class(cls)
 
 
 def is_users_class(cls: type) -> bool:

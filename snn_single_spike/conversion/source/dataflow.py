@@ -536,7 +536,7 @@ def _functions(lines: tuple[str, ...]) -> dict[tuple[int, str], list[ast.AST]]:
     """All functions of a file, by first line and name."""
     found: dict[tuple[int, str], list[ast.AST]] = {}
     try:
-        tree = ast.parse("".join(lines))
+        tree = _Attributes().visit(ast.parse("".join(lines)))
     except SyntaxError:
         return found
     for node in ast.walk(tree):
@@ -549,6 +549,22 @@ def _functions(lines: tuple[str, ...]) -> dict[tuple[int, str], list[ast.AST]]:
         elif isinstance(node, ast.Lambda):
             found.setdefault((node.lineno, "<lambda>"), []).append(node)
     return found
+
+
+class _Attributes(ast.NodeTransformer):
+    """Writes ``getattr(self.lif, "mem")`` as ``self.lif.mem``."""
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        self.generic_visit(node)
+        named = isinstance(node.func, ast.Name) and node.func.id == "getattr"
+        if not named or len(node.args) != 2 or node.keywords:
+            return node
+        owner, name = node.args
+        if not isinstance(name, ast.Constant) or not str(name.value).isidentifier():
+            return node
+        if str(name.value).startswith("__"):  # a class changes such a name in its own code
+            return node
+        return ast.copy_location(ast.Attribute(owner, str(name.value), ast.Load()), node)
 
 
 def _name_self(method: ast.stmt) -> None:

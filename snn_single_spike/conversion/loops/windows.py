@@ -1,0 +1,93 @@
+"""Windows of several steps: ``x[:, t * k : (t + 1) * k]``, and ``x[t : t + 1]``, which keeps time.
+
+Inside a loop, the time dimension that a window keeps is a dimension of each step's tensor. Where it
+comes before the batch, ``x[t : t + 1]`` of (time, batch, features), the folded tensor is
+(1, T * B, features), as of ``x[t].unsqueeze(0)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...spikes.lazy import LazyTensor
+from .carried import Steps
+from .running import refuse
+
+__all__ = ["is_window", "keeps_time", "window_of"]
+
+
+def is_window(part: Any) -> bool:
+    """Whether a part of an index is a slice from or to the step."""
+    return isinstance(part, slice) and any(
+        isinstance(x, Steps) for x in (part.start, part.stop, part.step)
+    )
+
+
+def window_of(loop: Any, value: Any, index: Any) -> Any:
+    """``value[index]`` at every step, where one part of the index is a window."""
+    if not isinstance(value, (Tensor, LazyTensor)):
+        refuse("a window of steps is taken of an object that is no tensor. Stack it first")
+    value = value.to_dense() if isinstance(value, LazyTensor) else value
+    parts = list(index) if isinstance(index, tuple) else [index]
+    at = next(i for i, part in enumerate(parts) if is_window(part))
+    for part in (*parts[:at], *parts[at + 1 :]):
+        simple = isinstance(part, (slice, type(None), type(...))) or type(part) is int
+        if not simple or is_window(part):
+            refuse(
+                "the step is part of an index that is not understood. Write x[t : t + 1] or "
+                "x[:, t * size : (t + 1) * size]"
+            )
+    window, parts[at] = parts[at], slice(None)
+    whole = value[tuple(parts)]
+    before = [part for part in parts[:at] if not isinstance(part, int)]
+    if ... in before:
+        behind = [part for part in parts[at + 1 :] if not isinstance(part, int)]
+        dim = whole.dim() - 1 - len(behind)
+    else:
+        dim = len(before)
+    rows = _rows(loop, window, whole.shape[dim])
+    size = len(rows) // loop.steps
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        taken = whole.narrow(dim, rows[0], len(rows))
+    else:
+        taken = whole.index_select(dim, torch.tensor(rows, device=whole.device))
+    sequence = taken.unflatten(dim, (loop.steps, size)).movedim(dim, 0)
+    if dim:
+        return loop.fold(sequence, value)
+    return keeps_time(loop, sequence, value)
+
+
+def keeps_time(loop: Any, sequence: Tensor, value: Any) -> Tensor:
+    """The folded form of a sequence whose steps (window, batch, ...) begin with time.
+
+    A step with two or four dimensions is a sample, or an image, and its window is the batch.
+    """
+    if sequence.dim() in (3, 5):
+        folded: Tensor = loop.fold(sequence, value)
+        return folded
+    loop.time_kept = True
+    return loop.fold(sequence.transpose(1, 2), value).transpose(0, 1)
+
+
+def _rows(loop: Any, window: slice, size: int) -> list[int]:
+    """The positions that the windows of all steps select, one window after the other."""
+
+    def at(bound: Any, step: int) -> Any:
+        return bound.values[step] if isinstance(bound, Steps) else bound
+
+    found = [
+        range(size)[slice(*(at(x, t) for x in (window.start, window.stop, window.step)))]
+        for t in range(loop.steps)
+    ]
+    lengths = {len(each) for each in found}
+    if len(lengths) > 1 or 0 in lengths:
+        shown = " and ".join(map(str, sorted(lengths)))
+        refuse(
+            f"the loop takes windows of {shown} entries of a dimension of {size}. A converted "
+            "model runs all steps at once, so every step needs a window of one size, such as "
+            "x[t * size : (t + 1) * size] with a whole number of windows. Pad the input"
+        )
+    return [position for each in found for position in each]
