@@ -100,7 +100,7 @@ def _delay_of(delay: Tensor | float, spikes: Any) -> Tensor:
     given = delay
     if not isinstance(delay, Tensor):
         check_delay(delay)
-        delay = torch.tensor(float(delay), dtype=_float(spikes.dtype), device=spikes.device)
+        delay = torch.as_tensor(delay, dtype=_float(spikes.dtype), device=spikes.device)
     check_device("delay", delay, spikes.device, "spikes")
     if not delay.is_floating_point():
         delay = delay.to(_float(spikes.dtype))
@@ -113,6 +113,11 @@ def _delay_of(delay: Tensor | float, spikes: Any) -> Tensor:
             f"{tuple(features)}: use one delay for each unit, or one number"
         ) from None
     check_not_nan("delay", given)
+    if not is_traced() and bool(delay.isinf().any()):
+        raise ValueError(
+            "delay contains an infinite value, but must be finite: it is a number of time steps. "
+            "If training caused it, lower the learning rate"
+        )
     return delay
 
 

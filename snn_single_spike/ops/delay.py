@@ -16,6 +16,8 @@ from ..backends._types import GradientFactors
 from .carrier import carrier
 from .factored_gradient import FactoredGradient
 
+_LONGEST = 1 << 30  # later than any sequence; int32 holds it with a step added
+
 
 class _Clip(torch.autograd.Function):
     @staticmethod
@@ -45,7 +47,7 @@ def clip_delay(delay: Tensor, most: float | None) -> Tensor:
 def split_delay(delay: Tensor) -> tuple[Tensor, Tensor]:
     """Whole steps, int32, and the fraction of a step, which carries the gradient."""
     whole = delay.detach().floor()
-    return whole.to(torch.int32), delay - whole
+    return whole.clamp(max=_LONGEST).to(torch.int32), delay - whole
 
 
 def delayed_steps(times: Tensor, steps: Tensor, num_steps: int) -> Tensor:

@@ -300,6 +300,31 @@ def test_invalid_delays_say_so(delay: Any, options: dict[str, Any], message: str
         SingleSpikeLinear(N, OUT, 0.9, delay=delay, **options)
 
 
+@pytest.mark.parametrize("delay", [1.0 * (1 << 31), 1.0 * (1 << 31) - 0.5, 1e20])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_delay_beyond_int32_leaves_no_spike(delay: float, learned: bool) -> None:
+    spikes, weight, *_ = problem()
+    late = torch.full((N,), delay, dtype=DOUBLE, requires_grad=learned)
+    for given in (spikes, events(spikes.to_dense()), spikes.to_dense()):
+        out = delay_spikes(given, late)
+        dense = out if isinstance(out, Tensor) else out.to_dense()
+        assert not dense.any()
+        if not isinstance(out, Tensor):
+            assert (single_spike_linear(out, weight, None, 0.9).times < 0).all()
+
+
+def test_an_infinite_delay_of_training_is_rejected() -> None:
+    spikes, *_ = problem()
+    delay = torch.tensor([1.0, torch.inf] * 3)
+    for given in (spikes, spikes.to_dense()):
+        with pytest.raises(ValueError, match="delay contains an infinite value"):
+            delay_spikes(given, delay, max_delay=5)
+    assert torch.equal(  # a list, as SpikeDelay takes it
+        delay_spikes(spikes, [0, 1, 2, 3, 4, 5]).times,
+        delay_spikes(spikes, torch.arange(N)).times,
+    )
+
+
 def test_delays_of_delayed_spikes_are_rejected() -> None:
     spikes, *_, delay = problem()
     with pytest.raises(TypeError, match="does not support DelayedSpikes: add the delays"):
