@@ -315,6 +315,16 @@ class SingleSpikeNeuron:
     def state(self, state: LeakyState | None) -> None:
         self._last_call = state
 
+    def reset_mem(self) -> Any:
+        """As in snnTorch. The next sample starts from zeros, so that `state` is None."""
+        self._last_call = None
+        return super().reset_mem()  # type: ignore[misc]
+
+    def _keep_no_state(self, num_steps: int) -> None:
+        """After a call from spike times, which has computed no membrane of the last step."""
+        if not torch.compiler.is_compiling():
+            self._last_call = LastCall(None, None, None, num_steps)
+
     def _period(self) -> int:
         """The refractory period in a later part of a sample; without one it does not end."""
         return NO_SECOND_SPIKE if self.refractory is None else self.refractory

@@ -64,6 +64,7 @@ class _SingleSpikeConv(SingleSpikeLayer):
         spikes = self._checked(spikes)
         if isinstance(spikes, Tensor):
             return super().forward(self.dense_current(spikes))
+        self._keep_no_state(spikes.num_steps)
         how = (self.bias, self.stride, self.padding, self.dilation, self.groups)
         if len(self.maps) == 1:
             given, weight, sizes = conv1d_as_2d(spikes, self.weight, *how)

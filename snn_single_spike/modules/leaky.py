@@ -19,7 +19,7 @@ from ..ops.validation import check_choice, check_parameter
 from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
 from ..spikes.lazy import LastState, materialize
 from ._base import SingleSpikeNeuron
-from .state import LastCall, LeakyState, checked
+from .state import LeakyState, checked
 
 __all__ = ["FusedLeaky", "LeakyState", "SingleSpikeLeaky"]
 
@@ -217,8 +217,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             assert result.mem is not None
             return result.mem
 
+        self._keep_no_state(current.shape[0])
         if not torch.compiler.is_compiling():
-            self._last_call = LastCall(None, None, None, current.shape[0])
             last = current.detach()
             kept: Any = LastState(LazyMembrane(last, read, lambda: membrane(last)))
             self.mem = kept

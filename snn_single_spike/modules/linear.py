@@ -147,6 +147,7 @@ class SingleSpikeLinear(SingleSpikeLayer):
             if not self._faster_from_spikes(spikes):
                 return super().forward(self.dense_current(spikes))
             spikes = SpikeEvents.from_dense(spikes)
+        self._keep_no_state(spikes.num_steps)
         delayed = self._delayed(spikes)
         return run_single_spike_linear(delayed, self.weight, self.bias, self._neurons())
 

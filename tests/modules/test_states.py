@@ -9,7 +9,7 @@ from snntorch import utils
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from snn_single_spike import SingleSpikeLinear, convert, revert
+from snn_single_spike import SingleSpikeConv1d, SingleSpikeLinear, SpikeTimes, convert, revert
 
 from tests.support.neurons import KINDS, LEAKY
 from tests.support.processes import run_in_two_processes
@@ -72,6 +72,26 @@ def test_states_move_and_copy_with_the_module(kind):
     net[0].reset_mem()
     net(current(2))
     assert net[0].mem.shape == (2, 5)
+
+
+def test_a_reset_neuron_starts_the_next_sample():
+    lif, x = neuron("Leaky"), current()
+    expected = lif(x)[0]
+    lif.reset_mem()
+    assert lif.state is None
+    assert torch.equal(lif(x, state=lif.state)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "layer", [SingleSpikeLinear(5, 2, 0.9), SingleSpikeConv1d(1, 2, 2, beta=0.9)]
+)
+def test_a_call_from_spike_times_leaves_no_state_of_an_earlier_call(layer):
+    dense = torch.rand(4, 3, 5) if isinstance(layer, SingleSpikeLinear) else torch.rand(4, 3, 1, 5)
+    layer(dense)
+    assert layer.state.num_steps == 4
+    layer(SpikeTimes.from_dense((dense == dense.amax(0)).float()))
+    with pytest.raises(RuntimeError, match="no state was kept"):
+        _ = layer.state
 
 
 @every
