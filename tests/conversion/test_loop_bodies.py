@@ -1,5 +1,6 @@
 """What a loop over time may contain, after a survey of public networks; each with its own loop."""
 
+import copy
 import io
 import warnings
 from contextlib import redirect_stdout
@@ -14,6 +15,7 @@ from snn_single_spike import ConversionError, convert
 
 from tests.support.loops import B, Net, T, assert_as_author, body, leaves
 from tests.support.networks import awake
+from tests.support.single_spike_loop import hold_to_one_spike
 
 STEP = "spk, mem = self.lif1(self.fc1(x[t]), mem)"
 APPEND = "out.append(spk)"
@@ -236,6 +238,30 @@ class TakenOut(FixedBatch):
             spk, mem2 = self.lif2(self.fc(spk.flatten(1)), mem2)
             out.append((spk[None], mem2))
         return [torch.stack(parts) for parts in zip(*out, strict=True)]
+
+
+class FlatBatch(nn.Module):
+    """Its layers have as many outputs as there are steps, and its weights T * B rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.gain = nn.Linear(6, T), nn.Parameter(torch.rand(T * B, T))
+        self.lif = snn.Leaky(0.9, threshold=0.5, init_hidden=True)
+
+    def forward(self, x):
+        gain = self.gain.view(3, -1, T).sum(0).mean(0)
+        return self.lif(self.fc(x.view(3, -1)) * gain)
+
+
+def test_a_fixed_batch_size_changes_no_reshape_of_weights_and_neurons():
+    assert B == 3
+    torch.manual_seed(2)
+    net, x = FlatBatch(), 2 * torch.rand(T, B, 6)
+    copied = copy.deepcopy(net)
+    hold_to_one_spike(copied.lif)
+    expected = torch.stack([copied(step) for step in x])
+    assert expected.any()
+    assert torch.equal(convert(net)(x), expected)
 
 
 def test_a_step_with_a_fixed_batch_size_and_states_of_its_own():
