@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backends._compiling import is_traced
 from ..ops.validation import check_device
+from ..spikes import DelayedSpikes
 
 BATCH_REDUCTIONS = ("mean", "sum", "none")
 
@@ -17,6 +18,16 @@ BATCH_REDUCTIONS = ("mean", "sum", "none")
 def values_are_checked(x: Tensor) -> bool:
     """Whether reading a value back is cheap: on a CPU, outside of a compiled graph."""
     return x.device.type == "cpu" and not is_traced()
+
+
+def reject_delayed(spk_out: object) -> None:
+    """Reject spikes that are shared between two steps, and have no one time."""
+    if isinstance(spk_out, DelayedSpikes):
+        raise ValueError(
+            "spk_out are DelayedSpikes, which share each spike between two steps, but one step for "
+            "each spike is expected: pass spk_out.interpolated_times to a loss constructed with "
+            "num_steps=T, or round the delays"
+        )
 
 
 def check_number(name: str, value: float, least: float = -math.inf, strict: bool = False) -> float:

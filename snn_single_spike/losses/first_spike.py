@@ -9,7 +9,7 @@ from ..backends._types import state_dtype
 from ..ops.validation import check_parameter, check_recording, check_transforms
 from ..spikes import SpikeTimes
 from ..spikes.lazy import to_dense
-from ._checks import values_are_checked
+from ._checks import reject_delayed, values_are_checked
 
 __all__ = ["first_spike_times"]
 
@@ -65,6 +65,7 @@ def first_spike_times(
     :raises TypeError: not a floating-point tensor
     """
     check_transforms()
+    reject_delayed(spk_out)
     if _has_exact_times(spk_out, graded_spikes_factor):
         assert isinstance(spk_out, SpikeTimes)
         return _exact_times(spk_out)

@@ -16,6 +16,7 @@ from ._checks import (
     check_num_steps,
     check_number,
     check_optional,
+    reject_delayed,
     resolve_step,
     values_are_checked,
 )
@@ -45,6 +46,7 @@ class _TemporalLoss:
 
     def _times(self, spk_out: Tensor | SpikeTimes) -> tuple[Tensor, int]:
         """Spike times (B, C), T for a silent neuron; and T."""
+        reject_delayed(spk_out)
         if not isinstance(spk_out, SpikeTimes):
             dense: Tensor = to_dense(spk_out)
             if isinstance(dense, Tensor) and dense.dim() == 2:

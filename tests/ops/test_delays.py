@@ -31,6 +31,7 @@ from snn_single_spike.functional import (
     single_spike_linear,
     spike_count,
 )
+from snn_single_spike.losses import ce_temporal_loss, first_spike_times
 from snn_single_spike.ops.validation import GRADIENT_RULES, REDUCTIONS
 
 from tests.support.devices import device_of, runnable
@@ -305,8 +306,8 @@ def test_invalid_delays_say_so(delay: Any, options: dict[str, Any], message: str
 def test_a_delay_beyond_int32_leaves_no_spike(delay: float, learned: bool) -> None:
     spikes, weight, *_ = problem()
     late = torch.full((N,), delay, dtype=DOUBLE, requires_grad=learned)
-    for given in (spikes, events(spikes.to_dense()), spikes.to_dense()):
-        out = delay_spikes(given, late)
+    for inputs in (spikes, events(spikes.to_dense()), spikes.to_dense()):
+        out = delay_spikes(inputs, late)
         dense = out if isinstance(out, Tensor) else out.to_dense()
         assert not dense.any()
         if not isinstance(out, Tensor):
@@ -316,9 +317,9 @@ def test_a_delay_beyond_int32_leaves_no_spike(delay: float, learned: bool) -> No
 def test_an_infinite_delay_of_training_is_rejected() -> None:
     spikes, *_ = problem()
     delay = torch.tensor([1.0, torch.inf] * 3)
-    for given in (spikes, spikes.to_dense()):
+    for inputs in (spikes, spikes.to_dense()):
         with pytest.raises(ValueError, match="delay contains an infinite value"):
-            delay_spikes(given, delay, max_delay=5)
+            delay_spikes(inputs, delay, max_delay=5)
     assert torch.equal(  # a list, as SpikeDelay takes it
         delay_spikes(spikes, [0, 1, 2, 3, 4, 5]).times,
         delay_spikes(spikes, torch.arange(N)).times,
@@ -329,6 +330,18 @@ def test_delays_of_delayed_spikes_are_rejected() -> None:
     spikes, *_, delay = problem()
     with pytest.raises(TypeError, match="does not support DelayedSpikes: add the delays"):
         delay_spikes(delay_spikes(spikes, delay), 2)
+
+
+def test_losses_of_one_time_for_each_spike_name_the_times() -> None:
+    spikes, *_, delay = problem()
+    targets = torch.arange(B)
+    late = delay_spikes(spikes, delay.requires_grad_())
+    for loss in (lambda x: ce_temporal_loss()(x, targets), first_spike_times):
+        with pytest.raises(ValueError, match=r"pass spk_out\.interpolated_times"):
+            loss(late)
+    value = ce_temporal_loss(num_steps=T)(late.interpolated_times, targets)
+    (found,) = torch.autograd.grad(value, delay)
+    assert found.abs().sum() > 0
 
 
 def test_delayed_spikes_are_spikes() -> None:
