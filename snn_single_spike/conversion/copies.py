@@ -23,7 +23,15 @@ def unfold_neuron(neuron: Any) -> None:
     neuron._states_to_buffers()
     neuron.__class__ = neuron.original
     options = ("gradient", "backend", "refractory", "spike_format")
-    for name in (*options, "_last_call", "time", "path", "original", "states_read"):
+    for name in (
+        *options,
+        "_last_call",
+        "_mem_of_last_call",
+        "time",
+        "path",
+        "original",
+        "states_read",
+    ):
         vars(neuron).pop(name, None)
 
 

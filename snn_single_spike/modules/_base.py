@@ -108,6 +108,7 @@ class SingleSpikeNeuron:
     backend: str
     refractory: int | None = None  # of pickles from before this option
     _last_call: LeakyState | LastCall | None = None
+    _mem_of_last_call: Tensor | None = None
     beta: Tensor
     threshold: Tensor
     graded_spikes_factor: Tensor
@@ -191,6 +192,7 @@ class SingleSpikeNeuron:
         for name in self._state_buffers:
             if isinstance(state := getattr(self, name), Tensor):
                 setattr(self, name, fn(state))
+        self._mem_of_last_call = self.mem
         return self
 
     def _sync_with_snntorch(self) -> None:
@@ -248,6 +250,7 @@ class SingleSpikeNeuron:
                 setattr(self, name, value.detach().to(dtype))  # snnTorch detaches it in place
             if self._continues:
                 self._last_call = LastCall(state, final, result.times, input_.shape[0])
+                self._mem_of_last_call = self.mem
         if dtype != input_.dtype:
             wide = ("spikes", "mem", "syn", "inh")
             given = {name: getattr(result, name) for name in wide}
@@ -307,13 +310,21 @@ class SingleSpikeNeuron:
     def state(self) -> LeakyState | None:
         """The state after the last call, detached, with which :meth:`forward` continues."""
         last = self._last_call
+        if last is not None and self._was_reset():
+            last = self._last_call = None
         if isinstance(last, LastCall):  # most calls continue nothing, so it is computed here
             last = self._last_call = last.state()
         return last
 
     @state.setter
     def state(self, state: LeakyState | None) -> None:
-        self._last_call = state
+        self._last_call, self._mem_of_last_call = state, self.mem
+
+    def _was_reset(self) -> bool:
+        """Whether snnTorch's reset_hidden() or utils.reset() has put zeros in place of `mem`."""
+        mem = self.mem
+        replaced = isinstance(mem, Tensor) and mem is not self._mem_of_last_call
+        return replaced and not bool(mem.any())
 
     def reset_mem(self) -> Any:
         """As in snnTorch. The next sample starts from zeros, so that `state` is None."""
@@ -324,6 +335,7 @@ class SingleSpikeNeuron:
         """After a call from spike times, which has computed no membrane of the last step."""
         if not torch.compiler.is_compiling():
             self._last_call = LastCall(None, None, None, num_steps)
+            self._mem_of_last_call = self.mem
 
     def _period(self) -> int:
         """The refractory period in a later part of a sample; without one it does not end."""

@@ -74,10 +74,20 @@ def test_states_move_and_copy_with_the_module(kind):
     assert net[0].mem.shape == (2, 5)
 
 
-def test_a_reset_neuron_starts_the_next_sample():
+@pytest.mark.parametrize(
+    "reset",
+    [
+        lambda lif: lif.reset_mem(),
+        lambda lif: type(lif).reset_hidden(),
+        lambda lif: utils.reset(nn.Sequential(lif)),
+    ],
+    ids=["reset_mem", "reset_hidden", "utils.reset"],
+)
+def test_a_reset_neuron_starts_the_next_sample(reset):
     lif, x = neuron("Leaky"), current()
     expected = lif(x)[0]
-    lif.reset_mem()
+    assert lif.double().float().state is not None
+    reset(lif)
     assert lif.state is None
     assert torch.equal(lif(x, state=lif.state)[0], expected)
 
