@@ -35,9 +35,14 @@ _SAMPLED = 1 << 15
 
 def is_measured(backend: str, like: Tensor) -> bool:
     """Whether the rules hold for tensors like ``like``."""
-    if is_traced() or like.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if is_traced() or torch.is_autocast_enabled("cpu"):
         return False
-    return like.dtype in _STATES and backends.select(backend, "cpu") == "numba"
+    return like.dtype in _STATES and _in_loops(backend, like)
+
+
+def _in_loops(backend: str, like: Tensor) -> bool:
+    """Whether the compiled loops of the CPU compute with tensors like ``like``."""
+    return like.device.type == "cpu" and backends.select(backend, "cpu") == "numba"
 
 
 class Layer(NamedTuple):
@@ -106,6 +111,6 @@ def current_pays(spikes: Spikes, weight: Tensor) -> bool:
     if is_traced() or weight.dtype not in _STATES:
         return False
     entries = _ENTRIES
-    if is_measured("auto", weight):
+    if _in_loops("auto", weight):
         entries = _ENTRIES_IN_LOOPS if len(weight) >= _WIDE else _ENTRIES_OF_NARROW_LAYERS
     return len(spikes.events().times) * entries <= spikes.numel()
