@@ -117,7 +117,10 @@ class Loop:
     def __enter__(self) -> Loop:
         run, time = self.run, self.time
         if run.loop is not None:
-            refuse("a loop over time runs inside of another loop over time")
+            refuse(
+                "a loop over time runs inside of another loop over time: use one loop, and call "
+                "the layers of both in it"
+            )
         run.loop = self
         time.num_steps, time.batch, time.static_input = self.steps, None, False
         time.longest = max(time.longest, self.steps)
@@ -193,7 +196,7 @@ class Loop:
         if time.batch != sequence.shape[1]:
             refuse(
                 f"one step of a sequence has {sequence.shape[1]} rows, and other tensors of this "
-                f"loop have a batch of {time.batch}"
+                f"loop have a batch of {time.batch}: pass sequences of one batch"
             )
         return time.fold(sequence)
 

@@ -51,7 +51,10 @@ class Indexed:
                 return self.loop.fold(torch.stack(found))
             if all(isinstance(x, (int, float)) for x in found):
                 return Steps(found)
-        return refuse("the step indexes a list with elements other than tensors and numbers")
+        return refuse(
+            "the step indexes a list with elements other than tensors and numbers: use a list of "
+            "tensors or numbers, or compute the element in the loop"
+        )
 
     def _layers(self, index: Any) -> Any:
         if not isinstance(index, Steps):
@@ -123,7 +126,8 @@ class Indexed:
         if any(not -size <= i < size for i in steps.values):
             raise IndexError(
                 f"the loop indexes the steps {steps.values[0]} to {steps.values[-1]} of a tensor "
-                f"of shape {tuple(value.shape)}, which has {size}"
+                f"of shape {tuple(value.shape)}, which has {size}: loop over "
+                f"range({size}), or pass a longer tensor"
             )
         if steps.values == tuple(range(self.loop.steps)):
             return whole[: self.loop.steps], None

@@ -53,7 +53,8 @@ def rewritten_methods(cls: type, rewritten: Rewritten) -> dict[str, Any]:
         if method is None or new is None:
             raise ConversionError(
                 f"the source of {cls.__name__}.{each.name} is not available, so its loop over time "
-                "cannot be converted"
+                "cannot be converted: define the class in a file or a notebook, or write forward "
+                "for one step"
             )
         bases[method.attribute] = new
         first = next(i for i, c in enumerate(cls.__mro__) if each.name in vars(c))

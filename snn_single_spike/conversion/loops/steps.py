@@ -65,7 +65,11 @@ def start(
     iterables = tuple(map(_plain, iterables))
     counts = {n for n in map(_count, iterables) if n is not None}
     if len(counts) != 1 or min(counts) < 1:
-        refuse(f"the loop over time has {' and '.join(map(str, sorted(counts)))} steps")
+        found = " and ".join(map(str, sorted(counts))) or "an unknown number of"
+        refuse(
+            f"the loop over time has {found} steps, but one number of steps, at least 1, is "
+            "expected: give all sequences of the loop the same length"
+        )
     (steps,) = counts
 
     def index(loop: Loop) -> Any:
