@@ -8,6 +8,7 @@ for before the next load.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -88,8 +89,9 @@ def round_trips(text: str) -> list[int]:
     ]
 
 
-def _registers(operands: str) -> set[int]:
-    return set(map(int, re.findall(r"\bR(\d+)\b", operands)))
+@functools.cache
+def _registers(operands: str) -> frozenset[int]:
+    return frozenset(map(int, re.findall(r"\bR(\d+)\b", operands)))
 
 
 def loads_not_waited_for(text: str) -> int:
