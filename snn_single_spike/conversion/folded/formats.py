@@ -12,7 +12,6 @@ import ast
 import functools
 import gc
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple, cast
@@ -21,7 +20,6 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...spikes import SpikeEvents, choice
@@ -30,6 +28,7 @@ from ...spikes.choice import Layer
 from ...spikes.lazy import LazyTensor
 from ..source.place import of_torch
 from ..source.repeated import source_of_forward
+from ..watching import Watching
 
 __all__ = ["Formats", "Readers", "choose_formats"]
 
@@ -129,13 +128,12 @@ def _layer(function: Callable[..., Any], args: Sequence[Any], out: Tensor) -> La
     return None
 
 
-class Readers(TorchFunctionMode):
+class Readers(Watching):
     """Records which functions read the spikes and membranes of a model, during one call."""
 
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[int, _Known] = {}
-        self._paused = False
         self._dense: set[str] = set()  # neurons whose spikes are read by other functions
         self._membranes: set[str] = set()
         self._read: dict[str, list[tuple[Layer, Any]]] = {}  # layers, and the neurons behind
@@ -185,14 +183,6 @@ class Readers(TorchFunctionMode):
         known = self._known.get(id(of))
         if known is not None and known.role == "sequence":
             self._remember(known._replace(tensor=value, role="spikes"))
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
 
     def formats(self) -> Formats:
         layers, before = {}, set()

@@ -8,27 +8,25 @@ made from folded ones. Otherwise it costs nothing.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ...spikes.lazy import LazyTensor
+from ..watching import Watching
 
 __all__ = ["Provenance"]
 
 
-class Provenance(TorchFunctionMode):
-    """Follows folded tensors, and those that are made from them, through one loop."""
+class Provenance(Watching):
+    """Follows folded tensors, and the tensors made from them, through one loop."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
         self._folded: dict[int, Any] = {}  # weak references: tensors end as they do without
-        self._paused = False
         self.follows: bool | None = None
         """Whether a size of the model is that of the folded tensors; None before the first one."""
 
@@ -45,15 +43,6 @@ class Provenance(TorchFunctionMode):
     def end(self) -> None:
         if self.follows:
             self.__exit__(None, None, None)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """While a neuron runs, whose results are folded tensors."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
 
     def _add(self, value: Any) -> None:
         if isinstance(value, (Tensor, LazyTensor)):
