@@ -87,12 +87,11 @@ def add_delay(
 ) -> None:
     """Register a delay of these features as ``delay``, a parameter if it is learned."""
     check_delay(delay)
-    made = torch.as_tensor(delay)
-    kind = torch.get_default_dtype() if like is None else like.dtype
-    made = made.detach().to(
-        kind if like is not None or not made.is_floating_point() else made.dtype
-    )
-    made = made if like is None else made.to(like.device)
+    made = torch.as_tensor(delay).detach()
+    if like is not None:
+        made = made.to(like)
+    elif not made.is_floating_point():
+        made = made.to(torch.get_default_dtype())
     try:
         made = made.expand(features).clone()
     except RuntimeError:

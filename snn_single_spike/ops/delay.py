@@ -6,7 +6,8 @@ steps and a fraction, and the fraction is the share of the later step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..backends._types import GradientFactors
 from .carrier import carrier
-from .factored_gradient import FactoredGradient
+from .factored_gradient import At, FactoredGradient
 
 _LONGEST = 1 << 30  # later than any sequence; int32 holds it with a step added
 
@@ -51,7 +52,7 @@ def split_delay(delay: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def delayed_steps(times: Tensor, steps: Tensor, num_steps: int) -> Tensor:
-    """Steps of spikes, int32, that come ``steps`` later; -1 for those that come after the end."""
+    """Steps of spikes, int32, ``steps`` later; -1 for a spike after the last step."""
     late = times.to(torch.int32) + steps
     return late.masked_fill_((times < 0) | (late >= num_steps), -1)
 
@@ -81,17 +82,30 @@ class _Delayed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (steps,) = ctx.saved_tensors
-        if not isinstance(grad, FactoredGradient):
-            return _before_delay(grad, steps), None
-        factors, at = grad.factors, grad.at
-        rows = GradientFactors(
-            lambda samples: _before_delay(factors.to_dense(samples), steps), None
-        )
-        delayed_at = None
-        if at is not None:
-            delayed_at = lambda *of: _at_before_delay(at, steps, grad.shape[0], *of)  # noqa: E731
-        like = torch.empty((0, steps.shape[1]), dtype=grad.dtype, device=grad.device)
-        return FactoredGradient(grad.shape[0], grad.shape[1], rows, delayed_at, like), None
+        through = functools.partial(_before_delay, steps=steps)
+        return _of_spikes(grad, steps, through, lambda at: at), None
+
+
+def _of_spikes(
+    grad: Tensor,
+    steps: Tensor,
+    through: Callable[[Tensor], Tensor],
+    of_copies: Callable[[At], At],
+) -> Tensor:
+    """The gradient of spikes from that of what their delay has made of them, factored if it is.
+
+    ``through`` maps rows of the gradient, and ``of_copies`` makes the gradient at the steps of
+    all copies.
+    """
+    if not isinstance(grad, FactoredGradient):
+        return through(grad)
+    factors, num_steps = grad.factors, grad.shape[0]
+    rows = GradientFactors(lambda samples: through(factors.to_dense(samples)), None)
+    at = None
+    if grad.at is not None:
+        at = functools.partial(_at_before_delay, of_copies(grad.at), steps, num_steps)
+    like = torch.empty((0, steps.shape[1]), dtype=grad.dtype, device=grad.device)
+    return FactoredGradient(num_steps, grad.shape[1], rows, at, like)
 
 
 def _before_delay(rows: Tensor, steps: Tensor) -> Tensor:
@@ -107,7 +121,7 @@ def _before_delay(rows: Tensor, steps: Tensor) -> Tensor:
     return total
 
 
-def _at_before_delay(at: Any, steps: Tensor, num_steps: int, when: Tensor, fired: Tensor) -> Tensor:
+def _at_before_delay(at: At, steps: Tensor, num_steps: int, when: Tensor, fired: Tensor) -> Tensor:
     """:data:`~snn_single_spike.ops.factored_gradient.At` of spikes, from that of delayed copies."""
     copies, units = steps.shape
     late = when.to(torch.int32)[:, None] + steps
@@ -144,23 +158,16 @@ class _Split(torch.autograd.Function):
             both = rows[:, :, None] * shares.to(rows.dtype)
             return _before_delay(both.flatten(2), steps)
 
-        if not isinstance(grad, FactoredGradient):
-            return through(grad), None, None
-        factors, at = grad.factors, grad.at
-        rows = GradientFactors(lambda samples: through(factors.to_dense(samples)), None)
-
-        def of_both(when: Tensor, fired: Tensor) -> Tensor:
+        def of_parts(at: At) -> At:
             """The gradient at the steps of both parts, (2, B, 2 * N), times their shares."""
-            assert at is not None
-            parts = zip(*(x.chunk(2, 1) for x in (when, fired)), shares, strict=True)
-            return torch.cat([at(*part) * share.to(grad.dtype) for *part, share in parts], 2)
 
-        split_at = None
-        if at is not None:
-            split_at = lambda *of: _at_before_delay(of_both, steps, grad.shape[0], *of)  # noqa: E731
-        like = torch.empty((0, steps.shape[1]), dtype=grad.dtype, device=grad.device)
-        num_steps, batch, _ = grad.shape
-        return FactoredGradient(num_steps, batch, rows, split_at, like), None, None
+            def of_both(when: Tensor, fired: Tensor) -> Tensor:
+                parts = zip(*(x.chunk(2, 1) for x in (when, fired)), shares, strict=True)
+                return torch.cat([at(*part) * share.to(grad.dtype) for *part, share in parts], 2)
+
+            return of_both
+
+        return _of_spikes(grad, steps, through, of_parts), None, None
 
 
 def split_carrier(given: Tensor, whole: Tensor, fraction: Tensor) -> Tensor:
