@@ -140,7 +140,7 @@ def linear_readout(
     check_choice("reduction", reduction, REDUCTIONS)
     check_linear(_check_spikes(spikes), weight, bias)
     chosen = backends.select(backend, weight.device.type)
-    spikes, weight = _of_whole_steps(spikes, weight, chosen)
+    spikes, weight = _of_whole_steps(spikes, weight, backend)
     if not spikes.prefer_events():
         dense = dense_linear(spikes.read_dense(), weight, bias)
         return leaky_readout(dense, beta, reduction=reduction, backend=backend)
@@ -160,8 +160,7 @@ def run_single_spike_linear(
 ) -> SpikeTimes:
     """Check the arguments and run the operator on spike times."""
     check_linear(spikes, weight, bias)
-    chosen = backends.select(neurons.backend, weight.device.type)
-    spikes, weight = _of_whole_steps(spikes, weight, chosen)
+    spikes, weight = _of_whole_steps(spikes, weight, neurons.backend)
     if neurons.needs_membrane or not spikes.prefer_events():
         by = "linear with a custom spike_grad"
         dense = spikes.materialize(by) if neurons.needs_membrane else spikes.read_dense()
@@ -176,9 +175,10 @@ def run_single_spike_linear(
 
 def _of_whole_steps(spikes: Spikes, weight: Tensor, backend: str) -> tuple[Spikes, Tensor]:
     """Spikes of whole steps and their weights, unless the backend reads shared spikes itself."""
-    reads = not is_traced() and hasattr(backends.load(backend, "linear"), "SPLITS")
-    if reads and spikes.prefer_events():
-        return spikes, weight
+    if isinstance(spikes, DelayedSpikes) and not is_traced() and spikes.prefer_events():
+        chosen = backends.select(backend, weight.device.type)
+        if hasattr(backends.load(chosen, "linear"), "SPLITS"):
+            return spikes, weight
     return shared_by_steps(spikes, weight)
 
 
