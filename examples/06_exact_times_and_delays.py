@@ -80,7 +80,7 @@ plt.show()
 # Points of the plane are coded by the times of four spikes: x, y, 1 - x and 1 - y. Whether a hidden
 # neuron fires depends on their order: it compares x and y. With a delay it compares x and y + c. So
 # every input has eight axons here, and each axon learns its delay, as each hidden neuron does.
-# Delays have a learning rate of their own, because they are numbers of steps.
+# Delays are numbers of steps, so they have their own learning rate.
 
 # %%
 num_steps, hidden, axons, epochs = 150, 30, 8, 12

@@ -4,8 +4,8 @@
 
 The study trains digits with hidden layers of 128 neurons by the rule `spike_time`, from dense
 tensors, with the settings of :mod:`benchmarks.studies.gradient_rules`. A spike that is handed on at
-its interpolated time is shared between the two steps around it, in proportion: the next layer then
-computes from the time of which the rule is the gradient. The gradients of both forms are the same.
+its interpolated time is shared between the two steps around it, in proportion. The next layer then
+computes from the time whose gradient the rule computes. Both forms have the same gradients.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Gradients of a convolution whose adjoint is an impulse at t* and one at t*-1 of each neuron.
 
-The walk goes back from spike to spike. The adjoint of a cell is computed only at the
-steps of the spikes that reach the cell. Cells without a spike of their own, and spikes after the
-last impulse of a cell, have no gradient.
+The walk goes back from spike to spike. The adjoint of a cell is computed only at the steps of the
+input spikes that reach the cell. A cell whose neurons have no impulse has no gradient, and neither
+has an input spike after the last impulse of a cell.
 """
 
 from __future__ import annotations

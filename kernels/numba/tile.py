@@ -110,7 +110,7 @@ def gather(e, end, now, events, weights, x):
 def gather_split(e, end, now, events, weights, x, later):
     """As :func:`gather`, of spikes that are shared with the next step, whose current is ``later``.
 
-    Adds what is left of the step before, and clears it.
+    The function adds ``later``, which the step before has left, to ``x``, and then clears it.
     """
     times, units, values, late = events.times, events.units, events.values, events.late
     for j in range(TILE):

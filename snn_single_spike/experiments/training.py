@@ -156,7 +156,7 @@ def learning_rate(config: Config, epoch: int, progress: float = 0.0) -> float:
 
 
 def groups(network: Network, config: Config) -> list[dict[str, Any]]:
-    """Parameters, and the delays with a learning rate of their own, if there are any."""
+    """Groups of parameters for the optimizer. Delays have their own learning rate."""
     delays = [m.delay for m in network.modules() if isinstance(m, SpikeDelay)]
     if not delays:
         return [{"params": list(network.parameters()), "times_lr": 1.0}]

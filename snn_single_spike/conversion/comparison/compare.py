@@ -260,7 +260,7 @@ class _Runs:
         return ""
 
     def of_loop(self, given: Any, order: list[Place], calls: Sequence[str], noise: bool) -> _Result:
-        """The results of the author's model, a step of which makes these calls of neurons."""
+        """The results of the author's model. One step of it makes these calls of neurons."""
         new = double_copy(self.base, noise)
         make_author_s(new, isinstance(self, _LoopOutside), calls)
         layers, before = Layers(new, lambda: (0, 0, 0)), _contents(new)

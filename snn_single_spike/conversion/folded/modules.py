@@ -282,7 +282,7 @@ def make_converted(
 
 
 def _users_classes(model: nn.Module) -> set[Any]:
-    """The classes of a model's parts that have a forward of their own."""
+    """The classes of a model's parts whose forward is the user's code."""
     kinds: set[Any] = {type(part) for part in model.modules() if not isinstance(part, Folded)}
     return {kind for kind in kinds if hasattr(kind, "forward") and not of_torch(kind.forward)}
 

@@ -298,10 +298,10 @@ class Loop:
             self._read.add(id(value))
 
     def count_call(self, neuron: Any, given: dict[str, Any], input_: Any) -> int:
-        """Which of its calls in the loop a neuron begins.
+        """The number of this call of a neuron in the loop.
 
-        Calls with states and shapes of their own are several layers of neurons with one set of
-        parameters.
+        A neuron may have several calls if each has its own states and another shape. They are
+        several layers of neurons, which share their parameters.
 
         :raises ConversionError: the calls share their neurons
         """

@@ -199,7 +199,7 @@ class Scalars:
 
 
 class ReadBefore(ConversionError):
-    """The body reads a name of which only a part of it, that may not run, assigns a value.
+    """The body reads a name that it assigns only in a branch, and the branch may not run.
 
     :param name: the number of the loop, and the name
     """
@@ -330,7 +330,7 @@ class Operation(Carried):
 
 
 class Started(Operation):
-    """``first if name is None else rest``, of which ``rest`` may read the value of the name."""
+    """``first if name is None else rest``. The part ``rest`` may read the value of the name."""
 
 
 def starting(value: Any) -> Any:

@@ -44,7 +44,7 @@ def source_of_forward(owner: Any) -> Iterator[ast.AST]:
 
 
 def starts_neurons(owner: Any) -> str:
-    """The call with which every forward starts its neurons anew, ``self.lif.init_leaky()``.
+    """The call that starts the neurons in every forward, such as ``self.lif.init_leaky()``.
 
     "" if there is none, or only one under a condition.
     """
