@@ -6,6 +6,7 @@ Each process trains on its share of every batch, and `DistributedDataParallel` a
 gradients. On GPUs each process takes the one of its rank.
 """
 
+import gc
 import os
 
 import torch
@@ -25,37 +26,43 @@ device = torch.device("cuda", rank) if gpu else torch.device("cpu")
 dist.init_process_group("nccl" if gpu else "gloo")
 torch.manual_seed(0)
 
-digits = load_digits()
-data = TensorDataset(
-    torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
-)
-sampler = DistributedSampler(data, seed=0)
-net = nn.Sequential(
-    SingleSpikeLinear(64, 100, beta=0.9), nn.Linear(100, 10), LeakyReadout(0.95)
-).to(device)
-parallel = DistributedDataParallel(net)
-optimizer = torch.optim.Adam(parallel.parameters(), lr=5e-3)
 
-for epoch in range(epochs):
-    sampler.set_epoch(epoch)
-    right = torch.zeros((), device=device)
-    for pixels, labels in DataLoader(data, batch_size=16, sampler=sampler):
-        pixels, labels = pixels.to(device), labels.to(device)
-        times = ((1 - pixels) * (num_steps - 1)).int().masked_fill(pixels == 0, -1)
-        scores = parallel(SpikeTimes(times, num_steps=num_steps))
-        loss = cross_entropy(scores, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        right += (scores.argmax(1) == labels).sum()
-    dist.all_reduce(right)
+def train() -> None:
+    digits = load_digits()
+    data = TensorDataset(
+        torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+    )
+    sampler = DistributedSampler(data, seed=0)
+    net = nn.Sequential(
+        SingleSpikeLinear(64, 100, beta=0.9), nn.Linear(100, 10), LeakyReadout(0.95)
+    ).to(device)
+    parallel = DistributedDataParallel(net)
+    optimizer = torch.optim.Adam(parallel.parameters(), lr=5e-3)
 
-# Every process has the same weights.
-total = torch.stack([p.detach().double().sum() for p in net.parameters()]).sum()
-totals = [torch.zeros_like(total) for _ in range(dist.get_world_size())]
-dist.all_gather(totals, total)
-assert all(torch.equal(total, other) for other in totals)
-if rank == 0:
-    accuracy = right.item() / len(sampler) / dist.get_world_size()
-    print(f"{dist.get_world_size()} processes: {accuracy:.1%} of the training digits are right")
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        right = torch.zeros((), device=device)
+        for pixels, labels in DataLoader(data, batch_size=16, sampler=sampler):
+            pixels, labels = pixels.to(device), labels.to(device)
+            times = ((1 - pixels) * (num_steps - 1)).int().masked_fill(pixels == 0, -1)
+            scores = parallel(SpikeTimes(times, num_steps=num_steps))
+            loss = cross_entropy(scores, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            right += (scores.argmax(1) == labels).sum()
+        dist.all_reduce(right)
+
+    # Every process has the same weights.
+    total = torch.stack([p.detach().double().sum() for p in net.parameters()]).sum()
+    totals = [torch.zeros_like(total) for _ in range(dist.get_world_size())]
+    dist.all_gather(totals, total)
+    assert all(torch.equal(total, other) for other in totals)
+    if rank == 0:
+        accuracy = right.item() / len(sampler) / dist.get_world_size()
+        print(f"{dist.get_world_size()} processes: {accuracy:.1%} of the training digits are right")
+
+
+train()
+gc.collect()  # the model goes first: it holds the group, whose threads end with its last holder
 dist.destroy_process_group()
