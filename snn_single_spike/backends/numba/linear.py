@@ -127,18 +127,27 @@ def _layer(
 
 
 def collect_events(spikes: Tensor) -> Events:
-    """As :func:`snn_single_spike.backends._events.collect_events`, in one pass and a count."""
-    dense, ranges = as_numpy(spikes), _ranges(spikes.shape[1])
-    counts = torch.empty(spikes.shape[1], dtype=torch.int64)
-    in_threads(count_events_loop, [(*samples, dense, as_numpy(counts)) for samples in ranges])
+    """As :func:`snn_single_spike.backends._events.collect_events`, in one pass and a count.
+
+    A tensor with the batch first in memory is read as it is.
+    """
+    shape = num_steps, batch, units = tuple(spikes.shape)
+    if units > 1 and spikes.stride(2) != 1:
+        spikes = spikes.contiguous()
+    steps = spikes.stride()[:2]
+    size = (num_steps - 1) * steps[0] + (batch - 1) * steps[1] + units if spikes.numel() else 0
+    memory = as_numpy(spikes.as_strided((size,), (1,)))
+    given, ranges = (memory, steps, shape), _ranges(batch)
+    counts = torch.empty(batch, dtype=torch.int64)
+    in_threads(count_events_loop, [(*samples, *given, as_numpy(counts)) for samples in ranges])
     offsets = offsets_of(counts)
     total = int(offsets[-1])
-    times, units = (torch.empty(total, dtype=torch.int32) for _ in range(2))
+    times, indices = (torch.empty(total, dtype=torch.int32) for _ in range(2))
     heights = torch.empty(total, dtype=spikes.dtype)
-    ones = torch.empty(spikes.shape[1], dtype=torch.bool)
-    arrays = [as_numpy(x) for x in (offsets, times, units, heights, ones)]
-    in_threads(collect_events_loop, [(*samples, dense, *arrays) for samples in ranges])
-    return Events(offsets, times, units, None if bool(ones.all()) else heights)
+    ones = torch.empty(batch, dtype=torch.bool)
+    arrays = [as_numpy(x) for x in (offsets, times, indices, heights, ones)]
+    in_threads(collect_events_loop, [(*samples, *given, *arrays) for samples in ranges])
+    return Events(offsets, times, indices, None if bool(ones.all()) else heights)
 
 
 def sort_spikes(times: Tensor, num_steps: int) -> Events:
