@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is_replica"}
+_OF_CONVERSION = {"_original", "_rewritten", "_rewritten_bases"}  # names of a converted class
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 _SIMPLE = {int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size}
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque, dict)
@@ -161,10 +162,11 @@ class Snapshot:
         self._flags: list[Any] = []
         self.generators: list[torch.Generator] = []
         self.objects: list[Any] = []  # which are alive here, so that their ids stay their own
-        self._registered = set(model.modules())
+        modules = list(model.modules())
+        self._registered = set(modules)
         functions: dict[Callable[..., Any], Any] = {}
         classes: dict[type, None] = {}
-        for index, module in enumerate(model.modules()):
+        for index, module in enumerate(modules):
             kind: Any = type(module)
             self._add_weights(module)
             if module._forward_pre_hooks or module._forward_hooks:
@@ -208,7 +210,7 @@ class Snapshot:
         held = (*module._parameters.items(), *(module._buffers.items() if buffers else ()))
         for name, value in held:
             if value is not None and not nn.parameter.is_lazy(value):
-                self.weights[module, name] = value, self._print(value, 0)
+                self.weights[module, name] = value, _print_tensor(value)
 
     def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], Any]) -> None:
         while isinstance(hook, functools.partial):
@@ -230,7 +232,7 @@ class Snapshot:
         if _may_keep_values(cls):
             for name, value in vars(cls).items():
                 held = type(value) in _SIMPLE or isinstance(value, _CONTAINERS)
-                if held and not name.startswith("__"):
+                if held and not name.startswith("__") and name not in _OF_CONVERSION:
                     self._add(cls, name, value)
 
     def _add(self, holder: Any, name: str, value: Any, index: int | None = None) -> None:
@@ -248,7 +250,7 @@ class Snapshot:
             return kind, value
         self.objects.append(value)
         if isinstance(value, Tensor):
-            return id(value), None if value.is_inference() else value._version
+            return _print_tensor(value)
         if depth == 0 or isinstance(value, (type, types.ModuleType)):
             return id(value)
         if isinstance(value, nn.Module):
@@ -309,6 +311,10 @@ class Snapshot:
             for key, value in after.values.items():
                 if key not in self.values or self.values[key] != value:
                     yield key
+
+
+def _print_tensor(value: Tensor) -> tuple[int, int | None]:
+    return id(value), None if value.is_inference() else value._version
 
 
 def reject_changes(model: nn.Module, before: Snapshot, records: set[tuple[Any, str]]) -> Snapshot:

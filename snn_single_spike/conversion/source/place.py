@@ -59,6 +59,7 @@ def user_depth() -> int:
     return depth
 
 
+@functools.lru_cache(1024)
 def of_torch(code: Any) -> bool:
     """Whether torch defines a class or a function."""
     return (code.__module__ or "").partition(".")[0] == "torch"
