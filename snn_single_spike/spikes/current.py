@@ -248,7 +248,8 @@ def _linear(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Any:
     check_linear(spikes, weight, bias)
     if not spikes.prefer_events():
         return dense_linear(spikes.read_dense(), weight, bias)
-    return LazyCurrent(spikes, weight, bias)
+    current = LazyCurrent(spikes, weight, bias)
+    return current.to_dense() if spikes.opened else current
 
 
 def shared_by_steps(spikes: Spikes, weight: Tensor) -> tuple[Spikes, Tensor]:

@@ -38,11 +38,11 @@ class Indexed:
             return self._of_list(index)
         whole = isinstance(index, Steps) and index.values == tuple(range(loop.steps))
         if whole and value.dim() > 1 and value.shape[0] == loop.steps:
-            return loop.fold_whole(value)
+            return loop.fold_indexed(value, value)
         part, rows = self._over_time(value, index)
         if part.dim() == 1:  # one number for each step
             return Scalars(part if rows is None else part[rows])
-        return loop.fold(part if rows is None else part[rows], value)
+        return loop.fold_indexed(part if rows is None else part[rows], value)
 
     def _of_list(self, index: Any) -> Any:
         if isinstance(index, Steps):

@@ -118,7 +118,7 @@ def _step_of(loop: Loop, iterable: Any) -> Any:
         if _is_split(iterable):
             return keeps_time(loop, sequence, iterable)
         iterable = sequence
-    return loop.fold_whole(iterable)
+    return loop.fold_indexed(iterable, iterable)
 
 
 def _is_split(parts: Any) -> bool:
