@@ -53,6 +53,31 @@ BODIES = {
         ["spk, mem = self.lif1(self.fc1(x.narrow(0, t, 1).squeeze(0)), mem)", APPEND],
         {},
     ),
+    "index_select": (
+        [
+            "f = torch.index_select(x, 0, torch.tensor([t])).squeeze(0)",
+            "spk, mem = self.lif1(self.fc1(f), mem)",
+            APPEND,
+        ],
+        {},
+    ),
+    "index_select, time kept": (
+        [
+            "spk, mem = self.lif1(self.fc1(x.index_select(dim=-3, index=torch.tensor(t))), mem)",
+            "out.append(spk[0])",
+        ],
+        {},
+    ),
+    "index_select of a part": (
+        [
+            "now = torch.LongTensor([t - 1]).to(x.device)",
+            "f = x.index_select(1, now).squeeze(1) + x[:, torch.as_tensor(t)]",
+            "k = 1",
+            "spk, mem = self.lif1(self.fc1(f * torch.tensor([k])), mem)",
+            APPEND,
+        ],
+        {"loop": "for t in range(1, x.shape[1]):"},
+    ),
     "split": (
         ["spk, mem = self.lif1(self.fc1(f.squeeze(0)), mem)", APPEND],
         {"loop": "for f in torch.split(x, 1):"},
@@ -102,7 +127,10 @@ BODIES = {
         {},
     ),
 }
-BATCH_FIRST = {"time kept, batch first", "windows", "windows that overlap", "chunk"}
+BATCH_FIRST = {
+    *("time kept, batch first", "windows", "windows that overlap", "chunk"),
+    "index_select of a part",
+}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -115,6 +143,12 @@ def test_a_body_gives_what_the_author_s_loop_gives(name):
         assert_as_author(net, convert(net), x)
     if name == "print":
         assert f"[{', '.join(f'{t:02d}' for t in range(T))}]" in printed.getvalue()
+
+
+def test_a_tensor_of_the_step_is_an_index_only():
+    net = body("spk, mem = self.lif1(self.fc1(x[t]) + torch.tensor([t / 2]), mem)", APPEND)()
+    with pytest.raises(ConversionError, match="the number of the time step for other things"):
+        convert(net)(torch.rand(T, B, 6))
 
 
 @pytest.mark.parametrize("name", ["chunk", "split", "time kept"])
