@@ -1,6 +1,6 @@
 """Measured rules: whether a layer is faster from spike times than from dense spikes.
 
-The rules hold for the compiled CPU loops, forward and backward, with one thread and with two;
+The rules hold for the compiled CPU loops, forward and backward, and were measured with one thread;
 docs/performance.md has the measurement. They say no where nothing was measured.
 """
 

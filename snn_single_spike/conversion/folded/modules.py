@@ -132,7 +132,7 @@ class Folded(SingleSpikeNeuron):
         given = {**dict(zip(names, states, strict=False)), **named}
         kept = isinstance(input_, Tensor) and loop.keeps_time(input_)
         input_ = input_.squeeze(0) if kept else input_
-        call = loop.count_call(self, given, input_)
+        call = loop.count_call(self, names, given, input_)
         self.time.called.append(self.path)
 
         def take_states(sequence: Any) -> Any:

@@ -306,20 +306,28 @@ class Loop:
         if isinstance(value, list):
             self._read.add(id(value))
 
-    def count_call(self, neuron: Any, given: dict[str, Any], input_: Any) -> int:
+    def count_call(
+        self, neuron: Any, parameters: tuple[str, ...], given: dict[str, Any], input_: Any
+    ) -> int:
         """The number of this call of a neuron in the loop.
 
         A neuron may have several calls if each has its own states and another shape. They are
-        several layers of neurons, which share their parameters.
+        several layers of neurons, which share their parameters. A later loop may call a neuron
+        again from zeros, which begins a new sample.
 
         :raises ConversionError: the calls share their neurons
         """
         calls = self._calls.setdefault(neuron.path, [])
         shape, own = input_.shape[1:], any(state is not None for state in given.values())
         shared = not own or any(shape == other or not others for other, others in calls)
-        if neuron.path in self.time.called and (not calls or shared or neuron.states_read):
+        again = neuron.path in self.time.called
+        if again and (neuron.states_read or (shared if calls else not _begins(parameters, given))):
             raise reused_in_loop(neuron.path)
         calls.append((shape, own))
+        spans = self.time.spans.setdefault(neuron.path, [])
+        if len(calls) == 1:
+            spans.append([0, self.steps])
+        spans[-1][0] += 1
         return len(calls) - 1
 
     def take_states(
@@ -474,6 +482,12 @@ class Loop:
             for key, x in list(value.items()) if isinstance(value, dict) else enumerate(value):
                 value[key] = self._leave(x)
         return value
+
+
+def _begins(parameters: tuple[str, ...], given: dict[str, Any]) -> bool:
+    """Whether a neuron is given zeros for all its states. With None it keeps those that it has."""
+    states = [x.initial if type(x) is Carried else x for x in map(given.get, parameters)]
+    return all(isinstance(x, Tensor) and not x.any() for x in states)
 
 
 def _version(state: Any) -> int:

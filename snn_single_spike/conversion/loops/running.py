@@ -44,7 +44,7 @@ class LoopRun:
     def __enter__(self) -> LoopRun:
         self.outer = active_run()
         self.time.called, self.time.folded, self.number, self.sequences = [], [], 0, 0
-        self.time.longest = 0
+        self.time.longest, self.time.spans = 0, {}
         _active.run = self
         return self
 
