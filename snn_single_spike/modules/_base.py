@@ -12,7 +12,8 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 
 from .. import backends
-from ..functional.neuron import DEFAULT_GRADIENT, Result, run_single_spike
+from ..functional.neuron import DEFAULT_GRADIENT
+from ..ops.neuron import Result, run_single_spike
 from ..ops.surrogate import SpikeGrad, Surrogate, recognize, split, surrogate_disabled
 from ..ops.validation import (
     GRADIENT_RULES,
