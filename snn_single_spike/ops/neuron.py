@@ -461,8 +461,8 @@ def run_single_spike(
     composed = track and want_spikes and custom_surrogate is not None and not exact
     # The operator sums the gradient to the height at one spike only.
     apart = composed or (refractory is not None and factor.requires_grad)
-    learns = any(isinstance(x, Tensor) and x.requires_grad for x in (current, beta, feedback))
-    if composed and feedback is not None and learns:
+    learned = (x for x in (current, beta, feedback) if isinstance(x, Tensor))
+    if composed and feedback is not None and any(x.requires_grad for x in learned):
         raise ValueError(
             "spike_grad is a custom function, but a neuron with feedback requires a surrogate of "
             "snntorch.surrogate: use e.g. snntorch.surrogate.atan(), or gradient='spike_time', "

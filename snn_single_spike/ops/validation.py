@@ -169,12 +169,11 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
             f"the two, with {name}.to({current.dtype}) or module.to(...)"
         )
     # On a GPU the check would wait for the device, so NaN propagates there.
-    if value.device.type == "cpu" and not is_traced():
+    if value.device.type == "cpu":
         check_not_nan(name, value)
-    features = current.shape[2:]
     if value.numel() == 1:
         return value.reshape(1).to(state)
-    shape = value.shape
+    shape, features = value.shape, current.shape[2:]
     while len(shape) > len(features) and shape[0] == 1:
         shape = shape[1:]
     padded = (1,) * (len(features) - len(shape)) + tuple(shape)
