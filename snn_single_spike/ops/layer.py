@@ -265,8 +265,7 @@ def _by_channel(checked: Tensor, given: Tensor | float, features: torch.Size) ->
 def _inputs(
     given: LayerInput, weight: Tensor, factor: Tensor | None, bias: Tensor | None
 ) -> tuple[LinearSettings, tuple[Tensor | None, ...]]:
-    """The settings, and (carrier, share of the later step, weight, bias). ``factor`` multiplies
-    the weights."""
+    """The settings, and (carrier, share of the later step, weight times ``factor``, bias)."""
     state = state_dtype(weight.dtype)
     scaled = weight if given.copies == 1 else torch.cat((weight,) * given.copies, 1)
     scaled = scaled.to(state)
