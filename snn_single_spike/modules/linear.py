@@ -159,7 +159,8 @@ class SingleSpikeLinear(SingleSpikeLayer):
     def _clipped_delay(self) -> Tensor:
         assert self.delay is not None
         of, features = self.weight, (self.in_features,)
-        return checked_delay(self.delay, self.max_delay, features, of.dtype, of.device)
+        delay = checked_delay(self.delay, self.max_delay, features, of.dtype, of.device)
+        return delay.expand(features)
 
     def _check_shape(self, shape: torch.Size) -> None:
         if shape[2:] != (self.in_features,):
