@@ -104,7 +104,7 @@ def _neuron_forward(new: New, current: Tensor, *rest: Any) -> tuple[Tensor, ...]
     return out  # type: ignore[return-value]
 
 
-def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
+def _neuron_backward(new: New, *rest: Any) -> list[Tensor]:
     arguments = iter(rest)
     saved, neuron, times = take(Saved, arguments), take(Neuron, arguments), next(arguments)
     grads = take(OutputGradients, arguments)
@@ -113,12 +113,10 @@ def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
     needs, backend = arguments
     neurons, device = times.shape[0], times.device
     state = neuron.beta.dtype
-    out = {
-        name: new(need or saved.recompute, (num_steps, neurons), dtype, device)
-        if name == "current"
-        else new(need, (neurons,), state, device)
-        for name, need in zip(SCANNED, needs, strict=True)
-    }
+    wanted = [name for name, need in zip(SCANNED, needs, strict=True) if need]
+    out = {name: new(True, (neurons,), state, device) for name in wanted if name != "current"}
+    if "current" in wanted or saved.recompute:  # the loops keep the membrane in its place
+        out["current"] = new(True, (num_steps, neurons), dtype, device)
     if new is not allocate_fake and neurons:
         backends.load(backend, "neuron").neuron_backward(
             num_steps,
@@ -129,9 +127,9 @@ def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
             grads,
             rule,
             surrogate,
-            {name: tensor for name, tensor in out.items() if tensor.numel()},
+            out,
         )
-    return tuple(out.values())
+    return [out[name] for name in wanted]
 
 
 register(
@@ -142,8 +140,7 @@ register(
 register(
     f"neuron_backward({schema(Saved)}, {schema(Neuron)}, Tensor times, {schema(OutputGradients)}, "
     f"SymInt num_steps, ScalarType dtype, str rule, {schema(Surrogate)}, "
-    f"bool[{len(SCANNED)}] needs, str backend) -> "
-    f"({', '.join(f'Tensor out_{name}' for name in SCANNED)})",
+    f"bool[{len(SCANNED)}] needs, str backend) -> Tensor[]",
     _neuron_backward,
 )
 
@@ -173,7 +170,7 @@ def neuron_backward(
         [needs.get(name, False) for name in SCANNED],
         backend,
     )
-    return {name: grad for name, grad in zip(SCANNED, out, strict=True) if needs.get(name)}
+    return dict(zip((name for name in SCANNED if needs.get(name)), out, strict=True))
 
 
 def _as_backends_read(grads: OutputGradients) -> OutputGradients:
