@@ -6,7 +6,7 @@ Each function takes what a layer reads of spikes, a :class:`LayerInput` or dense
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from .validation import (
     check_choice,
     check_linear,
     check_parameter,
-    check_parameters,
 )
 
 
@@ -106,8 +105,8 @@ def run_single_spike_linear(
     if isinstance(given, Tensor):
         return _of_current(dense_linear(given, weight, bias), neurons)
     beta, threshold, height = _checked(neurons, _current(given, weight, weight.shape[:1]))
-    settings, tensors = _inputs(given, weight, given.height, bias)
-    settings = _with_neurons(settings, neurons, weight)
+    tensors = _inputs(given, weight, given.height, bias)
+    settings = _of_neurons(given, weight, neurons)
     of_output = (x.expand(len(weight)).contiguous() for x in (clip_decay(beta), threshold))
     out = LinearSpikes.apply(settings, *tensors, *of_output, *given.events[:4])
     return _spikes(out, weight.shape[:1], weight.dtype, height, neurons)
@@ -129,10 +128,9 @@ def run_linear_readout(
         dense = dense_linear(given, weight, bias)
         return run_readout(dense, beta, reduction=reduction, backend=backend)
     checked = check_parameter("beta", beta, _current(given, weight, weight.shape[:1]))
-    settings, tensors = _inputs(given, weight, given.height, bias)
+    tensors = _inputs(given, weight, given.height, bias)
+    settings = _settings(given, weight, backend, reduction=reduction)
     decay = clip_decay(checked).expand(len(weight)).contiguous()
-    chosen = backends.select(backend, weight.device.type)
-    settings = settings._replace(reduction=reduction, backend=chosen)
     return LinearReadout.apply(settings, *tensors, decay, *given.events[:4]).to(weight.dtype)
 
 
@@ -152,8 +150,8 @@ def run_single_spike_conv(
     if isinstance(given, LayerInput):
         beta, threshold, height = _checked(neurons, _current(given, weight, features))
         factor = None if given.height is None else _of_channels(given.height, weight, sizes)
-        settings, (carrier, _, *weights) = _inputs(given, weight, factor, bias)
-        settings = _with_neurons(settings, neurons, weight)
+        carrier, _, *weights = _inputs(given, weight, factor, bias)
+        settings = _of_neurons(given, weight, neurons)
         threshold = _by_channel(threshold, neurons.threshold, features)
         decay = clip_decay(_by_channel(beta, neurons.beta, features))
         tensors = (carrier, *weights, decay, threshold)
@@ -196,9 +194,24 @@ def first_steps(fired: Tensor) -> Tensor:
     return fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
 
 
-def checked_height(factor: Tensor | float, spikes: Tensor) -> Tensor | None:
+def checked_height(factor: Tensor | float, like: Tensor | Current) -> Tensor | None:
     """A factor as the height of spikes (T, B, *features); None if it is 1 and is not learned."""
-    return _height(factor, check_parameter("graded_spikes_factor", factor, spikes), spikes)
+    if isinstance(factor, float) and factor == 1.0:
+        return None
+    height = check_parameter("graded_spikes_factor", factor, like)
+    readable = not is_traced()
+    if readable and not height.requires_grad and height.numel() == 1 and bool(height == 1):
+        return None
+    if not torch.is_grad_enabled():
+        height = height.detach()
+    if height.numel() > 1:
+        assert isinstance(factor, Tensor)
+        height = height.view(like.shape[2:])
+        for dim in range(-min(factor.dim(), height.dim()), 0):
+            if factor.shape[dim] == 1:
+                height = height.narrow(dim, 0, 1)  # one value along this dimension
+    # A copy: an optimizer changes the parameter in place, and the height of the spikes must stay.
+    return height.to(like.dtype, copy=True)
 
 
 def _check_linear(given: LayerInput | Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -214,33 +227,11 @@ def _current(given: LayerInput, weight: Tensor, features: torch.Size) -> Current
 def _checked(neurons: LayerNeurons, current: Current) -> tuple[Tensor, Tensor, Tensor | None]:
     """The decay and the threshold, (1,) or one for each feature, and the height of the spikes."""
     check_choice("gradient", neurons.gradient, GRADIENT_RULES)
-    beta, threshold, factor = check_parameters(
-        current,
-        beta=neurons.beta,
-        threshold=neurons.threshold,
-        graded_spikes_factor=neurons.graded_spikes_factor,
+    return (
+        check_parameter("beta", neurons.beta, current),
+        check_parameter("threshold", neurons.threshold, current),
+        checked_height(neurons.graded_spikes_factor, current),
     )
-    height = _height(neurons.graded_spikes_factor, factor, current)
-    return beta, threshold, height
-
-
-def _height(factor: Tensor | float, height: Tensor, like: Tensor | Current) -> Tensor | None:
-    """A checked factor as the height of spikes; None if it is 1 and is not learned."""
-    if isinstance(factor, float) and factor == 1.0:
-        return None
-    readable = not is_traced()
-    if readable and not height.requires_grad and height.numel() == 1 and bool(height == 1):
-        return None
-    if not torch.is_grad_enabled():
-        height = height.detach()
-    if height.numel() > 1:
-        assert isinstance(factor, Tensor)
-        height = height.view(like.shape[2:])
-        for dim in range(-min(factor.dim(), height.dim()), 0):
-            if factor.shape[dim] == 1:
-                height = height.narrow(dim, 0, 1)  # one value along this dimension
-    # A copy: an optimizer changes the parameter in place, and the height of the spikes must stay.
-    return height.to(like.dtype, copy=True)
 
 
 def _of_channels(height: Tensor, weight: Tensor, sizes: Convolution) -> Tensor:
@@ -264,8 +255,8 @@ def _by_channel(checked: Tensor, given: Tensor | float, features: torch.Size) ->
 
 def _inputs(
     given: LayerInput, weight: Tensor, factor: Tensor | None, bias: Tensor | None
-) -> tuple[LinearSettings, tuple[Tensor | None, ...]]:
-    """The settings, and (carrier, share of the later step, weight times ``factor``, bias)."""
+) -> tuple[Tensor | None, ...]:
+    """The carrier, the share of the later step, the weight times ``factor``, and the bias."""
     state = state_dtype(weight.dtype)
     scaled = weight if given.copies == 1 else torch.cat((weight,) * given.copies, 1)
     scaled = scaled.to(state)
@@ -273,24 +264,24 @@ def _inputs(
         scaled = scaled * factor.to(state)
     drive = scaled.new_zeros(len(weight)) if bias is None else bias.to(state)
     fraction = None if given.fraction is None else given.fraction.to(state)
-    settings = LinearSettings(
+    return given.carrier, fraction, scaled.contiguous(), drive.contiguous()
+
+
+def _settings(given: LayerInput, weight: Tensor, backend: str, **options: Any) -> LinearSettings:
+    return LinearSettings(
         num_steps=given.num_steps,
         once=given.events.once,
         padded=given.events.padded,
         track=torch.is_grad_enabled() and not torch.compiler.is_exporting(),
+        backend=backends.select(backend, weight.device.type),
+        **options,
     )
-    return settings, (given.carrier, fraction, scaled.contiguous(), drive.contiguous())
 
 
-def _with_neurons(
-    settings: LinearSettings, neurons: LayerNeurons, weight: Tensor
-) -> LinearSettings:
-    return settings._replace(
-        rule=neurons.gradient,
-        reset=neurons.reset,
-        surrogate=neurons.surrogate or neurons.custom_surrogate,
-        backend=backends.select(neurons.backend, weight.device.type),
-    )
+def _of_neurons(given: LayerInput, weight: Tensor, neurons: LayerNeurons) -> LinearSettings:
+    surrogate = neurons.surrogate or neurons.custom_surrogate
+    options = {"rule": neurons.gradient, "reset": neurons.reset, "surrogate": surrogate}
+    return _settings(given, weight, neurons.backend, **options)
 
 
 def _spikes(

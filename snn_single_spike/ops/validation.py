@@ -188,11 +188,6 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
     return value.to(state).reshape(padded).expand(features).flatten().contiguous()
 
 
-def check_parameters(current: Any, **values: Tensor | float) -> list[Tensor]:
-    """:func:`check_parameter` of several parameters, in their order."""
-    return [check_parameter(name, value, current) for name, value in values.items()]
-
-
 def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | None:
     """An initial membrane or synaptic current (B, *features), flat and in state precision."""
     if state is None:
