@@ -3,14 +3,14 @@
 ``torch.ops.snn_single_spike.*`` are opaque and functional for ``torch.compile`` and
 ``torch.export``. An operator allocates the requested outputs and passes them to one backend
 (:mod:`snn_single_spike.backends`). An operator cannot return None, so an output that is not
-requested is an empty tensor at this boundary, or is left out of a list of outputs.
+requested is an empty tensor at this boundary.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -22,11 +22,11 @@ from ..backends.memory import empty
 _library = torch.library.Library("snn_single_spike", "DEF")
 N = TypeVar("N", bound=tuple[Any, ...])
 New = Callable[..., Tensor]
-Function = Callable[..., Sequence[Tensor]]
-_functions: dict[str, Function] = {}
+Decomposition = Callable[..., tuple[Tensor, ...]]
+_functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {}
 
 
-def register(schema: str, function: Function) -> None:
+def register(schema: str, function: Callable[..., tuple[Tensor, ...]]) -> None:
     """Define an operator.
 
     ``function(new, *arguments)`` allocates its outputs with ``new(wanted, shape, dtype, device)``
@@ -35,7 +35,7 @@ def register(schema: str, function: Function) -> None:
     _library.define(schema)
     name = schema[: schema.index("(")]
 
-    def implementation(*arguments: Any) -> Sequence[Tensor]:
+    def implementation(*arguments: Any) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return function(allocate, *arguments)
         with torch.no_grad():  # an exported program calls operators outside of an autograd.Function
@@ -49,11 +49,11 @@ def register(schema: str, function: Function) -> None:
     )
 
 
-def decompose(name: str) -> Callable[[Function], Function]:
+def decompose(name: str) -> Callable[[Decomposition], Decomposition]:
     """Register a decomposition of an operator into torch's operators, for the ONNX exporter."""
 
-    def register_it(decomposition: Function) -> Function:
-        def decomposed(*arguments: Any) -> Sequence[Tensor]:
+    def register_it(decomposition: Decomposition) -> Decomposition:
+        def decomposed(*arguments: Any) -> tuple[Tensor, ...]:
             if only_shapes():  # torch looks for a decomposition there too, if a size is a symbol
                 return _functions[name](allocate_fake, *arguments)
             return decomposition(*arguments)

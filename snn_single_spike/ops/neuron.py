@@ -104,7 +104,7 @@ def _neuron_forward(new: New, current: Tensor, *rest: Any) -> tuple[Tensor, ...]
     return out  # type: ignore[return-value]
 
 
-def _neuron_backward(new: New, *rest: Any) -> list[Tensor]:
+def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
     arguments = iter(rest)
     saved, neuron, times = take(Saved, arguments), take(Neuron, arguments), next(arguments)
     grads = take(OutputGradients, arguments)
@@ -113,10 +113,13 @@ def _neuron_backward(new: New, *rest: Any) -> list[Tensor]:
     needs, backend = arguments
     neurons, device = times.shape[0], times.device
     state = neuron.beta.dtype
-    wanted = [name for name, need in zip(SCANNED, needs, strict=True) if need]
-    out = {name: new(True, (neurons,), state, device) for name in wanted if name != "current"}
-    if "current" in wanted or saved.recompute:  # the loops keep the membrane in its place
-        out["current"] = new(True, (num_steps, neurons), dtype, device)
+    # Not a list of the wanted gradients: torch computes batched gradients of tensors only.
+    out = {
+        name: new(need or saved.recompute, (num_steps, neurons), dtype, device)
+        if name == "current"
+        else new(need, (neurons,), state, device)
+        for name, need in zip(SCANNED, needs, strict=True)
+    }
     if new is not allocate_fake and neurons:
         backends.load(backend, "neuron").neuron_backward(
             num_steps,
@@ -127,9 +130,9 @@ def _neuron_backward(new: New, *rest: Any) -> list[Tensor]:
             grads,
             rule,
             surrogate,
-            out,
+            {name: tensor for name, tensor in out.items() if tensor.numel()},
         )
-    return [out[name] for name in wanted]
+    return tuple(out.values())
 
 
 register(
@@ -140,7 +143,8 @@ register(
 register(
     f"neuron_backward({schema(Saved)}, {schema(Neuron)}, Tensor times, {schema(OutputGradients)}, "
     f"SymInt num_steps, ScalarType dtype, str rule, {schema(Surrogate)}, "
-    f"bool[{len(SCANNED)}] needs, str backend) -> Tensor[]",
+    f"bool[{len(SCANNED)}] needs, str backend) -> "
+    f"({', '.join(f'Tensor out_{name}' for name in SCANNED)})",
     _neuron_backward,
 )
 
@@ -170,7 +174,7 @@ def neuron_backward(
         [needs.get(name, False) for name in SCANNED],
         backend,
     )
-    return dict(zip((name for name in SCANNED if needs.get(name)), out, strict=True))
+    return {name: grad for name, grad in zip(SCANNED, out, strict=True) if needs.get(name)}
 
 
 def _as_backends_read(grads: OutputGradients) -> OutputGradients:
