@@ -368,13 +368,14 @@ def first_spikes(
     if settings.rule == "spike_time":
         moments = interpolate(times.flatten().long(), crossing.flatten(1), threshold)
         interpolated = moments.view(times.shape)
-        ctx.mark_non_differentiable(times)
-    else:
-        ctx.mark_non_differentiable(times, interpolated)
     batch, units = times.shape
     new = carrier(settings.num_steps, batch, units, crossing)
+    constant = [times]
+    if settings.rule != "spike_time":
+        constant.append(interpolated)
     if settings.surrogate is None:
-        ctx.mark_non_differentiable(new)
+        constant.append(new)
+    ctx.mark_non_differentiable(*constant)  # a second call would replace the first
     return new, times, interpolated
 
 
