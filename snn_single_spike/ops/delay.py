@@ -48,7 +48,8 @@ def clip_delay(delay: Tensor, most: float | None) -> Tensor:
 def split_delay(delay: Tensor) -> tuple[Tensor, Tensor]:
     """Whole steps, int32, and the fraction of a step, which carries the gradient."""
     whole = delay.detach().floor()
-    return whole.clamp(max=_LONGEST).to(torch.int32), delay - whole
+    longest = min(_LONGEST, torch.finfo(whole.dtype).max)  # float16 ends before
+    return whole.clamp(max=longest).to(torch.int32), delay - whole
 
 
 def delayed_steps(times: Tensor, steps: Tensor, num_steps: int) -> Tensor:
