@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends._compiling import is_traced
 from ..ops.delay import clip_delay, delayed_sequence, split_delay
-from ..ops.validation import check_current, check_device, check_not_nan
+from ..ops.validation import check_current, check_device, check_not_nan, check_real
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
 from ..spikes.delayed import DelayedSpikes, delay_by_steps
 from ..spikes.lazy import LazyTensor, materialize
@@ -102,6 +102,7 @@ def _delay_of(delay: Tensor | float, spikes: Any) -> Tensor:
         check_delay(delay)
         delay = torch.as_tensor(delay, dtype=_float(spikes.dtype), device=spikes.device)
     check_device("delay", delay, spikes.device, "spikes")
+    check_real("delay", delay)
     if not delay.is_floating_point():
         delay = delay.to(_float(spikes.dtype))
     features = spikes.shape[2:] if isinstance(spikes, Tensor) else spikes.features
@@ -126,7 +127,8 @@ def _float(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_delay(delay: Tensor | float) -> None:
-    """Reject a delay that is NaN, infinite or negative, before training."""
+    """Reject a delay that is complex, NaN, infinite or negative, before training."""
+    check_real("delay", delay)
     check_not_nan("delay", delay)
     values = torch.as_tensor(delay)
     bad = values[~(values.isfinite() & (values >= 0))]

@@ -333,6 +333,14 @@ def test_invalid_delays_say_so(delay: Any, options: dict[str, Any], message: str
         SingleSpikeLinear(N, OUT, 0.9, delay=delay, **options)
 
 
+@pytest.mark.parametrize("delay", [2.0, 1.5])
+def test_delays_of_half_types(delay: float) -> None:
+    given = SpikeTimes(torch.tensor([[3, -1, 0]]), T, dtype=torch.float16)
+    late = delay_spikes(given, torch.full((3,), delay, dtype=torch.float16))
+    expected = delay_spikes(given.to_dense().float(), delay)
+    assert torch.equal(late.to_dense().float(), expected)
+
+
 @pytest.mark.parametrize("delay", [1.0 * (1 << 31), 1.0 * (1 << 31) - 0.5, 1e20])
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_delay_beyond_int32_leaves_no_spike(delay: float, learned: bool) -> None:
