@@ -207,6 +207,16 @@ class InAFunction(Net):
         return called(x)
 
 
+def faded(x):
+    faded.trace = 0.9 * getattr(faded, "trace", 0) + x.mean().item()
+    return x + faded.trace
+
+
+class OfAFunction(Net):
+    def before(self, x):
+        return faded(x)
+
+
 class OfTheNeuron(Net):
     def forward(self, x):
         self.lif(self.fc(x))
@@ -310,7 +320,8 @@ NAMED = {
     Hebb: "'self.fc.weight.data'", HebbByName: r"layer 'fc' \(Linear\).*'self.weight'",
     Adaptive: r"layer 'lif' .*'self.threshold'", Decorated: "'count'",
      Global: "'TIMES'", Stored: "'STORE'", OfTheClass: "'calls'",
-    Default: "'seen'", InAFunction: "'RECORD'", OfTheNeuron: "'self.lif.mem'.*output=True",
+    Default: "'seen'", InAFunction: "'RECORD'", OfAFunction: "'faded.trace'",
+    OfTheNeuron: "'self.lif.mem'.*output=True",
     Delay: "'self.(ring|pointer)'", Detached: "'self.mem'.*starts from zeros",
     ByAProperty: "'self.t'", Called: "'self.fade'",
     BeforeTheLayer: r"layer 'inner' \(Last\) keeps the state 'self.last'",
@@ -368,7 +379,16 @@ class Recorded(Net):
         self.t += 1
         self.helper.log(x)
         RECORD.append(x)
+        logged(x)
         return x
+
+
+def logged(x):
+    logged.calls += 1
+    logged.last = x
+
+
+logged.calls = 0
 
 
 class Metadata(Net):

@@ -191,6 +191,10 @@ class Snapshot:
                 functions.update(_methods(kind))
         for cls in classes:
             self._add_class(cls)
+        for function in _followed(tuple(functions)):
+            for name, value in vars(function).items():
+                if name != "__wrapped__":
+                    self._add(function, name, value)
         self.bindings = _bindings(tuple(functions))
         for binding in self.bindings:
             value = binding.value()
@@ -335,6 +339,14 @@ def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
     """Whether nothing reads the value of an earlier call, except neurons their own states."""
     if isinstance(holder, _Holder):  # an object with a hook
         return flow_of(holder.value, holder.function).only_writes(name)
+    if inspect.isfunction(holder):
+        own = holder.__name__
+        flows = [
+            flow_of(None, function, [own])
+            for function in _functions(model)
+            if own in _names(function) and name in {*_names(function), *function.__code__.co_consts}
+        ]
+        return bool(flows) and all(flow.only_writes(own, name) for flow in flows)
     if not isinstance(holder, (nn.Module, type)):
         return all(
             flow_of(None, function, [name]).only_writes(name)
@@ -421,6 +433,9 @@ def _changed(model: nn.Module, holder: Any, name: str) -> ConversionError:
             )
     else:
         where, named, value = "the code of the model", name, None
+        if inspect.isfunction(holder):
+            name = holder.__name__
+            named = f"{name}.{named}"
         naming = (f.__code__ for f in _functions(model) if name in _names(f))
         line = next((f" ({code.co_filename}:{code.co_firstlineno})" for code in naming), "")
     if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
