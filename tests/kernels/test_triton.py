@@ -42,18 +42,20 @@ from snn_single_spike.backends.triton.linear import DOT_PRODUCTS, EVENTS
 from snn_single_spike.kernels.triton import linear as kernels_linear
 from snn_single_spike.kernels.triton import neuron as kernels_neuron
 
-from tests.support.compiled import BASELINE, CONV, LINEAR, TARGETS, VARIANTS, ahead, compile_all
-from tests.support.launches import compile_launches, recorded
+from tests.support.compiled import BASELINE, CONV, LINEAR, TARGETS, VARIANTS, ahead, compile_for
+from tests.support.launches import a_few_of_each, compile_launches, recorded
+from tests.support.selection import COMPILED
 
 NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 
 
 @pytest.fixture(scope="session")
-def compiled_for(tmp_path_factory):
-    """Facts of all variants for a target. One process compiles them for all."""
+def compiled_for(tmp_path_factory, request):
+    """Facts of the variants for a target. One process compiles them for all."""
     # Older compilers lack tools for some targets, fuse multiply-adds on sm_100 always, or spill
     # scalar registers on gfx942.
     pytest.importorskip("triton", minversion="3.9")
+    names = () if request.config.getoption("--exhaustive") else COMPILED
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
@@ -62,7 +64,7 @@ def compiled_for(tmp_path_factory):
         file = folder / f"{target}.pickle"
         with FileLock(f"{file}.lock"):
             if not file.exists():
-                file.write_bytes(pickle.dumps(compile_all(target)))
+                file.write_bytes(pickle.dumps(compile_for(target, names)))
             return pickle.loads(file.read_bytes())
 
     return facts
@@ -447,8 +449,10 @@ def test_launches_compile(monkeypatch, request):
         assert {name for name in vars(module) if name.endswith("_kernel")} <= made
     for launch in launches.values():  # the default of the compiler changes with its version
         assert "enable_fp_fusion" in dict(launch.constants), launch.kernel
-    compiled = compile_launches(list(launches.values()))
-    for launch, facts in zip(launches.values(), compiled, strict=True):
+    checked = list(launches.values())
+    if not request.config.getoption("--exhaustive"):
+        checked = a_few_of_each(checked)
+    for launch, facts in zip(checked, compile_launches(checked), strict=True):
         if launch.kernel != "linear_first_spikes_dot_kernel":
             assert not facts.shared_in_loops(), launch
             assert not facts.spilled, launch

@@ -20,7 +20,7 @@ from snn_single_spike.backends.triton import conv as triton_conv
 from snn_single_spike.backends.triton._tiles import Tile, by_tile, places_of, tile_of, windows
 from snn_single_spike.kernels.triton import conv_backward, conv_forward
 
-from tests.support.launches import compile_launches, recorded
+from tests.support.launches import a_few_of_each, compile_launches, recorded
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.every_case]
 
@@ -202,7 +202,7 @@ def test_too_large_windows_are_refused():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the launches themselves are it")
-def test_launches_compile(small_tiles):
+def test_launches_compile(small_tiles, request):
     """The arguments that the launchers pass: sizes of 1, absent tensors, every option."""
     sizes = Case((1, 1, 1), 1, (1, 1), {}), Case((2, 2, 3), 4, (2, 2), {"groups": 2}, True)
     with recorded() as launches:
@@ -219,4 +219,6 @@ def test_launches_compile(small_tiles):
     kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
     of_convolutions = [launch for launch in launches.values() if launch.kernel in kernels]
     assert {launch.kernel for launch in of_convolutions} == kernels
+    if not request.config.getoption("--exhaustive"):
+        of_convolutions = a_few_of_each(of_convolutions)
     compile_launches(of_convolutions)

@@ -165,10 +165,9 @@ def test_a_period_as_long_as_the_sequence_is_one_spike(reset, cpu_backend):
 
 
 @pytest.mark.parametrize("refractory", [0, 3])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_decides_spikes_in_float32(dtype, refractory, backend):
+def test_half_precision_decides_spikes_in_float32(refractory, backend):
     """A membrane that is rounded to the type of the input may be at the threshold."""
-    device = device_of(backend)
+    device, dtype = device_of(backend), torch.bfloat16
     given = tuple(torch.full((1,), value, device=device) for value in (0.9, 1.0))
     x = torch.randn(12, *SHAPE).to(device, dtype)
     weights = torch.randn(12, *SHAPE).to(device)

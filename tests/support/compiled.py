@@ -1,8 +1,9 @@
 """Compiles the kernels without a GPU, for several targets, and counts registers and instructions.
 
-`python -m tests.support.compiled sm_90` prints the facts of every variant for a target as JSON. Run
-it in a separate process, because a process that interprets kernels cannot compile them. `--store`
-writes the figures of all targets that must not worsen to benchmarks/baselines/kernels.json.
+`python -m tests.support.compiled sm_90` prints the facts of every variant for a target as JSON, or
+of those whose names follow. Run it in a separate process, because a process that interprets kernels
+cannot compile them. `--store` writes the figures of all targets that must not worsen to
+benchmarks/baselines/kernels.json.
 
 Source lines in the debug information change how ptxas breaks ties: code with the same instructions
 may differ by a few registers. With TRITON_DISABLE_LINE_INFO=1 such differences vanish.
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -530,11 +531,11 @@ def _amd(binary: object) -> Facts:
     )
 
 
-def compile_all(target: str) -> dict[str, Facts]:
-    """Facts of every variant for a target, compiled in a process without the interpreter."""
+def compile_for(target: str, names: Iterable[str] = ()) -> dict[str, Facts]:
+    """Facts of these or all variants for a target, from a process without the interpreter."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     output = subprocess.run(
-        [sys.executable, "-m", "tests.support.compiled", target],
+        [sys.executable, "-m", "tests.support.compiled", target, *names],
         capture_output=True,
         text=True,
         env=environment,
@@ -545,9 +546,9 @@ def compile_all(target: str) -> dict[str, Facts]:
     return {key: Facts(**facts) for key, facts in json.loads(output.stdout).items()}
 
 
-def _compile(targets: Iterable[str]) -> dict[str, dict[str, Facts]]:
+def _compile(targets: Iterable[str], names: Sequence[str] = ()) -> dict[str, dict[str, Facts]]:
     """Facts by target and variant."""
-    names = (*VARIANTS, *LINEAR, *CONV)
+    names = names or (*VARIANTS, *LINEAR, *CONV)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         return {
             target: dict(
@@ -573,6 +574,6 @@ if __name__ == "__main__":
     if "--store" in sys.argv:
         store()
     else:
-        (target,) = sys.argv[1:]
-        found = _compile([target])[target]
+        target, *names = sys.argv[1:]
+        found = _compile([target], names)[target]
         print(json.dumps({name: asdict(facts) for name, facts in found.items()}))

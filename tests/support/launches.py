@@ -14,7 +14,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,6 +102,18 @@ def recorded() -> Iterator[dict[tuple[Any, ...], Launch]]:
         yield launches
     finally:
         interpreter.InterpretedFunction.run = run
+
+
+def a_few_of_each(launches: Iterable[Launch]) -> list[Launch]:
+    """Two launches of each kernel: the one with fewest arguments, and the one with most."""
+    by_kernel: dict[str, list[Launch]] = {}
+    for launch in launches:
+        by_kernel.setdefault(launch.kernel, []).append(launch)
+    few: list[Launch] = []
+    for of_kernel in by_kernel.values():
+        of_kernel.sort(key=lambda launch: len(launch.arguments))
+        few += {id(launch): launch for launch in (of_kernel[0], of_kernel[-1])}.values()
+    return few
 
 
 def compile_launches(launches: list[Launch]) -> list[Facts]:
