@@ -212,6 +212,36 @@ def faded(x):
     return x + faded.trace
 
 
+@functools.cache
+def memory():
+    return {"trace": 0}
+
+
+@functools.lru_cache(2)
+def limited(name):
+    return {name: 0}
+
+
+memory(), limited("trace")
+
+
+class InACache(Net):
+    def before(self, x):
+        memory()["trace"] = 0.9 * memory()["trace"] + x.mean().item()
+        return x + memory()["trace"]
+
+
+class InALimitedCache(Net):
+    def before(self, x):
+        limited("trace")["trace"] += x.mean().item()
+        return x + limited("trace")["trace"]
+
+
+@functools.cache
+def ones(size):
+    return torch.ones(size)
+
+
 class OfAFunction(Net):
     def before(self, x):
         return faded(x)
@@ -321,6 +351,7 @@ NAMED = {
     Adaptive: r"layer 'lif' .*'self.threshold'", Decorated: "'count'",
      Global: "'TIMES'", Stored: "'STORE'", OfTheClass: "'calls'",
     Default: "'seen'", InAFunction: "'RECORD'", OfAFunction: "'faded.trace'",
+    InACache: "'memory'", InALimitedCache: "'limited'",
     OfTheNeuron: "'self.lif.mem'.*output=True",
     Delay: "'self.(ring|pointer)'", Detached: "'self.mem'.*starts from zeros",
     ByAProperty: "'self.t'", Called: "'self.fade'",
@@ -380,7 +411,7 @@ class Recorded(Net):
         self.helper.log(x)
         RECORD.append(x)
         logged(x)
-        return x
+        return x * ones(x.size(1))
 
 
 def logged(x):
