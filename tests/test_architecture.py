@@ -20,9 +20,9 @@ FLOORS = {
     "experiments": "Trainings of the papers: a user's own script could be written the same way.",
     "conversion nir init": "Whole models: they recognize, replace and scale modules.",
     "modules": "nn.Module with parameters and state; they call functions.",
-    "data losses memory metrics functional": "Public functions: checks, and calls of operators.",
-    "spikes": "Values: spike times, events, and tensors that are computed on first use.",
-    "ops": "Registered operators with their gradients; they call a backend.",
+    "data losses memory metrics functional": "Public functions: names and defaults.",
+    "spikes": "Values: spike times, events, lazy tensors; layers that read and return them.",
+    "ops": "Checks, and registered operators with their gradients; they call a backend.",
     "backends": "Launches of kernels: one folder a backend, one file an operator.",
     "kernels": "Kernels import kernels only.",
 }
@@ -223,6 +223,26 @@ def test_values_have_no_autograd():
                 bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
                 found |= {f"{module} defines {node.name}"} if "Function" in bases else set()
     hold("values", found)
+
+
+def test_autograd_functions_are_called_on_their_own_floor():
+    """Whoever is above calls an entry, which checks the arguments and then runs the function."""
+    functions = {
+        module: {
+            node.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            and any(ast.unparse(base).endswith("autograd.Function") for base in node.bases)
+        }
+        for module, tree in sources().items()
+    }
+    assert sum(map(len, functions.values())) > 10
+    found = set()
+    for importer, imported, names, _ in imports():
+        if importer and imported and floor_of(importer) != floor_of(imported):
+            taken = functions[imported].intersection(names)
+            found |= {f"{importer} -> {imported}.{name}" for name in taken}
+    hold("autograd functions", found)
 
 
 def test_few_positional_parameters():

@@ -126,6 +126,11 @@ def missing(backend: str, device_type: str) -> str | None:
     return None
 
 
+def reads_shares(backend: str) -> bool:
+    """Whether linear layers of a backend read a spike that is shared between two steps once."""
+    return hasattr(load(backend, "linear"), "SPLITS")
+
+
 @functools.cache
 def load(backend: str, op: str) -> ModuleType:
     """Import the implementation of an operator, once, on its first use."""

@@ -30,6 +30,7 @@ ALLOCATORS = ("reuse", "torch")
 VARIABLE = "SNN_SINGLE_SPIKE_MEMORY"
 
 _MIN_BYTES = 1 << 19  # the C library keeps smaller freed blocks
+_IN_ONE_THREAD = 1 << 15  # elements that torch copies without other threads
 _HUGE_PAGE = 2 << 20
 _MOST_SPARE = 32 << 20
 
@@ -178,7 +179,7 @@ def copy(tensor: torch.Tensor) -> torch.Tensor:
     After their work, torch's threads spin on their cores for milliseconds, and would slow down the
     threads of the numba backend.
     """
-    if tensor.device.type != "cpu" or is_traced():
+    if tensor.device.type != "cpu" or is_traced() or tensor.numel() < _IN_ONE_THREAD:
         return tensor.clone()
     out = empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
     as_numpy(out)[...] = as_numpy(tensor)

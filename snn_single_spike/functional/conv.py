@@ -5,32 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends._types import Convolution
-from ..ops.conv import ConvSpikes
+from ..ops.layer import LayerNeurons
 from ..ops.surrogate import SpikeGrad, split
 from ..ops.validation import RESETS, check_choice, check_conv
-from ..spikes import SpikeEvents, Spikes, SpikeTimes
-from ..spikes.current import (
-    conv1d_as_2d,
-    dense_conv,
-    height_of_channels,
-    made_dense_by_convolution,
-)
+from ..spikes import SpikeEvents, SpikeTimes
+from ..spikes.current import conv1d_as_2d
+from ..spikes.layers import conv_spikes
 from ..spikes.pooling import pool_first_spikes
-from ._layer import (
-    Current,
-    LayerNeurons,
-    check_type,
-    checked_neurons,
-    layer_inputs,
-    spikes_of_current,
-    spikes_of_layer,
-)
+from .linear import check_type
 from .neuron import DEFAULT_GRADIENT, leaky_reset
 
 __all__ = [
     "first_spike_pool2d",
-    "run_single_spike_conv",
     "single_spike_conv1d",
     "single_spike_conv2d",
 ]
@@ -105,7 +91,7 @@ def single_spike_conv2d(
         *split(spike_grad),
         *(gradient, leaky_reset(reset_mechanism), backend),
     )
-    return run_single_spike_conv(spikes, weight, bias, sizes, features, neurons)
+    return conv_spikes(spikes, weight, bias, sizes, features, neurons)
 
 
 def single_spike_conv1d(
@@ -143,7 +129,7 @@ def single_spike_conv1d(
         *split(spike_grad),
         *(gradient, leaky_reset(reset_mechanism), backend),
     )
-    return run_single_spike_conv(maps, kernel, bias, sizes, features, neurons)
+    return conv_spikes(maps, kernel, bias, sizes, features, neurons)
 
 
 def first_spike_pool2d(
@@ -186,57 +172,3 @@ def first_spike_pool2d(
             "width) are expected: use spikes.reshape(time, batch, channels, height, width)"
         )
     return pool_first_spikes(spikes, kernel_size, stride, padding, ceil_mode)
-
-
-def run_single_spike_conv(
-    spikes: Spikes,
-    weight: Tensor,
-    bias: Tensor | None,
-    sizes: Convolution,
-    features: torch.Size,
-    neurons: LayerNeurons,
-) -> SpikeTimes:
-    """Check the arguments and run the operator on spike times.
-
-    ``features`` are those of the neurons, (O, height, width) or (O, width). ``weight`` has two
-    dimensions of the kernel in both cases.
-    """
-    reason = made_dense_by_convolution(spikes)
-    if neurons.needs_membrane or reason or not spikes.prefer_events():
-        by = reason or "convolution with a custom spike_grad"
-        loud = neurons.needs_membrane or reason
-        dense = spikes.materialize(by) if loud else spikes.read_dense()
-        current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
-        return spikes_of_current(current, neurons)
-    shape = torch.Size((spikes.num_steps, spikes.batch, *features))
-    described = Current(shape, weight.dtype, weight.device)
-    decay, threshold, height = checked_neurons(neurons, described)
-    factor = None
-    if spikes.height is not None:
-        # A channel of the input is a column of the weights of its group.
-        heights = height_of_channels(spikes)
-        assert heights is not None
-        by_group = heights.expand(sizes.channels).view(sizes.groups, 1, -1)
-        of_output = by_group.expand(-1, len(weight) // sizes.groups, -1)
-        factor = of_output.reshape(*weight.shape[:2], 1, 1)
-    settings, tensors, events = layer_inputs(spikes, weight, factor, bias, neurons)
-    out = ConvSpikes.apply(
-        settings,
-        sizes,
-        *tensors,
-        _by_channel(decay, neurons.beta, features),
-        _by_channel(threshold, neurons.threshold, features),
-        *events,
-    )
-    return spikes_of_layer(out, described, height, neurons)
-
-
-def _by_channel(checked: Tensor, given: Tensor | float, features: torch.Size) -> Tensor:
-    """A checked parameter as (O, 1) if it is the same in a channel, else (O, positions)."""
-    channels, *maps = features
-    if checked.numel() == 1:
-        return checked.expand(channels)[:, None].contiguous()
-    by_channel = checked.view(channels, -1)
-    assert isinstance(given, Tensor)
-    within = given.shape[-len(maps) :] if given.dim() > len(maps) else given.shape
-    return by_channel[:, :1].contiguous() if within.numel() == 1 else by_channel

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..backends._types import state_dtype
 from ..ops.carrier import carrier
-from ..ops.count import SpikeCount
-from ..ops.validation import check_choice, check_recording, check_transforms
+from ..ops.count import count_spikes
+from ..ops.validation import check_choice, check_recording
 from ..spikes import SpikeEvents, SpikeTimes
 from ..spikes.lazy import materialize
 
@@ -62,12 +62,11 @@ def spike_count(spk_out: Tensor | SpikeTimes | SpikeEvents, per: str = "neuron")
 
 def _count(spikes: SpikeTimes | SpikeEvents, fired: Tensor, per: str) -> Tensor:
     """The count of spikes, from their number (B, N) in each sample."""
-    check_transforms()
     given, height = spikes.carrier, spikes.height
     if given is None:
         like = fired.new_empty(0, dtype=spikes.dtype)
         given = carrier(spikes.num_steps, spikes.batch, fired.shape[1], like)
-    return SpikeCount.apply(given, fired, None if height is None else height.flatten(), per)
+    return count_spikes(given, fired, None if height is None else height.flatten(), per)
 
 
 def _numbers(spikes: SpikeEvents) -> Tensor:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..backends._compiling import is_traced
-from ..ops.delay import clip_delay, delayed_sequence, split_delay
-from ..ops.validation import check_current, check_device, check_not_nan, check_real
+from ..ops.delay import checked_delay, delayed_sequence
+from ..ops.validation import check_current
 from ..spikes import SpikeEvents, Spikes, SpikeTimes
-from ..spikes.delayed import DelayedSpikes, delay_by_steps
+from ..spikes.delayed import DelayedSpikes
 from ..spikes.lazy import LazyTensor, materialize
 
-__all__ = ["check_delay", "check_max_delay", "delay_spikes"]
+__all__ = ["delay_spikes"]
 
 
 def delay_spikes(
@@ -63,89 +60,10 @@ def delay_spikes(
     """
     if isinstance(spikes, LazyTensor) and not isinstance(spikes, Spikes):
         spikes = materialize(spikes, "delay_spikes")
-    if not isinstance(spikes, SpikeTimes | SpikeEvents):
-        if isinstance(spikes, Spikes):
-            raise TypeError(
-                f"delay_spikes does not support {type(spikes).__name__}: add the delays, or delay "
-                "the spikes before they are averaged"
-            )
+    if not isinstance(spikes, Spikes):
         check_current(spikes, "spikes")
-    clipped = clip_delay(_delay_of(delay, spikes), check_max_delay(max_delay))
+    features = spikes.shape[2:] if isinstance(spikes, Tensor) else spikes.features
+    clipped = checked_delay(delay, max_delay, features, spikes.dtype, spikes.device)
     if isinstance(spikes, Tensor):
         return delayed_sequence(spikes, clipped)
-    if not _is_whole(clipped):
-        return DelayedSpikes(spikes, clipped.expand(spikes.features))
-    whole, _ = split_delay(clipped.expand(spikes.features))
-    return _delayed_by_steps(spikes, whole)
-
-
-def _delayed_by_steps(spikes: SpikeTimes | SpikeEvents, steps: Tensor) -> SpikeTimes | SpikeEvents:
-    late = delay_by_steps(spikes.unfold().flatten(2), steps.flatten())
-    late = late._with_features(spikes.features)._is_like(height=spikes.height, folded=spikes.folded)
-    if isinstance(spikes, SpikeTimes) and spikes.interpolated_times is not None:
-        times = spikes.interpolated_times + steps
-        late.interpolated_times = torch.where(late.times >= 0, times, -1.0)
-    return late
-
-
-def _is_whole(delay: Tensor) -> bool:
-    """Whether spikes stay whole. A gradient to the delay needs both parts of each spike."""
-    if torch.is_grad_enabled() and delay.requires_grad:
-        return False
-    return not is_traced() and bool((delay == delay.floor()).all())
-
-
-def _delay_of(delay: Tensor | float, spikes: Any) -> Tensor:
-    """The delay as a floating-point tensor that broadcasts to the features."""
-    given = delay
-    if not isinstance(delay, Tensor):
-        check_delay(delay)
-        delay = torch.as_tensor(delay, dtype=_float(spikes.dtype), device=spikes.device)
-    check_device("delay", delay, spikes.device, "spikes")
-    check_real("delay", delay)
-    if not delay.is_floating_point():
-        delay = delay.to(_float(spikes.dtype))
-    features = spikes.shape[2:] if isinstance(spikes, Tensor) else spikes.features
-    try:
-        delay.expand(features)
-    except RuntimeError:
-        raise ValueError(
-            f"delay has shape {tuple(delay.shape)}, which does not broadcast to the features "
-            f"{tuple(features)}: use one delay for each unit, or one number"
-        ) from None
-    check_not_nan("delay", given)
-    if not is_traced() and bool(delay.isinf().any()):
-        raise ValueError(
-            "delay contains an infinite value, but must be finite: it is a number of time steps. "
-            "If training caused it, lower the learning rate"
-        )
-    return delay
-
-
-def _float(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_delay(delay: Tensor | float) -> None:
-    """Reject a delay that is complex, NaN, infinite or negative, before training."""
-    check_real("delay", delay)
-    check_not_nan("delay", delay)
-    values = torch.as_tensor(delay)
-    bad = values[~(values.isfinite() & (values >= 0))]
-    if bad.numel():
-        raise ValueError(
-            f"delay contains {float(bad[0])}, but must be finite and not negative: it is a number "
-            "of time steps"
-        )
-
-
-def check_max_delay(max_delay: float | None) -> float | None:
-    if max_delay is None:
-        return None
-    if isinstance(max_delay, bool) or not isinstance(max_delay, int | float):
-        raise TypeError(f"max_delay must be a number, not {type(max_delay).__name__}")
-    if not (math.isfinite(max_delay) and max_delay > 0):
-        raise ValueError(
-            f"max_delay={max_delay} must be positive and finite: leave it out for none"
-        )
-    return max_delay
+    return DelayedSpikes(spikes, clipped.expand(features)).simplified()

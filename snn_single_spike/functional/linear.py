@@ -4,32 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import backends
-from ..backends._compiling import is_traced
-from ..backends._decay import clip_decay
-from ..backends._types import state_dtype
-from ..ops.linear import LinearReadout, LinearSettings, LinearSpikes
+from ..ops.layer import LayerNeurons
 from ..ops.surrogate import SpikeGrad, split
-from ..ops.validation import REDUCTIONS, RESETS, check_choice, check_linear, check_parameter
-from ..spikes import SpikeEvents, Spikes, SpikeTimes
-from ..spikes.current import dense_linear, shared_by_steps
-from ..spikes.delayed import DelayedSpikes
-from ._layer import (
-    Current,
-    LayerNeurons,
-    check_type,
-    checked_neurons,
-    layer_inputs,
-    spikes_of_current,
-    spikes_of_layer,
-)
+from ..ops.validation import RESETS, check_choice
+from ..spikes import SpikeEvents, Spikes, SpikeTimes, layers
 from .neuron import DEFAULT_GRADIENT, leaky_reset
-from .readout import leaky_readout
 
-__all__ = ["linear_readout", "run_single_spike_linear", "single_spike_linear"]
+__all__ = ["check_type", "linear_readout", "single_spike_linear"]
 
 
 def single_spike_linear(
@@ -86,6 +69,7 @@ def single_spike_linear(
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
     check_choice("reset_mechanism", reset_mechanism, RESETS)
+    _check_spikes(spikes)
     neurons = LayerNeurons(
         beta,
         threshold,
@@ -95,7 +79,7 @@ def single_spike_linear(
         leaky_reset(reset_mechanism),
         backend,
     )
-    return run_single_spike_linear(_check_spikes(spikes), weight, bias, neurons)
+    return layers.linear_spikes(spikes, weight, bias, neurons)
 
 
 def linear_readout(
@@ -137,75 +121,22 @@ def linear_readout(
     :raises ValueError: `spikes` has more than one feature dimension, or does not fit `weight`
     :raises ValueError, TypeError, RuntimeError: as :func:`leaky_readout`
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_linear(_check_spikes(spikes), weight, bias)
-    chosen = backends.select(backend, weight.device.type)
-    spikes, weight = _of_whole_steps(spikes, weight, backend)
-    if not spikes.prefer_events():
-        dense = dense_linear(spikes.read_dense(), weight, bias)
-        return leaky_readout(dense, beta, reduction=reduction, backend=backend)
-    decay = clip_decay(check_parameter("beta", beta, _current(spikes, weight)))
-    settings, tensors, events = _linear_inputs(spikes, weight, bias)
-    value = LinearReadout.apply(
-        settings._replace(reduction=reduction, backend=chosen),
-        *tensors,
-        decay.expand(len(weight)).contiguous(),
-        *events,
-    )
-    return value.to(weight.dtype)
+    _check_spikes(spikes)
+    return layers.linear_readout(spikes, weight, bias, beta, reduction, backend)
 
 
-def run_single_spike_linear(
-    spikes: Spikes, weight: Tensor, bias: Tensor | None, neurons: LayerNeurons
-) -> SpikeTimes:
-    """Check the arguments and run the operator on spike times."""
-    check_linear(spikes, weight, bias)
-    spikes, weight = _of_whole_steps(spikes, weight, neurons.backend)
-    if neurons.needs_membrane or not spikes.prefer_events():
-        by = "linear with a custom spike_grad"
-        dense = spikes.materialize(by) if neurons.needs_membrane else spikes.read_dense()
-        return spikes_of_current(dense_linear(dense, weight, bias), neurons)
-    current = _current(spikes, weight)
-    decay, threshold, height = checked_neurons(neurons, current)
-    settings, tensors, events = _linear_inputs(spikes, weight, bias, neurons)
-    of_output = (x.expand(len(weight)).contiguous() for x in (decay, threshold))
-    out = LinearSpikes.apply(settings, *tensors, *of_output, *events)
-    return spikes_of_layer(out, current, height, neurons)
+def check_type(spikes: Any) -> None:
+    if not isinstance(spikes, Spikes):
+        raise TypeError(
+            f"spikes must be SpikeTimes or SpikeEvents, not {type(spikes).__name__}: make them "
+            "with SpikeTimes.from_dense(spikes) or SpikeEvents.from_dense(spikes)"
+        )
 
 
-def _of_whole_steps(spikes: Spikes, weight: Tensor, backend: str) -> tuple[Spikes, Tensor]:
-    """Spikes of whole steps and their weights, unless the backend reads shared spikes itself."""
-    if isinstance(spikes, DelayedSpikes) and not is_traced() and spikes.prefer_events():
-        chosen = backends.select(backend, weight.device.type)
-        if hasattr(backends.load(chosen, "linear"), "SPLITS"):
-            return spikes, weight
-    return shared_by_steps(spikes, weight)
-
-
-def _linear_inputs(
-    spikes: Spikes, weight: Tensor, bias: Tensor | None, neurons: LayerNeurons | None = None
-) -> tuple[LinearSettings, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """The settings, (carrier, share of the later step, weight, bias), and the events."""
-    fraction: Tensor | None = None
-    if isinstance(spikes, DelayedSpikes):
-        spikes, fraction = spikes.split()
-        fraction = fraction.to(state_dtype(weight.dtype))
-    settings, tensors, events = layer_inputs(spikes, weight, spikes.height, bias, neurons)
-    given, *weights = tensors
-    return settings, (given, fraction, *weights), events
-
-
-def _current(spikes: Spikes, weight: Tensor) -> Current:
-    """The description of the current (T, B, out)."""
-    shape = torch.Size((spikes.num_steps, spikes.batch, len(weight)))
-    return Current(shape, weight.dtype, weight.device)
-
-
-def _check_spikes(spikes: Any) -> Spikes:
+def _check_spikes(spikes: Any) -> None:
     check_type(spikes)
     if len(spikes.features) != 1:
         raise ValueError(
             f"spikes has shape {tuple(spikes.shape)}, but one feature dimension is expected, "
             "(time, batch, in): use spikes.flatten(2)"
         )
-    return spikes

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from .. import backends
-from ..backends._compiling import is_traced
-from ..backends._types import FREE
-from ..ops.gate import RuleGate
-from ..ops.neuron import INPUTS, Settings, SingleSpike, Wanted
-from ..ops.surrogate import SpikeGrad, Surrogate, split
-from ..ops.validation import (
-    GRADIENT_RULES,
-    RESETS,
-    check_choice,
-    check_current,
-    check_parameter,
-    check_refractory,
-    check_state,
-)
+from ..ops.neuron import run_single_spike
+from ..ops.surrogate import SpikeGrad, split
+from ..ops.validation import RESETS, check_choice
 
 __all__ = [
     "DEFAULT_GRADIENT",
     "SPIKE_FORMATS",
-    "Result",
     "SingleSpikes",
     "first_spike_time",
     "leaky_reset",
-    "run_single_spike",
     "single_spike_leaky",
 ]
 
@@ -56,163 +41,6 @@ class SingleSpikes(NamedTuple):
     times: Tensor
     """`(B, *features)`: step of the spike, -1 for a silent neuron. int64, or floating-point and
     differentiable under ``gradient="spike_time"``. With ``refractory``: step of the last spike."""
-
-
-class Result(NamedTuple):
-    """The result of :func:`run_single_spike`; an output that was not requested is None."""
-
-    spikes: Tensor | None
-    mem: Tensor | None
-    syn: Tensor | None
-    inh: Tensor | None
-    times: Tensor
-    final: Tensor | None
-    """The states at T-1, (1 to 3, B, *features): the membrane, then the synaptic currents."""
-
-
-def run_single_spike(
-    current: Tensor,
-    beta: Tensor | float,
-    threshold: Tensor | float,
-    graded_spikes_factor: Tensor | float,
-    surrogate: Surrogate | None,
-    custom_surrogate: SpikeGrad | None,
-    gradient: str,
-    reset: str,
-    *,
-    mem: Tensor | None = None,
-    alpha: Tensor | float | None = None,
-    gain: Tensor | None = None,
-    feedback: Tensor | float | None = None,
-    syn: Tensor | None = None,
-    inh: Tensor | None = None,
-    clamp: bool = True,
-    refractory: int | None = None,
-    last: Tensor | None = None,
-    want_spikes: bool = True,
-    want_mem: bool = True,
-    want_final: bool = False,
-    recompute: bool | None = None,
-    backend: str = "auto",
-) -> Result:
-    """Check the arguments, run the operator, restore the shapes.
-
-    :class:`snn_single_spike.backends._types.Neuron` describes the neuron and ``reset``.
-    :func:`snn_single_spike.ops.surrogate.split` returns ``surrogate`` and ``custom_surrogate``.
-    ``want_mem`` returns the synaptic currents, too. ``last`` (B, *features) is the step of the last
-    spike before the sequence, negative.
-    """
-    check_current(current)
-    check_choice("gradient", gradient, GRADIENT_RULES)
-    refractory = check_refractory(refractory, gradient)
-    if refractory is not None and (gain is not None or feedback is not None):
-        raise ValueError(
-            f"refractory={refractory} is not supported by neurons with feedback or a gain, which "
-            "spike at most once: pass refractory=None"
-        )
-    chosen = backends.select(backend, current.device.type)
-    exact = gradient == "spike_time"
-    threshold_ = check_parameter("threshold", threshold, current)
-    factor = check_parameter("graded_spikes_factor", graded_spikes_factor, current)
-
-    # An exported program has no backward pass to save for.
-    track = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-    # Custom surrogate: the operator returns the membrane, and autograd differentiates the rest.
-    composed = track and want_spikes and custom_surrogate is not None and not exact
-    # The operator sums the gradient to the height at one spike only.
-    apart = composed or (refractory is not None and factor.requires_grad)
-    learns = any(isinstance(x, Tensor) and x.requires_grad for x in (current, beta, feedback))
-    if composed and feedback is not None and learns:
-        raise ValueError(
-            "spike_grad is a custom function, but a neuron with feedback requires a surrogate of "
-            "snntorch.surrogate: use e.g. snntorch.surrogate.atan(), or gradient='spike_time', "
-            "which uses no surrogate"
-        )
-    settings = Settings(
-        clamp=clamp,
-        reset=reset,
-        refractory=refractory,
-        rule=gradient,
-        surrogate=surrogate or (custom_surrogate if exact else None),
-        wanted=Wanted(
-            spikes=want_spikes,
-            mem=want_mem or composed,
-            syn=want_mem and alpha is not None,
-            final=want_final,
-            phase=composed and bool(refractory),
-        ),
-        # A second integration costs plain torch a whole pass, and the fused loops almost nothing.
-        recompute=(not want_mem and chosen != "torch") if recompute is None else recompute,
-        track=track,
-        backend=chosen,
-    )
-    inputs = {
-        "current": current.flatten(1).contiguous(),
-        "beta": check_parameter("beta", beta, current),
-        "threshold": threshold_,
-        "graded_spikes_factor": torch.ones_like(factor) if apart else factor,
-        "alpha": None if alpha is None else check_parameter("alpha", alpha, current),
-        "gain": None if gain is None else check_parameter("gain", gain, current),
-        "feedback": None if feedback is None else check_parameter("V", feedback, current),
-        "mem_0": check_state("mem", mem, current),
-        "syn_0": check_state("syn" if gain is None else "syn_exc", syn, current),
-        "inh_0": check_state("syn_inh", inh, current),
-    }
-    inputs["last_0"] = _last_spike(refractory, last, inputs["mem_0"], threshold_, current)
-    spikes, membrane, syn_rec, inh_rec, times, final, _, phase = SingleSpike.apply(
-        settings, *(inputs[name] for name in INPUTS)
-    )
-    shape = current.shape
-    spikes = spikes.view(shape) if want_spikes else None
-    membrane = membrane.view(shape) if want_mem or composed else None
-    times = times.view(shape[1:])
-    if composed and custom_surrogate is not None and spikes is not None and membrane is not None:
-        crossings = custom_surrogate(membrane.to(threshold_.dtype) - _broadcast(threshold_, shape))
-        if phase.numel():
-            free = (phase & FREE != 0).view(shape)
-            crossings = torch.where(free, crossings, crossings.detach())
-        closes = times if refractory is None else torch.full_like(times, -1)
-        spikes = RuleGate.apply(crossings, spikes, closes, gradient)
-    if apart and spikes is not None:
-        spikes = (spikes * _broadcast(factor, shape)).to(current.dtype)
-    return Result(
-        spikes,
-        membrane if want_mem else None,
-        syn_rec.view(shape) if want_mem and alpha is not None else None,
-        inh_rec.view(shape) if want_mem and gain is not None else None,
-        times,
-        final.view(len(final), *shape[1:]) if want_final else None,
-    )
-
-
-def _last_spike(
-    refractory: int | None,
-    last: Tensor | None,
-    mem_0: Tensor | None,
-    threshold: Tensor,
-    current: Tensor,
-) -> Tensor | None:
-    """The step (M,) of the last spike before the sequence, as the operator reads it.
-
-    Without a refractory period the membrane says whether the neuron spiked one step before, as in
-    snnTorch.
-    """
-    if refractory is None:
-        return None
-    lowest = -refractory - 2
-    if refractory:
-        return None if last is None else last.flatten().clamp(lowest, -1).contiguous()
-    if mem_0 is None:
-        on_cpu = threshold.device.type == "cpu" and not is_traced()
-        if on_cpu and bool((threshold >= 0).all()):
-            return None
-        mem_0 = torch.zeros_like(current[0], dtype=threshold.dtype).flatten()
-    above = mem_0.detach().view(-1, threshold.numel()) > threshold.detach()
-    return torch.where(above, -1, lowest).flatten()
-
-
-def _broadcast(parameter: Tensor, shape: torch.Size) -> Tensor:
-    return parameter if parameter.numel() == 1 else parameter.view(shape[2:])
 
 
 def single_spike_leaky(

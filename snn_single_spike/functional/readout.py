@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .. import backends
-from ..ops.readout import LeakyReadout
-from ..ops.validation import (
-    REDUCTIONS,
-    check_choice,
-    check_current,
-    check_parameter,
-    check_state,
-)
+from ..ops.readout import run_readout
 from ..spikes.lazy import materialize
 
 __all__ = ["leaky_readout"]
@@ -65,15 +56,5 @@ def leaky_readout(
 
     :raises ValueError, TypeError, RuntimeError: as :func:`single_spike_leaky`
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    current = check_current(materialize(current, "leaky_readout"))
-    chosen = backends.select(backend, current.device.type)
-    value = LeakyReadout.apply(
-        current.flatten(1).contiguous(),
-        check_parameter("beta", beta, current),
-        check_state("mem", mem, current),
-        reduction,
-        torch.is_grad_enabled() and not torch.compiler.is_exporting(),
-        chosen,
-    )
-    return value.view(current.shape[1:])
+    dense = materialize(current, "leaky_readout")
+    return run_readout(dense, beta, mem=mem, reduction=reduction, backend=backend)

@@ -12,7 +12,8 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 
 from .. import backends
-from ..functional.neuron import DEFAULT_GRADIENT, Result, run_single_spike
+from ..functional.neuron import DEFAULT_GRADIENT
+from ..ops.neuron import Result, run_single_spike
 from ..ops.surrogate import SpikeGrad, Surrogate, recognize, split, surrogate_disabled
 from ..ops.validation import (
     GRADIENT_RULES,
@@ -220,9 +221,10 @@ class SingleSpikeNeuron:
         ``state`` is the state before the first step, if it comes from an earlier call.
         """
         dtype = dtype or input_.dtype
+        widens = dtype != input_.dtype
 
         def widened(value: Any) -> Any:
-            same = isinstance(value, Tensor) and value.dtype == dtype
+            same = widens and isinstance(value, Tensor) and value.dtype == dtype
             return value.to(input_.dtype) if same else value
 
         neuron = {name: widened(value) for name, value in neuron.items()}
@@ -251,7 +253,7 @@ class SingleSpikeNeuron:
             if self._continues:
                 self._last_call = LastCall(state, final, result.times, input_.shape[0])
                 self._mem_of_last_call = self.mem
-        if dtype != input_.dtype:
+        if widens:
             wide = ("spikes", "mem", "syn", "inh")
             given = {name: getattr(result, name) for name in wide}
             result = result._replace(**{k: x.to(dtype) for k, x in given.items() if x is not None})

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ops.validation import UNPACK, check_current
-from ..spikes import LazyTensor, Spikes
+from ..spikes import LazyTensor, SpikeEvents, Spikes, SpikeTimes
 from ..spikes.lazy import materialize
 from .leaky import SingleSpikeLeaky
 
@@ -32,7 +32,7 @@ class SingleSpikeLayer(SingleSpikeLeaky):
         super().__init__(beta, init_hidden=True, spike_format="times", **neuron)
 
     def _checked(self, spikes: Any) -> Any:
-        """The input of a call: spikes, or a dense tensor (T, B, *features)."""
+        """The input of a call as it is computed: spikes, or a dense tensor (T, B, *features)."""
         if isinstance(spikes, LazyTensor) and not isinstance(spikes, Spikes):
             spikes = materialize(spikes, type(self).__name__)
         if isinstance(spikes, Tensor):
@@ -45,7 +45,17 @@ class SingleSpikeLayer(SingleSpikeLeaky):
             )
         self._check_shape(spikes.shape)
         self._check_hooks()
+        if isinstance(spikes, Tensor) and self._faster_from_spikes(spikes):
+            return SpikeEvents.from_dense(spikes)
         return spikes
+
+    def _from_dense(self, spikes: Tensor) -> SpikeTimes:
+        """A call with dense spikes, from their current."""
+        return super().forward(self.dense_current(spikes))
+
+    def _faster_from_spikes(self, dense: Tensor) -> bool:
+        """Whether a dense input is sparse enough to be converted to events."""
+        return False
 
     def _check_shape(self, shape: Any) -> None:
         raise NotImplementedError

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional.conv import run_single_spike_conv
 from ..ops.validation import check_conv, check_padding
 from ..spikes import SpikeEvents, SpikeTimes
 from ..spikes.current import conv1d_as_2d
+from ..spikes.layers import conv_spikes
 from ._layer import SingleSpikeLayer
 from .leaky import LeakyState
 
@@ -63,7 +63,7 @@ class _SingleSpikeConv(SingleSpikeLayer):
     ) -> SpikeTimes:
         spikes = self._checked(spikes)
         if isinstance(spikes, Tensor):
-            return super().forward(self.dense_current(spikes))
+            return self._from_dense(spikes)
         self._keep_no_state(spikes.num_steps)
         how = (self.bias, self.stride, self.padding, self.dilation, self.groups)
         if len(self.maps) == 1:
@@ -73,9 +73,7 @@ class _SingleSpikeConv(SingleSpikeLayer):
             given, weight = spikes, self.weight
             sizes = check_conv(spikes, weight, *how)
             features = (self.out_channels, sizes.out_height, sizes.out_width)  # type: ignore
-        return run_single_spike_conv(
-            given, weight, self.bias, sizes, torch.Size(features), self._neurons()
-        )
+        return conv_spikes(given, weight, self.bias, sizes, torch.Size(features), self._neurons())
 
     def dense_current(self, spikes: Tensor) -> Tensor:
         """The current of the neurons from dense spikes."""

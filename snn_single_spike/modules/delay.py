@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional.delay import check_delay, check_max_delay, delay_spikes
+from ..functional.delay import delay_spikes
+from ..ops.delay import check_delay, check_max_delay
 
 __all__ = ["SpikeDelay", "add_delay"]
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from ..backends._decay import clip_decay
 from ..backends._types import state_dtype
 from ..functional import SPIKE_FORMATS
-from ..functional._layer import LayerNeurons, events_of_result, spikes_of_result
-from ..functional.conv import run_single_spike_conv
-from ..functional.linear import run_single_spike_linear
-from ..functional.neuron import leaky_reset, run_single_spike
+from ..functional.neuron import leaky_reset
+from ..ops.layer import LayerNeurons
+from ..ops.neuron import run_single_spike
 from ..ops.validation import check_choice, check_parameter
-from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane, SpikeTimes
+from ..spikes import ConvCurrent, LazyCurrent, LazyMembrane
+from ..spikes.layers import spikes_of_neuron
 from ..spikes.lazy import LastState, materialize
 from ._base import SingleSpikeNeuron
 from .state import LeakyState, checked
@@ -185,8 +185,8 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
         result = self._run(input_, None, state, **states, **height)
         spikes: Any = result.spikes
         if times:
-            given = spikes_of_result if self.refractory is None else events_of_result
-            spikes = given(result, self.graded_spikes_factor)
+            once = self.refractory is None
+            spikes = spikes_of_neuron(result, self.graded_spikes_factor, once)
         return spikes if result.mem is None else (spikes, result.mem)
 
     def _returns_times(self, input_: Any) -> bool:
@@ -205,11 +205,6 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
     def _from_spikes(self, current: LazyCurrent | ConvCurrent) -> Any:
         """Open the current of a layer, and run the layer with these neurons."""
         neurons = self._neurons()
-        spikes: SpikeTimes
-        if isinstance(current, ConvCurrent):
-            spikes = run_single_spike_conv(*current.convolution(), current.features, neurons)
-        else:
-            spikes = run_single_spike_linear(*current.linear(), neurons)
         read = (current.weight, current.bias, current.spikes.height, self.beta, self.threshold)
 
         def membrane(of: LazyCurrent | ConvCurrent) -> Tensor:
@@ -217,16 +212,17 @@ class SingleSpikeLeaky(SingleSpikeNeuron, snn.Leaky):
             assert result.mem is not None
             return result.mem
 
-        self._keep_no_state(current.shape[0])
-        if not torch.compiler.is_compiling():
-            last = current.detach()
-            kept: Any = LastState(LazyMembrane(last, read, lambda: membrane(last)))
-            self.mem = kept
-        if self.init_hidden and not self.output:
-            return spikes
+        only_spikes = self.init_hidden and not self.output
         if torch.compiler.is_compiling():
-            return spikes, membrane(current)
-        return spikes, LazyMembrane(current, read, lambda: membrane(current))
+            spikes = current.single_spikes(neurons)
+            return spikes if only_spikes else (spikes, membrane(current))
+        mem = None if only_spikes else LazyMembrane(current, read, lambda: membrane(current))
+        last = current.detach()
+        kept: Any = LastState(LazyMembrane(last, read, lambda: membrane(last)))
+        spikes = current.single_spikes(neurons)
+        self._keep_no_state(current.shape[0])
+        self.mem = kept
+        return spikes if only_spikes else (spikes, mem)
 
     def _neurons(self) -> LayerNeurons:
         return LayerNeurons(

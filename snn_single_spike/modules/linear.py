@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional.delay import check_max_delay, delay_spikes
-from ..functional.linear import run_single_spike_linear
-from ..spikes import SpikeEvents, SpikeTimes, choice
+from ..ops.delay import check_max_delay, checked_delay, delayed_sequence
+from ..spikes import DelayedSpikes, SpikeEvents, SpikeTimes, choice
+from ..spikes.layers import linear_spikes
 from ._layer import SingleSpikeLayer
 from .delay import add_delay
 from .leaky import LeakyState
@@ -144,21 +144,23 @@ class SingleSpikeLinear(SingleSpikeLayer):
     ) -> SpikeTimes:
         spikes = self._checked(spikes)
         if isinstance(spikes, Tensor):
-            if not self._faster_from_spikes(spikes):
-                return super().forward(self.dense_current(spikes))
-            spikes = SpikeEvents.from_dense(spikes)
+            return self._from_dense(spikes)
         self._keep_no_state(spikes.num_steps)
-        delayed = self._delayed(spikes)
-        return run_single_spike_linear(delayed, self.weight, self.bias, self._neurons())
+        if self.delay is not None:
+            spikes = DelayedSpikes(spikes, self._clipped_delay())  # type: ignore[assignment]
+        return linear_spikes(spikes, self.weight, self.bias, self._neurons())
 
     def dense_current(self, spikes: Tensor) -> Tensor:
         """The current of the neurons from dense spikes, (time, batch, in_features)."""
-        return F.linear(self._delayed(spikes), self.weight, self.bias)
+        if self.delay is not None:
+            spikes = delayed_sequence(spikes, self._clipped_delay())
+        return F.linear(spikes, self.weight, self.bias)
 
-    def _delayed(self, spikes: Any) -> Any:
-        if self.delay is None:
-            return spikes
-        return delay_spikes(spikes, self.delay, max_delay=self.max_delay)
+    def _clipped_delay(self) -> Tensor:
+        assert self.delay is not None
+        of, features = self.weight, (self.in_features,)
+        delay = checked_delay(self.delay, self.max_delay, features, of.dtype, of.device)
+        return delay.expand(features)
 
     def _check_shape(self, shape: torch.Size) -> None:
         if shape[2:] != (self.in_features,):

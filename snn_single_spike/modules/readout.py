@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..functional import leaky_readout, linear_readout
-from ..functional.neuron import run_single_spike
+from ..ops.neuron import run_single_spike
 from ..ops.validation import REDUCTIONS, check_choice, check_not_nan, scaled
 from ..spikes import LazyCurrent
 from ..spikes.lazy import materialize, to_dense

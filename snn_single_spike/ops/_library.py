@@ -73,6 +73,16 @@ def allocate(
     return empty(shape, dtype=dtype, device=device)
 
 
+def cleared(new: New) -> New:
+    """As ``new``, but the memory holds zeros, to which a kernel adds."""
+
+    def zeros(wanted: bool, *like: Any) -> Tensor:
+        tensor = new(wanted, *like)
+        return tensor.zero_() if wanted and new is not allocate_fake else tensor
+
+    return zeros
+
+
 def allocate_fake(
     wanted: bool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:

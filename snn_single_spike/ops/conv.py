@@ -29,15 +29,14 @@ from ..backends._types import (
     schema,
 )
 from ..backends.adjoint import adjoint_rows
-from ._library import New, allocate, allocate_fake, given, given_of, register, take
-from .carrier import carrier
-from .crossing import interpolate, through_crossing
+from ._library import New, allocate, allocate_fake, cleared, given, given_of, register, take
 from .factored_gradient import At, FactoredGradient, factors_of, rows_of
 from .linear import (
     LinearSettings,
+    at_spikes,
     check_backward,
     dense_adjoint,
-    gradient_around,
+    first_spikes,
     sort_spikes,
     with_values,
 )
@@ -69,12 +68,11 @@ def _conv_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
     conv, adjoint = take(Convolution, arguments), take(ClosedFormAdjoint, arguments)
     want_inputs, backend = arguments
     batch, dtype, device = events.offsets.shape[0] - 1, weight.dtype, weight.device
-    grad_weight = new(not want_inputs, tuple(weight.shape), dtype, device)
-    grad_bias = new(not want_inputs, (weight.shape[0],), dtype, device)
-    grad_inputs = new(want_inputs, (2, batch, conv.units), dtype, device)
+    zeros = cleared(new)
+    grad_weight = zeros(not want_inputs, tuple(weight.shape), dtype, device)
+    grad_bias = zeros(not want_inputs, (weight.shape[0],), dtype, device)
+    grad_inputs = zeros(want_inputs, (2, batch, conv.units), dtype, device)
     if new is not allocate_fake:
-        for gradient in (grad_weight, grad_bias, grad_inputs):
-            gradient.zero_()
         backends.load(backend, "conv").conv_backward_closed_form(
             events.trimmed(),
             num_steps,
@@ -102,19 +100,15 @@ def _backward_scan(
     want_current: bool,
     backend: str,
 ) -> ConvGradients:
-    dtype, device = layer.weight.dtype, layer.weight.device
+    zeros, dtype, device = cleared(new), layer.weight.dtype, layer.weight.device
     weight, bias, beta, threshold = (
-        new(want_parameters, tuple(x.shape), dtype, device) for x in layer[:4]
+        zeros(want_parameters, tuple(x.shape), dtype, device) for x in layer[:4]
     )
     current = new(want_current, (num_steps, *times.shape), dtype, device)
     out = ConvGradients(weight, bias, beta, threshold, current)
     if factors is not None:
-        into = given_of(out)
-        for gradient in into[:4]:
-            if gradient is not None:
-                gradient.zero_()
         backends.load(backend, "conv").conv_backward_scan(
-            events.trimmed(), num_steps, layer, conv, times, factors, rule, surrogate, into
+            events.trimmed(), num_steps, layer, conv, times, factors, rule, surrogate, given_of(out)
         )
     return out
 
@@ -189,7 +183,7 @@ class ConvSpikes(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = settings.rule == "spike_time"
         _, _, _, _, _, need_beta, *_ = ctx.needs_input_grad
-        crossing, sensitivity, times, when = torch.ops.snn_single_spike.conv_first_spikes(
+        out = torch.ops.snn_single_spike.conv_first_spikes(
             *(*events, settings.once, settings.padded, settings.num_steps),
             *(weight, bias, beta, threshold, settings.reset),
             *conv,
@@ -197,30 +191,16 @@ class ConvSpikes(torch.autograd.Function):
             exact and settings.track and need_beta,
             settings.backend,
         )
-        ctx.save_for_backward(
-            *(weight, bias, beta, threshold, times, when, crossing, sensitivity, *events)
-        )
-        ctx.settings, ctx.conv = settings, conv
-        ctx.set_materialize_grads(False)
-        interpolated = weight.new_empty(0)
-        if exact:
-            theta = _flat(threshold, conv)
-            moments = interpolate(times.flatten().long(), crossing.flatten(1), theta)
-            interpolated = moments.view(times.shape)
-            ctx.mark_non_differentiable(times)
-        else:
-            ctx.mark_non_differentiable(times, interpolated)
-        new = carrier(settings.num_steps, times.shape[0], times.shape[1], weight)
-        if settings.surrogate is None:
-            ctx.mark_non_differentiable(new)
-        return new, times, interpolated
+        ctx.save_for_backward(weight, bias, beta, threshold, *out, *events)
+        ctx.conv = conv
+        return first_spikes(ctx, settings, out, _flat(threshold, conv) if exact else threshold)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _, grad_times = grads
         settings: LinearSettings = ctx.settings
         weight, bias, beta, threshold, *around_spikes = ctx.saved_tensors
-        times, when, crossing, sensitivity, *tensors = around_spikes
+        crossing, sensitivity, times, when, *tensors = around_spikes
         place = "single_spike_conv2d (SingleSpikeLeaky"
         check_backward(place, weight, grad, grad_times, layer="convolution")
         layer = ConvNeurons(weight, bias, beta, threshold, settings.reset)
@@ -273,19 +253,10 @@ class _Backward:
     ) -> tuple[Tensor | None, ...]:
         """By the rule "spike_time", whose adjoint has a closed form."""
         settings, conv, layer, spiked = self.settings, self.conv, self.layer, self.spiked
-        at, before, direct = through_crossing(
-            gradient_around(grad, when, spiked >= 0),
-            None if grad_times is None else grad_times.flatten(),
-            spiked.flatten().long(),
-            crossing.flatten(1),
-            _flat(layer.threshold, conv),
-            settings.surrogate,
+        theta = _flat(layer.threshold, conv)
+        adjoint, by_beta, by_threshold = at_spikes(
+            settings, spiked, when, crossing, sensitivity, theta, grad, grad_times
         )
-        assert at is not None
-        assert before is not None
-        assert direct is not None
-        at, before = at.view(spiked.shape), before.view(spiked.shape)
-        adjoint = ClosedFormAdjoint(None, at, before, when.long())
         backward = torch.ops.snn_single_spike.conv_backward_closed_form
         num_steps, backend = settings.num_steps, settings.backend
         given_ = (num_steps, layer.weight, layer.beta, *conv, *adjoint)
@@ -303,11 +274,8 @@ class _Backward:
                 return backward(*self._events_at(steps, fired), *given_, True, backend)[2]
 
             to_input = self._to_input(rows, around)
-        d_beta = None
-        if sensitivity.numel():
-            d_beta = self._of(before * sensitivity[0] + at * sensitivity[1], layer.beta)
-        d_threshold = self._of(direct.view(spiked.shape), layer.threshold)
-        return to_input, grad_weight, grad_bias, d_beta, d_threshold
+        d_beta = None if by_beta is None else self._of(by_beta, layer.beta)
+        return to_input, grad_weight, grad_bias, d_beta, self._of(by_threshold, layer.threshold)
 
     def _of(self, values: Tensor, parameter: Tensor) -> Tensor:
         """Values (B, O * positions), summed to the shape of a parameter."""

@@ -11,6 +11,7 @@ from ..backends._compiling import is_batched, is_traced
 from ..backends._types import state_dtype
 from .factored_gradient import FactoredGradient, rows_of
 from .second_order import is_recorded
+from .validation import check_transforms
 
 
 class SpikeCount(torch.autograd.Function):
@@ -61,3 +62,9 @@ class SpikeCount(torch.autograd.Function):
                 lambda steps, fired: at_each_step.expand(2, batch, neurons),
             )
         return to_spikes, None, d_height, None
+
+
+def count_spikes(given: Tensor, fired: Tensor, height: Tensor | None, per: str) -> Tensor:
+    """The number of spikes, with the arguments of :class:`SpikeCount`."""
+    check_transforms()
+    return SpikeCount.apply(given, fired, height, per)

@@ -78,6 +78,13 @@ class EventCurrent(torch.autograd.Function):
         return None, to_input, to_weight, to_bias, *(None,) * 4
 
 
+def event_current(
+    num_steps: int, given: Tensor | None, weight: Tensor, bias: Tensor | None, events: Events
+) -> Tensor:
+    """The current (T, B, O) of spikes with the carrier ``given`` and these events."""
+    return EventCurrent.apply(num_steps, given, weight, bias, *events[:4])
+
+
 def _loops(weight: Tensor) -> ModuleType | None:
     """The compiled loops of linear layers, for a CPU."""
     backend, _ = backends.explain(weight.device.type)

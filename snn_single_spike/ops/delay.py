@@ -7,15 +7,18 @@ steps and a fraction, and the fraction is the share of the later step.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backends._compiling import is_traced
 from ..backends._types import GradientFactors
 from .carrier import carrier
 from .factored_gradient import At, FactoredGradient
+from .validation import check_device, check_not_nan, check_real
 
 _LONGEST = 1 << 30  # later than any sequence; int32 holds it with a step added
 
@@ -43,6 +46,64 @@ def clip_delay(delay: Tensor, most: float | None) -> Tensor:
     leave it, and the gradient of :func:`torch.clamp` would hold a delay there for ever.
     """
     return _Clip.apply(delay, most)
+
+
+def checked_delay(
+    delay: Tensor | float,
+    most: float | None,
+    features: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """A delay that broadcasts to the features of spikes, as a floating-point tensor, clipped."""
+    check_max_delay(most)
+    given, kind = delay, torch.float64 if dtype == torch.float64 else torch.float32
+    if not isinstance(delay, Tensor):
+        check_delay(delay)
+        delay = torch.as_tensor(delay, dtype=kind, device=device)
+    check_device("delay", delay, device, "spikes")
+    check_real("delay", delay)
+    if not delay.is_floating_point():
+        delay = delay.to(kind)
+    try:
+        delay.expand(features)
+    except RuntimeError:
+        raise ValueError(
+            f"delay has shape {tuple(delay.shape)}, which does not broadcast to the features "
+            f"{tuple(features)}: use one delay for each unit, or one number"
+        ) from None
+    check_not_nan("delay", given)
+    if not is_traced() and bool(delay.isinf().any()):
+        raise ValueError(
+            "delay contains an infinite value, but must be finite: it is a number of time steps. "
+            "If training caused it, lower the learning rate"
+        )
+    return clip_delay(delay, most)
+
+
+def check_delay(delay: Tensor | float) -> None:
+    """Reject a delay that is complex, NaN, infinite or negative, before training."""
+    check_real("delay", delay)
+    check_not_nan("delay", delay)
+    values = torch.as_tensor(delay)
+    bad = values[~(values.isfinite() & (values >= 0))]
+    if bad.numel():
+        raise ValueError(
+            f"delay contains {float(bad[0])}, but must be finite and not negative: it is a number "
+            "of time steps"
+        )
+
+
+def check_max_delay(max_delay: float | None) -> float | None:
+    if max_delay is None:
+        return None
+    if isinstance(max_delay, bool) or not isinstance(max_delay, int | float):
+        raise TypeError(f"max_delay must be a number, not {type(max_delay).__name__}")
+    if not (math.isfinite(max_delay) and max_delay > 0):
+        raise ValueError(
+            f"max_delay={max_delay} must be positive and finite: leave it out for none"
+        )
+    return max_delay
 
 
 def split_delay(delay: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from ..backends._types import (
     schema,
 )
 from ..backends.adjoint import adjoint_rows
-from ._library import New, allocate, allocate_fake, given, given_of, register, take
+from ._library import New, allocate, allocate_fake, cleared, given, given_of, register, take
 from .carrier import carrier
 from .crossing import Slope, around, interpolate, through_crossing
 from .factored_gradient import FactoredGradient, factors_of, rows_of
@@ -129,13 +129,12 @@ def _linear_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
     adjoint = take(ClosedFormAdjoint, arguments)
     want_inputs, want_late, backend = arguments
     batch, dtype, device = events.offsets.shape[0] - 1, weight.dtype, weight.device
-    grad_weight = new(not want_inputs, tuple(weight.shape), dtype, device)
-    grad_bias = new(not want_inputs, tuple(beta.shape), dtype, device)
-    grad_inputs = new(want_inputs, (2, batch, weight.shape[1]), dtype, device)
-    grad_late = new(want_late, (weight.shape[1],), dtype, device)
+    zeros = cleared(new)
+    grad_weight = zeros(not want_inputs, tuple(weight.shape), dtype, device)
+    grad_bias = zeros(not want_inputs, tuple(beta.shape), dtype, device)
+    grad_inputs = zeros(want_inputs, (2, batch, weight.shape[1]), dtype, device)
+    grad_late = zeros(want_late, (weight.shape[1],), dtype, device)
     if new is not allocate_fake:
-        for gradient in (grad_weight, grad_bias, grad_inputs, grad_late):
-            gradient.zero_()
         backends.load(backend, "linear").linear_backward_closed_form(
             events.trimmed(),
             num_steps,
@@ -161,23 +160,14 @@ def _backward_scan(
     want_late: bool,
     backend: str,
 ) -> LinearGradients:
-    weight = layer.weight
-    dtype, device, out_features = weight.dtype, weight.device, (weight.shape[0],)
-    out = LinearGradients(
-        weight=new(True, tuple(weight.shape), dtype, device),
-        bias=new(True, out_features, dtype, device),
-        beta=new(True, out_features, dtype, device),
-        threshold=new(True, out_features, dtype, device),
-        current=new(want_current, (num_steps, *times.shape), dtype, device),
-        late=new(want_late, (weight.shape[1],), dtype, device),
-    )
+    zeros, dtype, device = cleared(new), layer.weight.dtype, layer.weight.device
+    weight, bias, beta, threshold = (zeros(True, tuple(x.shape), dtype, device) for x in layer[:4])
+    current = new(want_current, (num_steps, *times.shape), dtype, device)
+    late = zeros(want_late, (layer.weight.shape[1],), dtype, device)
+    out = LinearGradients(weight, bias, beta, threshold, current, late)
     if factors is not None:
-        into = given_of(out)
-        for gradient in (into.weight, into.bias, into.beta, into.threshold, into.late):
-            if gradient is not None:
-                gradient.zero_()
         backends.load(backend, "linear").linear_backward_scan(
-            events.trimmed(), num_steps, layer, times, factors, rule, surrogate, into
+            events.trimmed(), num_steps, layer, times, factors, rule, surrogate, given_of(out)
         )
     return out
 
@@ -299,44 +289,27 @@ class LinearSpikes(torch.autograd.Function):
         threshold: Tensor,
         *events: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        num_steps, surrogate = settings.num_steps, settings.surrogate
         exact = settings.rule == "spike_time"
         _, _, _, _, _, need_beta, *_ = ctx.needs_input_grad
-        crossing, sensitivity, times, when = torch.ops.snn_single_spike.linear_first_spikes(
+        out = torch.ops.snn_single_spike.linear_first_spikes(
             *events,
             settings.once,
             settings.padded,
-            num_steps,
+            settings.num_steps,
             *(weight, bias, beta, threshold, settings.reset),
             exact,
             exact and settings.track and need_beta,
             settings.backend,
         )
-        batch, out_features = times.shape
-        ctx.save_for_backward(
-            *(weight, bias, beta, threshold, times, when, crossing, sensitivity, *events)
-        )
-        ctx.settings = settings
-        ctx.set_materialize_grads(False)
-        interpolated = weight.new_empty(0)
-        if exact:
-            interpolated = interpolate(times.flatten().long(), crossing.flatten(1), threshold).view(
-                batch, out_features
-            )
-            ctx.mark_non_differentiable(times)
-        else:
-            ctx.mark_non_differentiable(times, interpolated)
-        new = carrier(num_steps, batch, out_features, weight)
-        if surrogate is None:
-            ctx.mark_non_differentiable(new)
-        return new, times, interpolated
+        ctx.save_for_backward(weight, bias, beta, threshold, *out, *events)
+        return first_spikes(ctx, settings, out, threshold)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, _, grad_times = grads
         settings: LinearSettings = ctx.settings
         weight, bias, beta, threshold, *around_spikes = ctx.saved_tensors
-        times, when, crossing, sensitivity, *tensors = around_spikes
+        crossing, sensitivity, times, when, *tensors = around_spikes
         check_backward("single_spike_linear (SingleSpikeLeaky", weight, grad, grad_times)
         layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
@@ -374,12 +347,55 @@ def _through_times(
     needs: Needs,
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the rule "spike_time", whose adjoint has a closed form."""
+    adjoint, d_beta, d_threshold = at_spikes(
+        settings, times, when, crossing, sensitivity, layer.threshold, grad, grad_times
+    )
+    linear = _through_closed_form(settings, events, adjoint, layer.weight, layer.beta, needs)
+    return *linear, None if d_beta is None else d_beta.sum(0), d_threshold.sum(0)
+
+
+def first_spikes(
+    ctx: Any, settings: LinearSettings, out: tuple[Tensor, ...], threshold: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a layer's autograd function returns: the carrier, the times and interpolated times.
+
+    ``out`` are the outputs of the operator; ``threshold`` (N,) is that of each neuron.
+    """
+    crossing, _, times, _ = out
+    ctx.settings = settings
+    ctx.set_materialize_grads(False)
+    interpolated = crossing.new_empty(0)
+    if settings.rule == "spike_time":
+        moments = interpolate(times.flatten().long(), crossing.flatten(1), threshold)
+        interpolated = moments.view(times.shape)
+    batch, units = times.shape
+    new = carrier(settings.num_steps, batch, units, crossing)
+    constant = [times]
+    if settings.rule != "spike_time":
+        constant.append(interpolated)
+    if settings.surrogate is None:
+        constant.append(new)
+    ctx.mark_non_differentiable(*constant)  # a second call would replace the first
+    return new, times, interpolated
+
+
+def at_spikes(
+    settings: LinearSettings,
+    times: Tensor,
+    when: Tensor,
+    crossing: Tensor,
+    sensitivity: Tensor,
+    threshold: Tensor,
+    grad: Tensor | None,
+    grad_times: Tensor | None,
+) -> tuple[ClosedFormAdjoint, Tensor | None, Tensor]:
+    """The adjoint by the rule "spike_time", and the gradients of beta and threshold (B, N)."""
     at, before, direct = through_crossing(
         gradient_around(grad, when, times >= 0),
         None if grad_times is None else grad_times.flatten(),
         times.flatten().long(),
         crossing.flatten(1),
-        layer.threshold,
+        threshold,
         settings.surrogate,
     )
     assert at is not None
@@ -387,11 +403,8 @@ def _through_times(
     assert direct is not None
     at, before = at.view(times.shape), before.view(times.shape)
     adjoint = ClosedFormAdjoint(None, at, before, when.long())
-    linear = _through_closed_form(settings, events, adjoint, layer.weight, layer.beta, needs)
-    d_beta = None
-    if sensitivity.numel():
-        d_beta = (before * sensitivity[0] + at * sensitivity[1]).sum(0)
-    return *linear, d_beta, direct.view(times.shape).sum(0)
+    d_beta = before * sensitivity[0] + at * sensitivity[1] if sensitivity.numel() else None
+    return adjoint, d_beta, direct.view(times.shape)
 
 
 def gradient_around(grad: Tensor | None, steps: Tensor, fired: Tensor) -> Tensor | None:

@@ -13,6 +13,7 @@ from ..backends.torch import differentiable
 from ._library import New, allocate_fake, given_of, register
 from .neuron import neuron_backward, sum_to_parameter
 from .second_order import is_recorded, refuse_batched, refuse_recorded
+from .validation import REDUCTIONS, check_choice, check_current, check_parameter, check_state
 
 
 def _readout(
@@ -109,3 +110,25 @@ class LeakyReadout(torch.autograd.Function):
             into.get("mem_0") if need_mem else None,
             *(None, None, None),
         )
+
+
+def run_readout(
+    current: Tensor,
+    beta: Tensor | float,
+    *,
+    mem: Tensor | None = None,
+    reduction: str,
+    backend: str,
+) -> Tensor:
+    """Check the arguments, run the operator, restore the shape."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_current(current)
+    value = LeakyReadout.apply(
+        current.flatten(1).contiguous(),
+        check_parameter("beta", beta, current),
+        check_state("mem", mem, current),
+        reduction,
+        torch.is_grad_enabled() and not torch.compiler.is_exporting(),
+        backends.select(backend, current.device.type),
+    )
+    return value.view(current.shape[1:])

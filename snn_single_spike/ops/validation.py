@@ -177,12 +177,11 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
             f"the two, with {name}.to({current.dtype}) or module.to(...)"
         )
     # On a GPU the check would wait for the device, so NaN propagates there.
-    if value.device.type == "cpu" and not is_traced():
+    if value.device.type == "cpu":
         check_not_nan(name, value)
-    features = current.shape[2:]
     if value.numel() == 1:
         return value.reshape(1).to(state)
-    shape = value.shape
+    shape, features = value.shape, current.shape[2:]
     while len(shape) > len(features) and shape[0] == 1:
         shape = shape[1:]
     padded = (1,) * (len(features) - len(shape)) + tuple(shape)
@@ -195,11 +194,6 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
             "value per neuron, or for the channels of images (C, 1, 1)"
         )
     return value.to(state).reshape(padded).expand(features).flatten().contiguous()
-
-
-def check_parameters(current: Any, **values: Tensor | float) -> list[Tensor]:
-    """:func:`check_parameter` of several parameters, in their order."""
-    return [check_parameter(name, value, current) for name, value in values.items()]
 
 
 def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | None:
@@ -231,16 +225,16 @@ def check_state(name: str, state: Tensor | None, current: Tensor) -> Tensor | No
     return state.to(precision).flatten().contiguous()
 
 
-def check_linear(spikes: Any, weight: Tensor, bias: Tensor | None) -> None:
-    """Check that weights (out, in) and bias (out,) fit spikes with one feature dimension."""
+def check_linear(features: int, device: torch.device, weight: Tensor, bias: Tensor | None) -> None:
+    """Check that weights (out, in) and bias (out,) fit spikes with one dimension of features."""
     check_transforms()
     _check_weight(weight, 2, "(out, in)")
-    if spikes.features[0] != weight.shape[1]:
+    if features != weight.shape[1]:
         raise ValueError(
-            f"the spikes have {spikes.features[0]} features, but the linear layer takes "
-            f"{weight.shape[1]}: construct the layer with in_features={spikes.features[0]}"
+            f"the spikes have {features} features, but the linear layer takes "
+            f"{weight.shape[1]}: construct the layer with in_features={features}"
         )
-    _check_outputs(spikes, weight, bias, "linear layer", "outputs")
+    _check_outputs(device, weight, bias, "linear layer", "outputs")
 
 
 def _check_weight(weight: Tensor, dimensions: int, expected: str) -> None:
@@ -253,12 +247,12 @@ def _check_weight(weight: Tensor, dimensions: int, expected: str) -> None:
 
 
 def _check_outputs(
-    spikes: Any, weight: Tensor, bias: Tensor | None, layer: str, outputs: str
+    device: torch.device, weight: Tensor, bias: Tensor | None, layer: str, outputs: str
 ) -> None:
     """Check the device of the parameters, and one bias for each output."""
-    check_device("weight", weight, spikes.device, "spikes")
+    check_device("weight", weight, device, "spikes")
     if bias is not None:
-        check_device("bias", bias, spikes.device, "spikes")
+        check_device("bias", bias, device, "spikes")
         check_real("bias", bias)
         if bias.shape != weight.shape[:1]:
             raise ValueError(
@@ -303,7 +297,7 @@ def check_conv(
             f"the spikes have {channels} channels, but the convolution takes "
             f"{weight.shape[1] * groups}: construct the layer with in_channels={channels}"
         )
-    _check_outputs(spikes, weight, bias, "convolution", "output channels")
+    _check_outputs(spikes.device, weight, bias, "convolution", "output channels")
     strides, dilations = _pair("stride", stride), _pair("dilation", dilation)
     if min(strides) < 1 or min(dilations) < 1:
         raise ValueError(f"stride={stride!r} and dilation={dilation!r} must be at least 1")

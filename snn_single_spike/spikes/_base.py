@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends._events import Events
+from ..ops.layer import LayerInput
 from .lazy import _SUPPORTED, LazySequence, implements
 
 
@@ -36,6 +37,17 @@ class Spikes(LazySequence):
     def prefer_events(self) -> bool:
         """Whether a linear layer computes from events. ONNX has no operator for them."""
         return not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
+
+    def layer_input(self, backend: str) -> LayerInput | Tensor:
+        """What a layer reads: events, or the dense spikes where they are faster.
+
+        ``backend`` is the name that :func:`snn_single_spike.backends.select` returns.
+        """
+        return self._event_input(backend) if self.prefer_events() else self.read_dense()
+
+    def _event_input(self, backend: str) -> LayerInput:
+        features, given, height = self.features, self.carrier, self.height
+        return LayerInput(self.events(), self.num_steps, self.batch, features, given, height)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
         """As :meth:`torch.Tensor.flatten`. The result is dense if time or batch is flattened."""

@@ -9,25 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends import _convolution as convolution
 from ..backends._types import Convolution
-from ..ops.current import EventCurrent
+from ..ops.current import event_current
+from ..ops.layer import LayerNeurons, dense_conv, dense_linear
 from ..ops.validation import check_conv, check_linear
 from . import choice
 from ._base import Spikes
 from .delayed import DelayedSpikes
+from .layers import conv_spikes, linear_spikes, made_dense_by_convolution
 from .lazy import LazySequence, changed, implements, versions
+from .times import SpikeTimes
 
-__all__ = [
-    "ConvCurrent",
-    "LazyCurrent",
-    "dense_conv",
-    "dense_linear",
-    "follows",
-    "height_of_channels",
-    "made_dense_by_convolution",
-    "shared_by_steps",
-]
+__all__ = ["ConvCurrent", "LazyCurrent", "conv1d_as_2d", "follows"]
 
 
 _FOLLOWS: dict[Callable[..., Any], Callable[..., ConvCurrent | None]] = {}
@@ -140,6 +133,10 @@ class LazyCurrent(_WeightedSpikes):
         """
         return self._opened()
 
+    def single_spikes(self, neurons: LayerNeurons) -> SpikeTimes:
+        """The spikes of neurons that this current drives, without the current."""
+        return linear_spikes(*self.linear(), neurons)
+
     def to_dense(self) -> Tensor:
         """
         The current as a tensor `(T, B, out)`, differentiable, in the type of the weights.
@@ -148,14 +145,14 @@ class LazyCurrent(_WeightedSpikes):
         :raises RuntimeError: as :meth:`linear`
         """
         spikes, weight, bias = self.linear()
-        spikes, weight = shared_by_steps(spikes, weight)
+        if isinstance(spikes, DelayedSpikes):
+            spikes, weight = spikes.shared(), torch.cat((weight, weight), 1)
         if not choice.current_pays(spikes, weight):
             return self._leading(dense_linear(spikes.read_dense(), weight, bias))
         if spikes.height is not None:
             weight = weight * spikes.height.to(weight.dtype)
-        events = spikes.events()[:4]
-        current = EventCurrent.apply(self.num_steps, spikes.carrier, weight, bias, *events)
-        return self._leading(current)
+        given, events = spikes.carrier, spikes.events()
+        return self._leading(event_current(self.num_steps, given, weight, bias, events))
 
 
 class ConvCurrent(_WeightedSpikes):
@@ -208,6 +205,10 @@ class ConvCurrent(_WeightedSpikes):
         """
         return (*self._opened(), self.sizes)
 
+    def single_spikes(self, neurons: LayerNeurons) -> SpikeTimes:
+        """The spikes of neurons that this current drives, without the current."""
+        return conv_spikes(*self.convolution(), self.features, neurons)
+
     @classmethod
     def __torch_function__(
         cls,
@@ -245,23 +246,10 @@ class ConvCurrent(_WeightedSpikes):
 def _linear(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Any:
     if len(spikes.features) != 1:
         return dense_linear(spikes.materialize("linear over several features"), weight, bias)
-    check_linear(spikes, weight, bias)
+    check_linear(spikes.features[0], spikes.device, weight, bias)
     if not spikes.prefer_events():
         return dense_linear(spikes.read_dense(), weight, bias)
     return LazyCurrent(spikes, weight, bias)
-
-
-def shared_by_steps(spikes: Spikes, weight: Tensor) -> tuple[Spikes, Tensor]:
-    """Spikes of whole steps, with weights; both parts of a delayed spike have its weights."""
-    if not isinstance(spikes, DelayedSpikes):
-        return spikes, weight
-    return spikes.shared(), torch.cat((weight, weight), 1)
-
-
-def dense_linear(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer on dense spikes, in the type of the weights, without autocast."""
-    with torch.autocast(spikes.device.type, enabled=False):
-        return F.linear(spikes.to(weight.dtype), weight, bias)
 
 
 @implements(F.conv2d)
@@ -335,34 +323,3 @@ def _conv(
         dense = dense.unflatten(0, (spikes.num_steps, spikes.batch))
     current = dense_conv(dense, weight, bias, sizes).unflatten(2, features)
     return current.flatten(0, 1) if spikes.folded else current
-
-
-def made_dense_by_convolution(spikes: Spikes) -> str | None:
-    """Why a convolution cannot compute from these spikes; None if it can."""
-    if isinstance(spikes, DelayedSpikes):
-        return "a convolution of spikes whose delays are not whole"
-    if height_of_channels(spikes) is None:
-        return "a convolution of spikes whose height differs in a channel"
-    return None
-
-
-def height_of_channels(spikes: Spikes) -> Tensor | None:
-    """The height of the spikes of each channel (C,), or (1,) for all channels.
-
-    None if the height differs within a channel: then it cannot be a factor of the weights.
-    """
-    height = spikes.height
-    if height is None:
-        return torch.ones(1, dtype=spikes.dtype, device=spikes.device)
-    one_value = all(
-        size == 1 or step == 0
-        for size, step in zip(height.shape[1:], height.stride()[1:], strict=True)
-    )
-    return height.flatten(1)[:, 0] if one_value else None
-
-
-def dense_conv(spikes: Tensor, weight: Tensor, bias: Tensor | None, sizes: Convolution) -> Tensor:
-    """The current (T, B, O * positions) of dense spikes (T, B, *features), without autocast."""
-    with torch.autocast(spikes.device.type, enabled=False):
-        flat = spikes.flatten(2).to(weight.dtype)
-        return convolution.current(flat, weight, bias, sizes)

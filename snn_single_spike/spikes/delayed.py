@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import backends
+from ..backends._compiling import is_traced
 from ..backends._events import Events, offsets_of
 from ..ops.delay import delayed_carrier, delayed_steps, split_carrier, split_delay
+from ..ops.layer import LayerInput
 from ._base import Spikes
 from .events import SpikeEvents
 from .times import SpikeTimes
@@ -39,6 +42,11 @@ class DelayedSpikes(Spikes):
     """
 
     def __init__(self, spikes: SpikeTimes | SpikeEvents, delay: Tensor) -> None:
+        if not isinstance(spikes, SpikeTimes | SpikeEvents):
+            raise TypeError(
+                f"delay_spikes does not support {type(spikes).__name__}: add the delays, or delay "
+                "the spikes before they are averaged"
+            )
         self.spikes, self.delay = spikes.unfold(), delay
         self.num_steps, self.batch, self.folded = spikes.num_steps, spikes.batch, spikes.folded
         self.features, self.dtype, self.device = spikes.features, spikes.dtype, spikes.device
@@ -65,6 +73,19 @@ class DelayedSpikes(Spikes):
     def requires_grad(self) -> bool:
         """Whether a gradient can flow into the spikes, their height or their delay."""
         return self.spikes.requires_grad or self.delay.requires_grad
+
+    def simplified(self) -> SpikeTimes | SpikeEvents | DelayedSpikes:
+        """SpikeTimes or SpikeEvents if all delays are whole and have no gradient; else itself."""
+        learns = torch.is_grad_enabled() and self.delay.requires_grad
+        if learns or is_traced() or not bool((self.delay == self.delay.floor()).all()):
+            return self
+        given, (steps, _) = self.spikes, split_delay(self.delay)
+        late = delay_by_steps(given.flatten(2), steps.flatten())
+        late = late._with_features(self.features)._is_like(height=given.height, folded=self.folded)
+        if isinstance(given, SpikeTimes) and given.interpolated_times is not None:
+            times = given.interpolated_times + steps
+            late.interpolated_times = torch.where(late.times >= 0, times, -1.0)
+        return late
 
     def shared(self) -> SpikeTimes | SpikeEvents:
         """
@@ -98,6 +119,17 @@ class DelayedSpikes(Spikes):
             height=flat.height,
             carrier=None if carrier is None else split_carrier(carrier, whole, fraction.detach()),
         ), fraction
+
+    def _event_input(self, backend: str) -> LayerInput:
+        """As for other spikes; a spike is two events if the backend reads no shares."""
+        late = self.simplified()
+        if not isinstance(late, DelayedSpikes):
+            return late._event_input(backend)
+        if is_traced() or not backends.reads_shares(backend):
+            both = self.shared()._event_input(backend)
+            return both._replace(features=self.features, copies=2)
+        early, fraction = self.split()
+        return early._event_input(backend)._replace(fraction=fraction)
 
     def to_dense(self) -> Tensor:
         """

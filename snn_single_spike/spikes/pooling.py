@@ -16,7 +16,7 @@ from ..backends._compiling import is_traced
 from ..backends._events import Events, offsets_of
 from ..ops.carrier import chosen_carrier, pooled_carrier
 from ._base import Spikes, each
-from .current import height_of_channels
+from .layers import height_of_channels
 from .lazy import implements
 from .times import SpikeTimes
 

@@ -12,6 +12,7 @@ from .. import backends
 from ..backends._compiling import is_traced
 from ..backends._events import Events
 from ..ops.carrier import carrier_of
+from ..ops.layer import first_steps
 from ..ops.linear import sort_spikes
 from ..ops.validation import check_device, check_real
 from ._base import (
@@ -24,7 +25,7 @@ from ._base import (
     signed,
 )
 
-__all__ = ["SpikeTimes", "first_steps", "time_dtype"]
+__all__ = ["SpikeTimes", "time_dtype"]
 
 
 def time_dtype(num_steps: int) -> torch.dtype:
@@ -36,11 +37,6 @@ def time_dtype(num_steps: int) -> torch.dtype:
         if num_steps - 1 <= torch.iinfo(dtype).max:
             return dtype
     raise ValueError(f"num_steps={num_steps} is more than the 2**31 steps that int32 can hold")
-
-
-def first_steps(fired: Tensor) -> Tensor:
-    """The step of the first True of each neuron, -1 for a neuron without True."""
-    return fired.byte().argmax(0).masked_fill_(~fired.any(0), -1)
 
 
 class SpikeTimes(Spikes):
