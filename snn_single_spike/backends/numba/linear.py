@@ -277,7 +277,7 @@ def linear_backward_closed_form(
     bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
     inputs = _zeros((len(parts), *shape), packed.dtype)
-    late = _shares(grad_late, len(parts), packed.dtype)
+    late = _shares(events, len(parts), weight.shape[1], packed.dtype)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(adjoint.every, 2, dtype),
         at=as_array(adjoint.at, 2, dtype),
@@ -306,9 +306,14 @@ def linear_backward_closed_form(
         grad_late.copy_(torch.from_numpy(late).sum(0))
 
 
-def _shares(wanted: Tensor | None, parts: int, dtype: np.dtype) -> np.ndarray:
-    """The gradients of the later shares, (parts, N) or (parts, 0): one row for each call."""
-    return np.zeros((parts, 0 if wanted is None else len(wanted)), dtype)
+def _shares(events: Events, parts: int, units: int, dtype: np.dtype) -> np.ndarray:
+    """The gradients of the later shares, one row for each call.
+
+    (parts, N) of spikes that are shared between two steps, whether the gradient is wanted or not:
+    their loop always adds to it. (parts, 0) of other spikes.
+    """
+    splits = events.values is not None and events.values.dim() == 2
+    return np.zeros((parts, units if splits else 0), dtype)
 
 
 def linear_backward_scan(
@@ -341,7 +346,8 @@ def linear_backward_scan(
         as_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times)
     )
     through = spike_gradient(rule, surrogate, dtype)
-    late = _shares(out.late, len(_parts(tiles, min(piece, batch))), packed.dtype)
+    parts = len(_parts(tiles, min(piece, batch)))
+    late = _shares(events, parts, packed.shape[1], packed.dtype)
     for low in range(0, batch, piece):
         samples = slice(low, min(low + piece, batch))
         rows = grad_spikes.rows(samples) if few else grad_spikes.to_dense(samples)
