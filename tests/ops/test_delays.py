@@ -383,6 +383,14 @@ def test_a_convolution_makes_fractional_delays_dense() -> None:
     assert torch.equal(conv(whole).times, conv(whole.to_dense()).times)
 
 
+def test_delays_and_spikes_of_two_devices_say_so() -> None:
+    for inputs in (spikes := problem()[0], spikes.to_dense()):
+        for delay in (0.5, 2.0):
+            layer = SingleSpikeLinear(N, OUT, 0.9, delay=delay, dtype=DOUBLE, device="meta")
+            with pytest.raises(ValueError, match=r"delay is on meta.*delay.to\('cpu'\)"):
+                layer(inputs)
+
+
 def test_a_compiled_layer_with_delays() -> None:
     spikes, *_ = problem()
     net = nn.Sequential(
