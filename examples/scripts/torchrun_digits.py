@@ -6,7 +6,6 @@ Each process trains on its share of every batch, and `DistributedDataParallel` a
 gradients. On GPUs each process takes the one of its rank.
 """
 
-import gc
 import os
 
 import torch
@@ -64,5 +63,7 @@ def train() -> None:
 
 
 train()
-gc.collect()  # the model goes first: it holds the group, whose threads end with its last holder
+# While this waits, the threads of gloo release the last tensors. They abort the process if the
+# interpreter has ended by then.
+dist.barrier()
 dist.destroy_process_group()

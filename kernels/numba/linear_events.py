@@ -3,9 +3,8 @@
 import numpy as np
 
 from .compiling import compiled
+from .simd import LANES, count_bits, lowest_bit, nonzero_bits
 from .tile import TILE
-
-SCANNED = 16  # entries of a dense input that are compared at once
 
 
 @compiled
@@ -30,47 +29,53 @@ def sort_loop(low, high, times, steps, offsets, out_times, out_units):
 
 
 @compiled
-def count_events_loop(low, high, spikes, counts):
-    """The number of entries of each sample that are not 0."""
+def count_events_loop(low, high, spikes, strides, shape, counts):
+    """The number of entries of each sample that are not 0.
+
+    ``spikes`` is the memory of a tensor of ``shape`` (T, B, N). ``strides`` (2,) are those of T and
+    B, and the entries of a row follow one another.
+    """
+    whole = shape[2] // LANES * LANES
     counts[low:high] = 0
-    for t in range(spikes.shape[0]):  # in the order of memory
+    for t in range(shape[0]):
         for sample in range(low, high):
-            row = spikes[t, sample]
+            row = t * strides[0] + sample * strides[1]
             count = 0
-            for i in range(row.shape[0]):
-                count += row[i] != 0
+            for i in range(0, whole, LANES):
+                count += count_bits(nonzero_bits(spikes, row + i))
+            for i in range(whole, shape[2]):
+                count += spikes[row + i] != 0
             counts[sample] += count
 
 
 @compiled
-def collect_events_loop(low, high, spikes, offsets, times, units, heights, ones):
-    """The entries of each sample that are not 0, by time and unit; whether all of them are 1."""
-    num_units = spikes.shape[2]
-    whole = num_units // SCANNED * SCANNED
+def collect_events_loop(low, high, spikes, strides, shape, offsets, times, units, heights, ones):
+    """The entries of each sample that are not 0, by time and unit; whether all of them are 1.
+
+    ``spikes``, ``strides`` and ``shape`` as in :func:`count_events_loop`.
+    """
+    whole = shape[2] // LANES * LANES
     place = offsets[low:high].copy()
     ones[low:high] = True
-    fired = np.empty(num_units + 1, np.int32)
-    for t in range(spikes.shape[0]):
+    for t in range(shape[0]):
         for sample in range(low, high):
-            row = spikes[t, sample]
-            count = 0
-            for start in range(0, whole, SCANNED):
-                any_fired = np.int32(0)
-                for i in range(SCANNED):  # in vectors
-                    any_fired += np.int32(row[start + i] != 0)
-                if any_fired:
-                    for i in range(start, start + SCANNED):  # a branch would be mispredicted
-                        fired[count] = i
-                        count += row[i] != 0
-            for i in range(whole, num_units):
-                fired[count] = i
-                count += row[i] != 0
-            first, one = place[sample - low], True
-            for k in range(count):
-                height = row[fired[k]]
-                times[first + k], units[first + k], heights[first + k] = t, fired[k], height
-                one &= height == 1
-            place[sample - low] = first + count
+            row, at, one = t * strides[0] + sample * strides[1], place[sample - low], True
+            for start in range(0, whole, LANES):
+                bits = nonzero_bits(spikes, row + start)
+                while bits:
+                    unit = start + lowest_bit(bits)
+                    bits &= bits - 1
+                    height = spikes[row + unit]
+                    times[at], units[at], heights[at] = t, unit, height
+                    one &= height == 1
+                    at += 1
+            for unit in range(whole, shape[2]):
+                height = spikes[row + unit]
+                if height != 0:
+                    times[at], units[at], heights[at] = t, unit, height
+                    one &= height == 1
+                    at += 1
+            place[sample - low] = at
             ones[sample] &= one
 
 

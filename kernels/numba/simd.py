@@ -235,6 +235,35 @@ def load(context: Any, array: Any, index: Any) -> Any:
     return _of(array)(array, index), build
 
 
+@intrinsic
+def nonzero_bits(context: Any, array: Any, index: Any) -> Any:
+    """A bit for each of the LANES numbers at ``index``: 1 where the number is not 0, or is NaN."""
+
+    def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
+        address = _address(context, builder, array, values[0], index, values[1])
+        lanes = builder.load(address, align=array.dtype.bitwidth // 8)
+        found = builder.fcmp_unordered("!=", lanes, ir.Constant(lanes.type, None))
+        return builder.zext(builder.bitcast(found, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(array, index), build
+
+
+def _count(name: str, *options: Any) -> Any:
+    @intrinsic
+    def count(context: Any, bits: Any) -> Any:
+        def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
+            return getattr(builder, name)(values[0], *(ir.IntType(1)(x) for x in options))
+
+        return types.int64(types.int64), build
+
+    return count
+
+
+count_bits = _count("ctpop")
+lowest_bit = _count("cttz", 1)
+"""The position of the lowest 1 of a number that is not 0."""
+
+
 def _storing(past_the_cache: bool) -> Any:
     @intrinsic
     def store(context: Any, array: Any, index: Any, vector: Any) -> Any:

@@ -46,6 +46,7 @@ __all__ = [
     "Conversion",
     "Decision",
     "Run",
+    "Spans",
     "Time",
     "run_converted",
     "run_folded",
@@ -54,6 +55,8 @@ __all__ = [
 ]
 
 _TENSORS = (Tensor, LazyTensor)
+Spans = dict[str, list[list[int]]]
+"""The loops over time that call each neuron: how often in a step, and in how many steps."""
 
 
 class Time(threading.local):
@@ -70,6 +73,7 @@ class Time(threading.local):
         self.longest = 0  # steps of the longest loop of the last call
         self.provenance: Any = None  # in a loop: where folded tensors come from, if sizes coincide
         self.called: list[str] = []  # paths of the neurons that have run
+        self.spans: Spans = {}
         self.folded: list[tuple[Any, Any]] = []  # while compiling: folded tensors, and their form
         self.readers: Any = None  # spike_format="auto": in the first call, who reads the spikes,
         self.formats: Any = None  # and in later calls, the formats that follow
@@ -479,6 +483,7 @@ class Run:
         time.num_steps, time.batch = self.extent
         time.longest = time.num_steps
         time.called, time.folded, time.static_input = [], [], self.static_input
+        time.spans = {}
         momenta = self._momenta() if self.model.training else []
         for batch_norm, momentum in momenta:
             # One update of the running statistics replaces the T updates of a loop.

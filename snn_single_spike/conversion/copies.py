@@ -58,6 +58,11 @@ def copy_model(model: nn.Module, share: bool, warn: bool = True) -> nn.Module:
             f"the model cannot be copied: {error}. Delete the tensors that it keeps of an earlier "
             "forward, or keep them detached"
         ) from error
+    except TypeError as error:  # a generator, a lock or a file has no copy
+        raise ConversionError(
+            f"the model cannot be copied: {error}. Keep this object outside of the model, or give "
+            "its class a __deepcopy__"
+        ) from error
 
 
 def computed_tensors(model: nn.Module, warn: bool = True) -> dict[int, Any]:

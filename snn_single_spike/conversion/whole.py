@@ -74,7 +74,8 @@ def convert_whole(model: nn.Module, options: Options) -> nn.Module:
     if options.first_spike_pooling:
         pool_earliest(new)
     rewritten = {path: each.rewritten for path, each in loops.items()}
-    make_converted(new, time, options.num_steps, options.time_dim, rewritten, options.check)
+    auto = options.spike_format == "auto"
+    make_converted(new, time, options.num_steps, options.time_dim, rewritten, options.check, auto)
     return new
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +49,7 @@ class Processes:
         """The sum over all processes."""
         if self.count > 1:
             value = value.clone()
-            distributed.all_reduce(value)
+            _all_reduce(value)
         return value
 
     def any(self, here: bool) -> bool:
@@ -69,6 +71,20 @@ class Processes:
         yield
         if self.main:
             self.wait()
+
+
+def _all_reduce(value: Tensor) -> None:
+    """Sum over all processes, in place.
+
+    A thread of gloo holds the tensor for a moment longer. It needs the interpreter to release it,
+    and aborts the process where the interpreter has ended by then. So this waits for the thread.
+    """
+    given = value.detach()
+    held, latest = weakref.ref(given), time.monotonic() + 1
+    distributed.all_reduce(given)
+    del given
+    while value.device.type == "cpu" and held() is not None and time.monotonic() < latest:
+        time.sleep(0)
 
 
 @contextmanager

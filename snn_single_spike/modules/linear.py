@@ -175,7 +175,7 @@ class SingleSpikeLinear(SingleSpikeLayer):
         fits = dense.dim() == 3 and dense.shape[2] == self.in_features
         fits = fits and dense.dtype == self.weight.dtype
         layer = choice.Layer(self.out_features, self.weight.numel())
-        return fits and choice.events_pay(dense, layer, self.backend)
+        return fits and choice.events_pay_with_neurons(dense, layer, self.backend)
 
     def step(self, input_: Tensor, state: LeakyState | None = None) -> tuple[Tensor, LeakyState]:
         """

@@ -18,7 +18,7 @@ from ..backends._compiling import is_traced
 from ..backends._types import GradientFactors
 from .carrier import carrier
 from .factored_gradient import At, FactoredGradient
-from .validation import check_device, check_not_nan, check_transforms
+from .validation import check_device, check_not_nan, check_real, check_transforms
 
 _LONGEST = 1 << 30  # later than any sequence; int32 holds it with a step added
 
@@ -63,6 +63,7 @@ def checked_delay(
         check_delay(delay)
         delay = torch.as_tensor(delay, dtype=kind, device=device)
     check_device("delay", delay, device, "spikes")
+    check_real("delay", delay)
     if not delay.is_floating_point():
         delay = delay.to(kind)
     try:
@@ -82,7 +83,8 @@ def checked_delay(
 
 
 def check_delay(delay: Tensor | float) -> None:
-    """Reject a delay that is NaN, infinite or negative, before training."""
+    """Reject a delay that is complex, NaN, infinite or negative, before training."""
+    check_real("delay", delay)
     check_not_nan("delay", delay)
     values = torch.as_tensor(delay)
     bad = values[~(values.isfinite() & (values >= 0))]
@@ -108,7 +110,8 @@ def check_max_delay(max_delay: float | None) -> float | None:
 def split_delay(delay: Tensor) -> tuple[Tensor, Tensor]:
     """Whole steps, int32, and the fraction of a step, which carries the gradient."""
     whole = delay.detach().floor()
-    return whole.clamp(max=_LONGEST).to(torch.int32), delay - whole
+    longest = min(_LONGEST, torch.finfo(whole.dtype).max)  # float16 ends before
+    return whole.clamp(max=longest).to(torch.int32), delay - whole
 
 
 def delayed_steps(times: Tensor, steps: Tensor, num_steps: int) -> Tensor:

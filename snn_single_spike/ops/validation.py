@@ -117,6 +117,12 @@ def check_device(name: str, value: Tensor, device: torch.device, of: str = "inpu
         )
 
 
+def check_real(name: str, value: Tensor | complex) -> None:
+    """Reject a complex number. Conversion to a real type would drop its imaginary part."""
+    if value.is_complex() if isinstance(value, Tensor) else isinstance(value, complex):
+        raise TypeError(f"{name} is complex, but must be real: use {name}.real")
+
+
 def check_not_nan(name: str, value: Tensor | float) -> None:
     if is_traced():
         return
@@ -136,6 +142,7 @@ def check_not_nan(name: str, value: Tensor | float) -> None:
 
 def scaled(scores: Tensor, scale: Tensor | float) -> Tensor:
     """Scores times a number, or times a tensor that broadcasts to them; type of the scores."""
+    check_real("scale", scale)
     if not isinstance(scale, Tensor):
         return scores if scale == 1 else scores * scale
     try:
@@ -162,6 +169,7 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
             raise ValueError(f"{name} is NaN: pass a finite number")
         return torch.full((1,), number, dtype=state, device=current.device)
     check_device(name, value, current.device)
+    check_real(name, value)
     # A 0-dimensional tensor is converted to the type of the input, as in torch.
     if value.dim() > 0 and value.dtype not in (current.dtype, state):
         raise TypeError(
@@ -245,6 +253,7 @@ def _check_outputs(
     check_device("weight", weight, device, "spikes")
     if bias is not None:
         check_device("bias", bias, device, "spikes")
+        check_real("bias", bias)
         if bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"bias has shape {tuple(bias.shape)}, but the {layer} has {len(weight)} "

@@ -23,6 +23,8 @@ class Spikes(LazySequence):
     height: Tensor | None = None
     interpolated_times: Tensor | None = None
     carrier: Tensor | None = None
+    opened: bool = False
+    """Whether a linear layer computes its current as a tensor at once, and not on first use."""
 
     def _with_features(self, features: Sequence[int]) -> Any:
         raise NotImplementedError

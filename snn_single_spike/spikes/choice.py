@@ -1,6 +1,6 @@
 """Measured rules: whether a layer is faster from spike times than from dense spikes.
 
-The rules hold for the compiled CPU loops, forward and backward, with one thread and with two;
+The rules hold for the compiled CPU loops, forward and backward, and were measured with one thread;
 docs/performance.md has the measurement. They say no where nothing was measured.
 """
 
@@ -16,19 +16,19 @@ from ..backends._compiling import is_traced
 from ._base import Spikes
 
 _STATES = (torch.float32, torch.float64)
-LEAST_OUTPUTS = 64
-LEAST_CURRENTS = 100_000
-"""Elements (T * B * outputs) of a current: below, handling spike times takes the time saved."""
-LEAST_PRODUCTS = 20_000_000
+LEAST_ENTRIES = 100_000
+"""Entries of the spikes of a neuron: below, collecting events takes the time saved."""
+LEAST_PRODUCTS = 16_000_000
 """Multiplications (T * B * inputs * outputs) of a linear layer on dense spikes."""
 LEAST_CONV_PRODUCTS = 64_000_000
 """Multiplications of a convolution on dense spikes."""
 _CONV_STEPS = 64
 _CONV_SHARE = 0.01
 _ENTRIES = 60
-_ENTRIES_IN_LOOPS, _ENTRIES_OF_NARROW_LAYERS = 6, 12
+_ENTRIES_IN_LOOPS = 4
+_TILE = 128  # outputs that the compiled loops compute side by side, also for a narrower layer
 _WIDE = 120
-_SHARE = 0.1
+_SHARE_OF_LAYER = 0.1
 _COLLECTED = 0.04
 _SAMPLED = 1 << 15
 
@@ -54,40 +54,77 @@ class Layer(NamedTuple):
     convolution: bool = False
 
 
+def _entries_of_one_event(outputs: int) -> float:
+    """Entries of dense spikes that a linear layer reads in the time of one event."""
+    tiles = -(-outputs // _TILE)
+    return _ENTRIES_IN_LOOPS * tiles * _TILE / max(outputs, 1)
+
+
 def spike_times_pay(num_steps: int, batch: int, layer: Layer) -> bool:
-    """Whether spike times pay for a layer behind neurons, over all steps of a batch."""
-    rows = num_steps * batch
+    """Whether spike times pay for a layer behind neurons, over all steps of a batch.
+
+    For a linear layer every second neuron is expected to spike.
+    """
+    products = num_steps * batch * layer.products
     if layer.convolution:
-        return rows * layer.products >= LEAST_CONV_PRODUCTS
-    if torch.is_grad_enabled():
-        return layer.outputs >= LEAST_OUTPUTS and rows * layer.outputs >= LEAST_CURRENTS
-    return rows * layer.products >= LEAST_PRODUCTS
+        return products >= LEAST_CONV_PRODUCTS
+    enough = products >= LEAST_PRODUCTS
+    return enough and 2 * num_steps >= _entries_of_one_event(layer.outputs)
 
 
 def events_pay(dense: Tensor, layer: Layer, backend: str = "auto") -> bool:
     """Whether a dense input (T, B, *features) is worth its conversion to events for a layer.
 
-    At most a tenth of the entries may be spikes, and fewer for a linear layer of less than 120
-    outputs, in proportion. For a convolution it is one in a hundred. The share is that of a sample
-    of the entries.
+    One event takes as long as 4 entries of a linear layer of 128 outputs, and longer in narrow
+    layers. Without gradients there is one product to save, and not two, from the same conversion.
+    A convolution needs 64 steps, and one spike in a hundred entries. The share of spikes is that of
+    a sample of the entries.
     """
+    if not _may_become_events(dense, layer, backend):
+        return False
+    if layer.convolution:
+        return len(dense) >= _CONV_STEPS and _sampled_share(dense) <= _CONV_SHARE
+    entries = _entries_of_one_event(layer.outputs)
+    entries = entries if torch.is_grad_enabled() else 1.25 * entries
+    return _sampled_share(dense) * entries <= 1
+
+
+def events_pay_with_neurons(dense: Tensor, layer: Layer, backend: str) -> bool:
+    """As :func:`events_pay`, for a linear layer in one loop with its neurons.
+
+    At most a tenth of the entries may be spikes, and fewer below 120 outputs, in proportion.
+    """
+    if not _may_become_events(dense, layer, backend):
+        return False
+    return _sampled_share(dense) <= min(layer.outputs, _WIDE) / _WIDE * _SHARE_OF_LAYER
+
+
+def _may_become_events(dense: Tensor, layer: Layer, backend: str) -> bool:
     if not is_measured(backend, dense) or (dense.requires_grad and torch.is_grad_enabled()):
         return False
     if dense.layout is not torch.strided or not dense.numel():
         return False
     num_steps, batch, *_ = dense.shape
     least = LEAST_CONV_PRODUCTS if layer.convolution else LEAST_PRODUCTS
-    if num_steps * batch * layer.products < least:
-        return False
-    share = _CONV_SHARE if layer.convolution else min(layer.outputs, _WIDE) / _WIDE * _SHARE
-    if layer.convolution and num_steps < _CONV_STEPS:
-        return False
-    return _sampled_share(dense) <= share
+    return num_steps * batch * layer.products >= least
+
+
+def layer_pays(spikes: Spikes, weight: Tensor, backend: str) -> bool:
+    """Whether a linear layer is faster in one loop with its neurons than as a tensor.
+
+    The tensor is the current, which the neurons then read. In the compiled loops it is faster, but
+    for few spikes in many steps without gradients: the one loop jumps from spike to spike.
+    """
+    if not is_measured(backend, weight):
+        return True
+    rows = spikes.num_steps * spikes.batch
+    return not torch.is_grad_enabled() and 2 * len(spikes.events().times) <= rows
 
 
 def _sampled_share(dense: Tensor) -> float:
     """The share of entries that are not 0, in a sample of them."""
-    flat = dense.detach().reshape(-1)
+    in_memory = sorted(range(dense.dim()), key=dense.stride, reverse=True)
+    flat = dense.detach().permute(in_memory).reshape(-1)  # a view, also of (batch, time, ...)
     sample = flat[:: max(1, flat.numel() // _SAMPLED) | 1]  # an odd step meets all columns
     return int(sample.count_nonzero()) / sample.numel()
 
@@ -99,18 +136,17 @@ def collected_events_pay(spikes: Tensor) -> bool:
     """
     if not is_measured("auto", spikes):
         return True
-    return spikes.numel() >= LEAST_CURRENTS and _sampled_share(spikes) <= _COLLECTED
+    return spikes.numel() >= LEAST_ENTRIES and _sampled_share(spikes) <= _COLLECTED
 
 
 def current_pays(spikes: Spikes, weight: Tensor) -> bool:
     """Whether the current (T, B, O) of a linear layer, as a tensor, is faster from events.
 
-    One event takes at most as long as 6 entries of dense spikes in the compiled CPU loops, as long
-    as 12 in a layer of less than 120 outputs, and as long as 60 elsewhere.
+    One event takes as long as 4 entries of dense spikes in the compiled CPU loops, longer in layers
+    that fill no whole number of tiles of 128 outputs, and as long as 60 elsewhere.
     """
     if is_traced() or weight.dtype not in _STATES:
         return False
-    entries = _ENTRIES
-    if _in_loops("auto", weight):
-        entries = _ENTRIES_IN_LOOPS if len(weight) >= _WIDE else _ENTRIES_OF_NARROW_LAYERS
+    in_loops = _in_loops("auto", weight)
+    entries = _entries_of_one_event(len(weight)) if in_loops else _ENTRIES
     return len(spikes.events().times) * entries <= spikes.numel()

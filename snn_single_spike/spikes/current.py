@@ -249,7 +249,8 @@ def _linear(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Any:
     check_linear(spikes.features[0], spikes.device, weight, bias)
     if not spikes.prefer_events():
         return dense_linear(spikes.read_dense(), weight, bias)
-    return LazyCurrent(spikes, weight, bias)
+    current = LazyCurrent(spikes, weight, bias)
+    return current.to_dense() if spikes.opened else current
 
 
 @implements(F.conv2d)

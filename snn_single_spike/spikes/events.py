@@ -346,11 +346,11 @@ def _collect(spikes: Tensor) -> Events:
             "SpikeEvents cannot be a part of an exported program, whose shapes do not depend on "
             'the spikes: use dense spikes, with spike_format="dense" of the neuron or of convert'
         )
-    flat = spikes.flatten(2).contiguous()
+    flat = spikes.flatten(2)
     backend, _ = backends.explain(spikes.device.type)
     if backend == "numba" and spikes.dtype in (torch.float32, torch.float64):
         return backends.load(backend, "linear").collect_events(flat)
-    return collect_events(flat)
+    return collect_events(flat.contiguous())
 
 
 def _check_events(

@@ -32,6 +32,8 @@ def read_recordings(
     """
     if late not in ("raise", "drop"):
         raise ValueError(f"late={late!r} is not known: use 'raise' or 'drop'")
+    if isinstance(time_window, str) or time_window is None:
+        raise TypeError(f"time_window={time_window!r} must be a number, the duration of a step")
     if not time_window > 0:
         raise ValueError(f"time_window={time_window!r} must be positive")
     check_num_steps(num_steps)

@@ -14,7 +14,7 @@ from ..backends._events import Events
 from ..ops.carrier import carrier_of
 from ..ops.layer import first_steps
 from ..ops.linear import sort_spikes
-from ..ops.validation import check_device
+from ..ops.validation import check_device, check_real
 from ._base import (
     Spikes,
     check_dense,
@@ -122,6 +122,7 @@ class SpikeTimes(Spikes):
                     f"torch.tensor({height!r})"
                 )
             check_device("height", height, times.device, "times")
+            check_real("height", height)
         check_dense_type(dtype)
         self._set(times.to(time_dtype(num_steps)).contiguous(), num_steps, height, dtype)
 

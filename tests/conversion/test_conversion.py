@@ -295,6 +295,13 @@ def test_a_model_that_keeps_a_graph_says_what_to_delete():
         convert(model)
 
 
+def test_a_model_that_holds_what_has_no_copy_says_so():
+    model = nn.Sequential(nn.Linear(3, 4), leaky())
+    model.numbers = (n for n in range(3))
+    with pytest.raises(ConversionError, match="cannot be copied.*generator.*outside of the model"):
+        convert(model)
+
+
 def test_a_tensor_that_was_computed_keeps_its_value_and_is_told_of():
     class Scaled(StateGiven):
         def __init__(self):

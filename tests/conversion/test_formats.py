@@ -75,13 +75,13 @@ def chain(*sizes):
     return nn.Sequential(*layers)
 
 
-@pytest.fixture
-def always(monkeypatch):
+@pytest.fixture(params=[False, True], ids=["currents", "layers"])
+def always(request, monkeypatch):
     """Choose spike times and events wherever they are possible."""
-    for name in ("LEAST_OUTPUTS", "LEAST_CURRENTS", "LEAST_PRODUCTS", "LEAST_CONV_PRODUCTS"):
+    for name in ("LEAST_PRODUCTS", "LEAST_CONV_PRODUCTS", "_ENTRIES_IN_LOOPS", "_CONV_STEPS"):
         monkeypatch.setattr(choice, name, 0)
-    for name, value in (("_SHARE", 1000.0), ("_CONV_SHARE", 1000.0), ("_CONV_STEPS", 0)):
-        monkeypatch.setattr(choice, name, value)
+    monkeypatch.setattr(choice, "_CONV_SHARE", 1000.0)
+    monkeypatch.setattr(choice, "layer_pays", lambda *_: request.param)
 
 
 MODELS = {
@@ -126,20 +126,26 @@ def test_neurons_whose_spikes_reach_layers_only_are_found():
     outputs, found = formats_of(chain(20, 30, 25, 10), x)
     assert outputs == {"": [30], "1": [25], "3": [10]}
     assert found.membranes == {"5"}  # returned
-    assert found.before_membranes == {"3"}
+    assert found.opened == {"3"}
     static, _ = formats_of(chain(20, 30, 25, 10), x[0], num_steps=5)
     assert static == {"1": [25], "3": [10]}
     outputs, found = formats_of(Loop(), x)
-    assert outputs == {"": [30], "lif1": [25], "lif2": [10]}
-    assert found.before_membranes == {"lif2"}
-    assert formats_of(Loop(records=True), x)[1].before_membranes == {"lif1", "lif2"}
+    assert outputs == {"[1]": [30], "lif1": [25], "lif2": [10]}
+    assert found.opened == {"lif2"}
+    assert formats_of(Loop(records=True), x)[1].opened == {"lif1", "lif2"}
     assert formats_of(Skip(), x)[0] == {"": [30]}
     dropped = nn.Sequential(nn.Linear(20, 30), leaky(), nn.Dropout(0.5), nn.Linear(30, 9), leaky())
     assert formats_of(dropped, x)[0] == {"": [30]}
     assert formats_of(dropped.eval(), x)[0] == {"": [30], "1": [9]}
     custom = chain(20, 30, 25)
     custom[3].spike_grad = lambda x: torch.sigmoid(3 * x)
-    assert formats_of(custom, x)[0] == {"": [30]}
+    outputs, found = formats_of(custom, x)
+    assert outputs == {"": [30], "1": [25]}
+    assert found.opened == {"1"}
+    normed = nn.Sequential(nn.Linear(20, 30), nn.LayerNorm(30), snn.Synaptic(0.9, 0.8, True))
+    outputs, found = formats_of(normed, x)
+    assert outputs == {"": [30]}
+    assert found.opened == {""}
 
 
 def test_convolutions_and_max_pooling_between_neurons_are_found():
@@ -176,20 +182,94 @@ def inputs_of_linear(fast, x):
 
 
 def test_the_measured_rules_choose():
-    wide = chain(200, 100, 80, 10)
+    wide = chain(200, 128, 100, 10)
     frames = (torch.rand(25, 60, 200) < 0.01).float()
     dense = [torch.Tensor] * 3
-    assert inputs_of_linear(convert(wide), frames) == [SpikeEvents, SpikeTimes, SpikeTimes]
+    assert inputs_of_linear(convert(wide), frames) == [SpikeEvents, SpikeTimes, torch.Tensor]
     assert inputs_of_linear(convert(wide), frames[:, :2]) == dense
     assert inputs_of_linear(convert(wide, spike_format="dense"), frames) == dense
     busy = (torch.rand(25, 60, 200) < 0.5).float()
-    assert inputs_of_linear(convert(wide), busy) == [torch.Tensor, SpikeTimes, SpikeTimes]
+    assert inputs_of_linear(convert(wide), busy) == [torch.Tensor, SpikeTimes, torch.Tensor]
     assert inputs_of_linear(convert(wide, backend="torch"), busy) == dense
     assert inputs_of_linear(convert(wide).bfloat16(), busy.bfloat16()) == dense
     with torch.autocast("cpu", torch.bfloat16):
         assert inputs_of_linear(convert(wide), busy) == dense
     needs_gradient = frames.clone().requires_grad_()
     assert inputs_of_linear(convert(wide), needs_gradient)[0] is torch.Tensor
+
+
+def test_the_share_of_spikes_that_pays_follows_the_width_of_a_layer():
+    pytest.importorskip("numba")
+    x = (torch.arange(40_000) % 5 == 0).float().view(10, 20, 200)  # one entry in 5
+    wide, narrow = (choice.Layer(outputs, 10**6) for outputs in (128, 64))
+    assert choice.events_pay(x, wide)
+    assert not choice.events_pay(x, narrow)
+    assert not choice.events_pay(x[:1, :2], wide)
+    assert choice.spike_times_pay(10, 20, wide)
+    assert not choice.spike_times_pay(1, 200, wide)
+    assert not choice.spike_times_pay(10, 20, choice.Layer(10, 10**6))
+    with torch.no_grad():
+        assert choice.events_pay(x, wide)
+        assert not choice.events_pay(x + (torch.arange(200) % 40 == 1), wide)
+
+
+def test_one_loop_for_layer_and_neurons_pays_without_gradients_and_with_few_spikes():
+    pytest.importorskip("numba")
+    times = torch.full((2, 200), -1)
+    times[:, :10] = 3
+    weight = torch.zeros(100, 200)
+    assert not choice.layer_pays(SpikeTimes(times, 100), weight, "auto")
+    with torch.no_grad():
+        assert choice.layer_pays(SpikeTimes(times, 20), weight, "auto")
+        assert not choice.layer_pays(SpikeTimes(times, 19), weight, "auto")
+        assert choice.layer_pays(SpikeTimes(times, 5), weight, "torch")
+
+
+class BatchFirst(nn.Module):
+    """A loop over the second dimension of its input, or over a part of it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.fc1, self.norm, self.lif1 = nn.Linear(20, 30), nn.BatchNorm1d(30), snn.Leaky(0.9)
+        self.fc2, self.lif2 = nn.Linear(30, 25), snn.Synaptic(0.8, 0.9)
+
+    def step(self, x, t):
+        if self.how == "time last":
+            return x[..., t]
+        if self.how == "encoded":
+            return x[t]
+        return x[:, t + 1] if self.how == "offset" else x[:, t]
+
+    def forward(self, x):
+        mem1, (syn2, mem2) = self.lif1.init_leaky(), self.lif2.init_synaptic()
+        spikes = []
+        if self.how == "encoded":
+            x = x.clone().transpose(0, 1)
+        for t in range(6):
+            spk1, mem1 = self.lif1(self.norm(self.fc1(self.step(x, t))), mem1)
+            spk2, syn2, mem2 = self.lif2(self.fc2(spk1), syn2, mem2)
+            spikes.append(spk2)
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("how", ["batch first", "offset", "time last", "encoded"])
+def test_any_sequence_that_a_loop_indexes_becomes_events(how, always):
+    model = awake(BatchFirst(how)).double()
+    x = (torch.rand(3, 7, 20, dtype=torch.float64) > 0.6).double() * 2
+    x = x.transpose(1, 2) if how == "time last" else x
+    found = []
+    for spike_format in ("auto", "dense"):
+        fast = convert(model, spike_format=spike_format)
+        seen = inputs_of_linear(fast, x)
+        chosen = [SpikeEvents, SpikeTimes] if spike_format == "auto" else [torch.Tensor] * 2
+        assert seen == chosen
+        fast(x).square().sum().backward()
+        out = fast(x)
+        found.append([out, *(p.grad for p in fast.parameters())])
+    assert found[0][0].any()
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
 
 
 def test_hooks_see_dense_tensors(always):
@@ -297,7 +377,8 @@ def test_models_that_ask_for_tensors_stay_dense(always):
     assert inputs_of_linear(fast, torch.rand(5, 2, 20)) == [torch.Tensor] * 3
 
 
-def test_the_last_membrane_is_computed_on_its_first_use(always):
+def test_the_last_membrane_is_computed_on_its_first_use(always, monkeypatch):
+    monkeypatch.setattr(choice, "layer_pays", lambda *_: True)
     fast = convert(chain(20, 30, 25, 10))
     for size in (3, 2):
         fast(torch.rand(7, size, 20))

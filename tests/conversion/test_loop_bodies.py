@@ -53,6 +53,31 @@ BODIES = {
         ["spk, mem = self.lif1(self.fc1(x.narrow(0, t, 1).squeeze(0)), mem)", APPEND],
         {},
     ),
+    "index_select": (
+        [
+            "f = torch.index_select(x, 0, torch.tensor([t])).squeeze(0)",
+            "spk, mem = self.lif1(self.fc1(f), mem)",
+            APPEND,
+        ],
+        {},
+    ),
+    "index_select, time kept": (
+        [
+            "spk, mem = self.lif1(self.fc1(x.index_select(dim=-3, index=torch.tensor(t))), mem)",
+            "out.append(spk[0])",
+        ],
+        {},
+    ),
+    "index_select of a part": (
+        [
+            "now = torch.LongTensor([t - 1]).to(x.device)",
+            "f = x.index_select(1, now).squeeze(1) + x[:, torch.as_tensor(t)]",
+            "k = 1",
+            "spk, mem = self.lif1(self.fc1(f * torch.tensor([k])), mem)",
+            APPEND,
+        ],
+        {"loop": "for t in range(1, x.shape[1]):"},
+    ),
     "split": (
         ["spk, mem = self.lif1(self.fc1(f.squeeze(0)), mem)", APPEND],
         {"loop": "for f in torch.split(x, 1):"},
@@ -102,7 +127,10 @@ BODIES = {
         {},
     ),
 }
-BATCH_FIRST = {"time kept, batch first", "windows", "windows that overlap", "chunk"}
+BATCH_FIRST = {
+    *("time kept, batch first", "windows", "windows that overlap", "chunk"),
+    "index_select of a part",
+}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -115,6 +143,12 @@ def test_a_body_gives_what_the_author_s_loop_gives(name):
         assert_as_author(net, convert(net), x)
     if name == "print":
         assert f"[{', '.join(f'{t:02d}' for t in range(T))}]" in printed.getvalue()
+
+
+def test_a_tensor_of_the_step_is_an_index_only():
+    net = body("spk, mem = self.lif1(self.fc1(x[t]) + torch.tensor([t / 2]), mem)", APPEND)()
+    with pytest.raises(ConversionError, match="the number of the time step for other things"):
+        convert(net)(torch.rand(T, B, 6))
 
 
 @pytest.mark.parametrize("name", ["chunk", "split", "time kept"])
@@ -348,3 +382,73 @@ def test_states_outside_of_the_steps():
     fast = convert(net)
     assert_as_author(net, fast, x)
     fast(x)
+
+
+class InSeries(nn.Module):
+    """Neurons that two loops call, one after the other."""
+
+    def __init__(self, how="init", steps=(T, 4)):
+        super().__init__()
+        self.how, self.steps = how, steps
+        self.fc, self.lif = nn.Linear(6, 8), snn.Leaky(0.9, learn_beta=True)
+        self.out, self.last = nn.Linear(8, 3), snn.Synaptic(0.8, 0.9, reset_mechanism="zero")
+
+    def init(self):
+        return self.lif.init_leaky(), *self.last.init_synaptic()
+
+    def forward(self, x):
+        mem, syn, end = self.init()
+        record, ends = [], []
+        for t in range(self.steps[0]):
+            spk, mem = self.lif(self.fc(x[t]), mem)
+            spk, syn, end = self.last(self.out(spk), syn, end)
+            record.append(spk)
+        ends += [mem, end]
+        if self.how == "init":
+            mem, syn, end = self.init()
+        elif self.how == "zeros":
+            mem, syn, end = (torch.zeros_like(x) for x in (mem, syn, end))
+        elif self.how == "scaled":
+            mem = 0.5 * mem
+        elif self.how == "none":
+            mem = syn = end = None
+        for t in range(self.steps[1]):
+            spk, mem = self.lif(self.fc(x[t].flip(1)), mem)
+            spk, syn, end = self.last(self.out(spk), syn, end)
+            record.append(spk)
+        return torch.stack(record), *ends, mem, end
+
+
+class EachHeld(InSeries):
+    """Each loop with neurons held to one spike anew."""
+
+    def init(self):
+        for neuron in (self.lif, self.last):
+            hold_to_one_spike(neuron)
+        return super().init()
+
+
+@pytest.mark.parametrize("steps", [(T, 4), (T, T)])
+@pytest.mark.parametrize("how", ["init", "zeros"])
+def test_loops_in_series_that_begin_from_zeros(how, steps):
+    torch.manual_seed(2)
+    net, reference = awake(InSeries(how, steps)), EachHeld("init", steps)
+    reference.load_state_dict(net.state_dict())
+    fast, x = convert(net), 3 * torch.rand(T, B, 6)
+    for _ in range(2):
+        found = []
+        for model in (fast, reference):
+            outs = model(x)
+            loss = sum((out * torch.arange(out.numel()).view_as(out).cos()).sum() for out in outs)
+            found.append([*outs, *torch.autograd.grad(loss, model.parameters())])
+        for mine, right in zip(*found, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
+    assert found[0][0][:T].any()
+    assert found[0][0][T:].any()
+
+
+@pytest.mark.parametrize("how", ["continued", "scaled", "none"])
+def test_loops_in_series_that_continue_are_refused(how):
+    fast = convert(InSeries(how))
+    with pytest.raises(ConversionError, match=r"mem = self\.lif\.init_leaky"):
+        fast(3 * torch.rand(T, B, 6))

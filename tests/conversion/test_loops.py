@@ -201,7 +201,7 @@ HAZARDS = {
     "self": (["spk, mem = run(self, x[t], mem)", APPEND], r"passes self to run\(\)"),
     "torch.tensor": (
         [STEP, "out.append(spk * torch.tensor(t / 2))"],
-        "converted model raises RuntimeError",
+        "the number of the time step for other things",
     ),
 }
 

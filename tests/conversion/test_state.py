@@ -207,6 +207,46 @@ class InAFunction(Net):
         return called(x)
 
 
+def faded(x):
+    faded.trace = 0.9 * getattr(faded, "trace", 0) + x.mean().item()
+    return x + faded.trace
+
+
+@functools.cache
+def memory():
+    return {"trace": 0}
+
+
+@functools.lru_cache(2)
+def limited(name):
+    return {name: 0}
+
+
+memory(), limited("trace")
+
+
+class InACache(Net):
+    def before(self, x):
+        memory()["trace"] = 0.9 * memory()["trace"] + x.mean().item()
+        return x + memory()["trace"]
+
+
+class InALimitedCache(Net):
+    def before(self, x):
+        limited("trace")["trace"] += x.mean().item()
+        return x + limited("trace")["trace"]
+
+
+@functools.cache
+def ones(size):
+    return torch.ones(size)
+
+
+class OfAFunction(Net):
+    def before(self, x):
+        return faded(x)
+
+
 class OfTheNeuron(Net):
     def forward(self, x):
         self.lif(self.fc(x))
@@ -310,7 +350,9 @@ NAMED = {
     Hebb: "'self.fc.weight.data'", HebbByName: r"layer 'fc' \(Linear\).*'self.weight'",
     Adaptive: r"layer 'lif' .*'self.threshold'", Decorated: "'count'",
      Global: "'TIMES'", Stored: "'STORE'", OfTheClass: "'calls'",
-    Default: "'seen'", InAFunction: "'RECORD'", OfTheNeuron: "'self.lif.mem'.*output=True",
+    Default: "'seen'", InAFunction: "'RECORD'", OfAFunction: "'faded.trace'",
+    InACache: "'memory'", InALimitedCache: "'limited'",
+    OfTheNeuron: "'self.lif.mem'.*output=True",
     Delay: "'self.(ring|pointer)'", Detached: "'self.mem'.*starts from zeros",
     ByAProperty: "'self.t'", Called: "'self.fade'",
     BeforeTheLayer: r"layer 'inner' \(Last\) keeps the state 'self.last'",
@@ -368,7 +410,16 @@ class Recorded(Net):
         self.t += 1
         self.helper.log(x)
         RECORD.append(x)
-        return x
+        logged(x)
+        return x * ones(x.size(1))
+
+
+def logged(x):
+    logged.calls += 1
+    logged.last = x
+
+
+logged.calls = 0
 
 
 class Metadata(Net):

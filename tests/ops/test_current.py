@@ -73,8 +73,8 @@ def test_few_events_of_many_entries_pay(monkeypatch):
         pays = (T for T in range(1, 100) if choice.current_pays(SpikeTimes(times, T), weight))
         return next(pays, None)
 
-    assert least_steps(120) == (6 if compiled else 60)
-    assert least_steps(119) == (12 if compiled else 60)
-    assert least_steps(120, dtype=torch.bfloat16) is None
+    assert least_steps(128) == (4 if compiled else 60)
+    assert least_steps(64) == (8 if compiled else 60)
+    assert least_steps(128, dtype=torch.bfloat16) is None
     with torch.autocast("cpu"):
-        assert least_steps(120) == (6 if compiled else 60)
+        assert least_steps(128) == (4 if compiled else 60)

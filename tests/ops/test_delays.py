@@ -23,6 +23,8 @@ from snn_single_spike import (
     SpikeEvents,
     SpikeTimes,
 )
+from snn_single_spike.backends.numba import linear as numba_linear
+from snn_single_spike.backends.numba._launch import in_threads
 from snn_single_spike.functional import (
     delay_spikes,
     leaky_readout,
@@ -141,6 +143,36 @@ def test_layers_from_delayed_spikes_equal_layers_from_dense_ones(
     assert all(map(torch.equal, times, expected_times))
     for a, e in zip(found, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+def test_fixed_fractional_delays_have_the_gradients_of_learned_ones(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled loops always add the gradient to the delay, so they need memory for it."""
+    spikes, weight, bias, delay = problem(1)
+    leaves = [x.requires_grad_() for x in (weight, bias)]
+    rooms = []
+
+    def recorded(kernel: Any, calls: list[Any]) -> None:
+        if "backward" in kernel.__name__:
+            rooms.extend(call[-1][-1].shape for call in calls)  # the last gradient is the delay's
+        in_threads(kernel, calls)
+
+    monkeypatch.setattr(numba_linear, "in_threads", recorded)
+
+    def gradients(delay: Tensor) -> tuple[Tensor, ...]:
+        late = delay_spikes(spikes, delay)
+        options: Any = {"gradient": rule, "backend": "numba"}
+        hidden = single_spike_linear(late, 2 * weight, bias, 0.9, **options)
+        scores = linear_readout(late, weight, bias, 0.8, backend="numba")
+        loss = hidden.to_dense().cumsum(0).sum() + scores.square().sum()
+        return torch.autograd.grad(loss, leaves)
+
+    fixed = gradients(delay)
+    assert rooms == [(N,), (N,)]
+    for found, expected in zip(fixed, gradients(delay.requires_grad_()), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("backend", runnable("triton"))
@@ -315,6 +347,14 @@ def test_invalid_delays_say_so(delay: Any, options: dict[str, Any], message: str
         SpikeDelay(N, delay, **options)
     with pytest.raises(ValueError, match=message):
         SingleSpikeLinear(N, OUT, 0.9, delay=delay, **options)
+
+
+@pytest.mark.parametrize("delay", [2.0, 1.5])
+def test_delays_of_half_types(delay: float) -> None:
+    given = SpikeTimes(torch.tensor([[3, -1, 0]]), T, dtype=torch.float16)
+    late = delay_spikes(given, torch.full((3,), delay, dtype=torch.float16))
+    expected = delay_spikes(given.to_dense().float(), delay)
+    assert torch.equal(late.to_dense().float(), expected)
 
 
 @pytest.mark.parametrize("delay", [1.0 * (1 << 31), 1.0 * (1 << 31) - 0.5, 1e20])

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from snn_single_spike import SingleSpikeLeaky
-from snn_single_spike.functional import first_spike_time, leaky_readout, single_spike_leaky
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SpikeDelay, SpikeTimes
+from snn_single_spike.functional import (
+    delay_spikes,
+    first_spike_time,
+    leaky_readout,
+    single_spike_leaky,
+    single_spike_linear,
+)
 
 CURRENT = torch.zeros(4, 2, 3)
 
@@ -57,6 +63,11 @@ CASES = {
         TypeError,
         "beta has dtype torch.int64",
     ),
+    "beta complex": (
+        {"beta": torch.tensor(0.9 + 0.1j)},
+        TypeError,
+        r"beta is complex, but must be real: use beta.real",
+    ),
     "beta elsewhere": (
         {"beta": torch.full((3,), 0.9, device="meta")},
         ValueError,
@@ -91,6 +102,25 @@ def test_the_other_functions_check_alike(function, case):
     bad, error, message = CASES[case]
     with pytest.raises(error, match=message):
         function(**{"current": CURRENT, "beta": 0.9} | bad)
+
+
+COMPLEX = torch.full((3,), 1 + 1j)
+SPIKES = SpikeTimes(torch.zeros(2, 3, dtype=torch.int64), num_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    {
+        "bias": lambda: single_spike_linear(SPIKES, torch.ones(3, 3), COMPLEX, 0.9),
+        "height": lambda: SpikeTimes(SPIKES.times, num_steps=4, height=COMPLEX),
+        "scale": lambda: LeakyReadout(0.9, scale=COMPLEX)(CURRENT),
+        "delay": lambda: delay_spikes(SPIKES, COMPLEX),
+        "delay of a module": lambda: SpikeDelay(3, 1 + 1j),
+    }.items(),
+)
+def test_complex_numbers_are_refused(name, function):
+    with pytest.raises(TypeError, match=f"{name.split()[0]} .*complex"):
+        function()
 
 
 def test_reduction():

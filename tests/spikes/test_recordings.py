@@ -100,6 +100,8 @@ def test_what_is_not_a_list_of_recordings():
         SpikeEvents.from_events([(made, 3)], (3, 1, 1), 10, time_window=1)
     with pytest.raises(TypeError, match=r"recording 0 is a void.*pass a list.*\[events\]"):
         SpikeEvents.from_events(made, (3, 1, 1), 10, time_window=1)
+    with pytest.raises(TypeError, match="time_window='1ms' must be a number"):
+        SpikeEvents.from_events([made], (3, 1, 1), 10, time_window="1ms")
 
 
 def test_dense_spikes_in_the_place_of_times():

@@ -61,6 +61,31 @@ def test_round_trips(num_steps, batch, features, seed):
     )
 
 
+LAYOUTS = {
+    "time first": ((5, 3, 37), lambda x: x),
+    "batch first": ((3, 5, 37), lambda x: x.transpose(0, 1)),
+    "time last": ((3, 37, 5), lambda x: x.permute(2, 0, 1)),
+    "a part": ((9, 7, 40), lambda x: x[1:6, 2:5, 3:]),
+    "every second": ((3, 10, 2, 20), lambda x: x[:, ::2].transpose(0, 1)),
+    "repeated": ((5, 1, 37), lambda x: x.expand(5, 3, 37)),
+    "empty": ((5, 0, 37), lambda x: x),
+}
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.95])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_events_of_dense_tensors_in_any_order_of_memory(layout, threshold):
+    shape, view = LAYOUTS[layout]
+    memory = torch.rand(shape)
+    memory[memory < threshold] = 0
+    memory[:, :1] *= math.nan
+    dense = view(memory)
+    found = SpikeEvents.from_dense(dense).events()
+    expected = collect_events(dense.flatten(2).contiguous())
+    for mine, right in zip(found[:4], expected[:4], strict=True):
+        torch.testing.assert_close(mine, right, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dense_tensors_keep_their_type(dtype):
     dense = dense_of(times_of(), STEPS).to(dtype)

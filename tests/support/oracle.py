@@ -168,5 +168,6 @@ def rounding_decides_a_peak(current: Tensor, beta: Tensor, threshold: Tensor | f
     if len(mems) == 1:
         return False
     highest, second = torch.stack(mems).topk(2, dim=0).values
-    silent = (highest <= threshold) & (highest != 0)
+    # A membrane that is 0 at every step has its peak at the first one.
+    silent = (highest <= threshold) & torch.stack(mems).any(0)
     return bool((silent & (highest - second <= 1e-12 * highest.abs())).any())

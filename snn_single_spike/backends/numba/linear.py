@@ -127,18 +127,27 @@ def _layer(
 
 
 def collect_events(spikes: Tensor) -> Events:
-    """As :func:`snn_single_spike.backends._events.collect_events`, in one pass and a count."""
-    dense, ranges = as_numpy(spikes), _ranges(spikes.shape[1])
-    counts = torch.empty(spikes.shape[1], dtype=torch.int64)
-    in_threads(count_events_loop, [(*samples, dense, as_numpy(counts)) for samples in ranges])
+    """As :func:`snn_single_spike.backends._events.collect_events`, in one pass and a count.
+
+    A tensor with the batch first in memory is read as it is.
+    """
+    shape = num_steps, batch, units = tuple(spikes.shape)
+    if units > 1 and spikes.stride(2) != 1:
+        spikes = spikes.contiguous()
+    steps = spikes.stride()[:2]
+    size = (num_steps - 1) * steps[0] + (batch - 1) * steps[1] + units if spikes.numel() else 0
+    memory = as_numpy(spikes.as_strided((size,), (1,)))
+    given, ranges = (memory, steps, shape), _ranges(batch)
+    counts = torch.empty(batch, dtype=torch.int64)
+    in_threads(count_events_loop, [(*samples, *given, as_numpy(counts)) for samples in ranges])
     offsets = offsets_of(counts)
     total = int(offsets[-1])
-    times, units = (torch.empty(total, dtype=torch.int32) for _ in range(2))
+    times, indices = (torch.empty(total, dtype=torch.int32) for _ in range(2))
     heights = torch.empty(total, dtype=spikes.dtype)
-    ones = torch.empty(spikes.shape[1], dtype=torch.bool)
-    arrays = [as_numpy(x) for x in (offsets, times, units, heights, ones)]
-    in_threads(collect_events_loop, [(*samples, dense, *arrays) for samples in ranges])
-    return Events(offsets, times, units, None if bool(ones.all()) else heights)
+    ones = torch.empty(batch, dtype=torch.bool)
+    arrays = [as_numpy(x) for x in (offsets, times, indices, heights, ones)]
+    in_threads(collect_events_loop, [(*samples, *given, *arrays) for samples in ranges])
+    return Events(offsets, times, indices, None if bool(ones.all()) else heights)
 
 
 def sort_spikes(times: Tensor, num_steps: int) -> Events:
@@ -268,7 +277,7 @@ def linear_backward_closed_form(
     bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
     inputs = _zeros((len(parts), *shape), packed.dtype)
-    late = _shares(grad_late, len(parts), packed.dtype)
+    late = _shares(events, len(parts), weight.shape[1], packed.dtype)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(adjoint.every, 2, dtype),
         at=as_array(adjoint.at, 2, dtype),
@@ -297,9 +306,14 @@ def linear_backward_closed_form(
         grad_late.copy_(torch.from_numpy(late).sum(0))
 
 
-def _shares(wanted: Tensor | None, parts: int, dtype: np.dtype) -> np.ndarray:
-    """The gradients of the later shares, (parts, N) or (parts, 0): one row for each call."""
-    return np.zeros((parts, 0 if wanted is None else len(wanted)), dtype)
+def _shares(events: Events, parts: int, units: int, dtype: np.dtype) -> np.ndarray:
+    """The gradients of the later shares, one row for each call.
+
+    (parts, N) of spikes that are shared between two steps, whether the gradient is wanted or not:
+    their loop always adds to it. (parts, 0) of other spikes.
+    """
+    splits = events.values is not None and events.values.dim() == 2
+    return np.zeros((parts, units if splits else 0), dtype)
 
 
 def linear_backward_scan(
@@ -332,7 +346,8 @@ def linear_backward_scan(
         as_events(events, dtype), neurons, RESETS[layer.reset], num_steps, as_numpy(times)
     )
     through = spike_gradient(rule, surrogate, dtype)
-    late = _shares(out.late, len(_parts(tiles, min(piece, batch))), packed.dtype)
+    parts = len(_parts(tiles, min(piece, batch)))
+    late = _shares(events, parts, packed.shape[1], packed.dtype)
     for low in range(0, batch, piece):
         samples = slice(low, min(low + piece, batch))
         rows = grad_spikes.rows(samples) if few else grad_spikes.to_dense(samples)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...backends._compiling import is_traced
 from ...spikes.lazy import LazyTensor
-from ..call import Decision, Run, run_folded
+from ..call import Decision, Run, Spans, run_folded
 from ..loops.running import LoopRun
 from ..refusals.layers import ConversionError
 from ..refusals.state import INTERNAL, is_users_code
@@ -35,6 +35,7 @@ from .same_draws import FoldedDraws, Place, StepDraws
 
 __all__ = ["SelfCheck", "foreign_error", "warn_unless_compared"]
 
+_Called = tuple[list[str], Spans | None]
 _SAMPLES = 2
 _TOLERANCE = 1e-4
 _READS_STATE = (
@@ -259,10 +260,10 @@ class _Runs:
                 )
         return ""
 
-    def of_loop(self, given: Any, order: list[Place], calls: Sequence[str], noise: bool) -> _Result:
-        """The results of the author's model. One step of it makes these calls of neurons."""
+    def of_loop(self, given: Any, order: list[Place], called: _Called, noise: bool) -> _Result:
+        """The results of the author's model, which makes these calls of neurons."""
         new = double_copy(self.base, noise)
-        make_author_s(new, isinstance(self, _LoopOutside), calls)
+        make_author_s(new, isinstance(self, _LoopOutside), *called)
         layers, before = Layers(new, lambda: (0, 0, 0)), _contents(new)
         with StepDraws(order) as draws:
             result = self._results(new, self.loop, given, layers)
@@ -393,12 +394,13 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
         for noise in (False, True):
             folded: Any = None
             order: list[Place] = []
-            called: list[str] = []
+            called: _Called = [], None
             error: Exception | None = None
             difference = ""
             try:
                 folded, order = runs.of_folded(given, noise)
-                called = folded.model._single_spike.time.called
+                time = folded.model._single_spike.time
+                called = time.called, time.spans
             except _Differs as differs:
                 difference = str(differs)
             except Exception as raised:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,13 +96,19 @@ def _double_attributes(module: nn.Module) -> None:
             vars(module)[name] = value.double()
 
 
-def make_author_s(model: Any, one_step: bool, calls: Sequence[str] = ()) -> None:
+def make_author_s(
+    model: Any,
+    one_step: bool,
+    calls: Sequence[str] = (),
+    spans: Mapping[str, Sequence[Sequence[int]]] | None = None,
+) -> None:
     """Turn a copy of a converted model into the author's, for one forward pass.
 
     :param one_step: whether the forward computes one step. Its neurons then carry their states
         from call to call
     :param calls: paths of the neurons that one step calls. A path stands there twice if a neuron
         has two places
+    :param spans: for each neuron, the calls in one step, and the steps, of each loop that calls it
     """
     for part in [module for module in model.modules() if hasattr(module, "_rewritten")]:
         part.__class__ = type(part)._original
@@ -111,33 +118,43 @@ def make_author_s(model: Any, one_step: bool, calls: Sequence[str] = ()) -> None
         if isinstance(neuron, SingleSpikeNeuron):
             refractory = neuron.refractory
             unfold_neuron(neuron)
-            _hold_to_spikes(neuron, refractory, max(1, calls.count(path)))
+            _hold_to_spikes(neuron, refractory, (spans or {}).get(path, [(calls.count(path), 0)]))
             if one_step:
                 _carry_states(neuron, path)
 
 
-def _hold_to_spikes(neuron: SpikingNeuron, refractory: int | None, places: int) -> None:
+def _hold_to_spikes(
+    neuron: SpikingNeuron, refractory: int | None, spans: Sequence[Sequence[int]]
+) -> None:
     """Replace the functions of a neuron that read its threshold, for one forward pass.
 
     The neuron is silent for ``refractory`` steps after a spike, and for ever if that is None.
-    ``places`` of one step call it in turn.
+    The places of one step call it in turn. Each of the ``spans``, of (places, steps), begins a new
+    sample; the last one has no end.
     """
     plain = type(neuron).fire
-    silent: list[Any] = [0.0] * places  # number of silent steps to come
-    now: list[Any] = [None] * places
-    place = 0
+    left = [max(1, places) * steps for places, steps in spans[:-1]]  # calls of the spans to come
+    most = max(1, *(places for places, _ in spans))
+    silent: list[Any] = [0.0] * most  # number of silent steps to come
+    now: list[Any] = [None] * most
+    place = span = 0
     if refractory == 0:  # the author's neuron; its surrogate may return float32
         vars(neuron)["fire"] = lambda mem: plain(neuron, mem).to(mem.dtype)
         return
 
     def fire(mem: Tensor) -> Tensor:
-        nonlocal place
+        nonlocal place, span
         spikes = plain(neuron, mem)
-        left = torch.as_tensor(silent[place], device=mem.device).expand_as(mem)
-        out = spikes * (left <= 0)
+        rest = torch.as_tensor(silent[place], device=mem.device).expand_as(mem)
+        out = spikes * (rest <= 0)
         fired = now[place] = (out != 0).detach()
-        silent[place] = torch.where(fired, math.inf if refractory is None else refractory, left - 1)
-        place = (place + 1) % places
+        silent[place] = torch.where(fired, math.inf if refractory is None else refractory, rest - 1)
+        place = (place + 1) % max(1, spans[span][0])
+        if span < len(left):
+            left[span] -= 1
+            if not left[span]:
+                span, place = span + 1, 0
+                silent[:], now[:] = [0.0] * most, [None] * most
         return out.to(mem.dtype)
 
     def mem_reset(mem: Tensor) -> Tensor:
@@ -209,10 +226,11 @@ class Layers:
         """Layers with their outputs (T, B, ...), here and in a loop over time."""
         for path, calls in self.calls.items():
             steps = loop.calls.get(path, [])
-            for position, ((_, num_steps, batch), mine) in enumerate(calls):
-                if not num_steps or len(steps) != num_steps * len(calls):
-                    continue  # outside of a loop, or not called at every step
-                theirs = [tensors for _, tensors in steps[position :: len(calls)]]
+            if len(steps) != sum(num_steps for (_, num_steps, _), _ in calls):
+                continue  # not called at every step
+            for loop_calls, position, loop_steps in _in_loops(calls, steps):
+                (_, num_steps, batch), mine = loop_calls[position]
+                theirs = [tensors for _, tensors in loop_steps[position :: len(loop_calls)]]
                 for index, x in enumerate(mine):
                     parts = [tensors[index] for tensors in theirs if index < len(tensors)]
                     right = _stacked(parts, num_steps)
@@ -224,6 +242,18 @@ class Layers:
                         x = x.expand(num_steps, *x.shape)
                     if x.shape == right.shape:
                         yield f"layer {path!r} ({self.kinds[path]})", x, right
+
+
+def _in_loops(calls: list[Any], steps: list[Any]) -> Iterator[tuple[list[Any], int, list[Any]]]:
+    """The calls of each loop, the position of one of them, and the steps of that loop."""
+    start = 0
+    for _, found in itertools.groupby(calls, key=lambda call: call[0][0]):
+        group = list(found)
+        end = start + sum(num_steps for (_, num_steps, _), _ in group)
+        for position, ((_, num_steps, _), _) in enumerate(group):
+            if num_steps:
+                yield group, position, steps[start:end]
+        start = end
 
 
 def _stacked(parts: Iterable[Tensor], count: int) -> Tensor | None:

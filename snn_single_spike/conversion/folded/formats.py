@@ -55,8 +55,7 @@ class _Known(NamedTuple):
     tensor: Any
     """Kept, so that no other tensor gets its id."""
     role: str
-    """"spikes" (folded), the "current" of a layer on them, a "pooled" current, a "membrane", or the
-    "sequence" that a loop over time indexes."""
+    """"spikes" (folded), the "current" of a layer on them, a "pooled" current, or a "membrane"."""
     path: str
     layer: Layer | None = None
     """The layer of the current."""
@@ -72,29 +71,36 @@ class Formats:
     """Neurons whose spikes reach linear layers and convolutions with neurons only: these layers."""
     membranes: set[str] = field(default_factory=set)
     """Neurons whose membrane is read."""
-    before_membranes: set[str] = field(default_factory=set)
-    """The neurons before these."""
+    opened: set[str] = field(default_factory=set)
+    """Neurons behind which linear layers compute their current as a tensor."""
 
     def spike_times(self, neuron: Any, shape: torch.Size) -> bool:
         """Whether a neuron with a dense current (T, B, *features) returns spike times."""
         layers = self.layers.get(neuron.path)
-        if not layers or neuron.path in self.before_membranes:
-            return False
-        if not choice.is_measured(neuron.backend, neuron.threshold):
+        if not layers:
             return False
         num_steps, batch, *_ = shape
-        return all(choice.spike_times_pay(num_steps, batch, layer) for layer in layers)
+        pay = all(choice.spike_times_pay(num_steps, batch, layer) for layer in layers)
+        return pay and choice.is_measured(neuron.backend, neuron.threshold)
+
+    def sequence(self, path: str, x: Any) -> Any:
+        """A sequence (T, B, *features) that the model reads, as events if they pay."""
+        layers = self.layers.get(path)
+        if not layers or not isinstance(x, Tensor):
+            return x
+        if not all(choice.events_pay(x, layer) for layer in layers):
+            return x
+        events = SpikeEvents.from_dense(x)
+        events.opened = path in self.opened
+        return events
 
     def input(self, x: Any, time: Any) -> Any:
-        """The first input of the model, as events if they pay. A sequence, or folded."""
-        layers = self.layers.get(INPUT)
-        if not layers or INPUT in self.before_membranes or not isinstance(x, Tensor):
+        """The first input of a model of one time step, folded, as events if they pay."""
+        if not self.layers.get(INPUT) or not isinstance(x, Tensor):
             return x
-        sequence = time.unfold(x) if time.num_steps else x  # a loop of the model's own folds later
-        if not all(choice.events_pay(sequence, layer) for layer in layers):
-            return x
-        events = SpikeEvents.from_dense(sequence)
-        return time.fold(events) if time.num_steps else events
+        dense = time.unfold(x)
+        sequence = self.sequence(INPUT, dense)
+        return x if sequence is dense else time.fold(sequence)
 
 
 def _reads_shape(function: Callable[..., Any]) -> bool:
@@ -134,14 +140,17 @@ class Readers(Watching):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[int, _Known] = {}
+        self._sequences = {INPUT}  # paths that are no neurons
         self._dense: set[str] = set()  # neurons whose spikes are read by other functions
         self._membranes: set[str] = set()
-        self._read: dict[str, list[tuple[Layer, Any]]] = {}  # layers, and the neurons behind
+        self._layers: dict[str, list[Layer]] = {}  # that read spikes
+        self._neurons: dict[str, list[Any]] = {}  # behind these layers
+        self._opened: set[str] = set()  # paths, behind which a current is read by anything else
 
-    def given(self, x: Any, role: str) -> None:
-        """The first input of the model."""
+    def given(self, x: Any) -> None:
+        """The first input of the model, folded."""
         if isinstance(x, (Tensor, LazyTensor)):
-            self._remember(_Known(x, role, INPUT))
+            self._remember(_Known(x, "spikes", INPUT))
 
     def returned(self, neuron: Any, out: Any) -> None:
         """What a neuron has returned, folded."""
@@ -155,8 +164,7 @@ class Readers(Watching):
     def read_by_neuron(self, neuron: Any, input_: Any) -> None:
         known = next(self._among(input_), None)
         if known is not None and known.role in ("current", "pooled"):
-            assert known.layer is not None
-            self._read.setdefault(known.path, []).append((known.layer, neuron))
+            self._neurons.setdefault(known.path, []).append(neuron)
         elif known is not None:
             self._other(known)
 
@@ -164,45 +172,42 @@ class Readers(Watching):
         """The forward has ended: who holds a tensor now, holds it for later."""
         for known in self._among((out, *map(vars, model.modules()))):
             self._other(known)
-        if self._read.keys() - self._dense:
+        if self._layers.keys() - self._dense:
             held = {id(x): known for x, known in self._held()}
             for known in held.values():
                 self._other(known)
 
     def _held(self) -> Iterator[tuple[Any, _Known]]:
         """Tensors that objects, lists, closures, ... refer to. The caller holds the input."""
-        tensors = [known.tensor for known in self._known.values() if known.path != INPUT]
+        tensors = [x.tensor for x in self._known.values() if x.path not in self._sequences]
         for holder in gc.get_referrers(*tensors):
             if not isinstance(holder, (_Known, FrameType)) and holder is not tensors:
                 for x in gc.get_referents(holder):
                     if id(x) in self._known:
                         yield x, self._known[id(x)]
 
-    def folded(self, value: Any, of: Any) -> None:
-        """All steps of the sequence ``of``, which a loop over time has indexed."""
-        known = self._known.get(id(of))
-        if known is not None and known.role == "sequence":
-            self._remember(known._replace(tensor=value, role="spikes"))
+    def indexed(self, path: str, folded: Any) -> None:
+        """All steps of a sequence that a loop over time has indexed."""
+        self._sequences.add(path)
+        self._remember(_Known(folded, "spikes", path))
 
     def formats(self) -> Formats:
-        layers, before = {}, set()
+        found, opened = {}, set()
+        for path, layers in self._layers.items():
+            read_as_tensor = any(map(self._reads_tensor, self._neurons.get(path, ())))
+            convolutions = any(layer.convolution for layer in layers)
+            if path in self._dense or (read_as_tensor and convolutions):
+                continue
+            found[path] = layers
+            if read_as_tensor or path in self._opened:
+                opened.add(path)
+        return Formats(found, self._membranes, opened)
+
+    def _reads_tensor(self, neuron: Any) -> bool:
+        """Whether a neuron computes from a dense current only, or its membrane is read."""
+        leaky = hasattr(neuron, "spike_format") and neuron._surrogate()[1] is None
         # A neuron with a refractory period computes its membrane at every step.
-        membranes = self._membranes | {
-            neuron.path
-            for readers in self._read.values()
-            for _, neuron in readers
-            if neuron.refractory is not None
-        }
-        for path, readers in self._read.items():
-            supported = all(
-                hasattr(neuron, "spike_format") and neuron._surrogate()[1] is None
-                for _, neuron in readers
-            )
-            if supported and path not in self._dense:
-                layers[path] = [layer for layer, _ in readers]
-                if any(neuron.path in membranes for _, neuron in readers):
-                    before.add(path)
-        return Formats(layers, membranes, before)
+        return not leaky or neuron.refractory is not None or neuron.path in self._membranes
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -225,6 +230,7 @@ class Readers(Watching):
             for known in found:
                 self._other(known)
         elif (layer := _layer(function, args, out)) is not None:
+            self._layers.setdefault(first.path, []).append(layer)
             self._remember(_Known(out, "current", first.path, layer))
         elif _keeps_spikes(function, first.tensor, kwargs, out):
             self._remember(first._replace(tensor=out))
@@ -239,13 +245,16 @@ class Readers(Watching):
             known = self._known.get(id(leaf))
             if known is None:
                 continue
-            if _node(leaf) is not known.made_by:
+            if _node(leaf) is not known.made_by:  # a function of the user's own has made it
                 self._other(known)
+                self._dense.add(known.path)
             yield known
 
     def _other(self, known: _Known) -> None:
         if known.role == "membrane":
             self._membranes.add(known.path)
+        elif known.role == "current" and known.layer is not None and not known.layer.convolution:
+            self._opened.add(known.path)
         else:
             self._dense.add(known.path)
 
@@ -264,7 +273,7 @@ def choose_formats(forward: Callable[..., Any], model: Any) -> Callable[..., Any
             if time.formats is None:
                 out, conversion.formats[key] = first(model, args, kwargs)
                 return out
-            if args:
+            if args and not conversion.looped:
                 args = (time.formats.input(args[0], time), *args[1:])
             return forward(model, *args, **kwargs)
         finally:
@@ -272,10 +281,8 @@ def choose_formats(forward: Callable[..., Any], model: Any) -> Callable[..., Any
 
     def first(model: Any, args: Any, kwargs: Any) -> tuple[Any, Formats]:
         readers = time.readers = Readers()
-        if args and conversion.looped:
-            readers.given(args[0], "sequence")
-        elif args and conversion.num_steps is None:
-            readers.given(args[0], "spikes")
+        if args and conversion.num_steps is None and not conversion.looped:
+            readers.given(args[0])
         try:
             with readers:
                 out = forward(model, *args, **kwargs)
@@ -304,23 +311,22 @@ def _sees_tensors(model: Any) -> bool:
     """Whether user code reads the tensors between the layers: hooks, ``isinstance``, ..."""
     if torch.nn.modules.module._has_any_global_hook():
         return True
-    return any(map(_is_watched, model.children())) or any(
-        _asks_for_types(cast(Hashable, type(part)))
+    return any(
+        (part is not model and _is_watched(part))
+        or (not isinstance(part, SpikingNeuron) and _asks_for_types(cast(Hashable, type(part))))
         for part in model.modules()
-        if not isinstance(part, SpikingNeuron)
     )
 
 
 def _is_watched(part: torch.nn.Module) -> bool:
-    """Whether hooks see tensors inside of a part of the model, or torch.compile its code."""
-    return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl is not None
-        or hasattr(module, "_orig_mod")  # torch.compile(module)
-        for module in part.modules()
+    """Whether hooks see the tensors of a part of the model, or torch.compile its code."""
+    return bool(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or part._compiled_call_impl is not None
+        or "_orig_mod" in part._modules  # torch.compile(part)
     )
 
 

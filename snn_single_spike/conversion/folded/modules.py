@@ -28,7 +28,7 @@ from ...modules.lapicque import SingleSpikeLapicque
 from ...modules.leaky import SingleSpikeLeaky
 from ...modules.rleaky import SingleSpikeRLeaky
 from ...modules.synaptic import SingleSpikeSynaptic
-from ...spikes import ConvCurrent, LazyCurrent
+from ...spikes import ConvCurrent, LazyCurrent, Spikes, choice
 from ...spikes.lazy import LazyTensor, materialize
 from ..call import Conversion, Time
 from ..comparison.reference import state_names
@@ -122,7 +122,9 @@ class Folded(SingleSpikeNeuron):
         own = any(state is vars(self).get(name) for name in STATES)
         if not own or not isinstance(state, Tensor):
             return False
-        return torch.compiler.is_compiling() or is_recorded(state) or not state.any()
+        if torch.compiler.is_compiling() or is_recorded(state):
+            return True
+        return not state.numel() or not state.any()
 
     def _forward_in_loop(self, loop: Any, input_: Any, states: Any, named: Any) -> Any:
         """The loop over time of the user's forward carries the states."""
@@ -130,7 +132,7 @@ class Folded(SingleSpikeNeuron):
         given = {**dict(zip(names, states, strict=False)), **named}
         kept = isinstance(input_, Tensor) and loop.keeps_time(input_)
         input_ = input_.squeeze(0) if kept else input_
-        call = loop.count_call(self, given, input_)
+        call = loop.count_call(self, names, given, input_)
         self.time.called.append(self.path)
 
         def take_states(sequence: Any) -> Any:
@@ -183,15 +185,28 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         return self._run_in_format(sequence, *states, **named)
 
     def _run_in_format(self, sequence: Any, *states: Any, **named: Any) -> Any:
-        if self.spike_format != "auto" or not isinstance(sequence, LazyCurrent | ConvCurrent):
-            return super()._run_sequence(sequence, *states, **named)
-        formats = self.time.formats
-        if formats is None or self.path in formats.membranes:
-            return super()._run_sequence(sequence.to_dense(), *states, **named)
+        formats, auto = self.time.formats, self.spike_format == "auto"
+        lazy = isinstance(sequence, LazyCurrent | ConvCurrent)
+        if auto and lazy and (formats is None or self._reads_tensor(sequence)):
+            sequence, lazy = sequence.to_dense(), False
         out = super()._run_sequence(sequence, *states, **named)
-        if self.path in formats.layers:
+        if not auto or formats is None:
             return out
-        return (out[0].to_dense(), *out[1:]) if isinstance(out, tuple) else out.to_dense()
+        spikes, *others = out if isinstance(out, tuple) else (out,)
+        if lazy and self.path not in formats.layers:
+            spikes = spikes.to_dense()
+        elif isinstance(spikes, Spikes):
+            spikes.opened = self.path in formats.opened
+        return (spikes, *others) if isinstance(out, tuple) else spikes
+
+    def _reads_tensor(self, current: LazyCurrent | ConvCurrent) -> bool:
+        """Whether these neurons are faster from a dense current, or return their membrane."""
+        if self.path in self.time.formats.membranes:
+            return True
+        if isinstance(current, ConvCurrent):
+            return False
+        spikes, weight, _ = current.linear()
+        return not choice.layer_pays(spikes, weight, self.backend)
 
     def _returns_times(self, input_: Any) -> bool:
         if self.spike_format != "auto" or self.refractory is not None:
@@ -261,6 +276,7 @@ def make_converted(
     time_dim: int = 0,
     loops: dict[str, Rewritten] | None = None,
     check: bool | None = None,
+    auto: bool = False,
 ) -> None:
     """Turn a model with folded neurons into a converted model, in place.
 
@@ -275,7 +291,6 @@ def make_converted(
     model.__class__ = _converted_class(original, loops.get("", ()))
     converted: Any = model
     fixed = not loops and any(fixes_batch(kind) for kind in _users_classes(model))
-    auto = any(getattr(neuron, "spike_format", "") == "auto" for neuron in model.modules())
     converted._single_spike = Conversion(
         time, num_steps, time_dim, looped=bool(loops), check=check, fixed_batch=fixed, auto=auto
     )

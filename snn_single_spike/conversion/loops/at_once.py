@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...spikes.lazy import LazyTensor
 from ..refusals.layers import ConversionError, reused_in_loop
-from ..refusals.state import mark_own_state
+from ..refusals.state import INTERNAL, mark_own_state
 from .carried import Carried, Operation, Place, Scalars, Steps, Sum
 from .deferred import Values, evaluate
 from .indexed import norms_by_step
@@ -66,7 +66,8 @@ class Loop:
         self.one_step = False  # while layers run that the number of the step has selected
         self._held: list[tuple[Any, str, Any, Place]] = []  # states in other modules
         self._local = local
-        for value in (*local.values(), *vars(owner).values()):
+        own = (value for name, value in vars(owner).items() if name not in INTERNAL)
+        for value in (*local.values(), *own):
             self._find_lists(value)
         self._kept = {n: local[n] for n in stored if n in local and (self.number, n) in run.fixed}
         self._versions_kept = {n: _version(value) for n, value in self._kept.items()}
@@ -181,6 +182,9 @@ class Loop:
 
     def fold(self, sequence: Any, of: Any = None) -> Any:
         """(T, B, ...) to (T * B, ...). A part ``of`` the model may have one row for all samples."""
+        return self.time.fold(self._of_batch(sequence, of))
+
+    def _of_batch(self, sequence: Any, of: Any) -> Any:
         if sequence.dim() < 2:
             refuse(
                 f"a step of a tensor of shape {tuple(sequence.shape)} has no batch dimension. "
@@ -198,7 +202,7 @@ class Loop:
                 f"one step of a sequence has {sequence.shape[1]} rows, and other tensors of this "
                 f"loop have a batch of {time.batch}: pass sequences of one batch"
             )
-        return time.fold(sequence)
+        return sequence
 
     def _likely_batch(self) -> int:
         """The batch of the tensors from before the loop, if they have one; 1 otherwise."""
@@ -207,15 +211,20 @@ class Loop:
         sizes = {x.shape[x.shape[0] == self.steps and x.dim() > 2] for x in tensors if x.dim() > 1}
         return sizes.pop() if len(sizes) == 1 else 1
 
-    def fold_whole(self, sequence: Any) -> Any:
-        """As :meth:`fold`, for a sequence that the user has made."""
-        readers = self.time.readers
-        if readers is None:
-            return self.fold(sequence, sequence)
-        with readers.paused():
-            folded = self.fold(sequence, sequence)
-        readers.folded(folded, sequence)
-        return folded
+    def fold_indexed(self, sequence: Any, of: Any) -> Any:
+        """As :meth:`fold`, of a sequence that the user's code indexes. It may become events."""
+        run, time = self.run, self.time
+        run.sequences += 1
+        path = f"[{run.sequences}]"  # no path of a neuron
+        if time.readers is not None:
+            with time.readers.paused():
+                folded = self.fold(sequence, of)
+            time.readers.indexed(path, folded)
+            return folded
+        sequence = self._of_batch(sequence, of)
+        if time.formats is not None:
+            sequence = time.formats.sequence(path, sequence)
+        return time.fold(sequence)
 
     def folded_dim(self, value: Any) -> int | None:
         """The dimension of a tensor with a row for each step and sample; None if it has none.
@@ -297,20 +306,28 @@ class Loop:
         if isinstance(value, list):
             self._read.add(id(value))
 
-    def count_call(self, neuron: Any, given: dict[str, Any], input_: Any) -> int:
+    def count_call(
+        self, neuron: Any, parameters: tuple[str, ...], given: dict[str, Any], input_: Any
+    ) -> int:
         """The number of this call of a neuron in the loop.
 
         A neuron may have several calls if each has its own states and another shape. They are
-        several layers of neurons, which share their parameters.
+        several layers of neurons, which share their parameters. A later loop may call a neuron
+        again from zeros, which begins a new sample.
 
         :raises ConversionError: the calls share their neurons
         """
         calls = self._calls.setdefault(neuron.path, [])
         shape, own = input_.shape[1:], any(state is not None for state in given.values())
         shared = not own or any(shape == other or not others for other, others in calls)
-        if neuron.path in self.time.called and (not calls or shared or neuron.states_read):
+        again = neuron.path in self.time.called
+        if again and (neuron.states_read or (shared if calls else not _begins(parameters, given))):
             raise reused_in_loop(neuron.path)
         calls.append((shape, own))
+        spans = self.time.spans.setdefault(neuron.path, [])
+        if len(calls) == 1:
+            spans.append([0, self.steps])
+        spans[-1][0] += 1
         return len(calls) - 1
 
     def take_states(
@@ -465,6 +482,12 @@ class Loop:
             for key, x in list(value.items()) if isinstance(value, dict) else enumerate(value):
                 value[key] = self._leave(x)
         return value
+
+
+def _begins(parameters: tuple[str, ...], given: dict[str, Any]) -> bool:
+    """Whether a neuron is given zeros for all its states. With None it keeps those that it has."""
+    states = [x.initial if type(x) is Carried else x for x in map(given.get, parameters)]
+    return all(isinstance(x, Tensor) and not x.any() for x in states)
 
 
 def _version(state: Any) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...spikes.lazy import LazyTensor
 from .carried import Scalars, Steps
 from .running import refuse
-from .windows import is_window, window_of
+from .windows import StepTensor, is_window, window_of
 
 __all__ = ["Indexed", "norms_by_step"]
 
@@ -25,6 +25,7 @@ class Indexed:
         self.loop, self.value = loop, value
 
     def __getitem__(self, index: Any) -> Any:
+        index = _without_tensors(index)
         if not _has_step(index):
             return self.value[index]
         loop, value = self.loop, self.value
@@ -38,11 +39,11 @@ class Indexed:
             return self._of_list(index)
         whole = isinstance(index, Steps) and index.values == tuple(range(loop.steps))
         if whole and value.dim() > 1 and value.shape[0] == loop.steps:
-            return loop.fold_whole(value)
+            return loop.fold_indexed(value, value)
         part, rows = self._over_time(value, index)
         if part.dim() == 1:  # one number for each step
             return Scalars(part if rows is None else part[rows])
-        return loop.fold(part if rows is None else part[rows], value)
+        return loop.fold_indexed(part if rows is None else part[rows], value)
 
     def _of_list(self, index: Any) -> Any:
         if isinstance(index, Steps):
@@ -132,6 +133,13 @@ class Indexed:
         if steps.values == tuple(range(self.loop.steps)):
             return whole[: self.loop.steps], None
         return whole, torch.tensor([i % size for i in steps.values], device=whole.device)
+
+
+def _without_tensors(index: Any) -> Any:
+    """An index with the step in place of a tensor of it."""
+    parts = index if isinstance(index, tuple) else (index,)
+    found = [x.as_index(listed=False) if isinstance(x, StepTensor) else x for x in parts]
+    return tuple(found) if isinstance(index, tuple) else found[0]
 
 
 def _has_step(index: Any) -> bool:

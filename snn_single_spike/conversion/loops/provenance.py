@@ -33,8 +33,12 @@ class Provenance(Watching):
     def begin(self, folded: Any) -> None:
         """A folded tensor, with which following begins if it is the first one."""
         if self.follows is None:
-            tensors = (*self._model.parameters(), *self._model.buffers())
-            self.follows = any(folded.shape[0] in tensor.shape for tensor in tensors)
+            rows = folded.shape[0]
+            self.follows = any(
+                tensor is not None and rows in tensor.shape
+                for module in self._model.modules()
+                for tensor in (*module._parameters.values(), *module._buffers.values())
+            )
             if self.follows:
                 self.__enter__()
         if self.follows:

@@ -22,6 +22,7 @@ from .plain import Position, names, plain_loops, position, statements_at, stored
 
 __all__ = ["Rewritten", "RewrittenMethod", "rewritten_methods"]
 
+_MAKES_TENSOR = {"torch.tensor", "torch.as_tensor", "torch.LongTensor", "torch.IntTensor"}
 _ON_TENSORS = {"view", "reshape", "select", "narrow", "item", "numel", *steps.REDUCTIONS}
 
 
@@ -214,6 +215,10 @@ class _Rewrite(ast.NodeTransformer):
             return node
         if self.inside and ast.unparse(function) == "len" and len(node.args) == 1:
             return _call("length", *node.args, at=node)
+        if self.inside and (number := _number_of_tensor(node)) is not None:
+            make = ast.Lambda(ast.arguments([], [], None, [], [], None, []), node)
+            listed = ast.Constant(isinstance(node.args[0], ast.List))
+            return _call("tensor_of", make, number, listed, at=node)
         if self.inside and _may_be_loss(function):
             node.func = _call("by_step", function, at=node)
             return node
@@ -457,6 +462,17 @@ def _shown(value: ast.expr, spec: Any = None) -> ast.expr:
     if isinstance(value, (ast.Constant, ast.Starred)):
         return value
     return _call("shown", value, *([spec] if spec is not None else []), at=value)
+
+
+def _number_of_tensor(node: ast.Call) -> ast.expr | None:
+    """``t`` in ``torch.tensor([t])`` and ``torch.tensor(t)``."""
+    if ast.unparse(node.func) not in _MAKES_TENSOR or len(node.args) != 1:
+        return None
+    (value,) = node.args
+    if isinstance(value, ast.List) and len(value.elts) == 1:
+        (value,) = value.elts
+    simple = isinstance(value, (ast.Name, ast.BinOp, ast.Subscript))
+    return copy.deepcopy(value) if simple else None
 
 
 def _may_be_loss(function: ast.expr) -> bool:

@@ -36,14 +36,15 @@ class LoopRun:
     """Names of loops that an earlier run has found to be read: they must keep their values."""
     loop: Any = None
     number: int = 0
+    sequences: int = 0  # that steps have indexed so far
     loop_failed: tuple[int, int] | None = None  # steps and batch of a loop that raised
     states: list[tuple[Any, str, Any]] = field(default_factory=list)
     """Neurons, with the states that they get back after the call."""
 
     def __enter__(self) -> LoopRun:
         self.outer = active_run()
-        self.time.called, self.time.folded, self.number = [], [], 0
-        self.time.longest = 0
+        self.time.called, self.time.folded, self.number, self.sequences = [], [], 0, 0
+        self.time.longest, self.time.spans = 0, {}
         _active.run = self
         return self
 

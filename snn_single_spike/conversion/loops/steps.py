@@ -18,7 +18,7 @@ from .carried import Carried, Scalars, Steps, add_or_start, first_or, starting
 from .indexed import Indexed
 from .losses import by_step
 from .running import active_loop, active_run, refuse
-from .windows import keeps_time
+from .windows import StepTensor, keeps_time
 
 __all__ = [
     "REDUCTIONS",
@@ -39,6 +39,7 @@ __all__ = [
     "source",
     "start",
     "starting",
+    "tensor_of",
 ]
 
 REDUCTIONS = {"sum", "mean", "prod", "amax", "amin", "max", "min", "std", "var", "norm"}
@@ -118,7 +119,7 @@ def _step_of(loop: Loop, iterable: Any) -> Any:
         if _is_split(iterable):
             return keeps_time(loop, sequence, iterable)
         iterable = sequence
-    return loop.fold_whole(iterable)
+    return loop.fold_indexed(iterable, iterable)
 
 
 def _is_split(parts: Any) -> bool:
@@ -281,6 +282,14 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
         steps = loop.unfold(value).flatten(1)
         return Scalars(getattr(steps, {"max": "amax", "min": "amin"}.get(name, name))(dim=1))
     return getattr(value, name)(*arguments)
+
+
+def tensor_of(make: Any, number: Any, listed: bool) -> Any:
+    """``torch.tensor([number])``, ``make()``, or ``torch.tensor(number)`` if it is not listed."""
+    loop = active_loop()
+    if loop is None or not isinstance(number, Steps) or len(set(number.values)) == 1:
+        return make()
+    return StepTensor(loop, number, listed)
 
 
 class at_steps:

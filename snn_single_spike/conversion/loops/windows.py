@@ -16,7 +16,43 @@ from ...spikes.lazy import LazyTensor
 from .carried import Steps
 from .running import refuse
 
-__all__ = ["is_window", "keeps_time", "window_of"]
+__all__ = ["StepTensor", "is_window", "keeps_time", "window_of"]
+
+_KEEPS = ("to", "cpu", "cuda", "int", "long", "clone", "detach")
+
+
+class StepTensor:
+    """``torch.tensor([t])`` or ``torch.tensor(t)``, where t is the number of the step.
+
+    It is an index: ``x[torch.tensor([t])]``, ``torch.index_select(x, 0, torch.tensor([t]))``.
+    """
+
+    def __init__(self, loop: Any, number: Steps, listed: bool) -> None:
+        self.loop, self.number, self.listed = loop, number, listed
+
+    def as_index(self, listed: bool) -> Any:
+        """The index that selects the same entries; ``listed`` keeps their dimension."""
+        number: Any = self.number
+        if not all(type(value) is int and value >= 0 for value in number.values):
+            number._no()
+        return slice(number, number + 1) if listed or self.listed else number
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _KEEPS:
+            self.number._no()
+        return lambda *_, **__: self
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = dict(zip(("input", "dim", "index"), args, strict=False)) | (kwargs or {})
+        index = given.get("index")
+        if function in (torch.index_select, Tensor.index_select) and isinstance(index, StepTensor):
+            value, dim = given["input"], given["dim"] % given["input"].dim()
+            return window_of(index.loop, value, (*[slice(None)] * dim, index.as_index(listed=True)))
+        found = next(x for x in (*args, *given.values()) if isinstance(x, StepTensor))
+        return found.number._no()
 
 
 def is_window(part: Any) -> bool:

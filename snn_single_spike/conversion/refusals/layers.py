@@ -293,7 +293,8 @@ def reused_in_loop(path: str) -> ConversionError:
         f"neuron {path!r} is called more than once: twice in a loop over time, or in two loops of "
         "one forward pass. Make a neuron for each place. The layers before it may stay shared. "
         "(Two calls of one step convert if both are given a membrane of their own, and their "
-        "shapes differ)"
+        "shapes differ. Two loops in series convert if the second one starts from zeros that it is "
+        "given: mem = self.lif.init_leaky())"
     )
 
 

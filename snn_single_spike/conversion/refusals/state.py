@@ -13,6 +13,7 @@ import array
 import collections
 import contextvars
 import functools
+import gc
 import inspect
 import operator
 import pickle
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 INTERNAL = {*vars(nn.Module()), "_single_spike", "_is_full_backward_hook", "_is_replica"}
+_OF_CONVERSION = {"_original", "_rewritten", "_rewritten_bases"}  # names of a converted class
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 _SIMPLE = {int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size}
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque, dict)
@@ -61,6 +63,7 @@ _BUILT_IN = {*_CONTAINERS}
 _LONGEST = 64  # elements of a container that are compared, at either end
 _DEPTH = 4
 _DRAWING = (DROPOUT, nn.RReLU, nn.MultiheadAttention)
+_LINK = "_lru_list_elem"  # an entry of a cache of limited size
 _MARK = "_single_spike_state_of"
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
 
@@ -161,10 +164,11 @@ class Snapshot:
         self._flags: list[Any] = []
         self.generators: list[torch.Generator] = []
         self.objects: list[Any] = []  # which are alive here, so that their ids stay their own
-        self._registered = set(model.modules())
+        modules = list(model.modules())
+        self._registered = set(modules)
         functions: dict[Callable[..., Any], Any] = {}
         classes: dict[type, None] = {}
-        for index, module in enumerate(model.modules()):
+        for index, module in enumerate(modules):
             kind: Any = type(module)
             self._add_weights(module)
             if module._forward_pre_hooks or module._forward_hooks:
@@ -191,6 +195,10 @@ class Snapshot:
                 functions.update(_methods(kind))
         for cls in classes:
             self._add_class(cls)
+        for function in _followed(tuple(functions)):
+            for name, value in vars(function).items():
+                if name != "__wrapped__":
+                    self._add(function, name, value)
         self.bindings = _bindings(tuple(functions))
         for binding in self.bindings:
             value = binding.value()
@@ -198,6 +206,10 @@ class Snapshot:
                 self._add_class(value)
             else:
                 self._add(binding.holder, binding.name, value)
+            if isinstance(value, functools._lru_cache_wrapper):
+                for result in _cached(value):
+                    self._add(_Cached(result), binding.name, result)
+                    self.settings.pop((_Cached(result), binding.name), None)
 
     def _add_weights(self, module: nn.Module) -> None:
         """Parameters, and buffers of layers that change none: a forward must not write them."""
@@ -208,7 +220,7 @@ class Snapshot:
         held = (*module._parameters.items(), *(module._buffers.items() if buffers else ()))
         for name, value in held:
             if value is not None and not nn.parameter.is_lazy(value):
-                self.weights[module, name] = value, self._print(value, 0)
+                self.weights[module, name] = value, _print_tensor(value)
 
     def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], Any]) -> None:
         while isinstance(hook, functools.partial):
@@ -230,7 +242,7 @@ class Snapshot:
         if _may_keep_values(cls):
             for name, value in vars(cls).items():
                 held = type(value) in _SIMPLE or isinstance(value, _CONTAINERS)
-                if held and not name.startswith("__"):
+                if held and not name.startswith("__") and name not in _OF_CONVERSION:
                     self._add(cls, name, value)
 
     def _add(self, holder: Any, name: str, value: Any, index: int | None = None) -> None:
@@ -248,7 +260,7 @@ class Snapshot:
             return kind, value
         self.objects.append(value)
         if isinstance(value, Tensor):
-            return id(value), None if value.is_inference() else value._version
+            return _print_tensor(value)
         if depth == 0 or isinstance(value, (type, types.ModuleType)):
             return id(value)
         if isinstance(value, nn.Module):
@@ -307,8 +319,14 @@ class Snapshot:
         """What has changed or is new, as holders and names."""
         if self.values != after.values:
             for key, value in after.values.items():
-                if key not in self.values or self.values[key] != value:
+                new = key not in self.values
+                made = new and isinstance(key[0], _Cached)  # in the first use of a function
+                if not made and (new or self.values[key] != value):
                     yield key
+
+
+def _print_tensor(value: Tensor) -> tuple[int, int | None]:
+    return id(value), None if value.is_inference() else value._version
 
 
 def reject_changes(model: nn.Module, before: Snapshot, records: set[tuple[Any, str]]) -> Snapshot:
@@ -333,8 +351,18 @@ def reject_changes(model: nn.Module, before: Snapshot, records: set[tuple[Any, s
 
 def _is_record(model: nn.Module, holder: Any, name: str) -> bool:
     """Whether nothing reads the value of an earlier call, except neurons their own states."""
+    if isinstance(holder, _Cached):
+        return False
     if isinstance(holder, _Holder):  # an object with a hook
         return flow_of(holder.value, holder.function).only_writes(name)
+    if inspect.isfunction(holder):
+        own = holder.__name__
+        flows = [
+            flow_of(None, function, [own])
+            for function in _functions(model)
+            if own in _names(function) and name in {*_names(function), *function.__code__.co_consts}
+        ]
+        return bool(flows) and all(flow.only_writes(own, name) for flow in flows)
     if not isinstance(holder, (nn.Module, type)):
         return all(
             flow_of(None, function, [name]).only_writes(name)
@@ -421,6 +449,9 @@ def _changed(model: nn.Module, holder: Any, name: str) -> ConversionError:
             )
     else:
         where, named, value = "the code of the model", name, None
+        if inspect.isfunction(holder):
+            name = holder.__name__
+            named = f"{name}.{named}"
         naming = (f.__code__ for f in _functions(model) if name in _names(f))
         line = next((f" ({code.co_filename}:{code.co_firstlineno})" for code in naming), "")
     if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
@@ -475,6 +506,31 @@ class _Holder:
 
     def __hash__(self) -> int:
         return id(self.value)
+
+
+class _Cached:
+    """A result that a function keeps in its cache."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Cached) and self.value is other.value
+
+
+def _cached(function: Any) -> Iterator[Any]:
+    """The results in the cache of ``functools.lru_cache`` or ``functools.cache``."""
+    unlimited = function.cache_info().maxsize is None
+    for part in gc.get_referents(function):
+        if type(part) is not dict:
+            if not unlimited and not isinstance(part, (type, types.FunctionType)):
+                yield part  # a cache of limited size refers to its results
+        elif part is not vars(function):
+            links = all(type(value).__name__ == _LINK for value in part.values())
+            yield from part.values() if unlimited else () if links else (part,)
 
 
 class Binding(NamedTuple):

@@ -61,7 +61,12 @@ def user_depth() -> int:
 
 def of_torch(code: Any) -> bool:
     """Whether torch defines a class or a function."""
-    return (code.__module__ or "").partition(".")[0] == "torch"
+    return _is_in_torch(code.__module__ or "")
+
+
+@functools.lru_cache(1024)
+def _is_in_torch(module: str) -> bool:
+    return module.partition(".")[0] == "torch"
 
 
 def _layer(model: nn.Module, frames: Iterable[FrameType]) -> str:
