@@ -147,20 +147,20 @@ class SingleSpikeLinear(SingleSpikeLayer):
             return self._from_dense(spikes)
         self._keep_no_state(spikes.num_steps)
         if self.delay is not None:
-            spikes = DelayedSpikes(spikes, self._clipped_delay())  # type: ignore[assignment]
+            spikes = DelayedSpikes(spikes, self._clipped_delay(spikes.device))  # type: ignore[assignment]
         return linear_spikes(spikes, self.weight, self.bias, self._neurons())
 
     def dense_current(self, spikes: Tensor) -> Tensor:
         """The current of the neurons from dense spikes, (time, batch, in_features)."""
         if self.delay is not None:
-            spikes = delayed_sequence(spikes, self._clipped_delay())
+            spikes = delayed_sequence(spikes, self._clipped_delay(spikes.device))
         return F.linear(spikes, self.weight, self.bias)
 
-    def _clipped_delay(self) -> Tensor:
+    def _clipped_delay(self, device: torch.device) -> Tensor:
+        """The delay of each input, for spikes on this device."""
         assert self.delay is not None
-        of, features = self.weight, (self.in_features,)
-        delay = checked_delay(self.delay, self.max_delay, features, of.dtype, of.device)
-        return delay.expand(features)
+        features, dtype = (self.in_features,), self.weight.dtype
+        return checked_delay(self.delay, self.max_delay, features, dtype, device).expand(features)
 
     def _check_shape(self, shape: torch.Size) -> None:
         if shape[2:] != (self.in_features,):

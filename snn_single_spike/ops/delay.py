@@ -18,7 +18,7 @@ from ..backends._compiling import is_traced
 from ..backends._types import GradientFactors
 from .carrier import carrier
 from .factored_gradient import At, FactoredGradient
-from .validation import check_device, check_not_nan, check_real
+from .validation import check_device, check_not_nan, check_real, check_transforms
 
 _LONGEST = 1 << 30  # later than any sequence; int32 holds it with a step added
 
@@ -56,6 +56,7 @@ def checked_delay(
     device: torch.device,
 ) -> Tensor:
     """A delay that broadcasts to the features of spikes, as a floating-point tensor, clipped."""
+    check_transforms()
     check_max_delay(most)
     given, kind = delay, torch.float64 if dtype == torch.float64 else torch.float32
     if not isinstance(delay, Tensor):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..backends._events import Events
 from ..ops.layer import LayerInput
+from ..ops.validation import check_transforms
 from .lazy import _SUPPORTED, LazySequence, implements
 
 
@@ -45,6 +46,7 @@ class Spikes(LazySequence):
 
         ``backend`` is the name that :func:`snn_single_spike.backends.select` returns.
         """
+        check_transforms()  # sorting reads the memory of the tensors, which a transform hides
         return self._event_input(backend) if self.prefer_events() else self.read_dense()
 
     def _event_input(self, backend: str) -> LayerInput:

@@ -137,6 +137,9 @@ class DelayedSpikes(Spikes):
 
         :rtype: torch.Tensor
         """
+        late = self.simplified()
+        if not isinstance(late, DelayedSpikes):
+            return late.to_dense()
         parts = self.shared().to_dense().unflatten(2, (2, -1))
         return self._leading(parts.sum(2).unflatten(2, self.features).to(self.dtype))
 

@@ -40,7 +40,7 @@ def linear_spikes(
     if neurons.needs_membrane:
         given = spikes.materialize("linear with a custom spike_grad")
     else:
-        given = spikes.layer_input(backends.select(neurons.backend, weight.device.type))
+        given = spikes.layer_input(backends.select(neurons.backend, spikes.device.type))
     return SpikeTimes.of_neuron(*run_single_spike_linear(given, weight, bias, neurons))
 
 
@@ -53,7 +53,7 @@ def linear_readout(
     backend: str,
 ) -> Tensor:
     """The scores of a linear layer's readout."""
-    given = spikes.layer_input(backends.select(backend, weight.device.type))
+    given = spikes.layer_input(backends.select(backend, spikes.device.type))
     return run_linear_readout(given, weight, bias, beta, reduction=reduction, backend=backend)
 
 
@@ -71,7 +71,7 @@ def conv_spikes(
     if neurons.needs_membrane or reason:
         given = spikes.materialize(reason or "convolution with a custom spike_grad")
     else:
-        given = spikes.layer_input(backends.select(neurons.backend, weight.device.type))
+        given = spikes.layer_input(backends.select(neurons.backend, spikes.device.type))
         if isinstance(given, LayerInput) and spikes.height is not None:
             given = given._replace(height=height_of_channels(spikes))
     return SpikeTimes.of_neuron(

@@ -388,6 +388,14 @@ def test_input_that_does_not_fit_the_layer(spikes, kind, message):
         SingleSpikeLinear(4, 6, beta=0.9)(spikes)
 
 
+def test_weights_on_another_device_than_the_spikes(linear_backend):
+    spikes = SpikeTimes(torch.zeros(2, 4, dtype=int, device=device_of(linear_backend)), 5)
+    weight = torch.rand(6, 4, device="meta")
+    for layer in (single_spike_linear, linear_readout):
+        with pytest.raises(ValueError, match="weight is on meta, but the spikes"):
+            layer(spikes, weight, None, 0.9, backend=linear_backend)
+
+
 @pytest.mark.parametrize("register", ["register_full_backward_hook", "register_backward_hook",
                                       "register_full_backward_pre_hook"])  # fmt: skip
 @pytest.mark.parametrize("layer", [

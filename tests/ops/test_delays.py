@@ -77,6 +77,22 @@ def test_whole_delays_are_a_dense_shift(make: Any) -> None:
     assert out[:, :, 4].sum() < dense[:, :, 4].sum()  # something came too late
 
 
+def test_delayed_spikes_of_whole_delays_are_the_same_dense_spikes() -> None:
+    """Without a gradient to the delay, no second part of each spike is made."""
+    spikes, *_ = problem()
+    height, whole = torch.rand(N, dtype=DOUBLE, requires_grad=True), torch.arange(N) * 1.0
+    flat = SpikeTimes(spikes.times, T, dtype=DOUBLE, height=height)
+    for of in (flat, flat.reshape(T, B, 2, 3), events(spikes.to_dense())):
+        delay = whole.to(DOUBLE).view(of.features)
+        found = DelayedSpikes(of, delay).to_dense()
+        expected = DelayedSpikes(of, delay.clone().requires_grad_()).to_dense()
+        assert torch.equal(found, expected)
+        if of is not flat:
+            continue
+        (of_height,) = torch.autograd.grad(found.cumsum(0).sum(), height)
+        assert torch.equal(of_height, torch.autograd.grad(expected.cumsum(0).sum(), height)[0])
+
+
 def test_a_fraction_is_shared_by_two_steps() -> None:
     spikes = SpikeTimes(torch.tensor([[2, 7, 8, -1]]), 10)
     late = delay_spikes(spikes, torch.tensor([1.25, 1.5, 1.5, 1.5]))
@@ -421,6 +437,14 @@ def test_a_convolution_makes_fractional_delays_dense() -> None:
     assert (found.times >= 0).any()
     whole = delay_spikes(maps, torch.tensor(3))
     assert torch.equal(conv(whole).times, conv(whole.to_dense()).times)
+
+
+def test_delays_and_spikes_of_two_devices_say_so() -> None:
+    for inputs in (spikes := problem()[0], spikes.to_dense()):
+        for delay in (0.5, 2.0):
+            layer = SingleSpikeLinear(N, OUT, 0.9, delay=delay, dtype=DOUBLE, device="meta")
+            with pytest.raises(ValueError, match=r"delay is on meta.*delay.to\('cpu'\)"):
+                layer(inputs)
 
 
 def test_a_compiled_layer_with_delays() -> None:

@@ -6,7 +6,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SingleSpikeLinear, SpikeTimes
-from snn_single_spike.functional import single_spike_linear, spike_count
+from snn_single_spike.functional import (
+    delay_spikes,
+    linear_readout,
+    single_spike_linear,
+    spike_count,
+)
 from snn_single_spike.losses import first_spike_times
 
 SPIKES = SpikeTimes(torch.tensor([[0, 1, 2], [1, 1, -1]]), num_steps=5)
@@ -80,6 +85,22 @@ def test_a_transform_of_weights_names_the_cure():
         )
     with pytest.raises(RuntimeError, match=r"torch\.func"):
         torch.func.grad(lambda w: nn.functional.linear(SPIKES, w).sum())(torch.rand(4, 3))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda spikes, x: single_spike_linear(spikes, x, None, 0.5).to_dense(),
+        lambda spikes, x: linear_readout(spikes, x, None, 0.5),
+        lambda spikes, x: delay_spikes(spikes, x[0, 0]).to_dense(),
+    ],
+    ids=["linear", "readout", "delay"],
+)
+def test_a_transform_over_spikes_that_are_not_sorted_names_the_cure(of):
+    """Sorting reads the memory of the times, which a transform hides."""
+    spikes = SpikeTimes(torch.zeros(2, 3, dtype=torch.int64), num_steps=5)
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.grad(lambda x: of(spikes, x).sum())(torch.rand(4, 3))
 
 
 def test_functional_call():
