@@ -44,7 +44,7 @@ class Spikes(LazySequence):
     def layer_input(self, backend: str) -> LayerInput | Tensor:
         """What a layer reads: events, or the dense spikes where they are faster.
 
-        ``backend`` is the name that ``backends.select`` returns.
+        ``backend`` is the argument of the layer, such as "auto".
         """
         check_transforms()  # sorting reads the memory of the tensors, which a transform hides
         return self._event_input(backend) if self.prefer_events() else self.read_dense()

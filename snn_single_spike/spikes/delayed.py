@@ -125,7 +125,8 @@ class DelayedSpikes(Spikes):
         late = self.simplified()
         if not isinstance(late, DelayedSpikes):
             return late._event_input(backend)
-        if is_traced() or not backends.reads_shares(backend):
+        chosen = backends.select(backend, self.device.type)
+        if is_traced() or not backends.reads_shares(chosen):
             both = self.shared()._event_input(backend)
             return both._replace(features=self.features, copies=2)
         early, fraction = self.split()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends._types import Convolution
 from ..ops.layer import (
     LayerInput,
@@ -40,7 +39,7 @@ def linear_spikes(
     if neurons.needs_membrane:
         given = spikes.materialize("linear with a custom spike_grad")
     else:
-        given = spikes.layer_input(backends.select(neurons.backend, spikes.device.type))
+        given = spikes.layer_input(neurons.backend)
     return SpikeTimes.of_neuron(*run_single_spike_linear(given, weight, bias, neurons))
 
 
@@ -53,7 +52,7 @@ def linear_readout(
     backend: str,
 ) -> Tensor:
     """The scores of a linear layer's readout."""
-    given = spikes.layer_input(backends.select(backend, spikes.device.type))
+    given = spikes.layer_input(backend)
     return run_linear_readout(given, weight, bias, beta, reduction=reduction, backend=backend)
 
 
@@ -71,7 +70,7 @@ def conv_spikes(
     if neurons.needs_membrane or reason:
         given = spikes.materialize(reason or "convolution with a custom spike_grad")
     else:
-        given = spikes.layer_input(backends.select(neurons.backend, spikes.device.type))
+        given = spikes.layer_input(neurons.backend)
         if isinstance(given, LayerInput) and spikes.height is not None:
             given = given._replace(height=height_of_channels(spikes))
     return SpikeTimes.of_neuron(
@@ -83,7 +82,7 @@ def made_dense_by_convolution(spikes: Spikes) -> str | None:
     """Why a convolution cannot compute from these spikes; None if it can."""
     if isinstance(spikes, DelayedSpikes):
         return "a convolution of spikes whose delays are not whole"
-    if height_of_channels(spikes) is None:
+    if spikes.height is not None and height_of_channels(spikes) is None:
         return "a convolution of spikes whose height differs in a channel"
     return None
 
