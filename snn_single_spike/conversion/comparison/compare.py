@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...backends._compiling import is_traced
 from ...spikes.lazy import LazyTensor
-from ..call import Decision, Run, Spans, run_folded
+from ..call import Decision, Run, Spans, Time, run_folded
 from ..loops.running import LoopRun
 from ..refusals.layers import ConversionError
 from ..refusals.state import INTERNAL, is_users_code
@@ -35,7 +36,6 @@ from .same_draws import FoldedDraws, Place, StepDraws
 
 __all__ = ["SelfCheck", "foreign_error", "warn_unless_compared"]
 
-_Called = tuple[list[str], Spans | None]
 _SAMPLES = 2
 _TOLERANCE = 1e-4
 _READS_STATE = (
@@ -260,10 +260,10 @@ class _Runs:
                 )
         return ""
 
-    def of_loop(self, given: Any, order: list[Place], called: _Called, noise: bool) -> _Result:
+    def of_loop(self, given: Any, order: list[Place], spans: Spans, noise: bool) -> _Result:
         """The results of the author's model, which makes these calls of neurons."""
         new = double_copy(self.base, noise)
-        make_author_s(new, isinstance(self, _LoopOutside), *called)
+        make_author_s(new, isinstance(self, _LoopOutside), spans)
         layers, before = Layers(new, lambda: (0, 0, 0)), _contents(new)
         with StepDraws(order) as draws:
             result = self._results(new, self.loop, given, layers)
@@ -387,6 +387,12 @@ class _Differs(Exception):
     """The message says how the model differs from the author's."""
 
 
+def _spans_of(time: Time) -> Spans:
+    """The calls of each neuron in the last call of a model; one step has no loop of its own."""
+    outside: Spans = {path: [[count, 0]] for path, count in Counter(time.called).items()}
+    return outside | time.spans
+
+
 def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
     """Why no comparison was possible, and how the converted model differs."""
     failed: Exception | None = None
@@ -394,20 +400,19 @@ def _compare(runs: _Runs, kept: Kept) -> tuple[str, str]:
         for noise in (False, True):
             folded: Any = None
             order: list[Place] = []
-            called: _Called = [], None
+            spans: Spans = {}
             error: Exception | None = None
             difference = ""
             try:
                 folded, order = runs.of_folded(given, noise)
-                time = folded.model._single_spike.time
-                called = time.called, time.spans
+                spans = _spans_of(folded.model._single_spike.time)
             except _Differs as differs:
                 difference = str(differs)
             except Exception as raised:
                 error = raised
             kept.restore()  # both start from the same state of closures and globals
             try:
-                loop = runs.of_loop(given, order, called, noise)
+                loop = runs.of_loop(given, order, spans, noise)
             except _Differs as differs:
                 difference = difference or str(differs)
             except Exception as raised:  # such as a fixed batch size

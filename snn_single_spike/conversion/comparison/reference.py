@@ -13,6 +13,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -99,16 +100,14 @@ def _double_attributes(module: nn.Module) -> None:
 def make_author_s(
     model: Any,
     one_step: bool,
-    calls: Sequence[str] = (),
-    spans: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    spans: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({}),
 ) -> None:
     """Turn a copy of a converted model into the author's, for one forward pass.
 
     :param one_step: whether the forward computes one step. Its neurons then carry their states
         from call to call
-    :param calls: paths of the neurons that one step calls. A path stands there twice if a neuron
-        has two places
-    :param spans: for each neuron, the calls in one step, and the steps, of each loop that calls it
+    :param spans: for each neuron, the calls in one step, and the steps, of each loop that calls it;
+        one call for a neuron that is not named
     """
     for part in [module for module in model.modules() if hasattr(module, "_rewritten")]:
         part.__class__ = type(part)._original
@@ -118,7 +117,7 @@ def make_author_s(
         if isinstance(neuron, SingleSpikeNeuron):
             refractory = neuron.refractory
             unfold_neuron(neuron)
-            _hold_to_spikes(neuron, refractory, (spans or {}).get(path, [(calls.count(path), 0)]))
+            _hold_to_spikes(neuron, refractory, spans.get(path, [(1, 0)]))
             if one_step:
                 _carry_states(neuron, path)
 
@@ -133,8 +132,8 @@ def _hold_to_spikes(
     sample; the last one has no end.
     """
     plain = type(neuron).fire
-    left = [max(1, places) * steps for places, steps in spans[:-1]]  # calls of the spans to come
-    most = max(1, *(places for places, _ in spans))
+    left = [places * steps for places, steps in spans[:-1]]  # calls of the spans to come
+    most = max(places for places, _ in spans)
     silent: list[Any] = [0.0] * most  # number of silent steps to come
     now: list[Any] = [None] * most
     place = span = 0
@@ -149,7 +148,7 @@ def _hold_to_spikes(
         out = spikes * (rest <= 0)
         fired = now[place] = (out != 0).detach()
         silent[place] = torch.where(fired, math.inf if refractory is None else refractory, rest - 1)
-        place = (place + 1) % max(1, spans[span][0])
+        place = (place + 1) % spans[span][0]
         if span < len(left):
             left[span] -= 1
             if not left[span]:
