@@ -29,6 +29,11 @@ class Events(NamedTuple):
     padded: bool = False
     """Whether times and units may have more than offsets[B] entries, as in a compiled graph."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether spikes are shared between two steps."""
+        return self.values is not None and self.values.dim() == 2
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Events:
         """The same events with ``function`` applied to each tensor."""
         values = None if self.values is None else function(self.values)

@@ -364,14 +364,14 @@ def first_spikes(
     crossing, _, times, _ = out
     ctx.settings = settings
     ctx.set_materialize_grads(False)
-    interpolated = crossing.new_empty(0)
-    if settings.rule == "spike_time":
-        moments = interpolate(times.flatten().long(), crossing.flatten(1), threshold)
-        interpolated = moments.view(times.shape)
     batch, units = times.shape
     new = carrier(settings.num_steps, batch, units, crossing)
     constant = [times]
-    if settings.rule != "spike_time":
+    if settings.rule == "spike_time":
+        moments = interpolate(times.flatten().long(), crossing.flatten(1), threshold)
+        interpolated = moments.view(times.shape)
+    else:
+        interpolated = crossing.new_empty(0)
         constant.append(interpolated)
     if settings.surrogate is None:
         constant.append(new)

@@ -126,7 +126,7 @@ def as_array(tensor: Tensor | None, dimensions: int, dtype: torch.dtype) -> np.n
 
 def as_events(events: Events, dtype: torch.dtype) -> arguments.Events:
     values, late = events.values, None
-    if values is not None and values.dim() == 2:
+    if values is not None and events.shared:
         values, late = values.contiguous().unbind(0)
     return arguments.Events(
         offsets=as_numpy(events.offsets),

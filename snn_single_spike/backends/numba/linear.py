@@ -312,8 +312,7 @@ def _shares(events: Events, parts: int, units: int, dtype: np.dtype) -> np.ndarr
     (parts, N) of spikes that are shared between two steps, whether the gradient is wanted or not:
     their loop always adds to it. (parts, 0) of other spikes.
     """
-    splits = events.values is not None and events.values.dim() == 2
-    return np.zeros((parts, units if splits else 0), dtype)
+    return np.zeros((parts, units if events.shared else 0), dtype)
 
 
 def linear_backward_scan(

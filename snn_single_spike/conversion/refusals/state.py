@@ -495,30 +495,29 @@ def is_users_code(hook: Any) -> bool:
     return _is_users(function if inspect.isfunction(function) else type(hook).__call__)
 
 
-class _Holder:
-    """An object whose method is a hook."""
-
-    def __init__(self, value: Any, function: Any) -> None:
-        self.value, self.function = value, function
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Holder) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-class _Cached:
-    """A result that a function keeps in its cache."""
+class _ByIdentity:
+    """A holder that equals another one of its kind if both hold the same object."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.value is other.value
+
     def __hash__(self) -> int:
         return id(self.value)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Cached) and self.value is other.value
+
+class _Holder(_ByIdentity):
+    """An object whose method is a hook."""
+
+    def __init__(self, value: Any, function: Any) -> None:
+        super().__init__(value)
+        self.function = function
+
+
+class _Cached(_ByIdentity):
+    """A result that a function keeps in its cache."""
 
 
 def _cached(function: Any) -> Iterator[Any]:
