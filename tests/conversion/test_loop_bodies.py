@@ -420,7 +420,7 @@ class InSeries(nn.Module):
 
 
 class EachHeld(InSeries):
-    """Each loop with neurons held to one spike anew."""
+    """The author's loops. Every loop starts a sample, in which a neuron spikes once."""
 
     def init(self):
         for neuron in (self.lif, self.last):

@@ -485,7 +485,7 @@ class Loop:
 
 
 def _begins(parameters: tuple[str, ...], given: dict[str, Any]) -> bool:
-    """Whether a neuron is given zeros for all its states. With None it keeps those that it has."""
+    """Whether a call passes zeros for every state of a neuron. A neuron keeps a state for None."""
     states = [x.initial if type(x) is Carried else x for x in map(given.get, parameters)]
     return all(isinstance(x, Tensor) and not x.any() for x in states)
 

@@ -285,7 +285,10 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
 
 
 def tensor_of(make: Any, number: Any, listed: bool) -> Any:
-    """``torch.tensor([number])``, ``make()``, or ``torch.tensor(number)`` if it is not listed."""
+    """A tensor of one number: ``make`` computes ``torch.tensor([number])``.
+
+    Without ``listed`` it computes ``torch.tensor(number)``.
+    """
     loop = active_loop()
     if loop is None or not isinstance(number, Steps) or len(set(number.values)) == 1:
         return make()
