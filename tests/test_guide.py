@@ -113,7 +113,8 @@ def test_losses_of_the_training_step_are_those_of_the_tutorials():
     space = run(after)
     mem = space["mem_rec"].sum(0)
     assert space["loss"].item() == pytest.approx(cross_entropy(mem, space["targets"]).item())
-    assert space["accuracy"] == pytest.approx((mem.argmax(1) == space["targets"]).float().mean().item())
+    right = (mem.argmax(1) == space["targets"]).float().mean().item()
+    assert space["accuracy"] == pytest.approx(right)
     assert "ce_rate_loss" in before
 
 
