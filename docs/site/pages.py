@@ -79,11 +79,12 @@ def generate(text: str) -> str:
 
 
 def copy_examples(app: Any) -> None:
-    """Copy the examples to where Sphinx reads pages."""
+    """Copy the examples to where Sphinx reads pages. An unchanged one does not run again."""
     folder = Path(app.srcdir) / "examples"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for path in EXAMPLES:
-        shutil.copyfile(path, folder / path.name)
+        shutil.copy2(path, folder / path.name)
 
 
 def example(repository: str, page: str, text: str) -> str:
