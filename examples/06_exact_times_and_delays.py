@@ -17,7 +17,7 @@ from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeDelay, SpikeT
 from snn_single_spike.experiments.yinyang import generate
 from snn_single_spike.functional import delay_spikes, single_spike_linear
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # One neuron with four inputs. Its membrane crosses the threshold between two steps.
