@@ -34,6 +34,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300  # seconds for a cell
 nb_merge_streams = True
+suppress_warnings = ["myst-nb.lexer"]  # without execution the language of cells is not known
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm's, in a kernel
 
 myst_heading_anchors = 4  # the anchors that GitHub gives to headings
