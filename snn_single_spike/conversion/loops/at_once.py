@@ -6,6 +6,7 @@ Inside the loop a tensor is either the same at every step, `(B, ...)`, or folded
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -238,7 +239,7 @@ class Loop:
         second = shape == (1, rows) or (self.time_kept and shape[1:] == (rows,))
         dim = 0 if shape[:1] == (rows,) else 1 if second else None
         known = self.time.provenance
-        return None if known is not None and known.follows and value not in known else dim
+        return None if known is not None and known.watches and value not in known else dim
 
     def keeps_time(self, value: Any) -> bool:
         """Whether a folded tensor has a time dimension of one step first, (1, T * B, ...)."""
@@ -297,9 +298,11 @@ class Loop:
             value = value.unsqueeze(0) if rows else value
             entries.extend((t, value) for t in range(self.steps) if chosen[t])
             return
-        for step, entry in enumerate(self.each(value)):
-            if chosen[step]:
-                entries.append((step, entry.unsqueeze(0) if rows else entry))
+        known = self.time.provenance
+        with known.paused() if known is not None and known.watches else nullcontext():
+            for step, entry in enumerate(self.each(value)):
+                if chosen[step]:
+                    entries.append((step, entry.unsqueeze(0) if rows else entry))
 
     def reads(self, value: Any) -> None:
         """Remember that the loop reads a list."""
