@@ -4,7 +4,6 @@ import numpy as np
 
 from .compiling import compiled
 from .simd import LANES, count_bits, lowest_bit, nonzero_bits
-from .tile import TILE
 
 
 @compiled
@@ -81,26 +80,26 @@ def collect_events_loop(low, high, spikes, strides, shape, offsets, times, units
 
 @compiled
 def pack_loop(low, high, weight, packed):
-    """(O, N) to (tiles, N, TILE), zeros past the last neuron."""
-    out_features, units = weight.shape
+    """(O, N) to (tiles, N, size of a tile), zeros past the last neuron."""
+    (out_features, units), size = weight.shape, packed.shape[2]
     for tile in range(low, high):
-        neuron = tile * TILE
-        n = min(TILE, out_features - neuron)
+        neuron = tile * size
+        n = min(size, out_features - neuron)
         for i in range(units):  # a column of weights fits in the first-level cache
             for j in range(n):
                 packed[tile, i, j] = weight[neuron + j, i]
-            for j in range(n, TILE):
+            for j in range(n, size):
                 packed[tile, i, j] = 0
 
 
 @compiled
 def unpack_loop(low, high, packed, weight):
-    """The sum over splits of (splits, tiles, N, TILE), as (O, N)."""
-    out_features, units = weight.shape
+    """The sum over splits of (splits, tiles, N, size of a tile), as (O, N)."""
+    (out_features, units), size = weight.shape, packed.shape[3]
     for tile in range(low, high):
-        neuron = tile * TILE
+        neuron = tile * size
         for i in range(units):
-            for j in range(min(TILE, out_features - neuron)):
+            for j in range(min(size, out_features - neuron)):
                 total = packed[0, tile, i, j]
                 for split in range(1, packed.shape[0]):
                     total += packed[split, tile, i, j]
