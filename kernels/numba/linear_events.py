@@ -8,23 +8,30 @@ from .simd import LANES, count_bits, lowest_bit, nonzero_bits
 
 @compiled
 def sort_loop(low, high, times, steps, offsets, out_times, out_units):
-    """Counting sort of the spikes of each sample."""
+    """Counting sort of the spikes of each sample.
+
+    A branch on whether a neuron spikes is mispredicted for every second one. So every neuron is
+    written to the list of those that spike, and those that do not are written over.
+    """
     where = np.empty(steps + 1, np.int64)
+    spiking = np.empty(times.shape[1], np.int32)
     for sample in range(low, high):
-        row = times[sample]
-        where[:] = 0
+        row, found = times[sample], 0
         for i in range(row.shape[0]):
-            if row[i] >= 0:
-                where[row[i] + 1] += 1
+            spiking[found] = i
+            found += row[i] >= 0
+        where[:] = 0
+        for k in range(found):
+            where[row[spiking[k]] + 1] += 1
         where[0] = offsets[sample]
         for t in range(steps):
             where[t + 1] += where[t]
-        for i in range(row.shape[0]):
-            if row[i] >= 0:
-                place = where[row[i]]
-                where[row[i]] = place + 1
-                out_times[place] = row[i]
-                out_units[place] = i
+        for k in range(found):
+            i = spiking[k]
+            place = where[row[i]]
+            where[row[i]] = place + 1
+            out_times[place] = row[i]
+            out_units[place] = i
 
 
 @compiled
