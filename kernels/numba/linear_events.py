@@ -3,7 +3,9 @@
 import numpy as np
 
 from .compiling import compiled
-from .simd import LANES, count_bits, lowest_bit, nonzero_bits
+from .simd import LANES, count_bits, lowest_bit, unequal_bits
+
+WORD = 64  # entries that the bits of one number mark
 
 
 @compiled
@@ -35,54 +37,59 @@ def sort_loop(low, high, times, steps, offsets, out_times, out_units):
 
 
 @compiled
-def count_events_loop(low, high, spikes, strides, shape, counts):
-    """The number of entries of each sample that are not 0.
+def count_events_loop(low, high, spikes, strides, shape, counts, ones):
+    """The number of entries of each sample that are not 0, and whether all of these are 1.
 
     ``spikes`` is the memory of a tensor of ``shape`` (T, B, N). ``strides`` (2,) are those of T and
     B, and the entries of a row follow one another.
     """
     whole = shape[2] // LANES * LANES
     counts[low:high] = 0
-    for t in range(shape[0]):
-        for sample in range(low, high):
-            row = t * strides[0] + sample * strides[1]
-            count = 0
-            for i in range(0, whole, LANES):
-                count += count_bits(nonzero_bits(spikes, row + i))
-            for i in range(whole, shape[2]):
-                count += spikes[row + i] != 0
-            counts[sample] += count
-
-
-@compiled
-def collect_events_loop(low, high, spikes, strides, shape, offsets, times, units, heights, ones):
-    """The entries of each sample that are not 0, by time and unit; whether all of them are 1.
-
-    ``spikes``, ``strides`` and ``shape`` as in :func:`count_events_loop`.
-    """
-    whole = shape[2] // LANES * LANES
-    place = offsets[low:high].copy()
     ones[low:high] = True
     for t in range(shape[0]):
         for sample in range(low, high):
-            row, at, one = t * strides[0] + sample * strides[1], place[sample - low], True
-            for start in range(0, whole, LANES):
-                bits = nonzero_bits(spikes, row + start)
+            row = t * strides[0] + sample * strides[1]
+            count = others = 0
+            for i in range(0, whole, LANES):
+                found = unequal_bits(spikes, row + i, 0)
+                count += count_bits(found)
+                others |= found & unequal_bits(spikes, row + i, 1)
+            for i in range(whole, shape[2]):
+                found = np.int64(spikes[row + i] != 0)
+                count += found
+                others |= found & np.int64(spikes[row + i] != 1)
+            counts[sample] += count
+            ones[sample] &= others == 0
+
+
+@compiled
+def collect_events_loop(low, high, spikes, strides, shape, offsets, times, units, heights):
+    """The entries of each sample that are not 0, by time and unit.
+
+    ``spikes``, ``strides`` and ``shape`` as in :func:`count_events_loop`. ``heights`` is empty if
+    all of these entries are 1. The end of a loop over bits is mispredicted, so it has WORD of them.
+    """
+    place = offsets[low:high].copy()
+    for t in range(shape[0]):
+        for sample in range(low, high):
+            row, first = t * strides[0] + sample * strides[1], place[sample - low]
+            at = first
+            for start in range(0, shape[2], WORD):
+                end, bits = min(start + WORD, shape[2]), 0
+                whole = start + (end - start) // LANES * LANES
+                for i in range(start, whole, LANES):
+                    bits |= unequal_bits(spikes, row + i, 0) << (i - start)
+                for i in range(whole, end):
+                    bits |= np.int64(spikes[row + i] != 0) << (i - start)
                 while bits:
-                    unit = start + lowest_bit(bits)
+                    units[at] = start + lowest_bit(bits)
                     bits &= bits - 1
-                    height = spikes[row + unit]
-                    times[at], units[at], heights[at] = t, unit, height
-                    one &= height == 1
                     at += 1
-            for unit in range(whole, shape[2]):
-                height = spikes[row + unit]
-                if height != 0:
-                    times[at], units[at], heights[at] = t, unit, height
-                    one &= height == 1
-                    at += 1
+            times[first:at] = t
+            if heights.shape[0] > 0:
+                for i in range(first, at):
+                    heights[i] = spikes[row + units[i]]
             place[sample - low] = at
-            ones[sample] &= one
 
 
 @compiled

@@ -140,16 +140,15 @@ def collect_events(spikes: Tensor) -> Events:
     size = (num_steps - 1) * steps[0] + (batch - 1) * steps[1] + units if spikes.numel() else 0
     memory = as_numpy(spikes.as_strided((size,), (1,)))
     given, ranges = (memory, steps, shape), _ranges(batch)
-    counts = torch.empty(batch, dtype=torch.int64)
-    in_threads(count_events_loop, [(*samples, *given, as_numpy(counts)) for samples in ranges])
+    counts, ones = torch.empty(batch, dtype=torch.int64), np.empty(batch, np.bool_)
+    in_threads(count_events_loop, [(*part, *given, as_numpy(counts), ones) for part in ranges])
     offsets = offsets_of(counts)
     total = int(offsets[-1])
     times, indices = (torch.empty(total, dtype=torch.int32) for _ in range(2))
-    heights = torch.empty(total, dtype=spikes.dtype)
-    ones = torch.empty(batch, dtype=torch.bool)
-    arrays = [as_numpy(x) for x in (offsets, times, indices, heights, ones)]
-    in_threads(collect_events_loop, [(*samples, *given, *arrays) for samples in ranges])
-    return Events(offsets, times, indices, None if bool(ones.all()) else heights)
+    heights = torch.empty(0 if ones.all() else total, dtype=spikes.dtype)
+    arrays = [as_numpy(x) for x in (offsets, times, indices, heights)]
+    in_threads(collect_events_loop, [(*part, *given, *arrays) for part in ranges])
+    return Events(offsets, times, indices, heights if len(heights) else None)
 
 
 def sort_spikes(times: Tensor, num_steps: int) -> Events:
