@@ -142,7 +142,9 @@ class Loop:
 
     def _carry_states_that_are_read(self) -> None:
         """Before a neuron has run, its attribute ``mem`` is that of the step before."""
-        for neuron in self.run.model.modules():
+        # A module takes long to say that it has no such attribute.
+        neurons = (x for x in self.run.model.modules() if isinstance(x, SpikingNeuron))
+        for neuron in neurons:
             for name in getattr(neuron, "states_read", ()):
                 carried = Carried(f"{neuron.path}.{name}", vars(neuron).get(name))
                 self.run.states.append((neuron, name, carried.initial))
