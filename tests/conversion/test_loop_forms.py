@@ -381,6 +381,18 @@ def test_a_stack_of_a_record_is_one_copy():
     assert copies == [True, True, False, False, False, False, False]
 
 
+def test_records_of_spike_times_in_a_model_with_a_size_of_all_rows():
+    torch.manual_seed(5)
+    net = awake(Net())
+    net.num_steps = 4
+    assert len(net.fc1.weight) == net.num_steps * B
+    x = 2 * torch.rand(B, 6)
+    dense, times = (leaves(convert(net, spike_format=name)(x)) for name in ("dense", "times"))
+    assert dense[0].any()
+    for mine, right in zip(times, dense, strict=True):
+        assert torch.allclose(mine, right, atol=1e-5)
+
+
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_a_reset_at_the_step_of_the_spike(reset):
     torch.manual_seed(3)
