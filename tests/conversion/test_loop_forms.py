@@ -381,6 +381,15 @@ def test_a_stack_of_a_record_is_one_copy():
     assert copies == [True, True, False, False, False, False, False]
 
 
+def test_a_stack_of_entries_that_have_other_shapes_since():
+    after = "  for entry in out: entry.unsqueeze_(1)"
+    made = body("spk, mem = self.lif1(self.fc1(x[t]), mem)", "out.append(mem)", after=[after])
+    torch.manual_seed(5)
+    net, x = awake(made()), torch.rand(SEQUENCE)
+    with torch.no_grad():
+        torch.testing.assert_close(convert(net)(x), author(net, x)[1][0])
+
+
 def test_records_of_spike_times_in_a_model_with_a_size_of_all_rows():
     torch.manual_seed(5)
     net = awake(Net())

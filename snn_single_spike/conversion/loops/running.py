@@ -78,7 +78,10 @@ class LoopRun:
         if record is None or other or len(tensors) != len(record.entries):
             return torch.stack(tensors, **given)
         changed = not all(map(operator.is_, tensors, record.entries))
-        if changed or any(x.retains_grad or x._backward_hooks for x in record.entries):
+        strides = record.sequence.stride()[1:]  # others after entry.unsqueeze_(1) and the like
+        if changed or any(
+            x.retains_grad or x._backward_hooks or x.stride() != strides for x in record.entries
+        ):
             return torch.stack(tensors, **given)
         return record.sequence.movedim(0, dim or 0).clone(memory_format=torch.contiguous_format)
 
