@@ -3,7 +3,9 @@
 import abc
 import copy
 import functools
+import gc
 import warnings
+import weakref
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -231,6 +233,19 @@ class Stacked(Net):
         return *stacks, torch.stack(membranes), torch.stack(started, axis=1)
 
 
+ENTRIES = []
+
+
+class Watched(Net):
+    def forward(self, x):
+        mem, out = self.lif1.init_leaky(), []
+        for step in x:
+            spk, mem = self.lif1(self.fc1(step), mem)
+            out.append(spk)
+        ENTRIES.append(weakref.ref(out[0]))
+        return torch.stack(out)
+
+
 class Keeps(nn.Module):
     """A layer that keeps its own state."""
 
@@ -388,6 +403,17 @@ def test_a_stack_of_entries_that_have_other_shapes_since():
     net, x = awake(made()), torch.rand(SEQUENCE)
     with torch.no_grad():
         torch.testing.assert_close(convert(net)(x), author(net, x)[1][0])
+
+
+def test_records_end_with_the_call():
+    fast, x = convert(awake(Watched())), torch.rand(SEQUENCE)
+    fast(x)
+    gc.disable()  # as in the author's loop, no tensor is part of a cycle
+    try:
+        fast(x)
+        assert ENTRIES.pop()() is None
+    finally:
+        gc.enable()
 
 
 def test_records_of_spike_times_in_a_model_with_a_size_of_all_rows():

@@ -166,6 +166,7 @@ class Loop:
             self.time.provenance.end()
             self.time.provenance = None
         self._norms.__exit__()
+        del self._norms  # refers to this loop, which would hold its lists until gc finds the cycle
         if kind is not None:
             self.run.loop_failed = self.steps, self.time.batch or 0
             for name, value in self._saved.items():
