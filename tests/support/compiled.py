@@ -394,7 +394,8 @@ def compile_conv(name: str, target_name: str) -> Facts:
         constants |= {"U": triton_conv.spikes_ahead(sizes)}
     else:
         constants |= triton_conv.patch_of(25, 64, interpreted=False)
-        ahead = triton_conv.gathered_ahead(sizes, torch.float32, target.warp_size)
+        weighted = "values" in variant.tensors
+        ahead = triton_conv.gathered_ahead(sizes, torch.float32, weighted, target)
         constants |= {"U": ahead}
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):

@@ -8,6 +8,7 @@ import functools
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from snn_single_spike.kernels.triton.surrogate import surrogate_slope
 
@@ -53,11 +54,17 @@ def backward_steps(wide: bool, inhibitory: bool, warp: int) -> int:
 
 
 @functools.cache
+def gpu() -> GPUTarget | None:
+    """This GPU, as the compiler names it; None in the interpreter."""
+    if isinstance(surrogate_slope, triton.runtime.JITFunction):
+        return triton.runtime.driver.active.get_current_target()
+    return None
+
+
 def warp_size() -> int | None:
     """Threads of a warp of this GPU; None in the interpreter."""
-    if isinstance(surrogate_slope, triton.runtime.JITFunction):
-        return triton.runtime.driver.active.get_current_target().warp_size
-    return None
+    target = gpu()
+    return None if target is None else target.warp_size
 
 
 def neurons_per_program(neurons: int, wide: bool) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 from snn_single_spike.kernels.triton.conv_backward import (
     conv_backward_input_kernel,
@@ -44,7 +45,7 @@ from .._types import (
     Saved,
 )
 from ..adjoint import sum_over_time
-from ._launch import LAUNCH, on_device_of, state_type, warp_size
+from ._launch import LAUNCH, gpu, on_device_of, state_type, warp_size
 from ._tiles import Spikes, by_channel, by_tile, places_of, tile_of, windows
 from .neuron import neuron_backward
 
@@ -234,9 +235,18 @@ def patch_of(taps: int, channels: int, interpreted: bool) -> dict[str, int]:
     return {"TAPS": taps, "CH": channels}
 
 
-def gathered_ahead(conv: Convolution, dtype: torch.dtype, warp: int) -> int:
-    """Spikes whose adjoint is loaded ahead. The scalar registers of AMD hold fewer masks."""
-    few = conv.pools or dtype == torch.float64 or warp != 32
+def gathered_ahead(
+    conv: Convolution, dtype: torch.dtype, weighted: bool, target: GPUTarget | None
+) -> int:
+    """Spikes whose adjoint is loaded ahead; ``weighted`` ones have heights.
+
+    The scalar registers of AMD hold fewer masks. For GPUs before sm_90, ptxas spreads the loads of
+    four spikes with heights over three round trips to the memory, and those of two over one.
+    """
+    few = conv.pools or dtype == torch.float64
+    if target is not None:
+        old = target.backend == "cuda" and target.arch < 90
+        few = few or target.warp_size != 32 or (weighted and old)
     return EVENTS // 2 if few else EVENTS
 
 
@@ -259,7 +269,7 @@ def _weight_gradient(
         T=num_steps,
         C=conv.channels,
         parts=parts,
-        U=gathered_ahead(conv, weight.dtype, warp_size() or 32),
+        U=gathered_ahead(conv, weight.dtype, spikes.values is not None, gpu()),
     )
     return weight_from_cells(sums.sum(0), weight, conv.groups)
 
