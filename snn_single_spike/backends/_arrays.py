@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ _TYPES = {
         *(torch.int8, torch.int16, torch.int32, torch.int64),
     )
 }
+
+_Memory = ctypes.c_char * sys.maxsize
+"""Memory from an address on: the tensor knows its extent."""
 
 
 def as_numpy(tensor: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
@@ -31,25 +35,20 @@ def as_numpy(tensor: Tensor, dtype: type[np.generic] | None = None) -> np.ndarra
     """
     shape = tuple(tensor.shape)  # numpy is slow with a torch.Size
     kind = _TYPES[tensor.dtype] if dtype is None else np.dtype(dtype)
-    size, strides = tensor.nbytes, None
-    if not size:
-        return np.empty(shape, kind)
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    if not tensor.is_contiguous():
-        strides = [step * kind.itemsize for step in tensor.stride()]
-        last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        size = last + kind.itemsize
     address = tensor.data_ptr()
     if not address:
+        if not tensor.nbytes:
+            return np.empty(shape, kind)
         raise RuntimeError(
             f"a tensor of shape {shape} has no memory: it was freed, as FSDP frees the weights of "
             "a layer after its call. FSDP supports units that take and return tensors: shard the "
             "layers that pass spike times to each other, and a linear layer with the neurons or "
             "the readout behind it, as one unit, fully_shard(nn.Sequential(...))"
         )
-    memory: Any = (ctypes.c_char * size).from_address(address)
+    memory: Any = _Memory.from_address(address)
     memory.tensor = tensor  # the array keeps it alive
-    if strides is None:
+    if tensor.is_contiguous():
         return np.ndarray(shape, kind, memory)
-    return np.ndarray(shape, kind, memory, 0, strides)
+    return np.ndarray(shape, kind, memory, 0, [step * kind.itemsize for step in tensor.stride()])

@@ -251,8 +251,7 @@ class SingleSpikeNeuron:
             for name, value in zip(self._integrated(), final, strict=True):
                 setattr(self, name, value.detach().to(dtype))  # snnTorch detaches it in place
             if self._continues:
-                self._last_call = LastCall(state, final, result.times, input_.shape[0])
-                self._mem_of_last_call = self.mem
+                self._keep(LastCall(state, final, result.times, input_.shape[0]))
         if widens:
             wide = ("spikes", "mem", "syn", "inh")
             given = {name: getattr(result, name) for name in wide}
@@ -320,7 +319,11 @@ class SingleSpikeNeuron:
 
     @state.setter
     def state(self, state: LeakyState | None) -> None:
-        self._last_call, self._mem_of_last_call = state, self.mem
+        self._keep(state)
+
+    def _keep(self, last: LeakyState | LastCall | None) -> None:
+        # Past nn.Module.__setattr__, which looks for parameters first: 1 µs each in a small call.
+        vars(self).update(_last_call=last, _mem_of_last_call=self.mem)
 
     def _was_reset(self) -> bool:
         """Whether snnTorch's reset_hidden() or utils.reset() has put zeros in place of `mem`."""
@@ -336,8 +339,7 @@ class SingleSpikeNeuron:
     def _keep_no_state(self, num_steps: int) -> None:
         """After a call from spike times, which has computed no membrane of the last step."""
         if not torch.compiler.is_compiling():
-            self._last_call = LastCall(None, None, None, num_steps)
-            self._mem_of_last_call = self.mem
+            self._keep(LastCall(None, None, None, num_steps))
 
     def _period(self) -> int:
         """The refractory period in a later part of a sample; without one it does not end."""

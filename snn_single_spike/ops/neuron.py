@@ -8,6 +8,7 @@ one (T, M) tensor, and the synaptic currents if the decay of a synaptic current 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,9 @@ from .validation import (
     check_state,
 )
 
+# The gradients of parameters and states are rows of one tensor. A row is a multiple of this long,
+# so that every row begins aligned.
+_ALIGNED = 16
 INPUTS = ("current", *TENSORS)
 """The tensor arguments of :class:`SingleSpike`, in order."""
 
@@ -113,26 +117,22 @@ def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
     needs, backend = arguments
     neurons, device = times.shape[0], times.device
     state = neuron.beta.dtype
-    # Not a list of the wanted gradients: torch computes batched gradients of tensors only.
-    out = {
-        name: new(need or saved.recompute, (num_steps, neurons), dtype, device)
-        if name == "current"
-        else new(need, (neurons,), state, device)
-        for name, need in zip(SCANNED, needs, strict=True)
-    }
+    need_current, *need_each = needs
+    # Not a list of tensors: torch computes batched gradients of tensors only.
+    current = new(need_current or saved.recompute, (num_steps, neurons), dtype, device)
+    wanted = [name for name, need in zip(SCANNED[1:], need_each, strict=True) if need]
+    length = -(-neurons // _ALIGNED) * _ALIGNED
+    rows = new(bool(wanted), (len(wanted), length), state, device)
     if new is not allocate_fake and neurons:
+        if wanted and neurons % _ALIGNED:
+            rows[:, neurons:] = 0.0
+        out = {name: row[:neurons] for name, row in zip(wanted, rows.unbind(0), strict=True)}
+        if current.numel():
+            out["current"] = current
         backends.load(backend, "neuron").neuron_backward(
-            num_steps,
-            dtype,
-            saved,
-            neuron,
-            times,
-            grads,
-            rule,
-            surrogate,
-            {name: tensor for name, tensor in out.items() if tensor.numel()},
+            num_steps, dtype, saved, neuron, times, grads, rule, surrogate, out
         )
-    return tuple(out.values())
+    return current, rows
 
 
 register(
@@ -143,8 +143,7 @@ register(
 register(
     f"neuron_backward({schema(Saved)}, {schema(Neuron)}, Tensor times, {schema(OutputGradients)}, "
     f"SymInt num_steps, ScalarType dtype, str rule, {schema(Surrogate)}, "
-    f"bool[{len(SCANNED)}] needs, str backend) -> "
-    f"({', '.join(f'Tensor out_{name}' for name in SCANNED)})",
+    f"bool[{len(SCANNED)}] needs, str backend) -> (Tensor out_current, Tensor out_rows)",
     _neuron_backward,
 )
 
@@ -162,7 +161,8 @@ def neuron_backward(
     backend: str,
 ) -> dict[str, Tensor]:
     """The requested gradients, by names of :data:`SCANNED`."""
-    out = torch.ops.snn_single_spike.neuron_backward(
+    wanted = [needs.get(name, False) for name in SCANNED]
+    current, rows = torch.ops.snn_single_spike.neuron_backward(
         *saved,
         *neuron,
         times,
@@ -171,10 +171,15 @@ def neuron_backward(
         dtype,
         rule,
         *(surrogate or Surrogate("straight_through_estimator")),
-        [needs.get(name, False) for name in SCANNED],
+        wanted,
         backend,
     )
-    return {name: grad for name, grad in zip(SCANNED, out, strict=True) if needs.get(name)}
+    neurons = times.shape[0]
+    names = itertools.compress(SCANNED[1:], wanted[1:])
+    into = {name: row[:neurons] for name, row in zip(names, rows.unbind(0), strict=True)}
+    if wanted[0]:
+        into["current"] = current
+    return into
 
 
 def _as_backends_read(grads: OutputGradients) -> OutputGradients:

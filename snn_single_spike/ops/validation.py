@@ -180,7 +180,8 @@ def check_parameter(name: str, value: Tensor | float, current: Any) -> Tensor:
     if value.device.type == "cpu":
         check_not_nan(name, value)
     if value.numel() == 1:
-        return value.reshape(1).to(state)
+        one = value.reshape(1)
+        return one if value.dtype == state else one.to(state)
     shape, features = value.shape, current.shape[2:]
     while len(shape) > len(features) and shape[0] == 1:
         shape = shape[1:]
