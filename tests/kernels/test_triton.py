@@ -470,6 +470,11 @@ def test_wide_programs_only_where_rows_are_aligned():
     assert not is_wide(torch.float64, 64, 64, aligned)
 
 
+@pytest.mark.parametrize(("neurons", "warp", "block"), [(80, 32, 128), (70, 32, 32), (70, 64, 64)])
+def test_linear_programs_are_wide_only_where_rows_are_aligned(neurons, warp, block):
+    assert triton_linear.block(neurons, warp) == block
+
+
 def test_numbers_for_a_kernel_in_two_parts():
     a, b, a_rest, b_rest = triton_neuron._single(0.1, 25.0)
     assert (a, b, b_rest) == (float(np.float32(0.1)), 25.0, 0.0)

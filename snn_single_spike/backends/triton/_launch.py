@@ -46,11 +46,14 @@ def forward_steps(wide: bool, more_outputs: bool, warp: int) -> int:
     return 8 if wide or more_outputs else 16
 
 
-def backward_steps(wide: bool, inhibitory: bool, warp: int) -> int:
-    """Time steps of a turn: fewer, because the kernel reads several streams, most for Alpha."""
+def backward_steps(wide: bool, inhibitory: bool, dtype: torch.dtype, warp: int) -> int:
+    """Time steps of a turn: fewer, because the kernel reads several streams, most for Alpha.
+
+    A number of float64 takes two registers.
+    """
     if warp == 64:
         return 2 if inhibitory else 4
-    return 4 if wide or inhibitory else 8
+    return 4 if wide or inhibitory or dtype == torch.float64 else 8
 
 
 @functools.cache
