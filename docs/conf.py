@@ -17,15 +17,25 @@ copyright = author
 version = release = __version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "docs.site.pages",
 ]
-exclude_patterns = ["site"]
+exclude_patterns = ["conf.py", "site"]
 repository = "https://github.com/snn-single-spike/snn-single-spike/blob/main/"
+
+# The examples run when the site is built, and their pages show what they print and draw.
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds for a cell
+nb_merge_streams = True
+suppress_warnings = ["myst-nb.lexer"]  # without execution the language of cells is not known
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm's, in a kernel
 
 myst_heading_anchors = 4  # the anchors that GitHub gives to headings
 default_role = "code"  # docstrings write `x`, as those of snnTorch

@@ -79,6 +79,6 @@ for cost, (spikes, history) in results.items():
     curve.plot(history[:, 1], history[:, 0], marker="o", label=f"cost {cost}")
 raster.set(title="hidden layer, one sample", xlabel="time step", ylabel="neuron")
 curve.set(title="after each epoch", xlabel="hidden spikes per sample", ylabel="test accuracy")
-curve.legend()
+curve.legend(loc="lower right")
 figure.tight_layout()
 plt.show()

@@ -69,13 +69,14 @@ spikes, targets = next(iter(test))
 print(f"{type(spikes).__name__} {tuple(spikes.shape)}: (time, batch, polarity, y, x)")
 
 # %%
-raw = Bars(4, 7)
-figure, panels = plt.subplots(1, 4, figsize=(11, 3))
-for axes, (events, label) in zip(panels, map(raw.__getitem__, range(4)), strict=True):
-    axes.scatter(events["x"], events["y"], c=events["t"], s=6)
-    axes.set(title=directions[label], xlabel="x", ylabel="y", ylim=(15.5, -0.5))
-figure.suptitle("events of four recordings; color is time")
-figure.tight_layout()
+of_each = {label: events for events, label in map(Bars(40, 7).__getitem__, range(40))}
+figure, panels = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
+for label, axes in enumerate(panels):
+    events = of_each[label]
+    points = axes.scatter(events["x"], events["y"], c=events["t"] / 1000, s=6)
+    axes.set(title=directions[label], xlabel="x", xticks=(0, 5, 10, 15), ylim=(15.5, -0.5))
+panels[0].set_ylabel("y")
+figure.colorbar(points, ax=panels, label="time in ms")
 plt.show()
 
 # %% [markdown]

@@ -17,7 +17,7 @@ from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeDelay, SpikeT
 from snn_single_spike.experiments.yinyang import generate
 from snn_single_spike.functional import delay_spikes, single_spike_linear
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # One neuron with four inputs. Its membrane crosses the threshold between two steps.
@@ -39,7 +39,7 @@ axes.vlines(spikes.times[0], 0, 0.12, color="tab:green", label="input spikes")
 axes.axhline(1, color="gray", linestyle=":", label="threshold")
 axes.plot(time.item(), 1, "o", color="tab:red", label=f"spike at {time:.2f}")
 axes.set(xlabel="time step", ylabel="membrane")
-axes.legend(loc="lower right")
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 figure.tight_layout()
 plt.show()
 
@@ -184,6 +184,6 @@ right.scatter(sent.interpolated_times[0, fires], fires, s=14, label="sent")
 late = arrive.interpolated_times[0, fires]
 right.scatter(late[late >= 0], fires[late >= 0], s=14, label="arrive at the readout")
 right.set(xlabel="time", ylabel="hidden neuron")
-right.legend()
+right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 figure.tight_layout()
 plt.show()

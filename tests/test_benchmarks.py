@@ -89,3 +89,27 @@ def test_the_tutorials_run_before_and_after(name, monkeypatch, one_thread):
     assert every == pytest.approx(loop, rel=1e-3)  # the same spikes, and so the same training
     assert 0 < once["spikes"] <= loop["spikes"]
     assert tutorial.lines("loop") == 0 < tutorial.lines("single spike")
+
+
+def test_the_table_of_the_readme_has_the_figures_of_the_results():
+    from tests.support.devices import ROOT
+
+    results = json.loads((ROOT / "benchmarks" / "results" / "tutorials_1_thread.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "performance.md").read_text()
+
+    def shown(x):
+        return f"{x:.2g}" if x < 100 else f"{x:,.0f}"
+
+    for name, tutorial in TUTORIALS.items():
+        loop, once = (results["tutorials"][name][version] for version in ("loop", "single spike"))
+        step = " → ".join(shown(x["step_ms"]) for x in (loop, once))
+        spikes = " → ".join(f"{x['spikes']:,.0f}" for x in (loop, once))
+        row = next(line for line in readme.splitlines() if line.endswith(f"| {spikes} |"))
+        assert f"| {tutorial.lines('single spike')} | {step} ms, {once['faster']:.1f}x |" in row
+        if "error" in loop:
+            assert f"error {loop['error']:.3f} → {once['error']:.3f}" in row
+        else:
+            assert f"{100 * loop['accuracy']:.0f} → {100 * once['accuracy']:.0f} %" in row
+        assert f"{step} ms" in page
+        assert tutorial.lines("single spike") == once["lines"]

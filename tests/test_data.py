@@ -6,9 +6,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from snn_single_spike import MaterializationWarning, SpikeEvents, SpikeTimes
+from snn_single_spike import (
+    LeakyReadout,
+    MaterializationWarning,
+    SingleSpikeLinear,
+    SpikeEvents,
+    SpikeTimes,
+)
 from snn_single_spike.data import ToSpikeEvents, ToSpikeTimes, collate
 
 tonic = pytest.importorskip("tonic")
@@ -90,6 +98,28 @@ def test_loaders_and_caches_give_events(where, workers, tmp_path):
     dense = torch.cat([spikes.to_dense() for spikes, _ in batches], 1)
     for i in range(6):
         assert torch.equal(dense[:, i], transform(recording(i)).to_dense()[:, 0])
+
+
+def test_two_workers_feed_training_without_a_dense_tensor(monkeypatch):
+    torch.manual_seed(0)
+    hidden, output = SingleSpikeLinear(60, 5, beta=0.9), nn.Linear(5, 3)
+    net = nn.Sequential(nn.Flatten(2), hidden, output, LeakyReadout(0.95))
+    transform = ToSpikeEvents(SIZE, num_steps=17, time_window=300)
+    loader = DataLoader(Recordings(transform), batch_size=4, num_workers=2, collate_fn=collate)
+
+    def trained(batches):
+        losses = [cross_entropy(net(spikes), targets) for spikes, targets in batches]
+        return torch.autograd.grad(sum(losses), [hidden.weight, output.weight])
+
+    expected = trained([(spikes.to_dense(), targets) for spikes, targets in loader])
+    for spikes in (SpikeEvents, SpikeTimes):
+        monkeypatch.setattr(spikes, "to_dense", lambda self: pytest.fail("spikes became dense"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MaterializationWarning)
+        gradients = trained(loader)
+    assert expected[0].any()
+    for gradient, right in zip(gradients, expected, strict=True):
+        assert torch.allclose(gradient, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

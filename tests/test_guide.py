@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from snn_single_spike import MaterializationWarning, convert
 
+from benchmarks.tutorials.edits import TUTORIALS
 from tests.support.devices import ROOT, SHARED
 from tests.support.pages import blocks_of, execute, sections_of
 from tests.support.recordings import write_nmnist
@@ -95,10 +96,26 @@ def test_events_from_tonic_train(tmp_path, monkeypatch):
         write_nmnist(tmp_path / "data" / "NMNIST")
     with warnings.catch_warnings():
         warnings.simplefilter("error", MaterializationWarning)
-        code = SECTIONS[TONIC][0].replace("epochs = 10", "epochs = 4")
-        found = run(code.replace("lr=3e-4", "lr=2e-3"))
+        code = SECTIONS[TONIC][0].replace("epochs, samples = 10", "epochs, samples = 4")
+        found = run(code.replace("lr=1e-3", "lr=2e-3"))
     assert found["loss"].isfinite()
     assert found["accuracy"] > (0.3 if real.is_dir() else -1)  # chance is 0.1
+
+
+def test_losses_of_the_training_step_are_those_of_the_tutorials():
+    """The page names the same replacements that the table of the tutorials was measured with."""
+    before, after = SECTIONS["The training step: losses on rates change"]
+    for number, name in ((6, "SF.ce_rate_loss"), (7, "SF.mse_count_loss")):
+        tutorial = TUTORIALS[f"tutorial_{number}"]
+        assert name in tutorial.source("loop")
+        assert name not in tutorial.source("single spike")
+        assert f"`{name}`" in GUIDE
+    space = run(after)
+    mem = space["mem_rec"].sum(0)
+    assert space["loss"].item() == pytest.approx(cross_entropy(mem, space["targets"]).item())
+    right = (mem.argmax(1) == space["targets"]).float().mean().item()
+    assert space["accuracy"] == pytest.approx(right)
+    assert "ce_rate_loss" in before
 
 
 def test_first_neurons_fire_as_before():

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 import pytest
 
 import snn_single_spike
-from snn_single_spike import SingleSpikeLeaky
+from snn_single_spike import SingleSpikeLeaky, backends
 
 from docs.site import capabilities
-from docs.site.pages import generate, link_to, navigation
+from docs.site.pages import example, generate, link_to, navigation
 from docs.site.public_api import public_names
 from tests.support.devices import ROOT
 
@@ -68,6 +68,7 @@ def test_a_name_that_was_not_there_before_gets_an_entry(monkeypatch):
 
 def test_the_index_leads_to_every_page():
     pages = {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")} - {"index"}
+    pages |= {f"examples/{path.stem}" for path in (ROOT / "examples").glob("*.py")}
     listed = re.findall(r"^[\w/-]+$", navigation((DOCS / "index.md").read_text()), re.M)
     assert sorted(listed) == sorted(pages)
 
@@ -79,11 +80,24 @@ def test_the_index_leads_to_every_page():
         ("api/layers", "../guide.md", "../guide.md"),
         ("api/layers", "../../README.md", "https://host/README.md"),
         ("guide", "losses.md#a", "losses.md#a"),
+        ("index", "../examples/01_first_layer.py", "examples/01_first_layer.py"),
+        ("api/data", "../../examples/01_first_layer.py", "../examples/01_first_layer.py"),
+        ("index", "../examples/scripts/streaming.py", "https://host/examples/scripts/streaming.py"),
     ],
 )
 def test_links_out_of_the_site_lead_to_the_repository(page, link, expected):
     text = f"see [`x`]({link})."
     assert link_to("https://host/", page, text) == f"see [`x`]({expected})."
+
+
+def test_the_page_of_an_example_is_the_example_and_where_to_get_it():
+    for path in (ROOT / "examples").glob("*.py"):
+        text = example("https://host/", f"examples/{path.stem}", path.read_text())
+        assert text.startswith(path.read_text())
+        last = text.split("# %%")[-1]
+        assert last.startswith(" [markdown]\n")
+        assert f"(https://host/examples/{path.name})" in last
+        assert f"{{nb-download}}`{path.stem}.ipynb`" in last
 
 
 def test_every_layer_can_be_built_for_the_table():
@@ -111,6 +125,11 @@ def test_the_table_finds_what_a_layer_does_not_support():
     assert capabilities.works(SingleSpikeLeaky, "reset_mechanism", "zero")
     assert not capabilities.works(SingleSpikeLeaky, "reset_mechanism", "mirror")
     assert not capabilities.works(SingleSpikeLeaky, "backend", "abacus")
+
+
+def test_the_devices_of_the_table_are_those_of_the_backends():
+    found = {name: capabilities.devices(name) for name in backends.BACKENDS}
+    assert found == {"triton": "GPU", "numba": "CPU", "torch": "CPU and GPU"}
 
 
 def variables_of(tree):

@@ -44,6 +44,7 @@ OPTIONS = {
     "dtype": tuple(_DTYPES),
     "backend": backends.BACKENDS,
 }
+DEVICES = {"CPU": "cpu", "GPU": "cuda"}
 INPUT_HEADINGS = ("layer", "from `SpikeTimes`", "from `SpikeEvents`")
 OPTION_HEADINGS = ("rules", "resets", "types", "backends")
 
@@ -136,6 +137,18 @@ def works(layer: Layer, option: str, value: Any) -> bool:
     return all((folder / f"{op}.py").exists() for op in used - {"dense"})
 
 
+def devices(backend: str) -> str:
+    """The devices that a backend supports where its packages are installed."""
+    everything = dict.fromkeys(backends._INSTALLED, True)
+    with (
+        mock.patch.object(backends, "_INSTALLED", everything),
+        mock.patch.object(backends, "_numba_obstacle", return_value=None),
+        mock.patch.object(backends, "interpreted", return_value=False),
+    ):
+        found = [name for name in DEVICES if backends.missing(backend, DEVICES[name]) is None]
+    return " and ".join(found)
+
+
 def named(values: Sequence[Any]) -> str:
     return ", ".join(f"`{value}`".replace("torch.", "") for value in values)
 
@@ -159,7 +172,8 @@ def table() -> str:
         f"- all {heading}: {named(values)}"
         for heading, values in zip(OPTION_HEADINGS, OPTIONS.values(), strict=True)
     )
-    return f"{body}\n\n{everything}\n"
+    places = ", ".join(f"`{name}`: {devices(name)}" for name in backends.BACKENDS)
+    return f"{body}\n\n{everything}\n- devices of the backends: {places}\n"
 
 
 if __name__ == "__main__":

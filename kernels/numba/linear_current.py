@@ -1,4 +1,7 @@
-"""The current of a linear layer at every step, from the spikes of its inputs; and its transpose."""
+"""The current of a linear layer at every step, from the spikes of its inputs; and its transpose.
+
+A layer of at most LANES neurons has one tile of LANES neurons, and other layers have tiles of TILE.
+"""
 
 from .arguments import CurrentGradients, Events, Part
 from .block import copy, fill, given
@@ -63,12 +66,29 @@ def _gather(e, end, now, events, weights, drive, current):
     return e
 
 
+@inlined_helper
+def _gather_few(e, end, now, events, weights, drive, current):
+    """As :func:`_gather`, for a tile of LANES neurons."""
+    times, units, values = events.times, events.units, events.values
+    row = load(drive, 0)
+    if given(values):
+        while e < end and times[e] == now:
+            row = row + values[e] * load(weights[units[e]], 0)
+            e += 1
+    else:
+        while e < end and times[e] == now:
+            row = row + load(weights[units[e]], 0)
+            e += 1
+    store(current, 0, row)
+    return e
+
+
 @helper
 def linear_current_loop(row, drive, part, events, weight, bias, current):
     """Write the current (T, B, O). ``row`` and ``drive`` are work space (TILE,)."""
     part, events = Part(*part), Events(*events)
     num_steps, _, out_features = current.shape
-    zero = weight.dtype.type(0)
+    zero, few = weight.dtype.type(0), weight.shape[2] == LANES
     for tile in range(part.tile_low, part.tile_high):
         weights, neuron, n = weight[tile], tile * TILE, width(tile, out_features)
         tile_values(bias, tile, zero, drive)
@@ -78,7 +98,10 @@ def linear_current_loop(row, drive, part, events, weight, bias, current):
                 if n == TILE:
                     e = _gather(e, end, t, events, weights, drive, current[t, sample, neuron:])
                 else:
-                    e = _gather(e, end, t, events, weights, drive, row)
+                    if few:
+                        e = _gather_few(e, end, t, events, weights, drive, row)
+                    else:
+                        e = _gather(e, end, t, events, weights, drive, row)
                     copy(row, n, current[t, sample, neuron : neuron + n])
 
 
@@ -96,6 +119,20 @@ def _scatter(e, end, now, events, grad, total, gradient):
     return e
 
 
+@inlined_helper
+def _scatter_few(e, end, now, events, grad, total, gradient):
+    """As :func:`_scatter`, for a tile of LANES neurons."""
+    times, units, values = events.times, events.units, events.values
+    row = load(grad, 0)
+    store(total, 0, load(total, 0) + row)
+    while e < end and times[e] == now:
+        target = gradient[units[e]]
+        added = values[e] * row if given(values) else row
+        store(target, 0, load(target, 0) + added)
+        e += 1
+    return e
+
+
 @helper
 def linear_current_backward_loop(row, total, part, events, grad, gradients):
     """Gradients of the weights and the bias from that of the current (T, B, O).
@@ -105,12 +142,12 @@ def linear_current_backward_loop(row, total, part, events, grad, gradients):
     """
     part, events, gradients = Part(*part), Events(*events), CurrentGradients(*gradients)
     num_steps, _, out_features = grad.shape
-    zero = row.dtype.type(0)
+    zero, columns = row.dtype.type(0), gradients.weight.shape[2]
     for tile in range(part.tile_low, part.tile_high):
         gradient, neuron, n = gradients.weight[tile], tile * TILE, width(tile, out_features)
         fill(row, TILE, zero)
         for unit in range(gradient.shape[0]):
-            fill(gradient[unit], TILE, zero)
+            fill(gradient[unit], columns, zero)
         for j in range(n):
             gradients.bias[neuron + j] = zero
         for sample in range(part.low, part.high):
@@ -124,6 +161,9 @@ def linear_current_backward_loop(row, total, part, events, grad, gradients):
                     e = _scatter(e, end, t, events, grad[t, sample, neuron:], total, gradient)
                 else:
                     copy(grad[t, sample, neuron : neuron + n], n, row)
-                    e = _scatter(e, end, t, events, row, total, gradient)
+                    if columns == LANES:
+                        e = _scatter_few(e, end, t, events, row, total, gradient)
+                    else:
+                        e = _scatter(e, end, t, events, row, total, gradient)
             for j in range(n):
                 gradients.bias[neuron + j] += total[j]

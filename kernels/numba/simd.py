@@ -236,16 +236,17 @@ def load(context: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def nonzero_bits(context: Any, array: Any, index: Any) -> Any:
-    """A bit for each of the LANES numbers at ``index``: 1 where the number is not 0, or is NaN."""
+def unequal_bits(context: Any, array: Any, index: Any, number: Any) -> Any:
+    """A bit for each of the LANES numbers at ``index``: 1 where it is not ``number``, or is NaN."""
 
     def build(context: Any, builder: Any, types_: Any, values: Any) -> Any:
         address = _address(context, builder, array, values[0], index, values[1])
         lanes = builder.load(address, align=array.dtype.bitwidth // 8)
-        found = builder.fcmp_unordered("!=", lanes, ir.Constant(lanes.type, None))
+        other = _splat(context, builder, number, Vector(array.dtype), values[2])
+        found = builder.fcmp_unordered("!=", lanes, other)
         return builder.zext(builder.bitcast(found, ir.IntType(LANES)), ir.IntType(64))
 
-    return types.int64(array, index), build
+    return types.int64(array, index, number), build
 
 
 def _count(name: str, *options: Any) -> Any:

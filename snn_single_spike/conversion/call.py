@@ -12,7 +12,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ from .refusals.chance import (
 )
 from .refusals.layers import BATCH_NORM, ConversionError, shape_advice
 from .refusals.order import Order
-from .refusals.state import Snapshot, reject_changes
+from .refusals.snapshot import Snapshot, reject_changes
 from .source.place import failing_layer
 
 __all__ = [
@@ -80,6 +80,14 @@ class Time(threading.local):
 
     def __reduce__(self) -> Any:
         return Time, ()  # a copy is not running
+
+    def unwatched(self) -> ExitStack:
+        """A context in which no mode of this package sees the functions of torch."""
+        paused = ExitStack()
+        for mode in (self.provenance, self.readers):  # the innermost one first
+            if mode is not None and mode.watches:
+                paused.enter_context(mode.paused())
+        return paused
 
     def fold(self, sequence: Any) -> Any:
         """(T, B, ...) to (T * B, ...)."""

@@ -11,16 +11,19 @@ from matplotlib.figure import Figure
 from .runs import Group
 
 _RASTERS = 4  # at most, side by side
+_HALF_A_ROW = 60  # characters of a legend
 # Every ten groups the colors repeat, with the next line and marker
 _LINES, _MARKERS = ("-", "--", ":"), ("o", "^", "s")
 
 
 def curves(groups: list[Group]) -> bytes:
     """Test accuracy over epochs (mean and extremes of the seeds), and against spikes."""
-    legend_rows = (len(groups) + 1) // 2
-    fig = Figure(figsize=(11, 3.5 + 0.25 * legend_rows), layout="constrained")
+    labels = [textwrap.fill(group.label, 2 * _HALF_A_ROW) for group in groups]
+    columns = 2 if max(map(len, labels)) <= _HALF_A_ROW else 1
+    rows = sum(label.count("\n") + 1 for label in labels) / columns
+    fig = Figure(figsize=(11, 3.7 + 0.22 * rows), layout="constrained")
     over_epochs, against_spikes = fig.subplots(1, 2)
-    for number, group in enumerate(groups):
+    for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
         again = number // 10 % len(_LINES)
         seeds = [[100 * r["test_accuracy"] for r in run.history] for run in group.runs]
         epochs = min(map(len, seeds))  # that all seeds have finished
@@ -28,7 +31,7 @@ def curves(groups: list[Group]) -> bytes:
         x = range(1, epochs + 1)
         mean = [sum(values) / len(values) for values in by_epoch]
         dot = "." if epochs < 3 else ""
-        (line,) = over_epochs.plot(x, mean, _LINES[again], label=group.label, marker=dot)
+        (line,) = over_epochs.plot(x, mean, _LINES[again], label=label, marker=dot)
         low, high = [min(v) for v in by_epoch], [max(v) for v in by_epoch]
         over_epochs.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
         against_spikes.scatter(
@@ -41,7 +44,8 @@ def curves(groups: list[Group]) -> bytes:
     over_epochs.xaxis.get_major_locator().set_params(integer=True)
     over_epochs.set(xlabel="epoch", ylabel="test accuracy (%)")
     against_spikes.set(xlabel="hidden spikes per sample", ylabel="test accuracy (%)")
-    fig.legend(*over_epochs.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    handles, _ = over_epochs.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=columns)
     return _png(fig)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,7 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
         differing = [
             key
             for key in Config.model_fields
-            if key not in (*_REPEATED, *_TASK, "neuron", "epochs")
-            and len({getattr(g.config, key) for g in groups if _matters(g.config, key)}) > 1
+            if key not in (*_REPEATED, *_TASK, "neuron", "epochs") and _differs(groups, key)
         ]
         for group in groups:
             group.label = ", ".join([group.config.neuron, *_settings(group.config, differing)])
@@ -94,6 +94,16 @@ def _tasks(runs: list[Run]) -> dict[str, list[Group]]:
                 group.label += f", {group.config.epochs} epochs"
         made[task] = groups
     return made
+
+
+def _differs(groups: list[Group], key: str) -> bool:
+    """Whether the labels need a setting."""
+    found = defaultdict(set)
+    for config in (group.config for group in groups if _matters(group.config, key)):
+        # The format of the spikes is that of the kind of neuron, unless one kind has two
+        kind = config.neuron if key == "spike_format" else ""
+        found[kind].add(getattr(config, key))
+    return any(len(values) > 1 for values in found.values())
 
 
 def _place(group: Group) -> int:

@@ -26,7 +26,9 @@ _CONV_STEPS = 64
 _CONV_SHARE = 0.01
 _ENTRIES = 60
 _ENTRIES_IN_LOOPS = 4
-_TILE = 128  # outputs that the compiled loops compute side by side, also for a narrower layer
+_TILE = 128  # outputs that the compiled loops compute side by side
+_NARROW = 16  # outputs up to which they compute in one vector
+_ENTRIES_OF_NARROW = 16
 _WIDE = 120
 _SHARE_OF_LAYER = 0.1
 _COLLECTED = 0.04
@@ -56,6 +58,8 @@ class Layer(NamedTuple):
 
 def _entries_of_one_event(outputs: int) -> float:
     """Entries of dense spikes that a linear layer reads in the time of one event."""
+    if outputs <= _NARROW:
+        return _ENTRIES_OF_NARROW
     tiles = -(-outputs // _TILE)
     return _ENTRIES_IN_LOOPS * tiles * _TILE / max(outputs, 1)
 
@@ -75,10 +79,10 @@ def spike_times_pay(num_steps: int, batch: int, layer: Layer) -> bool:
 def events_pay(dense: Tensor, layer: Layer, backend: str = "auto") -> bool:
     """Whether a dense input (T, B, *features) is worth its conversion to events for a layer.
 
-    One event takes as long as 4 entries of a linear layer of 128 outputs, and longer in narrow
-    layers. Without gradients there is one product to save, and not two, from the same conversion.
-    A convolution needs 64 steps, and one spike in a hundred entries. The share of spikes is that of
-    a sample of the entries.
+    One event takes as long as 4 entries of a linear layer of 128 outputs, as long as 16 of one of
+    at most 16 outputs, and longer in layers between. Without gradients there is one product to
+    save, and not two, from the same conversion. A convolution needs 64 steps, and one spike in a
+    hundred entries. The share of spikes is that of a sample of the entries.
     """
     if not _may_become_events(dense, layer, backend):
         return False
@@ -143,7 +147,8 @@ def current_pays(spikes: Spikes, weight: Tensor) -> bool:
     """Whether the current (T, B, O) of a linear layer, as a tensor, is faster from events.
 
     One event takes as long as 4 entries of dense spikes in the compiled CPU loops, longer in layers
-    that fill no whole number of tiles of 128 outputs, and as long as 60 elsewhere.
+    that fill no whole number of tiles of 128 outputs, as long as 16 in layers of at most 16
+    outputs, and as long as 60 elsewhere.
     """
     if is_traced() or weight.dtype not in _STATES:
         return False

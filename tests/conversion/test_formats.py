@@ -207,7 +207,9 @@ def test_the_share_of_spikes_that_pays_follows_the_width_of_a_layer():
     assert not choice.events_pay(x[:1, :2], wide)
     assert choice.spike_times_pay(10, 20, wide)
     assert not choice.spike_times_pay(1, 200, wide)
-    assert not choice.spike_times_pay(10, 20, choice.Layer(10, 10**6))
+    assert not choice.spike_times_pay(10, 20, choice.Layer(17, 10**6))  # most of a tile is empty
+    assert choice.spike_times_pay(10, 20, choice.Layer(16, 10**6))  # one vector
+    assert not choice.spike_times_pay(7, 30, choice.Layer(16, 10**6))
     with torch.no_grad():
         assert choice.events_pay(x, wide)
         assert not choice.events_pay(x + (torch.arange(200) % 40 == 1), wide)

@@ -212,6 +212,25 @@ class Norms(Net):
         return torch.stack(out)
 
 
+class Stacked(Net):
+    """Stacks of records along several dimensions, and of lists that change after the loop."""
+
+    def forward(self, x):
+        mem1, spikes, membranes, started = self.lif1.init_leaky(), [], [], [torch.zeros(B, 12)]
+        for t in range(T):
+            spk, mem1 = self.lif1(self.fc1(x[t]), mem1)
+            spikes.append(spk)
+            membranes.append(mem1)
+            started.append(mem1)
+        stacks = torch.stack(spikes), torch.stack(membranes, 1), torch.stack(membranes, dim=-1)
+        stacks[1].mul_(2)  # the list keeps its values
+        spikes[2] = spikes[2] * 3
+        membranes.reverse()
+        stacks += torch.stack(spikes), torch.stack(membranes, dim=0), torch.stack(started)
+        membranes.pop()
+        return *stacks, torch.stack(membranes)
+
+
 class Keeps(nn.Module):
     """A layer that keeps its own state."""
 
@@ -331,6 +350,7 @@ FORMS = {
     "branches": (Branches, [(B, 6)]),
     "continue": (Skips, [(B, 6)]),
     "BatchNorm": (Norms, [(B, 6)]),
+    "stacks": (Stacked, [SEQUENCE]),
     "layers with states": (OfStates, [SEQUENCE]),
     "values of the step before": (Deferred, [SEQUENCE]),
     "concatenated records": (Joined, [SEQUENCE]),
@@ -351,6 +371,14 @@ def test_a_form_gives_what_the_author_s_loop_gives(name):
         again = convert(net).eval()
         assert torch.equal(leaves(again(*inputs))[0], leaves(again(*inputs))[0])
     assert type(revert(fast)) is type(net)
+
+
+def test_a_stack_of_a_record_is_one_copy():
+    torch.manual_seed(5)
+    net = awake(Stacked())
+    stacks = convert(net)(torch.rand(SEQUENCE))
+    copies = [stack.grad_fn.name() == "CloneBackward0" for stack in (stacks[0], *stacks[2:])]
+    assert copies == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])

@@ -2,12 +2,16 @@
 
 import json
 import statistics
+from io import BytesIO
+from pathlib import Path
 
 import pytest
 
 from snn_single_spike.experiments import ExperimentError, record, report, training
-from snn_single_spike.experiments.runs import read_runs
+from snn_single_spike.experiments.runs import Group, read_runs
 from snn_single_spike.experiments.sources import make
+
+from tests.support.devices import ROOT
 
 pytest.importorskip("sklearn", reason="scikit-learn has the digits")
 pytest.importorskip("matplotlib", reason="matplotlib draws the figures")
@@ -118,6 +122,47 @@ def test_what_differs_between_runs_is_their_label(runs, tmp_path):
         "single-spike, spike penalty 0, milestones none",
         "single-spike, spike penalty 0.003, milestones 3,5",
     ]
+
+
+def test_labels_name_the_format_of_spikes_where_one_kind_of_neuron_has_two(runs, tmp_path):
+    dense = changed(runs / "multi", tmp_path / "dense", settings={"spike_format": "dense"})
+    page = report.write([dense, runs / "single-0"], tmp_path / "one")
+    assert [row[0] for row in rows(page)][1:3] == ["multi-spike", "single-spike"]
+    page = report.write([dense, runs / "multi"], tmp_path / "two")
+    assert {row[0] for row in rows(page)[1:3]} == {
+        "multi-spike, spike format dense",
+        "multi-spike, spike format times",
+    }
+
+
+@pytest.mark.parametrize(
+    ("runs", "written"),
+    [("experiments/*", "report"), ("convolutions/*.jsonl", "convolutions/report")],
+)
+def test_the_page_of_the_results_is_what_the_command_writes(runs, written, tmp_path, monkeypatch):
+    from snn_single_spike.experiments import figures
+
+    for name in ("curves", "rasters"):
+        monkeypatch.setattr(figures, name, lambda groups: b"")
+    monkeypatch.chdir(ROOT)  # the page names the files as the command does
+    results = Path("benchmarks/results")
+    page = report.write(sorted(results.glob(runs)), tmp_path)
+    assert page.read_text() == (results / written / report.PAGE).read_text()
+
+
+def test_legends_of_long_labels_fit_into_the_picture(runs):
+    from matplotlib import image
+
+    from snn_single_spike.experiments import figures
+
+    groups = [
+        Group(read_runs(runs / name), f"{name}, " + "augment perspective:0.1:0.3, " * repeats)
+        for name, repeats in (("single-0", 1), ("multi", 3), ("pre", 7))
+    ]
+    drawn = image.imread(BytesIO(figures.curves(groups)))
+    assert (drawn[:, :2] == 1).all()
+    assert (drawn[:, -2:] == 1).all()
+    assert (drawn[-2:] == 1).all()
 
 
 def test_runs_are_compared_with_those_that_were_trained_alike(runs, tmp_path):

@@ -22,9 +22,10 @@ def spikes_of(kind):
     return SpikeEvents.from_dense(torch.poisson(torch.full((7, 3, 6), 0.4, dtype=torch.float64)))
 
 
+@pytest.mark.parametrize("outputs", [131, 10])  # two tiles, and a single vector
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["times", "graded", "events", "hidden", "silent", "empty"])
-def test_current_and_gradients(kind, bias, monkeypatch):
+def test_current_and_gradients(kind, bias, outputs, monkeypatch):
     found = []
     for from_events in (True, False):
         monkeypatch.setattr(choice, "current_pays", lambda *_, pays=from_events: pays)
@@ -40,8 +41,8 @@ def test_current_and_gradients(kind, bias, monkeypatch):
             spikes = SpikeTimes(torch.full((3, 6), -1), 7, dtype=torch.float64)
         elif kind == "empty":
             spikes = SpikeTimes(torch.zeros(0, 6, dtype=torch.long), 7, dtype=torch.float64)
-        weight = torch.randn(131, spikes.features[0], dtype=torch.float64, requires_grad=True)
-        given = torch.randn(131, dtype=torch.float64, requires_grad=True) if bias else None
+        weight = torch.randn(outputs, spikes.features[0], dtype=torch.float64, requires_grad=True)
+        given = torch.randn(outputs, dtype=torch.float64, requires_grad=True) if bias else None
         current = F.linear(spikes, weight, given).to_dense()
         loss = (current * torch.arange(current.numel()).view_as(current)).sum()
         wanted = [weight, *([given] if bias else [])]

@@ -34,6 +34,7 @@ from snn_single_spike.kernels.numba.linear_events import (
 )
 from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_loop
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
+from snn_single_spike.kernels.numba.simd import LANES
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
 
 from .._arrays import as_numpy
@@ -98,16 +99,17 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {error}") from error
 
 
-def _packed(weight: Tensor) -> np.ndarray:
+def _packed(weight: Tensor, size: int = TILE) -> np.ndarray:
+    """The weights in tiles of ``size`` neurons, (tiles, N, size)."""
     out_features, units = weight.shape
-    tiles = -(-out_features // TILE)
-    packed = as_numpy(empty((tiles, units, TILE), dtype=weight.dtype, device=weight.device))
+    tiles = -(-out_features // size)
+    packed = as_numpy(empty((tiles, units, size), dtype=weight.dtype, device=weight.device))
     in_threads(pack_loop, [(*r, as_numpy(weight), packed) for r in _ranges(tiles)])
     return packed
 
 
 def _unpack(packed: np.ndarray, weight: Tensor) -> None:
-    """Write the sum over the ranges of samples, (ranges, tiles, N, TILE), to (O, N)."""
+    """Write the sum over the ranges of samples, (ranges, tiles, N, size of a tile), to (O, N)."""
     in_threads(unpack_loop, [(*r, packed, as_numpy(weight)) for r in _ranges(packed.shape[1])])
 
 
@@ -138,16 +140,15 @@ def collect_events(spikes: Tensor) -> Events:
     size = (num_steps - 1) * steps[0] + (batch - 1) * steps[1] + units if spikes.numel() else 0
     memory = as_numpy(spikes.as_strided((size,), (1,)))
     given, ranges = (memory, steps, shape), _ranges(batch)
-    counts = torch.empty(batch, dtype=torch.int64)
-    in_threads(count_events_loop, [(*samples, *given, as_numpy(counts)) for samples in ranges])
+    counts, ones = torch.empty(batch, dtype=torch.int64), np.empty(batch, np.bool_)
+    in_threads(count_events_loop, [(*part, *given, as_numpy(counts), ones) for part in ranges])
     offsets = offsets_of(counts)
     total = int(offsets[-1])
     times, indices = (torch.empty(total, dtype=torch.int32) for _ in range(2))
-    heights = torch.empty(total, dtype=spikes.dtype)
-    ones = torch.empty(batch, dtype=torch.bool)
-    arrays = [as_numpy(x) for x in (offsets, times, indices, heights, ones)]
-    in_threads(collect_events_loop, [(*samples, *given, *arrays) for samples in ranges])
-    return Events(offsets, times, indices, None if bool(ones.all()) else heights)
+    heights = torch.empty(0 if ones.all() else total, dtype=spikes.dtype)
+    arrays = [as_numpy(x) for x in (offsets, times, indices, heights)]
+    in_threads(collect_events_loop, [(*part, *given, *arrays) for part in ranges])
+    return Events(offsets, times, indices, heights if len(heights) else None)
 
 
 def sort_spikes(times: Tensor, num_steps: int) -> Events:
@@ -161,10 +162,15 @@ def sort_spikes(times: Tensor, num_steps: int) -> Events:
     return Events(offsets, ordered, units, None, once=True)
 
 
+def _tile_of_current(out_features: int) -> int:
+    """The neurons of a tile. An output layer of ten neurons would compute 118 that it has not."""
+    return LANES if out_features <= LANES else TILE
+
+
 def linear_current(events: Events, weight: Tensor, bias: Tensor | None, current: Tensor) -> None:
     """Write the current (T, B, O) of the events."""
     dtype = weight.dtype
-    packed = _packed(weight)
+    packed = _packed(weight, _tile_of_current(len(weight)))
     given = plain(as_events(events, dtype), packed, as_array(bias, 1, dtype), as_numpy(current))
     in_threads(
         linear_current_loop,
@@ -181,9 +187,10 @@ def linear_current_backward(
     """Write the gradients (O, N) and (O,) that follow from the one of the current (T, B, O)."""
     out_features, units = grad_weight.shape
     rows, batch = as_numpy(grad), grad.shape[1]
-    tiles = -(-out_features // TILE)
+    size = _tile_of_current(out_features)
+    tiles = -(-out_features // size)
     ranges = _sample_ranges(tiles, batch)
-    shape = (ranges, tiles, units, TILE)
+    shape = (ranges, tiles, units, size)
     by_range = as_numpy(empty(shape, dtype=grad_weight.dtype, device=grad.device))
     bias = np.empty((ranges, out_features), rows.dtype)
     given = plain(as_events(events, grad_weight.dtype), rows)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import snntorch as snn
@@ -59,6 +58,7 @@ __all__ = [
 ]
 
 _TENSORS = (Tensor, LazyTensor)
+_LAZY_CURRENTS = (LazyCurrent, ConvCurrent)
 _OF_TORCH = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
@@ -92,13 +92,10 @@ class Folded(SingleSpikeNeuron):
 
         ``take_states(sequence)`` returns the arguments that follow the input.
         """
-        readers, provenance = self.time.readers, self.time.provenance
+        readers = self.time.readers
         if readers is not None:
             readers.read_by_neuron(self, input_)
-        with ExitStack() as paused:
-            for watching in (readers, provenance):
-                if watching is not None:
-                    paused.enter_context(watching.paused())
+        with self.time.unwatched():
             sequence = self.time.unfold(input_)
             states, named = take_states(sequence)
             try:
@@ -141,11 +138,13 @@ class Folded(SingleSpikeNeuron):
             return (), {name: x.squeeze(0) if kept else x for name, x in initial.items()}
 
         hidden = bool(self.states_read) and self.init_hidden and not self.output
-        self.output = self.output or hidden
+        if hidden:
+            self.output = True
         try:
             out = self._run_folded(input_, take_states)
         finally:
-            self.output = self.output and not hidden
+            if hidden:
+                self.output = False
         if kept:
             out = tree_map_only(Tensor, lambda x: x.unsqueeze(0), out)
         for state in out[1:] if isinstance(out, tuple) else ():
@@ -186,7 +185,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
 
     def _run_in_format(self, sequence: Any, *states: Any, **named: Any) -> Any:
         formats, auto = self.time.formats, self.spike_format == "auto"
-        lazy = isinstance(sequence, LazyCurrent | ConvCurrent)
+        lazy = isinstance(sequence, _LAZY_CURRENTS)
         if auto and lazy and (formats is None or self._reads_tensor(sequence)):
             sequence, lazy = sequence.to_dense(), False
         out = super()._run_sequence(sequence, *states, **named)
@@ -212,7 +211,7 @@ class FoldedLeaky(Folded, SingleSpikeLeaky):
         if self.spike_format != "auto" or self.refractory is not None:
             return super()._returns_times(input_)
         formats = self.time.formats
-        lazy = isinstance(input_, LazyCurrent | ConvCurrent)
+        lazy = isinstance(input_, _LAZY_CURRENTS)
         return formats is not None and (lazy or formats.spike_times(self, input_.shape))
 
 

@@ -6,6 +6,7 @@ Inside the loop a tensor is either the same at every step, `(B, ...)`, or folded
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .carried import Carried, Operation, Place, Scalars, Steps, Sum
 from .deferred import Values, evaluate
 from .indexed import norms_by_step
 from .provenance import Provenance
-from .running import KEEP, active_run, refuse
+from .running import KEEP, Record, active_run, refuse
 
 __all__ = ["Loop"]
 
@@ -59,6 +60,7 @@ class Loop:
         self.names = {id(value): name for name, value in local.items()}
         self.lists: dict[int, Any] = {}
         self._records: dict[int, list[tuple[int, Any]]] = {}  # entries of lists, with their steps
+        self._sequences: dict[int, Tensor] = {}  # of lists with one entry for each step
         self._read: set[int] = set()  # lists that the loop reads
         self._saved: dict[str, Any] = {}
         self.chosen: tuple[bool, ...] | None = None  # the steps at which a branch runs
@@ -140,7 +142,9 @@ class Loop:
 
     def _carry_states_that_are_read(self) -> None:
         """Before a neuron has run, its attribute ``mem`` is that of the step before."""
-        for neuron in self.run.model.modules():
+        # A module takes long to say that it has no such attribute.
+        neurons = (x for x in self.run.model.modules() if isinstance(x, SpikingNeuron))
+        for neuron in neurons:
             for name in getattr(neuron, "states_read", ()):
                 carried = Carried(f"{neuron.path}.{name}", vars(neuron).get(name))
                 self.run.states.append((neuron, name, carried.initial))
@@ -174,6 +178,7 @@ class Loop:
         self.time.num_steps, self.time.folded = 0, []
         # The loop outlives forward, and would hold the tensors of the user's names.
         self._local, self.outputs, self.operations, self.values = {}, {}, [], Values()
+        self._records, self._sequences = {}, {}
         self.states_read = []
 
     def index(self) -> Any:
@@ -238,7 +243,7 @@ class Loop:
         second = shape == (1, rows) or (self.time_kept and shape[1:] == (rows,))
         dim = 0 if shape[:1] == (rows,) else 1 if second else None
         known = self.time.provenance
-        return None if known is not None and known.follows and value not in known else dim
+        return None if known is not None and known.watches and value not in known else dim
 
     def keeps_time(self, value: Any) -> bool:
         """Whether a folded tensor has a time dimension of one step first, (1, T * B, ...)."""
@@ -295,11 +300,19 @@ class Loop:
         chosen = self.chosen or [True] * self.steps
         if isinstance(value, Operation):
             value = value.unsqueeze(0) if rows else value
+            self._sequences.pop(id(target), None)
             entries.extend((t, value) for t in range(self.steps) if chosen[t])
             return
-        for step, entry in enumerate(self.each(value)):
-            if chosen[step]:
-                entries.append((step, entry.unsqueeze(0) if rows else entry))
+        known = self.time.provenance
+        with known.paused() if known is not None and known.watches else nullcontext():
+            if isinstance(value, (Tensor, LazyTensor)) and not (entries or rows or self.chosen):
+                self._sequences[id(target)] = self.unfold(value)
+                entries.extend(enumerate(self._sequences[id(target)].unbind(0)))
+                return
+            self._sequences.pop(id(target), None)
+            for step, entry in enumerate(self.each(value)):
+                if chosen[step]:
+                    entries.append((step, entry.unsqueeze(0) if rows else entry))
 
     def reads(self, value: Any) -> None:
         """Remember that the loop reads a list."""
@@ -423,7 +436,11 @@ class Loop:
             )
             self.values = evaluate(self, after, self.operations, only_last=not recorded)
         for target, entries in self._records.items():
-            self.lists[target].extend(
+            filled = self.lists[target]
+            if target in self._sequences and not filled:
+                record = Record(filled, [x for _, x in entries], self._sequences[target])
+                self.run.recorded[target] = record
+            filled.extend(
                 self.values[x][step] if isinstance(x, Operation) else x for step, x in entries
             )
         for neuron, name, carried in self.states_read:

@@ -9,13 +9,14 @@ from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
 from ...spikes.lazy import LazyTensor
+from ..source.place import of_torch
 from .carried import Scalars, Steps
 from .running import refuse
 from .windows import StepTensor, is_window, window_of
 
 __all__ = ["Indexed", "norms_by_step"]
 
-_NORM = nn.modules.batchnorm._NormBase
+_NORM, _BATCH_NORM = nn.modules.batchnorm._NormBase, nn.modules.batchnorm._BatchNorm
 
 
 class Indexed:
@@ -174,11 +175,30 @@ class norms_by_step:
                 return single
             if batch and rows != batch and rows % (loop.steps * batch) == 0:
                 return torch.cat([plain(norm, step) for step in x.chunk(loop.steps)])
-            out: Tensor = plain(norm, x)
-            if norm.track_running_stats:
-                with torch.no_grad():
-                    for _ in range(loop.steps - 1):  # the same input at every step
-                        plain(norm, x.detach())
-            return out
+            return _same_at_every_step(norm, x, loop.steps)
 
         return forward
+
+
+def _same_at_every_step(norm: Any, x: Tensor, steps: int) -> Tensor:
+    """The normalization of an input that is the same at every step.
+
+    The running statistics are those of a loop: T updates by the same statistics.
+    """
+    plain, momentum = type(norm).forward, norm.momentum
+    if not norm.track_running_stats:
+        out: Tensor = plain(norm, x)
+    elif of_torch(plain) and isinstance(norm, _BATCH_NORM) and momentum is not None:
+        norm.momentum = 1 - (1 - momentum) ** steps  # of one update in place of T
+        try:
+            out = plain(norm, x)
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(steps - 1)
+        finally:
+            norm.momentum = momentum
+    else:
+        out = plain(norm, x)
+        with torch.no_grad():
+            for _ in range(steps - 1):
+                plain(norm, x.detach())
+    return out

@@ -8,16 +8,18 @@ made from folded ones. Otherwise it costs nothing.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ...spikes.lazy import LazyTensor
 from ..watching import Watching
 
 __all__ = ["Provenance"]
+
+_TENSORS = (Tensor, LazyTensor)
+_MADE = (*_TENSORS, tuple, list, dict)
 
 
 class Provenance(Watching):
@@ -27,30 +29,28 @@ class Provenance(Watching):
         super().__init__()
         self._model = model
         self._folded: dict[int, Any] = {}  # weak references: tensors end as they do without
-        self.follows: bool | None = None
-        """Whether a size of the model is that of the folded tensors; None before the first one."""
+        self._begun = self.watches = False  # with the first folded tensor, if its size coincides
 
     def begin(self, folded: Any) -> None:
         """A folded tensor, with which following begins if it is the first one."""
-        if self.follows is None:
-            rows = folded.shape[0]
-            self.follows = any(
+        if not self._begun:
+            rows, self._begun = folded.shape[0], True
+            self.watches = any(
                 tensor is not None and rows in tensor.shape
                 for module in self._model.modules()
                 for tensor in (*module._parameters.values(), *module._buffers.values())
             )
-            if self.follows:
+            if self.watches:
                 self.__enter__()
-        if self.follows:
+        if self.watches:
             self._add(folded)
 
     def end(self) -> None:
-        if self.follows:
+        if self.watches:
             self.__exit__(None, None, None)
 
     def _add(self, value: Any) -> None:
-        if isinstance(value, (Tensor, LazyTensor)):
-            self._folded[id(value)] = weakref.ref(value)
+        self._folded[id(value)] = weakref.ref(value)
 
     def __contains__(self, value: Any) -> bool:
         found = self._folded.get(id(value))
@@ -64,13 +64,21 @@ class Provenance(Watching):
         kwargs: Any = None,
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        if not self._paused and any(
-            x in self for x in tree_leaves((args, kwargs), is_leaf=_is_lazy)
-        ):
-            for x in tree_leaves(out, is_leaf=_is_lazy):
+        if self._paused or not isinstance(out, _MADE):  # most functions return a size or a flag
+            return out
+        if any(x in self for x in _tensors((args, kwargs))):
+            for x in _tensors(out):
                 self._add(x)
         return out
 
 
-def _is_lazy(x: Any) -> bool:
-    return isinstance(x, LazyTensor)
+def _tensors(value: Any) -> Iterator[Any]:
+    """The tensors of nested containers. The pytree of torch takes ten times as long."""
+    if isinstance(value, _TENSORS):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            yield from _tensors(inner)
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _tensors(inner)

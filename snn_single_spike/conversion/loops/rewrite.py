@@ -1,7 +1,7 @@
 """Rewrites methods with a loop over time so that the body runs once, for all steps.
 
 The rewritten code calls :mod:`~snn_single_spike.conversion.loops.steps`. It keeps the lines of the
-author's file. What follows the loop is not changed.
+author's file. What follows the loop is not changed, but for ``torch.stack`` of its records.
 """
 
 from __future__ import annotations
@@ -212,6 +212,9 @@ class _Rewrite(ast.NodeTransformer):
         function = node.func
         if (called := called_on_self(node)) and called[1]:
             node.func = _call("rewritten", ast.Name(self.owner, ast.Load()), function, at=node)
+            return node
+        if not self.inside and isinstance(function, ast.Attribute) and function.attr == "stack":
+            node.func = _call("stack_of", function, at=node)
             return node
         if self.inside and ast.unparse(function) == "len" and len(node.args) == 1:
             return _call("length", *node.args, at=node)

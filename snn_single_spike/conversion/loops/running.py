@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
+from torch import Tensor
 
 from ..refusals.layers import ConversionError
 from ..source.place import user_line
 
-__all__ = ["KEEP", "LoopRun", "active_loop", "active_run", "refuse"]
+__all__ = ["KEEP", "LoopRun", "Record", "active_loop", "active_run", "refuse"]
 
 KEEP = "take the loop out of forward, so that forward computes one step"
 _active = threading.local()
+
+
+class Record(NamedTuple):
+    """A list with the steps of one value, as a loop has filled it."""
+
+    filled: list[Any]
+    entries: list[Tensor]
+    sequence: Tensor
+    """(T, B, ...)."""
 
 
 @dataclass
@@ -40,6 +51,8 @@ class LoopRun:
     loop_failed: tuple[int, int] | None = None  # steps and batch of a loop that raised
     states: list[tuple[Any, str, Any]] = field(default_factory=list)
     """Neurons, with the states that they get back after the call."""
+    recorded: dict[int, Record] = field(default_factory=dict)
+    """Lists that loops have filled, by their id."""
 
     def __enter__(self) -> LoopRun:
         self.outer = active_run()
@@ -53,6 +66,20 @@ class LoopRun:
         for neuron, name, state in self.states:
             vars(neuron)[name] = state
         self.states.clear()
+        self.recorded.clear()
+
+    def stack(self, tensors: Any, dim: int = 0, **out: Any) -> Tensor:
+        """``torch.stack``. A copy of the sequence replaces the stack of its steps.
+
+        The backward pass of a stack takes the gradient apart, step by step.
+        """
+        record = self.recorded.get(id(tensors))
+        if record is None or out or len(tensors) != len(record.entries):
+            return torch.stack(tensors, dim, **out)
+        changed = not all(map(operator.is_, tensors, record.entries))
+        if changed or any(x.retains_grad or x._backward_hooks for x in record.entries):
+            return torch.stack(tensors, dim)
+        return record.sequence.movedim(0, dim).clone(memory_format=torch.contiguous_format)
 
 
 def active_run() -> LoopRun | None:

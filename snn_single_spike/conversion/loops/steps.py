@@ -37,6 +37,7 @@ __all__ = [
     "rewritten",
     "shown",
     "source",
+    "stack_of",
     "start",
     "starting",
     "tensor_of",
@@ -169,6 +170,12 @@ def append(target: Any, value: Any, rows: bool = False) -> None:
         target.append(value.unsqueeze(0) if rows else value)
     else:
         loop.record(target, value, rows)
+
+
+def stack_of(function: Any) -> Any:
+    """``torch.stack`` behind a loop, of a list that the loop may have filled."""
+    run = active_run()
+    return run.stack if run is not None and function is torch.stack else function
 
 
 def extend(target: Any, values: Any, rows: bool = False) -> None:
