@@ -4,8 +4,10 @@
 
 Each of the four inputs has several axons, and every axon learns its delay. So does every hidden
 neuron. Weights, decays and delays are trained by Adam, with a warm-up and a cosine of the learning
-rates. The spikes of a sample begin within 100 steps of 150, so that delayed ones arrive. With
-`--hold-out` the study tests on training samples that it holds out: the settings were chosen by
+rates. The spikes of a sample begin within 300 steps of 450, so that delayed ones arrive. Spike
+times are whole steps, so more steps are a finer resolution. By `spike_time` they cost little.
+
+With `--hold-out` the study tests on training samples that it holds out: the settings were chosen by
 them. Without delays all axons of an input are the same. The study writes a line of JSON for each
 run.
 """
@@ -27,7 +29,7 @@ from snn_single_spike import LeakyReadout, SingleSpikeLinear, SpikeDelay, SpikeT
 from snn_single_spike.experiments import datasets
 from snn_single_spike.functional import GRADIENT_RULES
 
-CODE_STEPS, NUM_STEPS, CLASSES = 100, 150, 3
+CODE_STEPS, NUM_STEPS, CLASSES = 300, 450, 3
 WARM_UP = 0.05  # share of the training steps
 SURROGATES = {"spike_time": 3}  # slopes of fast_sigmoid, otherwise 10
 
@@ -40,22 +42,22 @@ class Net(nn.Module):
         hidden, axons = options.hidden, options.axons
         first: dict[str, Any] = {}
         if options.delays:
-            first = {"delay": 50 * torch.rand(4 * axons), "learn_delay": True}
+            first = {"delay": 150 * torch.rand(4 * axons), "learn_delay": True}
         self.axons = axons
         self.hidden = SingleSpikeLinear(
             4 * axons,
             hidden,
-            torch.full((hidden,), math.exp(-1 / 10)),
+            torch.full((hidden,), math.exp(-1 / 30)),
             learn_beta=True,
             gradient=options.rule,
             spike_grad=surrogate.fast_sigmoid(SURROGATES.get(options.rule, 10)),
             reset_mechanism="none",
             **first,
         )
-        late = SpikeDelay(hidden, 20 * torch.rand(hidden), learn_delay=True)
+        late = SpikeDelay(hidden, 60 * torch.rand(hidden), learn_delay=True)
         self.late = late if options.delays else nn.Identity()
         self.output = nn.Linear(hidden, CLASSES)
-        beta = torch.full((CLASSES,), math.exp(-1 / 30))
+        beta = torch.full((CLASSES,), math.exp(-1 / 90))
         self.readout = LeakyReadout(beta, learn_beta=True, scale=options.score_scale)
         for layer, bound in ((self.hidden, 2 / math.sqrt(axons)), (self.output, hidden**-0.5)):
             nn.init.uniform_(layer.weight, -bound, bound)
@@ -67,8 +69,11 @@ class Net(nn.Module):
         return self.readout(self.output(self.late(hidden))), hidden
 
     def groups(self, options: argparse.Namespace) -> list[dict[str, Any]]:
-        """The parameters by their learning rates."""
-        rates = {"delay": options.delay_lr, "beta": options.lr / 10}
+        """The parameters by their learning rates.
+
+        A bias is a current at every step, and a decay acts at every step: both act long.
+        """
+        rates = {"delay": options.delay_lr, "beta": options.lr / 30, "bias": options.lr / 3}
         found: dict[float, list[Tensor]] = {}
         for name, parameter in self.named_parameters():
             rate = rates.get(name.rpartition(".")[2], options.lr)
@@ -128,9 +133,9 @@ def main() -> None:
     parser.add_argument("--axons", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--batch", type=int, default=400)
-    parser.add_argument("--lr", type=float, default=7e-3)
-    parser.add_argument("--delay-lr", type=float, default=0.1)
-    parser.add_argument("--score-scale", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=3.5e-3)
+    parser.add_argument("--delay-lr", type=float, default=0.15)
+    parser.add_argument("--score-scale", type=float, default=1 / 30)
     parser.add_argument("--hold-out", type=int)
     parser.add_argument("--out", type=Path, help="append a line of JSON for each run")
     options = parser.parse_args()

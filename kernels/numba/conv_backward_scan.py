@@ -183,7 +183,9 @@ def _write_adjoint(lam, patches, out_channels, row):
 
 
 @inlined_helper
-def _adjoint(cell, k, q, rule, zeroes, subtracts, state, layer, spike_gradient, gradients):
+def _adjoint(
+    cell, k, q, carries, rule, zeroes, subtracts, state, layer, spike_gradient, gradients
+):  # fmt: skip
     """Compute lam[k] of a cell from lam[k+1], and add to the gradients of the parameters."""
     _, surrogate, a, b = spike_gradient
     now, zero = np.int32(k), layer.beta.dtype.type(0)
@@ -208,7 +210,8 @@ def _adjoint(cell, k, q, rule, zeroes, subtracts, state, layer, spike_gradient, 
             else:
                 to_threshold = to_threshold - where(fired, lam, zero)
         store(gradients.threshold, here, to_threshold)
-        store(gradients.beta, here, load(gradients.beta, here) + lam * u)
+        if carries:
+            store(gradients.beta, here, load(gradients.beta, here) + lam * u)
         lam = load(layer.beta, (q, j)) * lam + through
         store(gradients.bias, here, load(gradients.bias, here) + lam)
         store(state.lam, here, lam)
@@ -272,9 +275,10 @@ def conv_backward_scan_loop(
             for cell in range(cells):
                 if stop[cell] >= now:
                     q = parameters_of(cell, cells, layer.beta)
+                    # The last membrane carries nothing on, also where it is infinite or NaN.
                     _adjoint(
-                        cell, k, q, rule, zeroes, subtracts, state, layer, spike_gradient,
-                        gradients,
+                        cell, k, q, now < stop[cell], rule, zeroes, subtracts, state, layer,
+                        spike_gradient, gradients,
                     )  # fmt: skip
             while e > begin and events.times[e - 1] == now:
                 e -= 1

@@ -39,7 +39,7 @@ from .refusals.chance import (
 )
 from .refusals.layers import BATCH_NORM, ConversionError, shape_advice
 from .refusals.order import Order
-from .refusals.state import Snapshot, reject_changes
+from .refusals.snapshot import Snapshot, reject_changes
 from .source.place import failing_layer
 
 __all__ = [

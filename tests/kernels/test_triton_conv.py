@@ -221,4 +221,7 @@ def test_launches_compile(small_tiles, request):
     assert {launch.kernel for launch in of_convolutions} == kernels
     if not request.config.getoption("--exhaustive"):
         of_convolutions = a_few_of_each(of_convolutions)
-    compile_launches(of_convolutions)
+    for launch, facts in zip(of_convolutions, compile_launches(of_convolutions), strict=True):
+        assert not facts.shared_in_loops(), launch
+        assert not facts.spilled, launch
+        assert max(facts.round_trips, default=0) <= 2, launch

@@ -9,7 +9,11 @@ import torch
 from snn_single_spike import SpikeTimes, backends
 from snn_single_spike.backends._surrogate import SURROGATES, Surrogate
 from snn_single_spike.backends._types import Neuron, OutputGradients, Saved
-from snn_single_spike.functional import single_spike_leaky, single_spike_linear
+from snn_single_spike.functional import (
+    single_spike_conv2d,
+    single_spike_leaky,
+    single_spike_linear,
+)
 
 from tests.support.devices import device_of
 from tests.support.neurons import LEARN, NEURONS, make, run_ours
@@ -65,6 +69,25 @@ def test_the_last_membrane_of_a_linear_layer_changes_no_beta(rule, backend):
     expected = gradient(1e30, "torch")
     assert (expected != 0).all()
     assert relative_error(gradient(3e38, backend), expected) < 1e-6  # V[T-1] overflows
+
+
+@pytest.mark.parametrize("rule", ["masked", "straight_through"])
+def test_the_last_membrane_of_a_convolution_changes_no_beta(rule, backend):
+    device, floats = device_of(backend), torch.float64
+    times = torch.tensor([[0, 3, 3], [1, 3, 3]], device=device).view(2, 1, 1, 3)
+    spikes = SpikeTimes(times, 4, dtype=floats)
+
+    def gradient(large, backend):
+        rows = [[0.3, large, large], [0.5, -large, -large]]
+        weight = torch.tensor(rows, device=device, dtype=floats).view(2, 1, 1, 3)
+        beta = torch.full((2, 1, 1), 0.5, device=device, dtype=floats, requires_grad=True)
+        out = single_spike_conv2d(spikes, weight, None, beta, gradient=rule, backend=backend)
+        out.to_dense().cumsum(0).sum().backward()
+        return beta.grad
+
+    expected = gradient(1e30, "torch")
+    assert (expected != 0).all()
+    assert relative_error(gradient(1.5e308, backend), expected) < 1e-12  # V[T-1] overflows
 
 
 @pytest.mark.parametrize("name", SURROGATES)

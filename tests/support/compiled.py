@@ -350,7 +350,8 @@ class Facts:
 def ahead(variant: Variant, warp: int = 32) -> int:
     """Time steps of a turn, which the variant loads ahead."""
     if "backward" in variant.kernel:
-        return _launch.backward_steps(variant.wide, "gain" in variant.tensors, warp)
+        inhibitory = "gain" in variant.tensors
+        return _launch.backward_steps(variant.wide, inhibitory, variant.dtype, warp)
     return _launch.forward_steps(
         variant.wide, bool({"alpha", "phase"} & set(variant.tensors)), warp
     )
@@ -394,7 +395,8 @@ def compile_conv(name: str, target_name: str) -> Facts:
         constants |= {"U": triton_conv.spikes_ahead(sizes)}
     else:
         constants |= triton_conv.patch_of(25, 64, interpreted=False)
-        ahead = triton_conv.gathered_ahead(sizes, torch.float32, target.warp_size)
+        weighted = "values" in variant.tensors
+        ahead = triton_conv.gathered_ahead(sizes, torch.float32, 64, weighted, target)
         constants |= {"U": ahead}
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):

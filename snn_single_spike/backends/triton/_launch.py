@@ -8,6 +8,7 @@ import functools
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from snn_single_spike.kernels.triton.surrogate import surrogate_slope
 
@@ -45,19 +46,28 @@ def forward_steps(wide: bool, more_outputs: bool, warp: int) -> int:
     return 8 if wide or more_outputs else 16
 
 
-def backward_steps(wide: bool, inhibitory: bool, warp: int) -> int:
-    """Time steps of a turn: fewer, because the kernel reads several streams, most for Alpha."""
+def backward_steps(wide: bool, inhibitory: bool, dtype: torch.dtype, warp: int) -> int:
+    """Time steps of a turn: fewer, because the kernel reads several streams, most for Alpha.
+
+    A number of float64 takes two registers.
+    """
     if warp == 64:
         return 2 if inhibitory else 4
-    return 4 if wide or inhibitory else 8
+    return 4 if wide or inhibitory or dtype == torch.float64 else 8
 
 
 @functools.cache
+def gpu() -> GPUTarget | None:
+    """This GPU, as the compiler names it; None in the interpreter."""
+    if isinstance(surrogate_slope, triton.runtime.JITFunction):
+        return triton.runtime.driver.active.get_current_target()
+    return None
+
+
 def warp_size() -> int | None:
     """Threads of a warp of this GPU; None in the interpreter."""
-    if isinstance(surrogate_slope, triton.runtime.JITFunction):
-        return triton.runtime.driver.active.get_current_target().warp_size
-    return None
+    target = gpu()
+    return None if target is None else target.warp_size
 
 
 def neurons_per_program(neurons: int, wide: bool) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 from snn_single_spike.kernels.triton.conv_backward import (
     conv_backward_input_kernel,
@@ -44,7 +45,7 @@ from .._types import (
     Saved,
 )
 from ..adjoint import sum_over_time
-from ._launch import LAUNCH, on_device_of, state_type, warp_size
+from ._launch import LAUNCH, gpu, on_device_of, state_type, warp_size
 from ._tiles import Spikes, by_channel, by_tile, places_of, tile_of, windows
 from .neuron import neuron_backward
 
@@ -225,18 +226,30 @@ def _gathered(
     }
 
 
-def patch_of(taps: int, channels: int, interpreted: bool) -> dict[str, int]:
+def patch_of(
+    taps: int, channels: int, interpreted: bool, weights: int = _WEIGHTS
+) -> dict[str, int]:
     """Taps and channels per program; all in the interpreter, whose cost is per program."""
     taps, channels = (triton.next_power_of_2(x) for x in (taps, channels))
     if not interpreted:
         channels = min(channels, _CHANNELS)
-        taps = min(taps, _WEIGHTS // channels)
+        taps = min(taps, weights // channels)
     return {"TAPS": taps, "CH": channels}
 
 
-def gathered_ahead(conv: Convolution, dtype: torch.dtype, warp: int) -> int:
-    """Spikes whose adjoint is loaded ahead. The scalar registers of AMD hold fewer masks."""
-    few = conv.pools or dtype == torch.float64 or warp != 32
+def gathered_ahead(
+    conv: Convolution, dtype: torch.dtype, channels: int, weighted: bool, target: GPUTarget | None
+) -> int:
+    """Spikes whose adjoint is loaded ahead; ``weighted`` ones have heights.
+
+    The scalar registers of AMD hold fewer masks. For GPUs before sm_90, and where 16 does not
+    divide the channels, ptxas spreads the loads of four spikes with heights over three round trips
+    to the memory, and those of two over one.
+    """
+    few = conv.pools or dtype == torch.float64
+    if target is not None:
+        old = target.backend == "cuda" and target.arch < 90
+        few = few or target.warp_size != 32 or (weighted and (old or channels % 16 != 0))
     return EVENTS // 2 if few else EVENTS
 
 
@@ -245,10 +258,14 @@ def _weight_gradient(
 ) -> Tensor:
     """The gradient of the weights by the adjoint at the spikes."""
     taps = _kernel(weight)[0] * _kernel(weight)[1]
-    channels = len(weight) // conv.groups
+    channels, warp = len(weight) // conv.groups, warp_size()
+    if warp is not None and channels % 16:
+        # One weight for each thread. Rows are not aligned: Triton would load four for a thread in
+        # two orders of the threads, and exchange values at every spike.
+        gathered = gathered | patch_of(taps, channels, False, warp)
     blocks = (triton.cdiv(taps, gathered["TAPS"]), triton.cdiv(channels, gathered["CH"]))
     parts = 1
-    if warp_size() is not None:
+    if warp is not None:
         parts = max(_PROGRAMS // (conv.channels * blocks[0] * blocks[1]), 1)
     sums = weight.new_empty(parts, conv.channels, taps, channels)
     grid = (conv.channels * parts, *blocks)
@@ -259,7 +276,7 @@ def _weight_gradient(
         T=num_steps,
         C=conv.channels,
         parts=parts,
-        U=gathered_ahead(conv, weight.dtype, warp_size() or 32),
+        U=gathered_ahead(conv, weight.dtype, channels, spikes.values is not None, gpu()),
     )
     return weight_from_cells(sums.sum(0), weight, conv.groups)
 

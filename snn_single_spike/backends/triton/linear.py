@@ -121,10 +121,21 @@ def _milliseconds(run: Callable[[], None]) -> float:
     return start.elapsed_time(end)
 
 
-def _block(out_features: int) -> int:
-    """Neurons per program; large in the interpreter, whose cost is per program."""
-    largest = 128 if warp_size() is not None else 4096
+def block(out_features: int, warp: int | None) -> int:
+    """Neurons per program; large in the interpreter (no ``warp``), whose cost is per program.
+
+    Where 16 does not divide the neurons, rows of weights are not aligned. Triton would load and
+    store them in two orders of the threads, and exchange values at every step: a program then has
+    one neuron for each thread.
+    """
+    largest = 4096
+    if warp is not None:
+        largest = 128 if out_features % 16 == 0 else warp
     return min(largest, max(triton.next_power_of_2(out_features), 32))
+
+
+def _block(out_features: int) -> int:
+    return block(out_features, warp_size())
 
 
 def _constants(dtype: torch.dtype, out_features: int) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def neuron_backward(
             RESET=neuron.reset,
             STATE=state_type(dtype),
             BLOCK=block,
-            U=backward_steps(wide, neuron.gain is not None, warp_size() or 32),
+            U=backward_steps(wide, neuron.gain is not None, dtype, warp_size() or 32),
             **LAUNCH,
         )
 

@@ -28,8 +28,9 @@ from ...spikes.lazy import LazyTensor
 from ..call import Decision, Run, Spans, Time, run_folded
 from ..loops.running import LoopRun
 from ..refusals.layers import ConversionError
-from ..refusals.state import INTERNAL, is_users_code
+from ..refusals.state import INTERNAL
 from ..source.place import failing_layer, of_torch, user_depth
+from ..source.users_code import is_users_code
 from .kept import Kept
 from .reference import InDouble, Layers, double_copy, make_author_s
 from .same_draws import FoldedDraws, Place, StepDraws

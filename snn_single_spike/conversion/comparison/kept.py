@@ -11,8 +11,10 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 
-from ..refusals.state import INTERNAL, Snapshot, is_users_class
+from ..refusals.snapshot import Snapshot
+from ..refusals.state import INTERNAL
 from ..source.place import of_torch
+from ..source.users_code import is_users_class
 
 __all__ = ["Kept"]
 

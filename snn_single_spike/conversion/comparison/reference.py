@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_leaves
 from ...modules._base import SingleSpikeNeuron
 from ..copies import copy_model, unfold_delay, unfold_neuron
 from ..refusals.layers import is_delay
-from ..refusals.state import is_own_state, is_users_code, mark_own_state
+from ..refusals.state import is_own_state, mark_own_state
+from ..source.users_code import is_users_code
 from .same_draws import Place
 
 __all__ = ["InDouble", "Layers", "double_copy", "make_author_s", "state_names"]
