@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from .backends._types import state_dtype
 from .functional import spike_count
-from .ops.validation import REDUCTIONS, check_choice, check_recording, check_targets
+from .ops.validation import (
+    REDUCTIONS,
+    check_choice,
+    check_recording,
+    check_targets,
+    not_classes,
+)
 from .spikes import SpikeEvents, SpikeTimes
 from .spikes.lazy import LazyTensor, to_dense
 
@@ -130,10 +136,7 @@ def _reduced(mem_out: Tensor, reduction: str) -> Tensor:
         return mem_out
     check_recording("mem_out", mem_out)
     if mem_out.dim() != 3:
-        raise ValueError(
-            f"mem_out has shape {tuple(mem_out.shape)}, but (time, batch, classes) is expected, or "
-            "scores (batch, classes): use mem_out.flatten(2)"
-        )
+        raise not_classes("mem_out", mem_out, ", or scores (batch, classes),")
     if reduction == "last":
         return mem_out[-1]
     if reduction == "max":
@@ -204,10 +207,7 @@ def _first(spk_out: Any) -> Tensor:
     fired = _fired(spk_out)
     _reject_membranes(spk_out, fired)
     if fired.dim() != 3:
-        raise ValueError(
-            f"spk_out has shape {tuple(fired.shape)}, but (time, batch, classes) is expected, or "
-            "spike times (batch, classes): use spk_out.flatten(2)"
-        )
+        raise not_classes("spk_out", fired, ", or spike times (batch, classes),")
     # max returns the first of equal values, and every device supports it for bytes.
     found, step = fired.to(torch.uint8).max(0)
     return torch.where(found > 0, step.double(), torch.inf)

@@ -12,6 +12,7 @@ from ..ops.validation import (
     check_not_nan,
     check_recording,
     check_targets,
+    not_classes,
     scaled,
 )
 from ..spikes.lazy import to_dense
@@ -96,10 +97,7 @@ class ce_membrane_loss:
             return mem_out.to(state_dtype(mem_out.dtype))
         check_recording("mem_out", mem_out)
         if mem_out.dim() != 3:
-            raise ValueError(
-                f"mem_out has shape {tuple(mem_out.shape)}, but (time, batch, classes) or (batch, "
-                "classes) is expected: use mem_out.flatten(2)"
-            )
+            raise not_classes("mem_out", mem_out, " or (batch, classes)")
         state = state_dtype(mem_out.dtype)
         if self.reduction == "sum":
             return mem_out.sum(0, dtype=state)

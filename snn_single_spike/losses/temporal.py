@@ -7,7 +7,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..backends._types import state_dtype
-from ..ops.validation import check_choice, check_device, check_recording, check_targets
+from ..ops.validation import (
+    check_choice,
+    check_device,
+    check_recording,
+    check_targets,
+    not_classes,
+)
 from ..spikes import SpikeTimes
 from ..spikes.lazy import to_dense
 from ._checks import (
@@ -54,10 +60,7 @@ class _TemporalLoss:
             check_recording("spk_out", dense)
             spk_out = dense
         if spk_out.dim() != 3:
-            raise ValueError(
-                f"spk_out has shape {tuple(spk_out.shape)}, but (time, batch, classes) is "
-                "expected: use spk_out.flatten(2)"
-            )
+            raise not_classes("spk_out", spk_out)
         num_steps = spk_out.shape[0]
         if self.num_steps not in (None, num_steps):
             raise ValueError(

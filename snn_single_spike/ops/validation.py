@@ -85,7 +85,8 @@ def check_current(current: object, name: str = "current") -> Tensor:
         raise ValueError(
             f"{name} has shape {tuple(current.shape)}, but the whole sequence is expected at "
             "once, (time, batch, *features). Drop the loop over time and pass all steps, e.g. "
-            f"torch.stack(steps). For a single step use {name}.unsqueeze(0), or step() of a "
+            "torch.stack(steps); convert(net) does it for a whole model, with convolutions and "
+            f"pooling. For a single step use {name}.unsqueeze(0), or step() of a "
             f"SingleSpikeLeaky. For one neuron per sample use {name}.unsqueeze(-1)"
         )
     if current.dtype not in _DTYPES:
@@ -364,6 +365,20 @@ def check_recording(name: str, value: Tensor, differentiable: bool = True) -> No
     _check_extent(name, value)
 
 
+def not_classes(name: str, value: Any, other: str = "") -> ValueError:
+    """The error for a recording that is not (T, B, C), such as one of a loop of whole sequences."""
+    cure = f"use {name}.flatten(2)"
+    if value.dim() == 4 and value.shape[0] == value.shape[1]:
+        cure = (
+            "a converted model computes all steps in one call, so remove the loop over time around "
+            f"it. If the second dimension is the batch, {cure}"
+        )
+    return ValueError(
+        f"{name} has shape {tuple(value.shape)}, but (time, batch, classes){other} is expected: "
+        f"{cure}"
+    )
+
+
 def check_targets(targets: Tensor, scores: Tensor) -> Tensor:
     """Class indices (B,) for scores (B, C), as int64."""
     batch, classes = scores.shape
@@ -385,7 +400,8 @@ def check_targets(targets: Tensor, scores: Tensor) -> Tensor:
     if targets.shape[0] != batch:
         raise ValueError(
             f"targets has {targets.shape[0]} samples, but the recording has {batch} (its second "
-            "dimension, after time): pass targets of the same batch, or put time first"
+            "dimension, after time): pass targets of the same batch, or put time first. A model "
+            "that is given images without time is made by convert(net, num_steps=T)"
         )
     check_device("targets", targets, scores.device, "recording")
     if targets.device.type == "cpu" and not is_traced():

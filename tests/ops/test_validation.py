@@ -18,7 +18,7 @@ CASES = {
     "batch and features only": (
         {"current": torch.zeros(2, 3)},
         ValueError,
-        r"current has shape \(2, 3\).*Drop the loop over time",
+        r"current has shape \(2, 3\).*Drop the loop over time.*convert\(net\)",
     ),
     "one dimension": ({"current": torch.zeros(3)}, ValueError, "current has shape"),
     "no tensor": ({"current": [0.0]}, TypeError, "current must be a torch.Tensor, not list"),

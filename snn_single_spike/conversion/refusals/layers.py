@@ -364,7 +364,7 @@ def warn_about_differences(
                 f"the forward of {name} computes one step, and starts its neurons anew in every "
                 f"call: {call}. In a loop over time around it they keep nothing from step to step. "
                 "The converted model starts them once, and carries their states over the whole "
-                "sequence. If you want that, leave the call out",
+                "sequence: leave the call out, and the model does the same without this warning",
                 stacklevel=user_depth(),
             )
         if _hides_a_loop(module):
