@@ -38,7 +38,7 @@ def as_numpy(tensor: Tensor, dtype: type[np.generic] | None = None) -> np.ndarra
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
     address = tensor.data_ptr()
-    if not address:
+    if address <= tensor.storage_offset() * kind.itemsize:  # of freed memory, which begins at 0
         if not tensor.nbytes:
             return np.empty(shape, kind)
         raise RuntimeError(

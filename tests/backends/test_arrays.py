@@ -53,8 +53,9 @@ def test_a_view_shares_memory_and_keeps_it_alive():
     assert part[0] == 5.0
 
 
-def test_freed_memory_is_not_read():
-    tensor = torch.rand(4)
+@pytest.mark.parametrize("start", [0, 3])
+def test_freed_memory_is_not_read(start):
+    tensor = torch.rand(4 + start)[start:]
     tensor.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match=r"\(4,\) has no memory: .* shard .* as one unit"):
         as_numpy(tensor)

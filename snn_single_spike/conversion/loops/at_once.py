@@ -166,6 +166,7 @@ class Loop:
             self.time.provenance.end()
             self.time.provenance = None
         self._norms.__exit__()
+        del self._norms  # refers to this loop, which would hold its lists until gc finds the cycle
         if kind is not None:
             self.run.loop_failed = self.steps, self.time.batch or 0
             for name, value in self._saved.items():
@@ -257,10 +258,18 @@ class Loop:
         model = self.run.model
         return any(value is x for x in (*model.parameters(), *model.buffers()))
 
+    def to_dense(self, value: Any) -> Any:
+        """The dense tensor of a lazy one, which is folded as the lazy one is."""
+        if not isinstance(value, LazyTensor):
+            return value
+        dense, known = value.to_dense(), self.time.provenance
+        if known is not None and value in known:
+            known.begin(dense)
+        return dense
+
     def unfold(self, value: Any) -> Any:
         """The steps of a value, (T, B, ...)."""
-        if isinstance(value, LazyTensor):
-            value = value.to_dense()
+        value = self.to_dense(value)
         if self.keeps_time(value):
             return value.unflatten(1, (self.steps, -1)).movedim(1, 0)
         rows = value.shape[0] if value.dim() else None

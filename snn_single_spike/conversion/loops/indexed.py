@@ -167,8 +167,7 @@ class norms_by_step:
         plain, loop = type(norm).forward, self.loop
 
         def forward(x: Any) -> Tensor:
-            if isinstance(x, LazyTensor):
-                x = x.to_dense()
+            x = loop.to_dense(x)
             rows, batch = x.shape[0], loop.time.batch
             if loop.one_step:
                 single: Tensor = plain(norm, x)

@@ -68,18 +68,22 @@ class LoopRun:
         self.states.clear()
         self.recorded.clear()
 
-    def stack(self, tensors: Any, dim: int = 0, **out: Any) -> Tensor:
+    def stack(self, tensors: Any, dim: int | None = None, **other: Any) -> Tensor:
         """``torch.stack``. A copy of the sequence replaces the stack of its steps.
 
         The backward pass of a stack takes the gradient apart, step by step.
         """
+        given = other if dim is None else {"dim": dim, **other}  # torch knows dim as axis, too
         record = self.recorded.get(id(tensors))
-        if record is None or out or len(tensors) != len(record.entries):
-            return torch.stack(tensors, dim, **out)
+        if record is None or other or len(tensors) != len(record.entries):
+            return torch.stack(tensors, **given)
         changed = not all(map(operator.is_, tensors, record.entries))
-        if changed or any(x.retains_grad or x._backward_hooks for x in record.entries):
-            return torch.stack(tensors, dim)
-        return record.sequence.movedim(0, dim).clone(memory_format=torch.contiguous_format)
+        strides = record.sequence.stride()[1:]  # others after entry.unsqueeze_(1) and the like
+        if changed or any(
+            x.retains_grad or x._backward_hooks or x.stride() != strides for x in record.entries
+        ):
+            return torch.stack(tensors, **given)
+        return record.sequence.movedim(0, dim or 0).clone(memory_format=torch.contiguous_format)
 
 
 def active_run() -> LoopRun | None:

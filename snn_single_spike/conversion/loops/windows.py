@@ -66,7 +66,7 @@ def window_of(loop: Any, value: Any, index: Any) -> Any:
     """``value[index]`` at every step, where one part of the index is a window."""
     if not isinstance(value, (Tensor, LazyTensor)):
         refuse("a window of steps is taken of an object that is no tensor. Stack it first")
-    value = value.to_dense() if isinstance(value, LazyTensor) else value
+    value = loop.to_dense(value)
     parts = list(index) if isinstance(index, tuple) else [index]
     at = next(i for i, part in enumerate(parts) if is_window(part))
     for part in (*parts[:at], *parts[at + 1 :]):
