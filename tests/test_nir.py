@@ -704,11 +704,38 @@ def test_what_a_subclass_does_is_not_lost():
         export_to_nir(net, torch.rand(STEPS, BATCH, 8))
 
 
-@pytest.mark.parametrize(("refractory", "edit"), [(0, r"revert\(\) the model"), (3, "without")])
-def test_a_refractory_period_is_refused_by_name(refractory, edit):
-    fast = convert(nn.Sequential(nn.Linear(8, 4), snn.Leaky(0.9)), refractory=refractory)
-    with pytest.raises(ValueError, match=f"'1'.*it has refractory={refractory}.*{edit}"):
-        export_to_nir(fast, torch.rand(STEPS, BATCH, 8))
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("refractory", [0, 3])
+def test_a_refractory_period_comes_back(refractory, reset, tmp_path):
+    torch.manual_seed(2)
+    layers = (nn.Linear(8, 16), snn.Leaky(0.9, init_hidden=True, reset_mechanism=reset))
+    last = snn.Synaptic(0.8, 0.7, init_hidden=True, output=True, reset_mechanism=reset)
+    net = nn.Sequential(*layers, nn.Linear(16, 4), last)
+    nn.init.uniform_(net[2].weight, 0, 0.5)
+    fast = convert(net, refractory=refractory)
+    x = 3 * torch.rand(STEPS, BATCH, 8)
+    nir.write(tmp_path / "net.nir", export_to_nir(fast, x))
+    graph = nir.read(tmp_path / "net.nir")
+    again = import_from_nir(graph)
+    assert {m.refractory for m in again.modules() if hasattr(m, "refractory")} == {refractory}
+    expected = fast(x)[0]
+    assert (expected.sum(0) > 1).any()  # some neurons spike again
+    assert torch.equal(again(x)[0], expected)
+
+
+def test_marks_that_differ_are_refused_unless_one_is_given():
+    def layers():
+        return nn.Linear(4, 4), snn.Leaky(0.9, init_hidden=True)
+
+    x = torch.rand(STEPS, BATCH, 4)
+    graph = export_to_nir(convert(nn.Sequential(*layers(), *layers())), x)
+    again = export_to_nir(convert(nn.Sequential(*layers(), *layers()), refractory=2), x)
+    graph.nodes["1"].metadata = again.nodes["1"].metadata
+    with pytest.raises(ValueError, match="neurons '1', '3' of the graph have several marks"):
+        import_from_nir(graph)
+    for given, refractory in (({"refractory": 0}, 0), ({"single_spike": True}, None)):
+        neurons = [x for x in import_from_nir(graph, **given).modules() if isinstance(x, snn.Leaky)]
+        assert [neuron.refractory for neuron in neurons] == [refractory, refractory]
 
 
 class OneNeuron(nn.Module):

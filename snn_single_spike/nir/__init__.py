@@ -2,8 +2,9 @@
 
 NIR has no neuron that fires at most once. A single-spike neuron is written as the LIF or CubaLIF
 node that snnTorch writes for it, with the mark ``metadata["max_spikes"] = 1``. A reader without
-support for the mark reads an ordinary spiking network. ``metadata["reset_mechanism"]`` names the
-reset of the membrane, because NIR's own reset, to ``v_reset``, cannot express "subtract".
+support for the mark reads an ordinary spiking network. A neuron that may spike again has
+``metadata["refractory"]``, its silent steps, in place of it. ``metadata["reset_mechanism"]`` names
+the reset of the membrane, because NIR's own reset, to ``v_reset``, cannot express "subtract".
 """
 
 try:

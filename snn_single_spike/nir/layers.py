@@ -40,7 +40,7 @@ def reject(path: str, module: nn.Module, reason: str, edit: str) -> NoReturn:
 
 
 def reject_other_neurons(model: nn.Module) -> None:
-    """Raise ValueError if the model has neurons that may spike more than once, or other neurons."""
+    """Raise ValueError if the model has neurons that are not of this package."""
     for path, module in model.named_modules():
         if isinstance(module, SpikingNeuron) and not isinstance(module, SingleSpikeNeuron):
             reject(
@@ -48,17 +48,6 @@ def reject_other_neurons(model: nn.Module) -> None:
                 module,
                 "it is not a single-spike neuron of this package",
                 "convert() the model, or export it with snntorch.export_nir.export_to_nir",
-            )
-        refractory = getattr(module, "refractory", None)
-        if isinstance(module, SpikingNeuron) and refractory is not None:
-            edit = "Make it without refractory="
-            if refractory == 0:
-                edit += ", or revert() the model, and use snntorch.export_nir.export_to_nir"
-            reject(
-                path,
-                module,
-                f"it has refractory={refractory}, and no node of NIR has a refractory period",
-                edit,
             )
 
 

@@ -25,7 +25,11 @@ _EMPTY_MODEL = nn.Sequential()
 
 
 def import_from_nir(
-    graph: nir.NIRGraph, *, single_spike: bool = False, **options: Any
+    graph: nir.NIRGraph,
+    *,
+    single_spike: bool = False,
+    refractory: int | None = None,
+    **options: Any,
 ) -> nn.Module:
     """
     Read a NIR graph as a single-spike model for whole sequences.
@@ -47,12 +51,17 @@ def import_from_nir(
         spk_rec, mem_rec = fast(images)                          # (batch, ...)
 
     :param graph: chain of layers and neurons, each neuron with the mark
-        ``metadata["max_spikes"] = 1``. It is not changed
+        ``metadata["max_spikes"] = 1``, or all with the same ``metadata["refractory"]``. It is not
+        changed
     :type graph: nir.NIRGraph
 
     :param single_spike: let neurons without the mark spike at most once, too. Without a
         ``metadata["reset_mechanism"]`` the reset is NIR's, to zero. Defaults to False
     :type single_spike: bool, optional, keyword only
+
+    :param refractory: number of silent steps after each spike of every neuron, whatever their marks
+        say. 0 keeps all spikes of a graph from elsewhere. Defaults to None: as the marks say
+    :type refractory: int, optional, keyword only
 
     :param options: as in :func:`snn_single_spike.convert`: `num_steps`, `gradient`, `backend`,
         `spike_format`
@@ -70,8 +79,8 @@ def import_from_nir(
         raise TypeError(f"graph must be a nir.NIRGraph (nir.read), not {type(graph).__name__}")
     recurrences = _recurrences(graph)
     chain = _chain(graph, recurrences)
-    if not single_spike:
-        _check_marks(graph, chain)
+    if refractory is None and not single_spike:
+        refractory = _refractory(graph, chain)
     stateless = iter(_stateless([n for n in map(graph.nodes.get, chain) if not is_neuron(n)]))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for name in chain:
@@ -84,21 +93,29 @@ def import_from_nir(
         # Names of modules have no dots. snnTorch names the neuron inside an RLeaky "name.lif".
         key = name.removesuffix(".lif") if name in recurrences else name
         layers[unused_name(key.replace(".", "_"), layers, _EMPTY_MODEL)] = layer
-    return convert(nn.Sequential(layers), **options)
+    return convert(nn.Sequential(layers), refractory=refractory, **options)
 
 
-def _check_marks(graph: nir.NIRGraph, chain: list[str]) -> None:
-    unmarked = [
-        name
-        for name in chain
-        if is_neuron(graph.nodes[name]) and graph.nodes[name].metadata.get("max_spikes") != 1
-    ]
+def _refractory(graph: nir.NIRGraph, chain: list[str]) -> int | None:
+    """The silent steps after each spike by the marks; None for at most one spike."""
+    marks = {name: graph.nodes[name].metadata for name in chain if is_neuron(graph.nodes[name])}
+    periods = {name: mark["refractory"] for name, mark in marks.items() if "refractory" in mark}
+    if periods:
+        if len(periods) < len(marks) or len(set(map(int, periods.values()))) > 1:
+            raise ValueError(
+                f"the neurons {', '.join(map(repr, marks))} of the graph have several marks, but "
+                'one metadata["refractory"] for all is supported: pass refractory=R, or '
+                "single_spike=True"
+            )
+        return int(next(iter(periods.values())))
+    unmarked = [name for name, mark in marks.items() if mark.get("max_spikes") != 1]
     if unmarked:
         raise ValueError(
             f"neurons {', '.join(map(repr, unmarked))} of the graph may spike more than once: "
             'metadata["max_spikes"] is not 1. Pass single_spike=True to let every neuron spike at '
-            "most once, or read the graph with snntorch.import_nir.import_from_nir"
+            "most once, or refractory=0 to keep every spike"
         )
+    return None
 
 
 def _reject_node(name: str, node: nir.NIRNode, reason: str, edit: str) -> NoReturn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from typing import Any
 
 import nir
 import numpy as np
@@ -30,9 +31,10 @@ def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:
     """
     Write a single-spike model as a NIR graph, by :func:`snntorch.export_nir.export_to_nir`.
 
-    Every neuron node has ``metadata["max_spikes"] = 1``, ``metadata["reset_mechanism"]``, and
-    one value per neuron in each of its parameters. :func:`import_from_nir` reads the model back.
-    A reader without support for the mark reads a network of LIF neurons.
+    Every neuron node has ``metadata["max_spikes"] = 1``, or ``metadata["refractory"]``, the silent
+    steps after each spike. It has ``metadata["reset_mechanism"]``, and one value per neuron in each
+    of its parameters. :func:`import_from_nir` reads the model back. A reader without support for
+    these marks reads a network of LIF neurons.
 
     Example::
 
@@ -64,8 +66,8 @@ def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:
     :return: graph with the names of the model's layers
     :rtype: nir.NIRGraph
 
-    :raises ValueError: NIR or snnTorch's exporter does not support a part of the model, or a
-        neuron may spike more than once; the message names the layer, the reason and the edit
+    :raises ValueError: NIR or snnTorch's exporter does not support a part of the model; the message
+        names the layer, the reason and the edit
     :raises TypeError: ``model`` is not a module, or ``sample_data`` not a tensor
     """
     if not isinstance(model, nn.Module):
@@ -87,7 +89,14 @@ def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:
             torch.zeros(1, *trace.features),
             ignore_dims=[0],  # the batch is not part of the network
         )
-    return _with_names(graph, list(layers), [trace.resets.get(path) for path in layers])
+    marks = [{"reset_mechanism": trace.resets.get(path)} | _spikes(model, path) for path in layers]
+    return _with_names(graph, list(layers), marks)
+
+
+def _spikes(model: nn.Module, path: str) -> dict[str, int]:
+    """The mark that says how often a neuron may spike."""
+    refractory = getattr(dict(model.named_modules()).get(path), "refractory", None)
+    return {"max_spikes": 1} if refractory is None else {"refractory": refractory}
 
 
 def _trace(model: nn.Module, sample: Tensor) -> Trace:
@@ -109,7 +118,7 @@ def _trace(model: nn.Module, sample: Tensor) -> Trace:
     return Trace(runnable.cpu().float().eval(), sample.detach().cpu().float(), leading)
 
 
-def _with_names(graph: nir.NIRGraph, paths: list[str], resets: list[str | None]) -> nir.NIRGraph:
+def _with_names(graph: nir.NIRGraph, paths: list[str], marks: list[dict[str, Any]]) -> nir.NIRGraph:
     """snnTorch's graph of the chain, with the model's names, the marks, and numpy's float32."""
     keys = {"input": "input", "output": "output"}
     for i, path in enumerate(paths):
@@ -122,8 +131,7 @@ def _with_names(graph: nir.NIRGraph, paths: list[str], resets: list[str | None])
     for key, node in graph.nodes.items():
         _own_arrays(node)
         if is_neuron(node):
-            reset = resets[int(key.partition(".")[0])]
-            node.metadata = {"max_spikes": 1, "reset_mechanism": reset}
+            node.metadata = marks[int(key.partition(".")[0])]
     return nir.NIRGraph(
         nodes={rename(key): node for key, node in graph.nodes.items()},
         edges=sorted((rename(source), rename(target)) for source, target in graph.edges),
