@@ -24,6 +24,7 @@ from ..backends._types import (
     SCANNED,
     TENSORS,
     ForwardOutputs,
+    InputGradients,
     Neuron,
     OutputGradients,
     Saved,
@@ -117,22 +118,28 @@ def _neuron_backward(new: New, *rest: Any) -> tuple[Tensor, ...]:
     needs, backend = arguments
     neurons, device = times.shape[0], times.device
     state = neuron.beta.dtype
-    need_current, *need_each = needs
+    need_current, *need_rows = needs
+    wanted = sum(need_rows)
     # Not a list of tensors: torch computes batched gradients of tensors only.
     current = new(need_current or saved.recompute, (num_steps, neurons), dtype, device)
-    wanted = [name for name, need in zip(SCANNED[1:], need_each, strict=True) if need]
     length = -(-neurons // _ALIGNED) * _ALIGNED
-    rows = new(bool(wanted), (len(wanted), length), state, device)
+    rows = new(wanted > 0, (wanted, length), state, device)
     if new is not allocate_fake and neurons:
         if wanted and neurons % _ALIGNED:
             rows[:, neurons:] = 0.0
-        out = {name: row[:neurons] for name, row in zip(wanted, rows.unbind(0), strict=True)}
+        out = _by_name(rows, needs, neurons)
         if current.numel():
             out["current"] = current
         backends.load(backend, "neuron").neuron_backward(
             num_steps, dtype, saved, neuron, times, grads, rule, surrogate, out
         )
     return current, rows
+
+
+def _by_name(rows: Tensor, needs: list[bool], neurons: int) -> InputGradients:
+    """The requested gradients of parameters and states, by names of :data:`SCANNED`."""
+    names = itertools.compress(SCANNED[1:], needs[1:])
+    return {name: row[:neurons] for name, row in zip(names, rows.unbind(0), strict=True)}
 
 
 register(
@@ -174,9 +181,7 @@ def neuron_backward(
         wanted,
         backend,
     )
-    neurons = times.shape[0]
-    names = itertools.compress(SCANNED[1:], wanted[1:])
-    into = {name: row[:neurons] for name, row in zip(names, rows.unbind(0), strict=True)}
+    into = _by_name(rows, wanted, times.shape[0])
     if wanted[0]:
         into["current"] = current
     return into
