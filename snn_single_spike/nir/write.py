@@ -89,13 +89,16 @@ def export_to_nir(model: nn.Module, sample_data: Tensor) -> nir.NIRGraph:
             torch.zeros(1, *trace.features),
             ignore_dims=[0],  # the batch is not part of the network
         )
-    marks = [{"reset_mechanism": trace.resets.get(path)} | _spikes(model, path) for path in layers]
+    neurons = dict(model.named_modules())
+    marks = [
+        {"reset_mechanism": trace.resets.get(path)} | _spikes(neurons.get(path)) for path in layers
+    ]
     return _with_names(graph, list(layers), marks)
 
 
-def _spikes(model: nn.Module, path: str) -> dict[str, int]:
+def _spikes(neuron: nn.Module | None) -> dict[str, int]:
     """The mark that says how often a neuron may spike."""
-    refractory = getattr(dict(model.named_modules()).get(path), "refractory", None)
+    refractory = getattr(neuron, "refractory", None)
     return {"max_spikes": 1} if refractory is None else {"refractory": refractory}
 
 
