@@ -119,8 +119,11 @@ def _wrapped(function: Any) -> tuple[Any, ...]:
 def _is_users(function: Any) -> bool:
     if not inspect.isfunction(function) or of_package(function.__module__ or ""):
         return False
-    file = function.__code__.co_filename
-    return not any(part in file for part in ("site-packages", "dist-packages", _STANDARD_LIBRARY))
+    return not _is_installed(function.__code__.co_filename)
+
+
+def _is_installed(file: str) -> bool:
+    return any(part in file for part in ("site-packages", "dist-packages", _STANDARD_LIBRARY))
 
 
 def outer_names(function: Any) -> Iterator[Binding]:
@@ -145,7 +148,7 @@ def _is_users_module(module: types.ModuleType) -> bool:
     name, file = module.__name__, getattr(module, "__file__", None) or ""
     if of_package(name) or name.partition(".")[0] in sys.stdlib_module_names:
         return False
-    return not any(part in file for part in ("site-packages", "dist-packages", _STANDARD_LIBRARY))
+    return not _is_installed(file)
 
 
 def _is_code(binding: Binding) -> bool:
