@@ -12,8 +12,8 @@ WORD = 64  # entries that the bits of one number mark
 def sort_loop(low, high, times, steps, offsets, out_times, out_units):
     """Counting sort of the spikes of each sample.
 
-    A branch on whether a neuron spikes is mispredicted for every second one. So every neuron is
-    written to the list of those that spike, and those that do not are written over.
+    A branch on whether a neuron spikes would be mispredicted for every second neuron. So the loop
+    writes every neuron to the end of a list. The end moves on only behind a neuron that spikes.
     """
     where = np.empty(steps + 1, np.int64)
     spiking = np.empty(times.shape[1], np.int32)

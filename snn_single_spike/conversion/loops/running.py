@@ -24,6 +24,7 @@ class Record(NamedTuple):
     """A list with the steps of one value, as a loop has filled it."""
 
     filled: list[Any]
+    """Kept, so that no other list gets its id."""
     entries: list[Tensor]
     sequence: Tensor
     """(T, B, ...)."""
