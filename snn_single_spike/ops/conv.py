@@ -350,7 +350,8 @@ class _Backward:
                 backend=settings.backend,
             )
 
-        *gradients, kept = scan(slice(0, len(self.spiked)), factors, want_parameters=True)
+        *gradients, current = scan(slice(0, len(self.spiked)), factors, want_parameters=True)
+        kept = current if keep else None
 
         def rows(samples: slice) -> Tensor:
             if kept is not None:
