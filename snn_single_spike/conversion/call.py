@@ -178,10 +178,10 @@ def run_converted(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     run = Run(model, forward, args, kwargs)
     if torch.compiler.is_compiling():
         return run.run_folded(_expands_in_graph(model, args, kwargs))
-    _reject_new_neurons(model)
+    before = Snapshot(model)
+    _reject_new_neurons(model, before)
     if not (run.static_input or run.time_dim) and isinstance(run.inputs[0], Tensor):
         model._single_spike.order.check(model, run.inputs[0])
-    before = Snapshot(model)
     out = _decided(run, before)
     after = reject_changes(model, before, model._single_spike.records)
     model._single_spike.decisions[model.training].settings = after.settings
@@ -232,9 +232,9 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
                 "the loop out of forward, and convert again"
             )
         return run_folded(run, forward, args, kwargs)
-    _reject_new_neurons(model)
     conversion = model._single_spike
     before = Snapshot(model)
+    _reject_new_neurons(model, before)
     decision = conversion.decisions.get(model.training)
     run = LoopRun(model, conversion.time)
     known = decision is not None and (
@@ -659,9 +659,10 @@ def _reject_lazy_inputs(inputs: Sequence[Tensor | LazyTensor], num_steps: int) -
             )
 
 
-def _reject_new_neurons(model: Any) -> None:
-    for path, module in model.named_modules():
+def _reject_new_neurons(model: Any, before: Snapshot) -> None:
+    for module in before.modules:
         if isinstance(module, SpikingNeuron) and not isinstance(module, SingleSpikeNeuron):
+            path = next(path for path, part in model.named_modules() if part is module)
             raise ConversionError(
                 f"neuron {path!r} ({type(module).__name__}) was added to the model after its "
                 "conversion: revert() the model, change it, and convert() it again"
