@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...spikes.lazy import LazyTensor
@@ -64,7 +65,8 @@ class Provenance(Watching):
         kwargs: Any = None,
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        if self._paused or not isinstance(out, _MADE):  # most functions return a size or a flag
+        # Most functions return a flag, or a size, which is a tuple.
+        if self._paused or not isinstance(out, _MADE) or isinstance(out, torch.Size):
             return out
         if any(x in self for x in _tensors((args, kwargs))):
             for x in _tensors(out):
