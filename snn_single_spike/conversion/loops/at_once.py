@@ -280,6 +280,14 @@ class Loop:
         if rows is not None and self.time.batch is None:
             self.time.batch = rows
         if rows is None or not (rows == self.time.batch or folded_dim == 0):
+            if value.dim() > 1 and rows == self.steps * self.time.batch:
+                refuse(
+                    f"a value of shape {tuple(value.shape)} leaves the loop. Its rows may be "
+                    f"{self.steps} steps x {self.time.batch} samples, or entries of the model, "
+                    f"which has a parameter or buffer with a size of {rows}, too: no function of "
+                    "torch has made the value from a sequence or from spikes (numpy() and the "
+                    "like are not followed). Call the model with another batch size"
+                )
             refuse(
                 f"a value of shape {tuple(value.shape)} leaves the loop, but {self.steps} steps x "
                 f"{self.time.batch} samples are expected as its rows: one entry for each sample. "

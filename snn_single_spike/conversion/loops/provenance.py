@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...spikes.lazy import LazyTensor
+from ...spikes.lazy import LazySequence, LazyTensor
 from ..watching import Watching
 
 __all__ = ["Provenance"]
@@ -54,6 +54,8 @@ class Provenance(Watching):
         self._folded[id(value)] = weakref.ref(value)
 
     def __contains__(self, value: Any) -> bool:
+        if isinstance(value, LazySequence) and value.folded:
+            return True  # spike times know it, as do others that their own methods make of them
         found = self._folded.get(id(value))
         return found is not None and found() is value
 
