@@ -592,9 +592,11 @@ def test_explain_says_what_convert_would_do():
     good = explain(Comprehensions(), x)
     assert (good.converts, good.called, good.loops[0].converts) == (True, True, True)
     assert "neuron 'lif' (Leaky): becomes SingleSpikeLeaky" in str(good)
+    assert "ce_rate_loss" in str(good)  # convert cannot see the loss
     recurrent = snn.RSynaptic(0.9, 0.8, linear_features=4)
     bad = explain(nn.ModuleDict({"a": Traced(), "b": recurrent}))
     assert not bad.converts
+    assert "ce_rate_loss" not in str(bad)
     assert "RSynaptic" in bad.reason
     assert [neuron.becomes for neuron in bad.neurons] == ["SingleSpikeLeaky", ""]
     assert bad.loops[0].layer == "a"
