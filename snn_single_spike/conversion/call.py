@@ -222,7 +222,8 @@ def run_folded(run: LoopRun, forward: Any, args: Any, kwargs: Any) -> Any:
             "Possible causes: forward reshapes with a fixed batch size (write x.flatten(1), or "
             "x.view(x.size(0), -1) with the size of the same tensor), adds a tensor of another "
             "size than the batch, or gives a layer a sample without a batch dimension "
-            "(write x.unsqueeze(0))"
+            "(before the loop write x = x.unsqueeze(1) for a sequence, x = x.unsqueeze(0) for an "
+            "input that is the same at every step; and flatten(1) behind convolutions)"
         ) from error
 
 

@@ -365,7 +365,9 @@ def _changed(model: nn.Module, holder: Any, name: str) -> ConversionError:
             "at every step, and a converted model draws once for all steps. Draw with torch, one "
             "entry for each row of the input: torch.rand_like(x), torch.bernoulli(x)"
         )
-    return state_error(where, named, line)
+    owner = holder if isinstance(holder, nn.Module) else model
+    has_loop = bool(getattr(owner, "_rewritten", ()))
+    return state_error(where, named, line, has_loop)
 
 
 @functools.lru_cache(1024)
