@@ -30,6 +30,9 @@ BACKENDS = ("triton", "numba", "torch")
 
 _INSTALL = {"triton": "pip install triton", "numba": "pip install numba"}
 
+PROCESS = os.getpid()
+"""The process that has imported the package. One that is forked from it has another number."""
+
 logger = logging.getLogger("snn_single_spike")
 
 

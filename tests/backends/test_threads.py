@@ -1,5 +1,9 @@
 """Threads of the compiled CPU loops: torch's own team, or Python threads."""
 
+import ctypes
+import functools
+import importlib
+import signal
 import subprocess
 import sys
 import threading
@@ -66,6 +70,30 @@ def test_the_error_of_a_call_is_raised(in_threads, error):
     assert raised.value is error
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal on this system")
+def test_the_error_of_a_signal_handler_is_raised(monkeypatch):
+    """Also of a signal that arrives before a call begins, when Python has no frame yet."""
+
+    def raises(*_):
+        raise KeyboardInterrupt
+
+    def parallel(body, *_):
+        arrives = functools.partial(ctypes.CDLL(None)["raise"], int(signal.SIGUSR1))
+        # Between these two there is no bytecode, so Python calls the handler in the body.
+        list(map(functools.partial.__call__, [arrives, functools.partial(body, None)]))
+
+    monkeypatch.setattr(_threads, "_openmp", lambda: parallel)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    before = signal.signal(signal.SIGUSR1, raises)
+    done = []
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _threads.in_threads(done.append, [(i,) for i in range(4)])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert done == []  # the thread that the signal stops takes no call, and there is no other
+
+
 def test_calls_from_several_threads_at_once(in_threads):
     totals = [0] * 4
 
@@ -102,15 +130,19 @@ def test_a_forked_process_uses_python_threads():
         here, there = FORK.Pipe()
 
         def run():
+            importlib.reload(_threads)  # as if the parent had not used it
             done = []
             _threads.in_threads(done.append, [(i,) for i in range(4)])
             there.send(sorted(done))
 
         process = FORK.Process(target=run)
         process.start()
-        assert here.poll(20)
-        assert here.recv() == [0, 1, 2, 3]
-        process.join()
+        try:
+            assert here.poll(20)
+            assert here.recv() == [0, 1, 2, 3]
+        finally:
+            process.kill()
+            process.join()
     finally:
         torch.set_num_threads(before)
 

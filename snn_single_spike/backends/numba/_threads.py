@@ -15,13 +15,14 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-_PROCESS = os.getpid()
+from .. import PROCESS
+
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -58,28 +59,44 @@ def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> 
     left = iter(calls)
     errors: list[BaseException] = []
 
-    def work(_: object = None) -> None:
+    def work() -> Iterator[None]:
         try:
+            yield
             for call in left:
                 kernel(*call)
+        except GeneratorExit:  # a thread more than the team has
+            return
         except BaseException as error:  # also KeyboardInterrupt: C code cannot pass it on
             errors.append(error)
 
-    parallel = _openmp() if os.getpid() == _PROCESS else None
+    parallel = _openmp() if os.getpid() == PROCESS else None
     if parallel is not None:
         # A smaller team than that of torch would end the other threads.
-        parallel(_Body(work), None, torch.get_num_threads(), 0)
+        team = torch.get_num_threads()
+        parallel(_Body(_each_once(work, team)), None, team, 0)
     else:
-        _in_python_threads(work, threads)
+        _in_python_threads(_each_once(work, threads), threads)
     if errors:
         raise errors[0]
 
 
-def _in_python_threads(work: Callable[[], None], threads: int) -> None:
+def _each_once(work: Callable[[], Iterator[None]], threads: int) -> Callable[[object], None]:
+    """A function that resumes another generator ``work()`` at each call, inside of its ``try``.
+
+    Python runs signal handlers where a function starts, before any ``try`` in it. C code would
+    drop the exception of a handler there, such as KeyboardInterrupt.
+    """
+    started = [work() for _ in range(threads)]
+    for generator in started:
+        next(generator)
+    return functools.partial(next, map(next, started))  # its argument is what ``next`` returns last
+
+
+def _in_python_threads(work: Callable[[object], None], threads: int) -> None:
     helpers = []
     with contextlib.suppress(RuntimeError):  # at its exit, the interpreter takes no new work
-        helpers += [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
-    work()
+        helpers += [_pool(os.getpid()).submit(work, None) for _ in range(threads - 1)]
+    work(None)
     for helper in helpers:
         if not helper.cancel():  # one that has not started has nothing left to do
             helper.result()
