@@ -11,6 +11,10 @@ owns a range of samples, too, and adds to separate gradients: no result depends 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,7 +38,7 @@ from snn_single_spike.kernels.numba.linear_events import (
 )
 from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_loop
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
-from snn_single_spike.kernels.numba.simd import LANES
+from snn_single_spike.kernels.numba.simd import LANES, LINE
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
 
 from .._arrays import as_numpy
@@ -83,20 +87,37 @@ def _ranges(total: int) -> list[tuple[int, int]]:
     return [(total * i // threads, total * (i + 1) // threads) for i in range(threads)]
 
 
-def _scratch(dtype: np.dtype) -> arguments.Scratch:
-    return arguments.Scratch(
-        rows=np.zeros((14, TILE), dtype),
-        marks=np.zeros((4, TILE), np.int32),
-        tables=np.empty((5, JUMP + 1, TILE), dtype),
-    )
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return _aligned(np.empty, shape, np.dtype(dtype))
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """As ``np.zeros``, with the error that torch raises where no memory is left."""
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return _aligned(np.zeros, shape, np.dtype(dtype))
+
+
+def _aligned(
+    make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """An array that begins with a cache line.
+
+    The loops read and write vectors of a whole line. Numpy aligns to 16 bytes only, and then every
+    vector would touch two lines.
+    """
+    size = math.prod(shape) * dtype.itemsize
     try:
-        return np.zeros(shape, dtype)
+        memory = make(size + LINE, np.uint8)
     except MemoryError as error:  # training tools recognize torch's text
         raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {error}") from error
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _scratch(dtype: Any) -> arguments.Scratch:
+    return arguments.Scratch(
+        rows=_zeros((14, TILE), dtype),
+        marks=_zeros((4, TILE), np.int32),
+        tables=_empty((5, JUMP + 1, TILE), dtype),
+    )
 
 
 def _packed(weight: Tensor, size: int = TILE) -> np.ndarray:
@@ -175,7 +196,7 @@ def linear_current(events: Events, weight: Tensor, bias: Tensor | None, current:
     in_threads(
         linear_current_loop,
         [
-            (*np.empty((2, TILE), packed.dtype), *plain(part), *given)
+            (*_empty((2, TILE), packed.dtype), *plain(part), *given)
             for _, part in _parts(len(packed), current.shape[1])
         ],
     )
@@ -197,7 +218,7 @@ def linear_current_backward(
     calls = []
     for k, part in _parts(tiles, batch):
         gradients = arguments.CurrentGradients(weight=by_range[k], bias=bias[k])
-        scratch = np.empty((2, TILE), rows.dtype)
+        scratch = _empty((2, TILE), rows.dtype)
         calls.append((*scratch, *plain(part), *given, *plain(gradients)))
     in_threads(linear_current_backward_loop, calls)
     _unpack(by_range, grad_weight)
@@ -371,7 +392,7 @@ def linear_backward_scan(
                 late=late[number],
             )
             moved = part._replace(low=low + part.low, high=low + part.high)
-            mem = np.empty((num_steps, TILE), packed.dtype)
+            mem = _empty((num_steps, TILE), packed.dtype)
             calls.append(
                 (
                     *plain(_scratch(packed.dtype), mem, moved),
