@@ -3,6 +3,7 @@
 from .arguments import ClosedFormAdjoint, ClosedFormGradients, Events, Layer, Part, Scratch
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
+from .simd import LANES, full, load, store
 from .tile import (
     JUMP,
     TILE,
@@ -45,10 +46,31 @@ def _jump_back(gap, lam, total, b, h, has_every, tables):
             total[j] += b[j] * geometric[gap, j] * lam[j] + rising[gap, j] * h[j]
         jump(gap, lam, h, tables)
     else:
-        for j in range(TILE):
-            held = lam[j]
-            total[j] += b[j] * geometric[gap, j] * held
-            lam[j] = power[gap, j] * held
+        for j in range(0, TILE, LANES):
+            held, scale = load(lam, j), load(b, j) * load(geometric, (gap, j))
+            store(total, j, load(total, j) + scale * held)
+            store(lam, j, load(power, (gap, j)) * held)
+
+
+@inlined_helper
+def _jump_back_and_step(gap, found, lam, later, fresh, total, b, tables):
+    """The adjoint ``gap`` steps earlier in ``later``, and one more step earlier in ``lam``.
+
+    ``fresh`` are the impulses of the gap if some were ``found``, and is cleared.
+    """
+    power, geometric = tables.power, tables.geometric
+    for j in range(0, TILE, LANES):
+        held, decay, sum_ = load(lam, j), load(b, j), load(total, j)
+        if gap > 0:
+            sum_ = sum_ + decay * load(geometric, (gap, j)) * held
+            held = load(power, (gap, j)) * held
+        if found:
+            held = held + load(fresh, j)
+            store(fresh, j, full(fresh, 0))
+        carried = decay * held
+        store(later, j, held)
+        store(lam, j, carried)
+        store(total, j, sum_ + carried)
 
 
 @inlined_helper
@@ -59,6 +81,26 @@ def _add_impulses(j, steps, impulses, neuron, lam, total, following, tables):
         lam[j] += impulses[neuron + j] * power[steps, j]
         total[j] += impulses[neuron + j] * geometric[steps + 1, j]
         j = following[j]
+
+
+@part_of_caller
+def _impulses_between(
+    low, high, stop, adjoint, sample, neuron, heads, lam, total, following, tables
+):
+    """Add the impulses of the steps ``low`` to ``high`` - 1 to the adjoint at ``stop``.
+
+    Returns whether there are any.
+    """
+    found = False
+    at = adjoint.at[sample]
+    for m in range(low, high):
+        found |= heads[m] >= 0
+        _add_impulses(heads[m], m - stop, at, neuron, lam, total, following, tables)
+        if given(adjoint.before):
+            found |= heads[m + 1] >= 0
+            before = adjoint.before[sample]
+            _add_impulses(heads[m + 1], m - stop, before, neuron, lam, total, following, tables)
+    return found
 
 
 @part_of_caller
@@ -105,22 +147,27 @@ def _sample(
         stop = now
         if want_inputs and previous < steps and previous > 0 and t == previous:
             stop = previous - 1
-        if splits and e >= begin:
+        if splits and has_every and e >= begin:
             if t > now + 1:
                 stop = now + 1  # where the later part of the spikes arrives
             else:
                 copy_row(lam, later)
-        stop = max(stop, t - JUMP)
-        _jump_back(t - stop, lam, total, b, h, has_every, tables)
+        if splits and not has_every and e >= begin and t - now - 1 <= JUMP:
+            found = False
+            if has_at:
+                found = _impulses_between(
+                    now + 1, t, now + 1, adjoint, sample, neuron, heads, h, total, following,
+                    tables,
+                )  # fmt: skip
+            _jump_back_and_step(t - now - 1, found, lam, later, h, total, b, tables)
+            t = now + 1  # the impulses of the step are left
+        else:
+            stop = max(stop, t - JUMP)
+            _jump_back(t - stop, lam, total, b, h, has_every, tables)
         if has_at:
-            at = adjoint.at[sample]
-            for m in range(stop, t):
-                _add_impulses(heads[m], m - stop, at, neuron, lam, total, following, tables)
-                if given(adjoint.before):
-                    before = adjoint.before[sample]
-                    _add_impulses(
-                        heads[m + 1], m - stop, before, neuron, lam, total, following, tables
-                    )
+            _impulses_between(
+                stop, t, stop, adjoint, sample, neuron, heads, lam, total, following, tables
+            )
         if want_inputs and previous == t and stop == t - 1:
             _inputs_before(e, end, previous, events, weights, lam, inputs[1, sample])
         t = stop
