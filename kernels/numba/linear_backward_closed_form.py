@@ -1,9 +1,17 @@
 """Gradients of a linear layer whose adjoint has a closed form: steps without spikes are skipped."""
 
-from .arguments import ClosedFormAdjoint, ClosedFormGradients, Events, Layer, Part, Scratch
+from .arguments import (
+    ClosedFormAdjoint,
+    ClosedFormGradients,
+    Events,
+    Layer,
+    Part,
+    Scratch,
+    StepLists,
+)
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
-from .simd import LANES, full, load, store
+from .simd import LANES, WORD, full, load, lowest_bit, store
 from .tile import (
     JUMP,
     TILE,
@@ -19,22 +27,28 @@ from .tile import (
     width,
 )
 
+WORD_BITS = 6  # of a position in a word
+FEW = 4  # steps that are looked at one by one
+
 
 @part_of_caller
-def _list_by_step(row, neuron, n, heads, following):
-    """Build a linked list of neurons for each impulse step: ``heads``, and ``following``."""
+def _list_by_step(row, neuron, n, lists, following):
+    """Build a linked list of neurons for each impulse step: ``lists``, and ``following``."""
     for j in range(n):
         step = row[neuron + j]
         if step >= 0:
-            following[j] = heads[step]
-            heads[step] = j
+            following[j] = lists.heads[step]
+            lists.heads[step] = j
+            lists.busy[step >> WORD_BITS] |= 1 << (step & (WORD - 1))
 
 
 @part_of_caller
-def _clear_lists(row, neuron, n, heads):
+def _clear_lists(row, neuron, n, lists):
     for j in range(n):
-        if row[neuron + j] >= 0:
-            heads[row[neuron + j]] = -1
+        step = row[neuron + j]
+        if step >= 0:
+            lists.heads[step] = -1
+            lists.busy[step >> WORD_BITS] = 0
 
 
 @part_of_caller
@@ -85,21 +99,41 @@ def _add_impulses(j, steps, impulses, neuron, lam, total, following, tables):
 
 @part_of_caller
 def _impulses_between(
-    low, high, stop, adjoint, sample, neuron, heads, lam, total, following, tables
+    low, high, stop, adjoint, sample, neuron, lists, lam, total, following, tables
 ):
     """Add the impulses of the steps ``low`` to ``high`` - 1 to the adjoint at ``stop``.
 
-    Returns whether there are any.
+    Returns whether there may be any.
     """
-    found = False
+    found, has_before = False, given(adjoint.before)
     at = adjoint.at[sample]
-    for m in range(low, high):
-        found |= heads[m] >= 0
-        _add_impulses(heads[m], m - stop, at, neuron, lam, total, following, tables)
-        if given(adjoint.before):
-            found |= heads[m + 1] >= 0
-            before = adjoint.before[sample]
-            _add_impulses(heads[m + 1], m - stop, before, neuron, lam, total, following, tables)
+    if high - low < FEW:
+        for m in range(low, high):
+            head = lists.heads[m]
+            found |= head >= 0
+            _add_impulses(head, m - stop, at, neuron, lam, total, following, tables)
+            if has_before:
+                head = lists.heads[m + 1]
+                found |= head >= 0
+                before = adjoint.before[sample]
+                _add_impulses(head, m - stop, before, neuron, lam, total, following, tables)
+        return found
+    first, last = low >> WORD_BITS, high >> WORD_BITS
+    for word in range(first, last + 1):
+        bits = lists.busy[word]
+        if word == first:
+            bits &= -1 << (low & (WORD - 1))
+        if word == last:
+            bits &= (2 << (high & (WORD - 1))) - 1
+        while bits:
+            when, found = (word << WORD_BITS) + lowest_bit(bits), True
+            bits &= bits - 1
+            head = lists.heads[when]
+            if has_before and when > low:
+                before = adjoint.before[sample]
+                _add_impulses(head, when - 1 - stop, before, neuron, lam, total, following, tables)
+            if when < high:
+                _add_impulses(head, when - stop, at, neuron, lam, total, following, tables)
     return found
 
 
@@ -126,7 +160,7 @@ def _inputs_at(e, begin, step, events, weights, lam, grads):
 
 @part_of_caller
 def _sample(
-    sample, steps, neuron, n, events, weights, adjoint, b, h, lam, later, total, heads, following,
+    sample, steps, neuron, n, events, weights, adjoint, b, h, lam, later, total, lists, following,
     tables, gradient, gradients,
 ):  # fmt: skip
     """Go back through the spikes of one sample."""
@@ -138,7 +172,7 @@ def _sample(
         for j in range(n):
             h[j] = adjoint.every[sample, neuron + j]
     if has_at:
-        _list_by_step(adjoint.when[sample], neuron, n, heads, following)
+        _list_by_step(adjoint.when[sample], neuron, n, lists, following)
     clear_row(lam)
     e, t = end - 1, steps
     previous = steps  # the step of the last visited spikes
@@ -156,7 +190,7 @@ def _sample(
             found = False
             if has_at:
                 found = _impulses_between(
-                    now + 1, t, now + 1, adjoint, sample, neuron, heads, h, total, following,
+                    now + 1, t, now + 1, adjoint, sample, neuron, lists, h, total, following,
                     tables,
                 )  # fmt: skip
             _jump_back_and_step(t - now - 1, found, lam, later, h, total, b, tables)
@@ -166,7 +200,7 @@ def _sample(
             _jump_back(t - stop, lam, total, b, h, has_every, tables)
         if has_at:
             _impulses_between(
-                stop, t, stop, adjoint, sample, neuron, heads, lam, total, following, tables
+                stop, t, stop, adjoint, sample, neuron, lists, lam, total, following, tables
             )
         if want_inputs and previous == t and stop == t - 1:
             _inputs_before(e, end, previous, events, weights, lam, inputs[1, sample])
@@ -184,26 +218,25 @@ def _sample(
             if t == 0:
                 break
     if has_at:
-        _clear_lists(adjoint.when[sample], neuron, n, heads)
+        _clear_lists(adjoint.when[sample], neuron, n, lists)
 
 
 @helper
 def linear_backward_closed_form_loop(
-    scratch, heads, part, events, layer, num_steps, adjoint, gradients
+    scratch, lists, part, events, layer, num_steps, adjoint, gradients
 ):
     """Gradients of the weights and the bias from an adjoint in closed form, or to the inputs.
 
-    ``heads`` is work space of num_steps + 1 int32. For the gradients to inputs each input has at
+    ``lists`` is work space. For the gradients to inputs each input has at
     most one event. An event of value 0 is no spike, and needs no gradient at the step before.
     """
     scratch, part, events, layer = Scratch(*scratch), Part(*part), Events(*events), Layer(*layer)
+    lists = StepLists(*lists)
     adjoint, gradients = ClosedFormAdjoint(*adjoint), ClosedFormGradients(*gradients)
     zero = layer.weight.dtype.type(0)
     rows = scratch.rows
     b, h, lam, total, later = rows[0], rows[1], rows[2], rows[3], rows[4]
     tables, following = tables_of(scratch), scratch.marks[0]
-    for t in range(num_steps + 1):
-        heads[t] = -1
     clear_row(h)
     for tile in range(part.tile_low, part.tile_high):
         weights = layer.weight[tile]
@@ -215,7 +248,7 @@ def linear_backward_closed_form_loop(
         for sample in range(part.low, part.high):
             _sample(
                 sample, num_steps, neuron, n, events, weights, adjoint, b, h, lam, later, total,
-                heads, following, tables, gradient, gradients,
+                lists, following, tables, gradient, gradients,
             )  # fmt: skip
         for j in range(n):
             gradients.bias[neuron + j] += total[j]

@@ -12,7 +12,6 @@ owns a range of samples, too, and adds to separate gradients: no result depends 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ from snn_single_spike.kernels.numba.linear_events import (
 )
 from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_loop
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
-from snn_single_spike.kernels.numba.simd import LANES, LINE
+from snn_single_spike.kernels.numba.simd import LANES, WORD
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
 
 from .._arrays import as_numpy
@@ -88,28 +87,21 @@ def _ranges(total: int) -> list[tuple[int, int]]:
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return _aligned(np.empty, shape, np.dtype(dtype))
-
-
-def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return _aligned(np.zeros, shape, np.dtype(dtype))
-
-
-def _aligned(
-    make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
-    """An array that begins with a cache line.
+    """An array that begins with a cache line, in reused memory if it is large.
 
     The loops read and write vectors of a whole line. Numpy aligns to 16 bytes only, and then every
     vector would touch two lines.
     """
-    size = math.prod(shape) * dtype.itemsize
-    try:
-        memory = make(size + LINE, np.uint8)
-    except MemoryError as error:  # training tools recognize torch's text
-        raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {error}") from error
-    start = -memory.ctypes.data % LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    memory = as_numpy(empty((size,), dtype=torch.uint8, device=torch.device("cpu")))
+    return memory.view(kind).reshape(shape)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    cleared = _empty(shape, dtype)
+    cleared.fill(0)
+    return cleared
 
 
 def _scratch(dtype: Any) -> arguments.Scratch:
@@ -319,9 +311,12 @@ def linear_backward_closed_form(
         gradients = arguments.ClosedFormGradients(
             weight=by_range[k], bias=bias[k], inputs=inputs[number], late=late[number]
         )
-        heads = np.empty(num_steps + 1, np.int32)
+        lists = arguments.StepLists(
+            heads=np.full(num_steps + 1, -1, np.int32),
+            busy=np.zeros(num_steps // WORD + 1, np.int64),
+        )
         calls.append(
-            (*plain(_scratch(packed.dtype), heads, part), *given, *plain(gradients)),
+            (*plain(_scratch(packed.dtype), lists, part), *given, *plain(gradients)),
         )
     in_threads(linear_backward_closed_form_loop, calls)
     if grad_weight is not None:
