@@ -19,6 +19,7 @@ Slope = Surrogate | Callable[[Tensor], Tensor]
 """A surrogate, or a custom differentiable function of mem - threshold."""
 
 
+_FEW = 1 << 13  # entries for which the calls take longer than the branches
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -30,7 +31,7 @@ def select(mask: Tensor, chosen: Tensor, other: Tensor | float = 0.0) -> Tensor:
     record them.
     """
     recorded = torch.is_grad_enabled() or is_traced() or is_batched(chosen)
-    if recorded or chosen.device.type != "cpu":
+    if recorded or chosen.device.type != "cpu" or chosen.numel() < _FEW:
         return torch.where(mask, chosen, other)
     bits = _BITS[chosen.dtype.itemsize]
     every = mask.to(bits).neg_()  # all bits 1 where the mask is True

@@ -13,11 +13,12 @@ SPECIAL = [0.0, -0.0, 1.5, float("inf"), -float("inf"), float("nan")]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("other", [0.0, -2.5, float("nan"), "tensor"])
-def test_select_is_where(other, dtype):
-    chosen = torch.tensor(SPECIAL, dtype=dtype).repeat(6)
+@pytest.mark.parametrize("repeats", [1, 300])
+def test_select_is_where(repeats, other, dtype):
+    chosen = torch.tensor(SPECIAL, dtype=dtype).repeat(6 * repeats)
     if other == "tensor":
-        other = torch.tensor(SPECIAL, dtype=dtype).repeat_interleave(6)
-    for mask in (torch.rand(36) < 0.5, chosen.isnan(), chosen > 0):
+        other = torch.tensor(SPECIAL, dtype=dtype).repeat_interleave(6).repeat(repeats)
+    for mask in (torch.rand(36 * repeats) < 0.5, chosen.isnan(), chosen > 0):
         expected = torch.where(mask, chosen, other)
         with torch.no_grad():
             found = select(mask, chosen, other)

@@ -37,7 +37,7 @@ from snn_single_spike.kernels.numba.linear_events import (
 )
 from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_loop
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
-from snn_single_spike.kernels.numba.simd import LANES, WORD
+from snn_single_spike.kernels.numba.simd import LANES, LINE, WORD
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
 
 from .._arrays import as_numpy
@@ -54,6 +54,7 @@ from ._launch import as_array, as_events, in_threads, plain, spike_gradient
 
 SPLITS = True  # reads spikes that are shared between two steps
 _FEW = 64  # rows of weights that the product is taken with inside the loop
+_MANY_BYTES = 1 << 18
 _ROWS_BYTES = 4 << 20  # of a piece of the gradient to dense spikes, made and read in turns
 
 
@@ -86,16 +87,22 @@ def _ranges(total: int) -> list[tuple[int, int]]:
     return [(total * i // threads, total * (i + 1) // threads) for i in range(threads)]
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that begins with a cache line, in reused memory if it is large.
+def _lines(size: int) -> np.ndarray:
+    """Bytes that begin with a cache line, in reused memory if they are many.
 
     The loops read and write vectors of a whole line. Numpy aligns to 16 bytes only, and then every
     vector would touch two lines.
     """
+    if size >= _MANY_BYTES:
+        return as_numpy(empty((size,), dtype=torch.uint8, device=torch.device("cpu")))
+    memory = np.empty(size + LINE, np.uint8)  # in a third of the time of a tensor
+    start = -memory.__array_interface__["data"][0] % LINE
+    return memory[start : start + size]
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
-    memory = as_numpy(empty((size,), dtype=torch.uint8, device=torch.device("cpu")))
-    return memory.view(kind).reshape(shape)
+    return _lines(math.prod(shape) * kind.itemsize).view(kind).reshape(shape)
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -105,10 +112,15 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _scratch(dtype: Any) -> arguments.Scratch:
+    kind, marks = np.dtype(dtype), 4 * TILE * 4
+    memory = _lines(marks + (14 + 5 * (JUMP + 1)) * TILE * kind.itemsize)
+    numbers = memory[marks:].view(kind).reshape(-1, TILE)
+    numbers[:14] = 0
+    memory[:marks] = 0
     return arguments.Scratch(
-        rows=_zeros((14, TILE), dtype),
-        marks=_zeros((4, TILE), np.int32),
-        tables=_empty((5, JUMP + 1, TILE), dtype),
+        rows=numbers[:14],
+        marks=memory[:marks].view(np.int32).reshape(4, TILE),
+        tables=numbers[14:].reshape(5, JUMP + 1, TILE),
     )
 
 
