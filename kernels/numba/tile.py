@@ -185,31 +185,29 @@ def dot(weights, unit, row):
 
 
 @functools.partial(inlined_helper, fastmath={"reassoc", "contract"})
-def _add_split(unit, height, rest, weights, lam, rise, gradient):
-    """Add to the gradient of one row of weights; returns the product of this row and ``rise``."""
+def _add_split(unit, value, rest, weights, lam, later, gradient):
+    """Add to the gradient of one row of weights; returns its product with ``later`` - ``lam``."""
     total = lam.dtype.type(0)
     for j in range(TILE):
-        gradient[unit, j] += height * lam[j] + rest * rise[j]
-        total += weights[unit, j] * rise[j]
+        now, then = lam[j], later[j]
+        gradient[unit, j] += value * now + rest * then
+        total += weights[unit, j] * (then - now)
     return total
 
 
 @inlined_helper
-def scatter_split(e, begin, now, events, weights, lam, rise, gradient, shares):
-    """As :func:`scatter`, of spikes that are shared with the next step.
+def scatter_split(e, begin, now, events, weights, lam, later, gradient, shares):
+    """As :func:`scatter`, of spikes that are shared with the next step, whose adjoint is ``later``.
 
-    ``rise`` is the adjoint of the next step on entry, and that less ``lam`` on return: the gradient
-    of the share of the next step is its product with the weights.
+    The gradient of the share of the next step is the product of the weights with the difference.
     """
     times, units, values, late = events.times, events.units, events.values, events.late
-    for j in range(TILE):
-        rise[j] -= lam[j]
     while e >= begin and times[e] == now:
         _fetch(max(e - AHEAD, begin), units, gradient)
         _fetch(max(e - AHEAD, begin), units, weights)
-        unit, rest = units[e], late[e]
-        height = values[e] + rest
-        shares[unit] += height * _add_split(unit, height, rest, weights, lam, rise, gradient)
+        unit, value, rest = units[e], values[e], late[e]
+        total = _add_split(unit, value, rest, weights, lam, later, gradient)
+        shares[unit] += (value + rest) * total
         e -= 1
     return e
 
