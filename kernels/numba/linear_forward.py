@@ -203,7 +203,7 @@ def _jump(t, gap, never, may_cross, want_slope, rows, tables):
 
 
 @part_of_caller
-def _spikes_of(e, end, t, last, never, want_crossing, want_slope, events, weights, rows):
+def _spikes_of(e, end, t, last, carried, never, want_crossing, want_slope, events, weights, rows):
     """One step with spikes, or two. Returns the next spike, and the steps.
 
     A part of spikes that are shared arrives at the next step. If this step has no other spikes, it
@@ -213,7 +213,7 @@ def _spikes_of(e, end, t, last, never, want_crossing, want_slope, events, weight
     copy_row(rows.drive, rows.x)
     both = False
     if given(events.late):
-        e = gather_split(e, end, t, events, weights, rows.x, rows.later)
+        e = gather_split(e, end, t, carried, events, weights, rows.x, rows.later)
         busy = e < end and events.times[e] == t + 1
         both = want_crossing and 0 < t < last and e > before and not busy
     else:
@@ -225,7 +225,6 @@ def _spikes_of(e, end, t, last, never, want_crossing, want_slope, events, weight
             _step_crossing(step, True, never, True, rows)
         else:
             _step_crossing(step, True, never, False, rows)
-        clear_row(rows.later)
     elif want_slope:
         _step_crossing(step, False, never, True, rows)
     else:
@@ -288,7 +287,6 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
         for sample in range(part.low, part.high):
             clear_row(rows.v)
             clear_row(rows.p)
-            clear_row(rows.later)
             copy_row(rows.unfired, rows.first)
             e, end = events.offsets[sample], events.offsets[sample + 1]
             t, stops, shared = 0, 0, False
@@ -307,8 +305,8 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
                     break
                 before = e
                 e, steps = _spikes_of(
-                    e, end, t, num_steps - 1, never, want_crossing, want_slope, events, weights,
-                    rows,
+                    e, end, t, num_steps - 1, shared, never, want_crossing, want_slope, events,
+                    weights, rows,
                 )  # fmt: skip
                 shared = given(events.late) and e > before and steps == 1
                 if want_crossing and t == 0:

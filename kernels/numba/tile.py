@@ -120,14 +120,16 @@ def gather(e, end, now, events, weights, x):
 
 
 @inlined_helper
-def gather_split(e, end, now, events, weights, x, later):
+def gather_split(e, end, now, carried, events, weights, x, later):
     """As :func:`gather`, of spikes that are shared with the next step, whose current is ``later``.
 
-    The function adds ``later``, which the step before has left, to ``x``, and then clears it.
+    The function adds ``later`` to ``x`` if the step before has left a current in it (``carried``).
     """
     times, units, values, late = events.times, events.units, events.values, events.late
+    if carried:
+        for j in range(TILE):
+            x[j] += later[j]
     for j in range(TILE):
-        x[j] += later[j]
         later[j] = 0
     while e + 3 < end and times[e + 3] == now:  # as in gather
         for ahead in range(e + AHEAD, e + AHEAD + 4):
