@@ -138,22 +138,22 @@ def _impulses_between(
 
 
 @part_of_caller
-def _inputs_before(e, end, step, events, weights, lam, grads):
+def _inputs_before(e, end, step, size, events, weights, lam, grads):
     """Add the gradients at ``step`` - 1 of inputs that spike at ``step``: events after ``e``."""
     i = e + 1
     while i < end and events.times[i] == step:
         if not given(events.values) or events.values[i] != 0:
             unit = events.units[i]
-            grads[unit] += dot(weights, unit, lam)
+            grads[unit] += dot(weights, unit, lam, size)
         i += 1
 
 
 @part_of_caller
-def _inputs_at(e, begin, step, events, weights, lam, grads):
+def _inputs_at(e, begin, step, size, events, weights, lam, grads):
     """Add the gradients at ``step`` of its inputs: the events up to ``e``. Returns the next one."""
     while e >= begin and events.times[e] == step:
         unit = events.units[e]
-        grads[unit] += dot(weights, unit, lam)
+        grads[unit] += dot(weights, unit, lam, size)
         e -= 1
     return e
 
@@ -168,6 +168,7 @@ def _sample(
     has_every, has_at = given(adjoint.every), given(adjoint.at)
     inputs = gradients.inputs
     want_inputs, splits = given(inputs), given(events.late)
+    size = (n + LANES - 1) // LANES * LANES  # of the tile without most of its padding
     if has_every:
         for j in range(n):
             h[j] = adjoint.every[sample, neuron + j]
@@ -203,12 +204,12 @@ def _sample(
                 stop, t, stop, adjoint, sample, neuron, lists, lam, total, following, tables
             )
         if want_inputs and previous == t and stop == t - 1:
-            _inputs_before(e, end, previous, events, weights, lam, inputs[1, sample])
+            _inputs_before(e, end, previous, size, events, weights, lam, inputs[1, sample])
         t = stop
         if e >= begin and t == now:
             previous = now
             if want_inputs:
-                e = _inputs_at(e, begin, now, events, weights, lam, inputs[0, sample])
+                e = _inputs_at(e, begin, now, size, events, weights, lam, inputs[0, sample])
             elif splits:
                 e = scatter_split(
                     e, begin, now, events, weights, lam, later, gradient, gradients.late

@@ -179,9 +179,10 @@ def scatter(e, begin, now, events, lam, gradient):
 
 
 @functools.partial(helper, fastmath={"reassoc", "contract"})
-def dot(weights, unit, row):
+def dot(weights, unit, row, size):
+    """The product of the first ``size`` numbers of two rows, a multiple of LANES."""
     total = row.dtype.type(0)
-    for j in range(TILE):
+    for j in range(size):
         total += weights[unit, j] * row[j]
     return total
 
