@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,6 +19,7 @@ _EXTRAS = {
     "report": {"pydantic": "pydantic", "matplotlib": "matplotlib"},
 }
 _INTERRUPTED = 130  # exit status of a shell's command after Ctrl-C
+_NO_READER = 141  # and of one that writes to a pipe without a reader
 
 
 def _positive(text: str) -> int:
@@ -142,6 +144,33 @@ def parser(train_flags: bool = True) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. The output may go to a program that ends before it, such as ``head``."""
+    try:
+        status = _run(arguments)
+    except SystemExit:  # as --help does
+        if not _has_lost_reader():
+            raise
+    except BrokenPipeError:  # of the output, or of a process that trains
+        if not _has_lost_reader("\n"):
+            raise
+    else:
+        if not _has_lost_reader():
+            return status
+    return _NO_READER
+
+
+def _has_lost_reader(probe: str = "") -> bool:
+    """Whether nobody reads the output any more, which is then discarded."""
+    try:
+        print(end=probe, flush=True)
+    except BrokenPipeError:
+        # Python flushes the output again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = given[0] if given else ""
     absent = [

@@ -28,8 +28,8 @@ FLOORS = {
 }
 """Floors from the top down. A module imports modules of the same floor and of lower floors."""
 
-CONVERSION = ("api", "explain", "whole parts", "folded", "comparison", "call")
-CONVERSION += ("loops batch", "watching", "copies", "refusals", "source")
+CONVERSION = ("api", "explain", "whole parts", "folded", "comparison", "call", "one_step")
+CONVERSION += ("loops batch", "attributes", "time_axis", "watching", "copies", "refusals", "source")
 """Floors of the folder conversion, from the top down."""
 
 VALUE_TYPES = ("spikes.times", "spikes.events", "spikes.lazy")

@@ -1,6 +1,7 @@
 """The command line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,26 @@ def test_info(capsys):
     out = capsys.readouterr().out
     for word in ("torch ", "snntorch ", "triton ", "numba ", "threads", "backend on cpu"):
         assert word in out
+
+
+@pytest.mark.parametrize(("command", "buffering"), [("info", -1), ("info", 1), ("--help", -1)])
+def test_output_whose_reader_has_ended(command, buffering, monkeypatch):
+    """As in ``snn-single-spike info | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=buffering) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main([command]) == 141
+        print("discarded", flush=True)  # as Python does when it ends
+
+
+def test_a_broken_pipe_of_another_process_is_raised(monkeypatch):
+    def fails(options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_info", fails)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["info"])
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """Gradients of a convolution whose adjoint is an impulse at t* and one at t*-1 of each neuron.
 
 The walk goes back from spike to spike. The adjoint of a cell is computed only at the steps of the
-input spikes that reach the cell. A cell whose neurons have no impulse has no gradient, and neither
-has an input spike after the last impulse of a cell.
+input spikes that reach the cell, and for the gradient to the inputs at the steps before them. A
+cell whose neurons have no impulse has no gradient, and neither has an input spike after the last
+impulse of a cell.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from .arguments import (
     ClosedFormAdjoint,
@@ -138,16 +141,18 @@ def _add_currents(begin, end, step, events, patches, current, state, layer):
 
 
 @inlined_helper
-def _prepare(begin, end, step, spikes_only, events, patches, at_step, state, layer):
-    """The adjoint at a step, of the cells that the events reach, given to maxima of windows.
+def _prepare(first, end, stop, step, events, patches, at_step, state, layer):
+    """The adjoint at a step, of the cells that its events reach, given to maxima of windows.
 
-    The current of the step must be known if the neurons read maxima.
+    The events from ``first`` are those of the step, and the spikes among those from ``end`` to
+    ``stop`` - 1 read the adjoint, too. The current of the step must be known if the neurons read
+    maxima.
     """
     latest, last = state.counters[0], state.counters[1]
     prepared, listed = state.counters[2], state.counters[5]
     count = 0
-    for e in range(begin, end):
-        if not spikes_only or not given(events.values) or events.values[e] != 0:
+    for e in range(first, stop):
+        if e < end or not given(events.values) or events.values[e] != 0:
             channel, y, x = place_of(events.units[e], patches)
             count = list_reached(channel, y, x, step, patches, prepared, listed, count)
     for i in range(count):
@@ -160,20 +165,14 @@ def _prepare(begin, end, step, spikes_only, events, patches, at_step, state, lay
 
 
 @inlined_helper
-def _at_step(begin, end, events_of_step, step, events, patches, at_step, state, layer):
-    """:func:`_prepare` for the events from ``begin`` to ``end`` - 1, all of them or the spikes.
-
-    ``events_of_step`` are the first and the last event of the step, whose spikes are its current.
-    """
-    first, stop = events_of_step
+def _at_step(first, end, stop, step, events, patches, at_step, state, layer):
+    """:func:`_prepare`, with the current of the step where it is read."""
     count = 0
     if given(patches.members):
-        count = _add_currents(first, stop, step, events, patches, at_step.current, state, layer)
-    _prepare(begin, end, step, stop <= begin, events, patches, at_step, state, layer)
+        count = _add_currents(first, end, step, events, patches, at_step.current, state, layer)
+    _prepare(first, end, stop, step, events, patches, at_step, state, layer)
     for i in range(count):
-        owner = state.counters[4, i]
-        state.counters[3, owner] = -1  # the step may come again
-        reset_current(owner, patches, layer.bias, at_step.current)
+        reset_current(state.counters[4, i], patches, layer.bias, at_step.current)
 
 
 @helper
@@ -190,13 +189,16 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
         clear_rows(at_step.routed)
         set_currents(patches, layer.bias, at_step.current)
         state.counters[3][:] = -1
-        begin, e = events.offsets[sample], events.offsets[sample + 1]
-        while e > begin:
-            now, end = events.times[e - 1], e
-            while e > begin and events.times[e - 1] == now:
-                e -= 1
-            _at_step(e, end, (e, end), now, events, patches, at_step, state, layer)
-            for i in range(e, end):
+        begin, end = events.offsets[sample], events.offsets[sample + 1]
+        stop = end
+        step = events.times[end - 1] if end > begin else np.int32(-1)
+        while step >= 0:
+            first = end
+            while first > begin and events.times[first - 1] == step:
+                first -= 1
+            # The events from first to end - 1 are of this step, those up to stop - 1 of the next.
+            _at_step(first, end, stop, step, events, patches, at_step, state, layer)
+            for i in range(first, end):
                 channel, y, x = place_of(events.units[i], patches)
                 if given(gradients.weight):
                     value = events.values[i] if given(events.values) else one
@@ -205,15 +207,14 @@ def conv_backward_closed_form_loop(low, high, state, events, patches, layer, adj
                     inputs[0, sample, events.units[i]] = patch_product(
                         channel, y, x, patches, weight, source, state.total
                     )
-            if not given(inputs) or now == 0:
-                continue
-            start = e
-            while start > begin and events.times[start - 1] == now - 1:
-                start -= 1
-            _at_step(e, end, (start, e), now - 1, events, patches, at_step, state, layer)
-            for i in range(e, end):
+            for i in range(end, stop):
                 if not given(events.values) or events.values[i] != 0:
                     channel, y, x = place_of(events.units[i], patches)
                     inputs[1, sample, events.units[i]] = patch_product(
                         channel, y, x, patches, weight, source, state.total
                     )
+            if given(inputs) and first < end:
+                step, stop, end = step - np.int32(1), end, first
+            else:
+                step = events.times[first - 1] if first > begin else np.int32(-1)
+                stop = end = first

@@ -1,19 +1,15 @@
-"""One call of a converted model: folds time into the batch of inputs, unfolds outputs.
+"""One call of a converted model, which runs its author's forward once.
 
-A call runs the model's own ``forward`` once. The first call finds out whether the model draws
-random numbers, and where: see :mod:`~snn_single_spike.conversion.refusals.chance`.
+The first call finds out whether the model draws random numbers, and where: see
+:mod:`~snn_single_spike.conversion.refusals.chance`. It is repeated if it has to be.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import re
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,10 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from ..backends._compiling import constant_when_compiled, outside_of_compiler
 from ..modules._base import SingleSpikeNeuron
-from ..spikes.lazy import LazyTensor, materialize
-from .batch import AllRows
+from ..spikes.lazy import LazyTensor
+from .attributes import Decision
 from .loops.carried import ReadBefore
 from .loops.running import LoopRun
+from .one_step import Run
 from .refusals.chance import (
     DrawnOnce,
     Draws,
@@ -37,140 +34,13 @@ from .refusals.chance import (
     reject_draws_outside_of_torch,
     states_outside,
 )
-from .refusals.layers import BATCH_NORM, ConversionError, shape_advice
-from .refusals.order import Order
+from .refusals.layers import ConversionError
 from .refusals.snapshot import Snapshot, reject_changes
 from .source.place import failing_layer
 
-__all__ = [
-    "Conversion",
-    "Decision",
-    "Run",
-    "Spans",
-    "Time",
-    "run_converted",
-    "run_folded",
-    "run_looped",
-    "undo_of",
-]
+__all__ = ["run_converted", "run_folded", "run_looped", "undo_of"]
 
 _TENSORS = (Tensor, LazyTensor)
-Spans = dict[str, list[list[int]]]
-"""The loops over time that call each neuron: how often in a step, and in how many steps."""
-
-
-class Time(threading.local):
-    """The time axis of the sequence that a converted model runs on.
-
-    It belongs to one thread: several threads may run the same model at once, as in a server, and
-    DataParallel runs replicas of it in threads.
-    """
-
-    def __init__(self) -> None:
-        self.num_steps = 0  # 0 outside a forward pass
-        self.batch: Any = 0  # None in a loop in forward, before its first tensor
-        self.static_input = False  # whether the input is the same at every step
-        self.longest = 0  # steps of the longest loop of the last call
-        self.provenance: Any = None  # in a loop: where folded tensors come from, if sizes coincide
-        self.called: list[str] = []  # paths of the neurons that have run
-        self.spans: Spans = {}
-        self.folded: list[tuple[Any, Any]] = []  # while compiling: folded tensors, and their form
-        self.readers: Any = None  # spike_format="auto": in the first call, who reads the spikes,
-        self.formats: Any = None  # and in later calls, the formats that follow
-
-    def __reduce__(self) -> Any:
-        return Time, ()  # a copy is not running
-
-    def unwatched(self) -> ExitStack:
-        """A context in which no mode of this package sees the functions of torch."""
-        paused = ExitStack()
-        for mode in (self.provenance, self.readers):  # the innermost one first
-            if mode is not None and mode.watches:
-                paused.enter_context(mode.paused())
-        return paused
-
-    def fold(self, sequence: Any) -> Any:
-        """(T, B, ...) to (T * B, ...)."""
-        folded = sequence.fold() if isinstance(sequence, LazyTensor) else sequence.flatten(0, 1)
-        if self.provenance is not None:
-            self.provenance.begin(folded)
-        if isinstance(sequence, LazyTensor):
-            return folded
-        if torch.compiler.is_compiling():
-            # A view of a view of symbolic shape adds a guard, which torch.export rejects.
-            self.folded.append((folded, sequence))
-        return folded
-
-    def unfold(self, folded: Any) -> Any:
-        """(T * B, ...) to (T, B, ...). A static (B, ...) tensor is repeated at every step."""
-        for known, sequence in self.folded:
-            if folded is known:
-                return sequence
-        rows = folded.shape[0] if folded.dim() else None
-        if self.batch is None:  # the first tensor of a loop in forward, the same at every step
-            self.batch = rows
-        if rows == self.num_steps * self.batch:
-            if isinstance(folded, LazyTensor):
-                return folded.unfold()
-            return folded.unflatten(0, (self.num_steps, self.batch))
-        if rows == self.batch:
-            return folded.expand(self.num_steps, *folded.shape)
-        raise ConversionError(
-            f"a tensor has shape {tuple(folded.shape)}, but {self.num_steps} steps x {self.batch} "
-            f"samples = {self.num_steps * self.batch} rows are expected. {self.advice()}"
-        )
-
-    def advice(self) -> str:
-        return shape_advice(self.num_steps, self.batch, self.static_input)
-
-
-@dataclass
-class Conversion:
-    """The attributes that conversion adds to a model."""
-
-    time: Time
-    num_steps: int | None
-    time_dim: int = 0
-    decisions: dict[bool, Decision] = field(default_factory=dict)  # by training or not
-    records: set[Any] = field(default_factory=set)  # attributes that the model only writes
-    order: Order = field(default_factory=Order)
-    looped: bool = False
-    """Whether the model has its own loop over time, which runs all steps at once."""
-    check: bool | None = None
-    """Whether the first calls compare the model with its author's; None where it has own code."""
-    fixed_batch: bool = False
-    """Whether a forward reshapes with a batch size that it does not take from a tensor."""
-    auto: bool = False
-    """Whether the model chooses the format of spikes: ``spike_format="auto"``."""
-    keep_loop: Any = None
-    """A function that turns the model back if its first calls fail; None if they then raise."""
-    formats: dict[Any, Any] = field(default_factory=dict)
-    """The formats that follow from the first calls, by what the readers of spikes depend on."""
-    comparisons: dict[bool, int] = field(default_factory=dict)  # by training or not
-    compared_steps: dict[bool, int] = field(default_factory=dict)
-    """Steps of the longest loop of the last comparison."""
-    comparing: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the thread that compares: the others go on."""
-
-    def __reduce__(self) -> Any:
-        decided: tuple[Any, ...] = ({}, set(), Order())
-        options = (self.looped, self.check, self.fixed_batch, self.auto, self.keep_loop)
-        return Conversion, (self.time, self.num_steps, self.time_dim, *decided, *options)
-
-
-@dataclass
-class Decision:
-    """How a model draws random numbers, found in its first call."""
-
-    draws: bool
-    expand: bool
-    """Whether a static input is expanded over time before the model, not at the first neuron."""
-    loops: Any = None
-    """Sizes of the batch in loops of the model's own, and names that their steps index."""
-    sizes: Any = None
-    """The shapes of the inputs that these sizes are for."""
-    settings: dict[Any, Any] = field(default_factory=dict)
-    """The numbers and flags of the model that the decision holds for."""
 
 
 def run_converted(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -178,10 +48,10 @@ def run_converted(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     run = Run(model, forward, args, kwargs)
     if torch.compiler.is_compiling():
         return run.run_folded(_expands_in_graph(model, args, kwargs))
-    _reject_new_neurons(model)
+    before = Snapshot(model)
+    _reject_new_neurons(model, before)
     if not (run.static_input or run.time_dim) and isinstance(run.inputs[0], Tensor):
         model._single_spike.order.check(model, run.inputs[0])
-    before = Snapshot(model)
     out = _decided(run, before)
     after = reject_changes(model, before, model._single_spike.records)
     model._single_spike.decisions[model.training].settings = after.settings
@@ -232,9 +102,9 @@ def run_looped(model: Any, forward: Any, args: Any, kwargs: Any) -> Any:
                 "the loop out of forward, and convert again"
             )
         return run_folded(run, forward, args, kwargs)
-    _reject_new_neurons(model)
     conversion = model._single_spike
     before = Snapshot(model)
+    _reject_new_neurons(model, before)
     decision = conversion.decisions.get(model.training)
     run = LoopRun(model, conversion.time)
     known = decision is not None and (
@@ -352,7 +222,8 @@ def run_folded(run: LoopRun, forward: Any, args: Any, kwargs: Any) -> Any:
             "Possible causes: forward reshapes with a fixed batch size (write x.flatten(1), or "
             "x.view(x.size(0), -1) with the size of the same tensor), adds a tensor of another "
             "size than the batch, or gives a layer a sample without a batch dimension "
-            "(write x.unsqueeze(0))"
+            "(before the loop write x = x.unsqueeze(1) for a sequence, x = x.unsqueeze(0) for an "
+            "input that is the same at every step; and flatten(1) behind convolutions)"
         ) from error
 
 
@@ -438,151 +309,6 @@ def _check_own_hooks(run: Run, generators: Generators) -> None:
         draws.rewind()
 
 
-class Run:
-    """One call of a converted model: its inputs, and the time axis that they have."""
-
-    def __init__(self, model: Any, forward: Any, args: Any, kwargs: Any) -> None:
-        self.model, self.forward, self.args, self.kwargs = model, forward, args, kwargs
-        conversion = model._single_spike
-        self.time, self.time_dim = conversion.time, conversion.time_dim
-        inputs = self.inputs = _input_tensors((*args, *kwargs.values()))
-        self.devices = {x.device for x in inputs}
-        if conversion.num_steps is None:
-            self.extent = _sequence_extent(inputs, self.time_dim)
-        else:
-            _reject_lazy_inputs(inputs, conversion.num_steps)
-            self.extent = conversion.num_steps, inputs[0].shape[0]
-        self.static_input = conversion.num_steps is not None
-
-    def with_samples(self, samples: int) -> Run:
-        """The same call with another number of samples, which repeat; its inputs are dense."""
-        dim = 0 if self.static_input else 1 - self.time_dim
-
-        def other(x: Any) -> Any:
-            if isinstance(x, LazyTensor):
-                x = x.samples(slice(samples)) if hasattr(x, "samples") else x  # spike times
-                return resized(x.to_dense(), 1)
-            return resized(x, dim)
-
-        def resized(x: Any, dim: int) -> Any:
-            if not isinstance(x, Tensor) or x.dim() <= dim or x.shape == (0,):
-                return x
-            x = x if x.layout is torch.strided else x.to_dense()
-            if not x.shape[dim]:
-                return x.new_zeros(*x.shape[:dim], samples, *x.shape[dim + 1 :])
-            return x.index_select(dim, torch.arange(samples, device=x.device) % x.shape[dim])
-
-        kwargs = {name: other(x) for name, x in self.kwargs.items()}
-        return Run(self.model, self.forward, tuple(map(other, self.args)), kwargs)
-
-    def at_step(self, step: int, given: Any) -> Any:
-        """The arguments of one step of a loop over time."""
-
-        def one(x: Any) -> Any:
-            if not isinstance(x, Tensor) or self.static_input:
-                return x
-            return None if x.shape == (0,) else x.select(self.time_dim, step)
-
-        return _mapped(one, given)
-
-    def run_folded(self, expand: bool) -> Any:
-        """Run the model's own forward; ``expand`` repeats a static input at every step."""
-        time = self.time
-        time.num_steps, time.batch = self.extent
-        time.longest = time.num_steps
-        time.called, time.folded, time.static_input = [], [], self.static_input
-        time.spans = {}
-        momenta = self._momenta() if self.model.training else []
-        for batch_norm, momentum in momenta:
-            # One update of the running statistics replaces the T updates of a loop.
-            batch_norm.momentum = 1 - (1 - momentum) ** time.num_steps
-        enter = self._enter_static if self.static_input else self._enter
-        fixed = self.model._single_spike.fixed_batch and not torch.compiler.is_compiling()
-        try:
-            args = [enter(x, expand) for x in self.args]
-            kwargs = {name: enter(x, expand) for name, x in self.kwargs.items()}
-            with AllRows(*self.extent) if fixed else nullcontext():
-                out = self.forward(self.model, *args, **kwargs)
-            return self._leave(out)
-        except RuntimeError as error:
-            if not re.search(r"\b(shapes?|sizes?|dim(ension)?s?)\b", str(error)):
-                raise
-            where = failing_layer(self.model, error)
-            raise ConversionError(f"{where}{error}. {time.advice()}") from error
-        finally:
-            time.num_steps, time.folded = 0, []
-            for batch_norm, momentum in momenta:
-                batch_norm.momentum = momentum
-
-    def _momenta(self) -> list[tuple[Any, float]]:
-        """BatchNorm layers with their momentum."""
-        return [
-            (module, module.momentum)
-            for module in self.model.modules()
-            if isinstance(module, BATCH_NORM) and module.momentum is not None
-        ]
-
-    def _enter_static(self, x: Any, expand: bool) -> Any:
-        # Layers before the first neuron run once for all steps, unless the input is expanded.
-        if not isinstance(x, Tensor) or not expand:
-            return x
-        x = x if x.layout is torch.strided else x.to_dense()
-        return self.time.fold(x.expand(self.time.num_steps, *x.shape))
-
-    def _enter(self, x: Any, expand: bool) -> Any:
-        time = self.time
-        if not isinstance(x, _TENSORS):
-            return x
-        if x.shape == (0,):  # a membrane from reset_mem() before the first call
-            return None
-        if x.dim() < 2:
-            raise self._other_extent(x)
-        if isinstance(x, Tensor):
-            x = x if x.layout is torch.strided else x.to_dense()
-            x = x.transpose(0, 1) if self.time_dim else x
-        if tuple(x.shape[:2]) != self.extent:
-            raise self._other_extent(x)
-        return time.fold(x)
-
-    def _other_extent(self, x: Any) -> ConversionError:
-        num_steps, batch = self.extent
-        shape = f"an input has shape {tuple(x.shape)}"
-        if tuple(x.shape[:2]) == (batch, num_steps):
-            return ConversionError(
-                f"{shape}, and another one is a sequence of time={num_steps}, batch={batch}: the "
-                "batch seems to come first. For (batch, time, ...) convert with time_dim=1, or "
-                "pass x.transpose(0, 1)"
-            )
-        return ConversionError(
-            f"{shape}, but every tensor given to a converted model is a sequence, here "
-            f"({num_steps}, {batch}, ...): pass None for initial membranes, every sample starts "
-            "from zeros"
-        )
-
-    def _leave(self, out: Any) -> Any:
-        if isinstance(out, _TENSORS):
-            num_steps, batch = self.extent
-            if out.dim() > 1 and tuple(out.shape[:2]) == (1, num_steps * batch) != (1, 1):
-                # A record of one step, torch.stack([spk]).
-                record = materialize(out, "torch.stack").unflatten(1, self.extent).movedim(1, 0)
-                return record.transpose(0, 1) if self.time_dim else record
-            unfolded = self.time.unfold(out)
-            dense = isinstance(unfolded, Tensor)
-            return unfolded.transpose(0, 1) if self.time_dim and dense else unfolded
-        if isinstance(out, dict):
-            return {name: self._leave(value) for name, value in out.items()}
-        if isinstance(out, tuple) and hasattr(out, "_fields"):
-            return type(out)(*map(self._leave, out))
-        if isinstance(out, (list, tuple)):
-            return type(out)(map(self._leave, out))
-        if is_dataclass(out) and not isinstance(out, type):
-            new = copy.copy(out)
-            for part in fields(out):
-                object.__setattr__(new, part.name, self._leave(getattr(out, part.name)))
-            return new
-        return out
-
-
 class _Undo:
     """Sets generators and buffers back to the start of a call, so that it can be repeated.
 
@@ -613,55 +339,10 @@ def undo_of(model: Any, args: Any, kwargs: Any) -> Callable[[], None]:
     return _Undo(model, {x.device for x in inputs}, Snapshot(model))
 
 
-def _mapped(function: Callable[[Any], Any], given: Any) -> Any:
-    if isinstance(given, dict):
-        return {name: function(x) for name, x in given.items()}
-    return tuple(map(function, given))
-
-
-def _input_tensors(given: Sequence[Any]) -> list[Tensor | LazyTensor]:
-    inputs = [x for x in given if isinstance(x, _TENSORS)]
-    if not inputs:
-        found = ", ".join(type(x).__name__ for x in given) or "nothing"
-        raise TypeError(
-            f"a converted model was called with {found}, but it needs a tensor as its input, or "
-            "SpikeTimes or SpikeEvents"
-        )
-    return inputs
-
-
-def _sequence_extent(inputs: Sequence[Tensor | LazyTensor], time_dim: int) -> tuple[int, int]:
-    """T and B of a whole sequence."""
-    input_ = inputs[0]
-    token_ids = isinstance(input_, Tensor) and not input_.is_floating_point()
-    if input_.dim() < (2 if token_ids else 3):
-        raise ValueError(
-            f"the input has shape {tuple(input_.shape)}, but a converted model takes the "
-            "whole sequence, (time, batch, ...): stack the steps. For an input that is the "
-            "same at every step, convert with num_steps="
-        )
-    dense = isinstance(input_, Tensor)
-    first = time_dim if dense else 0
-    if 0 in input_.shape[first : first + 1]:
-        raise ValueError(
-            f"the input has shape {tuple(input_.shape)}: no time steps. Pass at least one step"
-        )
-    return input_.shape[first], input_.shape[1 - first]
-
-
-def _reject_lazy_inputs(inputs: Sequence[Tensor | LazyTensor], num_steps: int) -> None:
-    for x in inputs:
-        if isinstance(x, LazyTensor):
-            raise ValueError(
-                f"the input is {x}, a sequence, but the model was converted with num_steps="
-                f"{num_steps} for inputs that are the same at every step: convert it without "
-                "num_steps"
-            )
-
-
-def _reject_new_neurons(model: Any) -> None:
-    for path, module in model.named_modules():
+def _reject_new_neurons(model: Any, before: Snapshot) -> None:
+    for module in before.modules:
         if isinstance(module, SpikingNeuron) and not isinstance(module, SingleSpikeNeuron):
+            path = next(path for path, part in model.named_modules() if part is module)
             raise ConversionError(
                 f"neuron {path!r} ({type(module).__name__}) was added to the model after its "
                 "conversion: revert() the model, change it, and convert() it again"

@@ -78,6 +78,13 @@ class Report:
                 "  The first call compares the model with its loop. To see its result here, pass "
                 "an input: explain(net, x)"
             )
+        if self.converts and self.neurons:
+            lines.append(
+                "  The loss is not a part of the model. Neurons spike once, so losses on rates or "
+                "counts, such as ce_rate_loss, ce_count_loss and mse_count_loss, have to change: "
+                "see snn_single_spike.losses. convert(net, refractory=0) keeps every spike of "
+                "Leaky, Synaptic and Lapicque"
+            )
         return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .call import Time
 from .copies import copy_model
 from .folded.delay import fold_delay
 from .folded.immediate import resets_at_spike
@@ -21,6 +20,7 @@ from .refusals.layers import (
     warn_about_differences,
 )
 from .refusals.state import reject_state, states_read
+from .time_axis import Time
 
 __all__ = ["Options", "convert_whole"]
 

@@ -51,12 +51,21 @@ class Config(BaseModel):
         None, description="hold this many training samples out, and test on them"
     )
     num_steps: PositiveInt = Field(100, description="time steps per sample")
+    coding: Literal["latency", "current"] = Field(
+        "latency",
+        description="how intensities enter the network: one spike of each pixel, the earlier the "
+        "brighter; or as a constant current, with the first layer of weights computed once",
+    )
 
     layers: str = Field(
         "100",
         description="hidden layers: 300-100 means two layers of 300 and 100 neurons; 12C5-P2-100 "
         "means 12 feature maps (5 x 5), the maximum of their currents (2 x 2) and 100 neurons; "
         "AP2 in place of P2 is the average of spikes",
+    )
+    padding: Literal["valid", "same"] = Field(
+        "valid",
+        description="padding of convolutions: none, or zeros that keep the size of the maps",
     )
     neuron: Literal["single-spike", "multi-spike", "multi-spike-loop", "single-spike-loop"] = Field(
         "single-spike",

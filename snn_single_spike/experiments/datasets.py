@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ from . import ExperimentError, digits, events, idx, recordings, yinyang
 
 Transform = Callable[[Tensor], Tensor]
 """From images `(B, C, H, W)` in [0, 1] to the same."""
+
+Batch = SpikeTimes | SpikeEvents | Tensor
+"""Spikes, or constant currents: an expanded tensor. The shape is `(T, B, *features)`."""
 
 # For the split of digits, held-out samples and parts: the same samples for every seed of a run
 SPLIT_SEED = 0
@@ -35,25 +38,25 @@ class Spec(NamedTuple):
     classes: int
     sizes: tuple[int, int]
     """Samples of the whole training and test set."""
-    coding: str
-    """How samples become spikes: "latency" codes of intensities, or recorded "events"."""
+    recorded: bool = False
+    """Whether samples are recorded events. Others are intensities."""
     step_us: int = 0
     """Duration of a time step of events."""
 
 
 DATASETS = {
-    "yinyang": Spec((4,), 3, (20_000, 10_000), "latency"),
-    "digits": Spec((1, 8, 8), 10, (1437, 360), "latency"),
-    "mnist": Spec((1, 28, 28), 10, (60_000, 10_000), "latency"),
-    "fashion-mnist": Spec((1, 28, 28), 10, (60_000, 10_000), "latency"),
-    "nmnist": Spec((1, 34, 34), 10, (60_000, 10_000), "events", 1000),
-    "shd": Spec((700,), 20, (8156, 2264), "events", 2000),
-    "ssc": Spec((700,), 35, (75_466, 20_382), "events", 2000),
-    "dvs-gesture": Spec((2, 128, 128), 11, (1077, 264), "events", 20_000),
-    "n-caltech101": Spec((2, 180, 240), 101, (6968, 1741), "events", 3000),
+    "yinyang": Spec((4,), 3, (20_000, 10_000)),
+    "digits": Spec((1, 8, 8), 10, (1437, 360)),
+    "mnist": Spec((1, 28, 28), 10, (60_000, 10_000)),
+    "fashion-mnist": Spec((1, 28, 28), 10, (60_000, 10_000)),
+    "nmnist": Spec((1, 34, 34), 10, (60_000, 10_000), True, 1000),
+    "shd": Spec((700,), 20, (8156, 2264), True, 2000),
+    "ssc": Spec((700,), 35, (75_466, 20_382), True, 2000),
+    "dvs-gesture": Spec((2, 128, 128), 11, (1077, 264), True, 20_000),
+    "n-caltech101": Spec((2, 180, 240), 101, (6968, 1741), True, 3000),
     # tonic numbers the letters from a to z. There are no recordings of j and z.
-    "asl-dvs": Spec((2, 180, 240), 26, (80_640, 20_160), "events", 1000),
-    "poker-dvs": Spec((2, 35, 35), 4, (48, 20), "events", 250),
+    "asl-dvs": Spec((2, 180, 240), 26, (80_640, 20_160), True, 1000),
+    "poker-dvs": Spec((2, 35, 35), 4, (48, 20), True, 250),
 }
 NEEDS_FILES = ("mnist", "fashion-mnist", *recordings.SOURCES)
 
@@ -67,8 +70,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeTimes | SpikeEvents:
-        """The spikes of the samples with these indices."""
+    def batch(self, index: Tensor, transform: Transform | None = None) -> Batch:
+        """The input of the samples with these indices."""
         raise NotImplementedError
 
     def samples(self, index: Tensor) -> Split:
@@ -83,9 +86,10 @@ class Split:
 @dataclass
 class Intensities(Split):
     """
-    Samples whose units spike once each: at floor((1 - x)(T - 1)) for an intensity x.
+    Samples of intensities. With latency codes each unit spikes once: at floor((1 - x)(T - 1)) for
+    an intensity x. Otherwise x is the current at every step.
 
-    The intensities are stored instead of the times because augmentation transforms intensities.
+    Intensities are stored, because augmentation transforms intensities.
     """
 
     values: Tensor
@@ -93,22 +97,23 @@ class Intensities(Split):
     labels: Tensor
     num_steps: int
     dtype: torch.dtype = torch.float32
+    coding: str = "latency"
 
-    def batch(self, index: Tensor, transform: Transform | None = None) -> SpikeTimes:
+    def batch(self, index: Tensor, transform: Transform | None = None) -> Batch:
         x = self.values[index]
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         if transform is not None:
             x = transform(x)
+        if self.coding == "current":
+            return x.to(self.dtype).expand(self.num_steps, *x.shape)
         times = ((1 - x) * (self.num_steps - 1)).floor()
         return SpikeTimes(times.int(), self.num_steps, dtype=self.dtype)
 
     def samples(self, index: Tensor) -> Intensities:
-        return Intensities(self.values[index], self.labels[index], self.num_steps, self.dtype)
+        return replace(self, values=self.values[index], labels=self.labels[index])
 
     def to(self, device: torch.device) -> Intensities:
-        return Intensities(
-            self.values.to(device), self.labels.to(device), self.num_steps, self.dtype
-        )
+        return replace(self, values=self.values.to(device), labels=self.labels.to(device))
 
 
 @dataclass
@@ -177,6 +182,7 @@ def load(
     test_samples: int | None = None,
     hold_out: int | None = None,
     download: bool = False,
+    coding: str = "latency",
 ) -> Dataset:
     """
     Open a dataset.
@@ -197,6 +203,8 @@ def load(
     :param hold_out: hold this many samples out of the training set, always the same ones, and
         use them as the test set. Defaults to None: the test set itself
     :param download: let tonic fetch recordings that are missing. Defaults to False
+    :param coding: how intensities enter the network, `latency` or `current`; see
+        :class:`Intensities`. Defaults to `latency`
     :raises ExperimentError: a file is missing, truncated or corrupt; `data` is missing; the
         set has fewer samples than requested
     """
@@ -208,14 +216,14 @@ def load(
     if name in NEEDS_FILES and data is None:
         raise ExperimentError(f"--dataset {name} needs --data DIR, the folder with its files")
     if name in ("mnist", "fashion-mnist"):
-        splits = _images(name, Path(data or ""), num_steps, dtype)
+        splits = _images(name, Path(data or ""), num_steps, dtype, coding)
     elif name in recordings.SOURCES:
         parts = recordings.open_parts(name, Path(data or ""), download)
         splits = _recordings(name, parts, cache or default_cache(), num_steps, dtype)
     elif name == "digits":
-        splits = _digits(num_steps, dtype)
+        splits = _digits(num_steps, dtype, coding)
     else:
-        splits = _yinyang(num_steps, dtype)
+        splits = _yinyang(num_steps, dtype, coding)
     if hold_out is not None:
         if hold_out >= len(splits[0]):
             raise ExperimentError(
@@ -248,17 +256,16 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn-single-spike"
 
 
-def _yinyang(num_steps: int, dtype: torch.dtype) -> list[Split]:
+def _yinyang(num_steps: int, dtype: torch.dtype, coding: str) -> list[Split]:
     made: list[Split] = []
     for size, seed in zip(DATASETS["yinyang"].sizes, YINYANG_SEEDS, strict=True):
         values, classes = yinyang.generate(size, seed)
-        made.append(
-            Intensities(torch.from_numpy(values), torch.from_numpy(classes), num_steps, dtype)
-        )
+        samples = torch.from_numpy(values), torch.from_numpy(classes)
+        made.append(Intensities(*samples, num_steps, dtype, coding))
     return made
 
 
-def _digits(num_steps: int, dtype: torch.dtype) -> list[Split]:
+def _digits(num_steps: int, dtype: torch.dtype, coding: str) -> list[Split]:
     try:
         x_train, y_train, x_test, y_test = digits.load_digits(SPLIT_SEED)
     except ImportError:
@@ -266,7 +273,7 @@ def _digits(num_steps: int, dtype: torch.dtype) -> list[Split]:
             "--dataset digits needs scikit-learn: pip install scikit-learn"
         ) from None
     return [
-        Intensities(x.view(-1, 1, 8, 8), y.long(), num_steps, dtype)
+        Intensities(x.view(-1, 1, 8, 8), y.long(), num_steps, dtype, coding)
         for x, y in ((x_train, y_train), (x_test, y_test))
     ]
 
@@ -274,7 +281,7 @@ def _digits(num_steps: int, dtype: torch.dtype) -> list[Split]:
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 
-def _images(name: str, data: Path, num_steps: int, dtype: torch.dtype) -> list[Split]:
+def _images(name: str, data: Path, num_steps: int, dtype: torch.dtype, coding: str) -> list[Split]:
     folders = [data / _IDX_FOLDERS[name] / "raw", data / _IDX_FOLDERS[name], data / "raw", data]
     made: list[Split] = []
     for prefix in ("train", "t10k"):
@@ -300,9 +307,8 @@ def _images(name: str, data: Path, num_steps: int, dtype: torch.dtype) -> list[S
                 f"{DATASETS[name].classes - 1}: it is corrupt, fetch it again"
             )
         values = torch.from_numpy(images.copy()).unsqueeze(1)
-        made.append(
-            Intensities(values, torch.from_numpy(labels.astype(np.int64)), num_steps, dtype)
-        )
+        classes = torch.from_numpy(labels.astype(np.int64))
+        made.append(Intensities(values, classes, num_steps, dtype, coding))
     return made
 
 

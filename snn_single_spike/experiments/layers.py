@@ -36,7 +36,7 @@ class Layer(NamedTuple):
     """Whether neurons stand directly behind the layer."""
 
 
-def parse(text: str, features: Sequence[int]) -> list[Layer]:
+def parse(text: str, features: Sequence[int], padding: str = "valid") -> list[Layer]:
     """
     Parse hidden layers, joined by `-`: `300` is a layer of neurons; `12C5` is a convolution to 12
     feature maps with kernels of 5 x 5, and their neurons; `P2` directly behind a convolution is the
@@ -44,6 +44,7 @@ def parse(text: str, features: Sequence[int]) -> list[Layer]:
     spikes in such windows.
 
     :param features: features of the input, `(units,)` or `(channels, height, width)`
+    :param padding: `same` if convolutions keep the size of their maps. Defaults to `valid`
     :raises ExperimentError: invalid layers, or layers that do not fit the input
     """
     layers: list[Layer] = []
@@ -52,7 +53,7 @@ def parse(text: str, features: Sequence[int]) -> list[Layer]:
         pooled = _KINDS["maximum"].fullmatch(following) is not None
         before = layers[-1] if layers else None
         try:
-            layer = _layer(name, tuple(features), before, pooled)
+            layer = _layer(name, tuple(features), before, pooled, padding)
         except ExperimentError as error:
             raise ExperimentError(f"--layers {text}, {name!r}: {error}") from None
         layers.append(layer)
@@ -60,7 +61,9 @@ def parse(text: str, features: Sequence[int]) -> list[Layer]:
     return layers
 
 
-def _layer(name: str, given: tuple[int, ...], before: Layer | None, pooled: bool) -> Layer:
+def _layer(
+    name: str, given: tuple[int, ...], before: Layer | None, pooled: bool, padding: str
+) -> Layer:
     """The layer of this name; ``pooled`` if the maximum of its currents is next."""
     kind, numbers = _read(name)
     if kind == "linear":
@@ -72,6 +75,8 @@ def _layer(name: str, given: tuple[int, ...], before: Layer | None, pooled: bool
         )
     channels, height, width = given
     side = numbers[-1]
+    if kind == "convolution" and padding == "same":
+        return Layer(kind, side, given, (numbers[0], height, width), not pooled)
     if kind == "convolution":
         if side > min(height, width):
             raise ExperimentError(

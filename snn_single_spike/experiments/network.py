@@ -78,7 +78,8 @@ class Network(nn.Module):
     unit stands in front of every linear layer. For one seed all kinds of neurons start from
     the same weights, and share the keys of `state_dict`.
 
-    Inputs: x of shape `(T, B, *features)`, a tensor, spike times or events
+    Inputs: x of shape `(T, B, *features)`, a tensor, spike times or events. The layers in front of
+    the first neurons compute one step of an expanded tensor, whose steps are all the same.
 
     Outputs: scores `(B, classes)`, and the spikes `(T, B, *features)` of each hidden layer
 
@@ -90,10 +91,16 @@ class Network(nn.Module):
         spec = DATASETS[config.dataset]
         self.stages = nn.ModuleList()
         features = spec.features
-        for layer in layers.parse(config.layers, spec.features):
+        for layer in layers.parse(config.layers, spec.features, config.padding):
             if layer.kind == "linear" and config.delays:
+                if config.coding == "current" and not self.stages:
+                    raise ExperimentError(
+                        f"--delays {config.delays}: the delays in front of the first layer are of "
+                        "spikes, and with --coding current the input has none; use --coding "
+                        "latency, or omit --delays"
+                    )
                 self.stages.append(SpikeDelay(layer.given, learn_delay=True))
-            self.stages.append(_layer(layer))
+            self.stages.append(_layer(layer, config.padding))
             if layer.fires:
                 self.stages.append(_neuron(layer.features, config))
             features = layer.features
@@ -111,9 +118,13 @@ class Network(nn.Module):
         for stage in self.stages:
             if isinstance(stage, nn.Linear | SpikeDelay):
                 x = x.flatten(2)
-            x = stage(x)
             if isinstance(stage, snn.Leaky):
+                x = stage(x)
                 hidden.append(x)
+            elif isinstance(x, Tensor) and x.stride(0) == 0:  # the same at every step
+                x = stage(x[:1]).expand(len(x), *(-1 for _ in x.shape[1:]))
+            else:
+                x = stage(x)
         x = x.flatten(2)
         x = x if self.output_delay is None else self.output_delay(x)
         return self.readout(self.output(x)), hidden
@@ -139,11 +150,12 @@ class Network(nn.Module):
                 nn.init.uniform_(module.delay, 0, config.delays)
 
 
-def _layer(layer: Layer) -> nn.Module:
+def _layer(layer: Layer, padding: str) -> nn.Module:
     if layer.kind == "linear":
         return nn.Linear(layer.given[0], layer.features[0])
     if layer.kind == "convolution":
-        return EachStep(nn.Conv2d(layer.given[0], layer.features[0], layer.size))
+        channels, features = layer.given[0], layer.features[0]
+        return EachStep(nn.Conv2d(channels, features, layer.size, padding=padding))
     return EachStep((nn.MaxPool2d if layer.kind == "maximum" else nn.AvgPool2d)(layer.size))
 
 

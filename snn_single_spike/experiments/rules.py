@@ -52,9 +52,13 @@ def _check_dataset(config: Any) -> None:
                 f"--augment {text}: images of {config.dataset} are {spec.features[-1]} pixels "
                 f"wide; use a shift of at most {spec.features[-1] - 1}"
             )
-    if config.augment and not (spec.coding == "latency" and len(spec.features) == 3):
+    if config.augment and (spec.recorded or len(spec.features) != 3):
         raise ExperimentError(
             f"--augment {','.join(config.augment)}: {config.dataset} has no images; omit --augment"
+        )
+    if config.coding == "current" and spec.recorded:
+        raise ExperimentError(
+            f"--coding current: the samples of {config.dataset} are recorded spikes; omit --coding"
         )
     if config.dataset in NEEDS_FILES and config.data is None:
         raise ExperimentError(

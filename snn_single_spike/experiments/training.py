@@ -26,12 +26,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import SpikeDelay, SpikeEvents, SpikeTimes, init
+from .. import SpikeDelay, SpikeTimes, init
 from ..functional import NaNError
 from . import ExperimentError, augment, checkpoint, datasets, record, rules
 from .checkpoint import Position
 from .config import Config
-from .datasets import Dataset
+from .datasets import Batch, Dataset
 from .distributed import Processes, processes
 from .files import remove_leftovers
 from .network import Network, count_spikes
@@ -145,6 +145,7 @@ def load_dataset(config: Config) -> Dataset:
         test_samples=config.test_samples,
         hold_out=config.hold_out,
         download=config.download,
+        coding=config.coding,
     )
 
 
@@ -247,8 +248,12 @@ class _Run:
 
     def _input(self, index: Tensor) -> Any:
         """Training samples without augmentation, as the network takes them."""
-        spikes = self.training.batch(index)
-        return spikes.to_dense() if self.config.spike_format == "dense" else spikes
+        return self._formatted(self.training.batch(index))
+
+    def _formatted(self, x: Batch) -> Any:
+        """A batch in the format that layers pass on."""
+        dense = self.config.spike_format == "dense" and not isinstance(x, Tensor)
+        return x.to_dense() if dense else x
 
     @contextlib.contextmanager
     def _alone(self, resume: bool) -> Iterator[None]:
@@ -365,11 +370,12 @@ class _Run:
             transform = functools.partial(
                 augment.augment, augmentations=self.augmentations, seed=seed
             )
-            spikes = self.training.batch(index, transform).samples(share)
+            whole = self.training.batch(index, transform)
+            x = whole[:, share] if isinstance(whole, Tensor) else whole.samples(share)
         else:
-            spikes = self.training.batch(index[share])
+            x = self.training.batch(index[share])
         labels = self.training.labels[index[share]]
-        scores, hidden = self._forward(self.wrapped, spikes)
+        scores, hidden = self._forward(self.wrapped, x)
         loss = F.cross_entropy(scores, labels, reduction="sum")
         cost = loss
         if self.config.spike_penalty:
@@ -381,13 +387,10 @@ class _Run:
         figures.add(loss, scores, labels, hidden)
         return loss.detach()
 
-    def _forward(
-        self, network: nn.Module, spikes: SpikeTimes | SpikeEvents
-    ) -> tuple[Tensor, list[Any]]:
-        x = spikes.to_dense() if self.config.spike_format == "dense" else spikes
+    def _forward(self, network: nn.Module, x: Batch) -> tuple[Tensor, list[Any]]:
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.among.device.type, torch.bfloat16, enabled=half):
-            scores, hidden = network(x)
+            scores, hidden = network(self._formatted(x))
         return scores.to(DTYPES[self.config.precision]), hidden
 
     @torch.no_grad()

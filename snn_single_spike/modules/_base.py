@@ -333,7 +333,7 @@ class SingleSpikeNeuron:
 
     def reset_mem(self) -> Any:
         """As in snnTorch. The next sample starts from zeros, so that `state` is None."""
-        self._last_call = None
+        vars(self)["_last_call"] = None  # as in _keep
         return super().reset_mem()  # type: ignore[misc]
 
     def _keep_no_state(self, num_steps: int) -> None:

@@ -41,6 +41,8 @@ from .linear import (
     with_values,
 )
 
+_KEPT = 1 << 21  # elements of an adjoint that is kept until the layer before reads it
+
 
 def _conv_first_spikes(new: New, *rest: Any) -> tuple[Tensor, ...]:
     arguments = iter(rest)
@@ -330,6 +332,7 @@ class _Backward:
             every = slice(0, len(self.spiked))
             return self._product(current, every) if self.need_input else None, *gradients
         factors = factors_of(grad)
+        keep = self.need_input and num_steps * self.spiked.numel() <= _KEPT
 
         def scan(samples: slice, wanted: GradientFactors, want_parameters: bool) -> ConvGradients:
             return _backward_scan(
@@ -343,15 +346,19 @@ class _Backward:
                 rule,
                 surrogate,
                 want_parameters=want_parameters,
-                want_current=not want_parameters,
+                want_current=keep or not want_parameters,
                 backend=settings.backend,
             )
 
+        *gradients, current = scan(slice(0, len(self.spiked)), factors, want_parameters=True)
+        kept = current if keep else None
+
         def rows(samples: slice) -> Tensor:
-            # A second scan of a few samples takes less than to keep the adjoint of all samples.
+            if kept is not None:
+                return kept[:, samples]
+            # A second scan of a few samples takes less memory than the adjoint of all samples.
             found = scan(samples, factors.part(samples.start), want_parameters=False).current
             assert found is not None
             return found
 
-        *gradients, _ = scan(slice(0, len(self.spiked)), factors, want_parameters=True)
         return self._to_input(rows, None) if self.need_input else None, *gradients

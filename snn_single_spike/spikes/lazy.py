@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function
 from torch.utils._pytree import tree_map
 
 __all__ = [
@@ -189,7 +190,7 @@ class LazyTensor:
         """The dense tensor, for an operation that does not support this object."""
         if not torch.compiler.is_compiling():
             _warn(self, by)
-        return self.to_dense()
+        return _seen_by_modes(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, device={str(self.device)!r})"
@@ -198,6 +199,17 @@ class LazyTensor:
 def to_dense(x: Any) -> Any:
     """The dense tensor of spike times, events or a lazy membrane; other values unchanged."""
     return x.to_dense() if isinstance(x, LazyTensor) else x
+
+
+def _seen_by_modes(x: LazyTensor) -> Tensor:
+    """The dense tensor. A mode of torch sees that it is made from ``x``.
+
+    Operators and methods of ``x`` are no functions of torch, so no mode sees these.
+    """
+    if not torch.compiler.is_compiling() and torch._C._len_torch_function_stack():
+        dense: Tensor = handle_torch_function(_seen_by_modes, (x,), x)
+        return dense
+    return x.to_dense()
 
 
 # Functions whose result a lazy tensor has without its dense tensor.
@@ -364,7 +376,7 @@ class LazyMembrane(LazySequence):
         return self._requires_grad
 
     def materialize(self, by: str) -> Tensor:
-        return self.to_dense()  # no warning: the user requested the membrane
+        return _seen_by_modes(self)  # no warning: the user requested the membrane
 
     def to_dense(self) -> Tensor:
         """
@@ -403,7 +415,7 @@ class LastState(LazyTensor):
         )
 
     def materialize(self, by: str) -> Tensor:
-        return self.to_dense()  # no warning: the user requested the membrane
+        return _seen_by_modes(self)  # no warning: the user requested the membrane
 
     def to_dense(self) -> Tensor:
         """

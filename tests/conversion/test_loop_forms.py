@@ -491,6 +491,85 @@ def test_other_loops_are_refused_with_their_line(name):
         convert(made())
 
 
+class Unbatched(nn.Module):
+    """A convolution of frames of one sample, without a batch dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.lif = nn.Conv2d(1, 2, 3), nn.Linear(8, 4), snn.Leaky(0.9)
+
+    def forward(self, x):
+        mem, out = self.lif.init_leaky(), []
+        for frame in x:
+            spk, mem = self.lif(self.fc(self.conv(frame).flatten()), mem)
+            out.append(spk)
+        return torch.stack(out)
+
+
+class Batched(Unbatched):
+    def forward(self, x):
+        mem, out, x = self.lif.init_leaky(), [], x.unsqueeze(1)
+        for frame in x:
+            spk, mem = self.lif(self.fc(self.conv(frame).flatten(1)), mem)
+            out.append(spk)
+        return torch.stack(out)
+
+
+def test_a_sample_without_a_batch_is_refused_with_an_edit_that_works():
+    x = torch.rand(T, 1, 4, 4)
+    place = r"layer 'conv' \(Conv2d\), .*test_loop_forms\.py:\d+: "
+    with pytest.raises(ConversionError, match=place + r".*write x = x\.unsqueeze\(1\)"):
+        convert(Unbatched())(x)
+    net = awake(Batched())
+    assert convert(net)(x).shape == (T, 1, 4)  # and the check has passed
+
+
+class MeanOfCalls(nn.Module):
+    """A mean over calls, which the loop only reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(6, 4), snn.Leaky(0.9)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        mem, out = self.lif.init_leaky(), []
+        for frame in x:
+            spk, mem = self.lif(self.fc(frame) - self.mean, mem)
+            out.append(spk)
+        self.mean = 0.9 * self.mean + 0.1 * torch.stack(out).mean((0, 1)).detach()
+        return torch.stack(out)
+
+
+class MeanGiven(MeanOfCalls):
+    def forward(self, x, mean):
+        mem, out = self.lif.init_leaky(), []
+        for frame in x:
+            spk, mem = self.lif(self.fc(frame) - mean, mem)
+            out.append(spk)
+        return torch.stack(out), 0.9 * mean + 0.1 * torch.stack(out).mean((0, 1)).detach()
+
+
+def test_state_outside_of_the_loop_is_refused_with_an_edit_that_works():
+    state = r"'self\.mean' from one call to the next .*test_loop_forms\.py:\d+.* as an argument"
+    with pytest.raises(ConversionError, match=state):
+        convert(MeanOfCalls())
+    fast, mean = convert(awake(MeanGiven())), torch.zeros(4)
+    for _ in range(2):
+        spikes, mean = fast(torch.rand(T, B, 6), mean)
+    assert spikes.shape == (T, B, 4)
+    assert mean.any()
+
+
+def test_a_loop_that_ends_early_is_refused_with_an_edit_that_works():
+    step = "spk, mem = self.lif1(self.fc1(x[t]), mem)"
+    early = body(step, "out.append(spk)", "if spk.sum() > 3:", " break")
+    with pytest.raises(ConversionError, match=r":\d+: .*leaves the loop early.*spk_rec\[:n\]"):
+        convert(early())
+    whole = body(step, "out.append(spk)", after=["  out = out[:3]"])
+    assert len(convert(awake(whole()))(torch.rand(SEQUENCE))) == 3
+
+
 def test_what_only_the_converted_model_raises_is_no_error_of_torch():
     step = "spk, mem = self.lif1(self.fc1(x[t]), mem)"
     net = body(step, "assert len(spk) <= 3, 'too many rows'", "out.append(spk)")()
@@ -592,9 +671,11 @@ def test_explain_says_what_convert_would_do():
     good = explain(Comprehensions(), x)
     assert (good.converts, good.called, good.loops[0].converts) == (True, True, True)
     assert "neuron 'lif' (Leaky): becomes SingleSpikeLeaky" in str(good)
+    assert "ce_rate_loss" in str(good)  # convert cannot see the loss
     recurrent = snn.RSynaptic(0.9, 0.8, linear_features=4)
     bad = explain(nn.ModuleDict({"a": Traced(), "b": recurrent}))
     assert not bad.converts
+    assert "ce_rate_loss" not in str(bad)
     assert "RSynaptic" in bad.reason
     assert [neuron.becomes for neuron in bad.neurons] == ["SingleSpikeLeaky", ""]
     assert bad.loops[0].layer == "a"

@@ -324,6 +324,48 @@ def test_sizes_that_coincide_change_nothing(make):
             assert torch.allclose(mine, right, atol=1e-5)
 
 
+class DenseOperations(Bodies):
+    """Methods of spike times that make them dense, or return others."""
+
+    def forward(self, x):
+        mem, out = self.lif.init_leaky(), []
+        for frame in x:
+            spk, mem = self.lif(self.fc(frame), mem)
+            dense = [2 * spk, spk * self.scale, spk.float(), spk[:, 1:], spk.to_dense()]
+            out.append((*dense, spk.detach()))
+        return [torch.stack(parts) for parts in zip(*out, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore::snn_single_spike.MaterializationWarning")
+@pytest.mark.parametrize(("steps", "batch"), [(4, 3), (3, 5)])
+def test_dense_operations_on_spike_times_where_sizes_coincide(steps, batch):
+    net, x = awake(DenseOperations()), 2 * torch.rand(steps, batch, 6)
+    expected = convert(net, spike_format="dense")(x)
+    assert all(part.any() for part in expected)
+    for mine, right in zip(convert(net, spike_format="times")(x), expected, strict=True):
+        assert torch.equal(mine, right)
+
+
+def copied_by_numpy(x):
+    return torch.from_numpy(x.detach().numpy().copy())
+
+
+class OutOfSight(Bodies):
+    def forward(self, x):
+        mem, out = self.lif.init_leaky(), []
+        for frame in x:
+            spk, mem = self.lif(self.fc(frame), mem)
+            out.append(copied_by_numpy(spk))
+        return torch.stack(out)
+
+
+def test_a_value_that_may_be_folded_or_of_the_model_is_refused():
+    fast = convert(awake(OutOfSight()))
+    with pytest.raises(ConversionError, match=r"12, too.*Call the model with another batch size"):
+        fast(torch.rand(4, 3, 6))
+    assert fast(torch.rand(4, 2, 6)).shape == (4, 2, 12)
+
+
 def test_a_comparison_over_one_step_is_repeated_over_more():
     fast = convert(awake(body(STEP, "out.append(mem - mem.mean(0))")()))
     fast(torch.rand(1, B, 6))

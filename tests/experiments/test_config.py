@@ -133,6 +133,12 @@ def test_every_setting_has_a_flag():
             "--spike-penalty 0.1: --gradient spike_time has no gradient that removes a spike",
         ),
         ({"score_scale": "0"}, "--score-scale 0: must be greater than 0"),
+        ({"padding": "reflect"}, "--padding reflect: use one of valid, same"),
+        ({"coding": "rate"}, "--coding rate: use one of latency, current"),
+        (
+            {"dataset": "nmnist", "data": "x", "coding": "current"},
+            "--coding current: the samples of nmnist are recorded spikes; omit --coding",
+        ),
         ({"calibrate": "1"}, "--calibrate 1: must be less than 1"),
         (
             {"calibrate": "0.5", "neuron": "multi-spike-loop"},

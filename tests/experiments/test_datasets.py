@@ -86,6 +86,15 @@ def test_intensities_in_float64_make_float64_spikes():
     assert split.batch(torch.arange(2)).to_dense().dtype == torch.float64
 
 
+def test_intensities_are_currents_of_every_step():
+    split = datasets.load("digits", 5, coding="current").test
+    current = split.batch(torch.arange(3))
+    assert current.shape == (5, 3, 1, 8, 8)
+    assert current.stride(0) == 0  # one step is stored
+    codes = datasets.load("digits", 17, coding="latency").test.batch(torch.arange(3))
+    assert torch.equal(((1 - current[4]) * 16).floor().int(), codes.times)
+
+
 # IDX files
 
 

@@ -43,6 +43,28 @@ def test_weights_start_as_in_the_papers():
     assert not network(learn_beta=False).stages[1].beta.requires_grad
 
 
+@pytest.mark.parametrize("spike_format", ["dense", "times"])
+@pytest.mark.parametrize("layers", ["30-20", "4C3-P2-20", "4C3-AP2-20"])
+def test_the_layer_of_a_constant_current_is_computed_once(layers, spike_format, monkeypatch):
+    flags = {"layers": layers, "coding": "current", "spike_format": spike_format}
+    net = network(**flags, precision="float64").double()
+    x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    results, steps = [], []
+    compute = type(net.stages[0]).forward
+    monkeypatch.setattr(
+        type(net.stages[0]), "forward", lambda self, x: steps.append(len(x)) or compute(self, x)
+    )
+    for current in (x.expand(20, *x.shape), x.repeat(20, 1, 1, 1, 1)):
+        scores, hidden = net(current)
+        loss = nn.functional.cross_entropy(scores, torch.arange(6))
+        results.append((scores, *torch.autograd.grad(loss, list(net.parameters()))))
+    assert count_spikes(hidden) > 20
+    assert steps[0] == 1
+    assert 20 in steps
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
 @pytest.mark.parametrize("readout", ["sum", "max", "last"])
 @pytest.mark.parametrize("layers", ["30", "30-20", "4C3-P2-20", "4C3-AP2-20"])
 @pytest.mark.parametrize("kind", ["single-spike", "multi-spike"])
@@ -103,6 +125,24 @@ def test_surrogates_are_those_asked_for(codes, surrogate):
         nn.functional.cross_entropy(net(codes)[0], torch.arange(6)).backward()
         gradients.append(net.stages[0].weight.grad)
     assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize("layers", ["4C3-P2-20", "4C4-AP2-3C5-20"])
+def test_padded_convolutions_keep_the_size_of_their_maps(codes, layers):
+    for spike_format in ("dense", "times"):
+        net = network(layers=layers, padding="same", spike_format=spike_format)
+        given = codes if spike_format == "dense" else SpikeTimes.from_dense(codes)
+        scores, hidden = net(given)
+        assert scores.shape == (6, 10)
+        assert [x.shape[3:] for x in hidden] == (
+            [(4, 4), ()] if layers == "4C3-P2-20" else [(8, 8), (4, 4), ()]
+        )
+
+
+def test_delays_in_front_of_a_constant_current_are_refused():
+    with pytest.raises(ExperimentError, match="--delays 5.*: the delays in front of the first"):
+        network(delays="5", coding="current", spike_format="times")
+    network(delays="5", coding="current", layers="4C3-20", spike_format="times")
 
 
 def test_convolutions_and_poolings_have_the_shapes_they_say(codes):

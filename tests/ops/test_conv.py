@@ -10,6 +10,7 @@ from snn_single_spike.functional import (
     single_spike_conv2d,
     single_spike_leaky,
 )
+from snn_single_spike.ops import conv as conv_ops
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
 from tests.support.conv_problems import (
@@ -124,8 +125,11 @@ def chain(path, rules, backend, weights, dense):
 MIXED = [("spike_time", "masked"), ("masked", "spike_time")]
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 30], ids=["computed again", "kept"])
 @pytest.mark.parametrize("rules", [*((r, r) for r in GRADIENT_RULES), *MIXED], ids="-".join)
-def test_a_hidden_layer(rules, cpu_backend):
+def test_a_hidden_layer(rules, kept, cpu_backend, monkeypatch):
+    """A large adjoint of the second layer is computed again for the first one."""
+    monkeypatch.setattr(conv_ops, "_KEPT", kept)
     make = torch.Generator().manual_seed(3)
     weights = [
         torch.randn(4, 2, 3, 3, generator=make, dtype=torch.float64) / 2,

@@ -24,7 +24,7 @@ from snn_single_spike import (
     SpikeTimes,
 )
 from snn_single_spike.backends.numba import linear as numba_linear
-from snn_single_spike.backends.numba._launch import in_threads
+from snn_single_spike.backends.numba._threads import in_threads
 from snn_single_spike.functional import (
     delay_spikes,
     leaky_readout,
@@ -170,7 +170,8 @@ def test_fixed_fractional_delays_have_the_gradients_of_learned_ones(
         return torch.autograd.grad(loss, leaves)
 
     fixed = gradients(delay)
-    assert rooms == [(N,), (N,)]
+    assert len(rooms) >= 2
+    assert set(rooms) == {(N,)}
     for found, expected in zip(fixed, gradients(delay.requires_grad_()), strict=True):
         assert torch.equal(found, expected)
 

@@ -1,16 +1,9 @@
-"""What the launchers of the compiled CPU loops share: array views, pieces and threads.
-
-Threads are Python threads (the loops hold no GIL), as many as ``torch.get_num_threads()``: numba's
-own threading layers clash with forked data loaders.
-"""
+"""What the launchers of the compiled CPU loops share: array views and pieces for the threads."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -28,39 +21,9 @@ from .._events import Events
 from .._surrogate import Surrogate
 from .._types import state_dtype
 from ..memory import empty
+from ._threads import in_threads
 
 _PIECE = 1 << 20  # elements (T * M) that a thread takes at once
-
-
-@functools.cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Worker threads; a forked process gets its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="snn_single_spike")
-
-
-def in_threads(kernel: Callable[..., None], calls: list[tuple[object, ...]]) -> None:
-    """Call ``kernel`` with each tuple of arguments, in as many threads as torch uses.
-
-    The threads take the calls from one list. A thread may start late by milliseconds, where
-    torch's own threads wait for work on its core: then the others do its share.
-    """
-    if len(calls) == 1:
-        kernel(*calls[0])
-        return
-    left = iter(calls)
-
-    def work() -> None:
-        for call in left:
-            kernel(*call)
-
-    threads = min(torch.get_num_threads(), len(calls))
-    helpers = []
-    with contextlib.suppress(RuntimeError):  # shutting down, the interpreter takes no new work
-        helpers += [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
 
 
 def plain(*arguments: object) -> tuple[object, ...]:

@@ -39,7 +39,8 @@ from .._types import (
     GradientFactors,
 )
 from ..memory import empty
-from ._launch import as_array, as_events, in_threads, plain, spike_gradient
+from ._launch import as_array, as_events, plain, spike_gradient
+from ._threads import in_threads
 
 _TABLE = 1 << 16  # elements of a table of powers, which has at least _JUMP steps
 _JUMP = 64  # steps that a table of powers reaches at least

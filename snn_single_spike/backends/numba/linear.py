@@ -50,7 +50,8 @@ from .._types import (
     LinearNeurons,
 )
 from ..memory import empty
-from ._launch import as_array, as_events, in_threads, plain, spike_gradient
+from ._launch import as_array, as_events, plain, spike_gradient
+from ._threads import in_threads
 
 SPLITS = True  # reads spikes that are shared between two steps
 _FEW = 64  # rows of weights that the product is taken with inside the loop

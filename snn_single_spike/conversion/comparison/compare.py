@@ -25,12 +25,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...backends._compiling import is_traced
 from ...spikes.lazy import LazyTensor
-from ..call import Decision, Run, Spans, Time, run_folded
+from ..attributes import Decision
+from ..call import run_folded
 from ..loops.running import LoopRun
+from ..one_step import Run
 from ..refusals.layers import ConversionError
 from ..refusals.state import INTERNAL
 from ..source.place import failing_layer, of_torch, user_depth
 from ..source.users_code import is_users_code
+from ..time_axis import Spans, Time
 from .kept import Kept
 from .reference import InDouble, Layers, double_copy, make_author_s
 from .same_draws import FoldedDraws, Place, StepDraws

@@ -11,8 +11,8 @@ from torch import Tensor
 from ...functional import delay_spikes
 from ...spikes import SpikeEvents, SpikeTimes
 from ...spikes.lazy import materialize
-from ..call import Time
 from ..refusals.layers import ConversionError
+from ..time_axis import Time
 
 __all__ = ["FoldedDelay", "fold_delay"]
 

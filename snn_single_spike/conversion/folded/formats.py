@@ -261,13 +261,16 @@ class Readers(Watching):
 
 def choose_formats(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
     """``forward`` of a model that was converted with ``spike_format="auto"``."""
-    if torch.compiler.is_compiling() or _sees_tensors(model):
+    if torch.compiler.is_compiling():
+        return forward
+    parts = tuple(model.modules())
+    if _sees_tensors(model, parts):
         return forward
     conversion = model._single_spike
     time = conversion.time
 
     def run(model: Any, *args: Any, **kwargs: Any) -> Any:
-        key = _kind_of_call(model, args, kwargs)
+        key = _kind_of_call(model, parts, args, kwargs)
         time.formats = conversion.formats.get(key)
         try:
             if time.formats is None:
@@ -294,7 +297,7 @@ def choose_formats(forward: Callable[..., Any], model: Any) -> Callable[..., Any
     return run
 
 
-def _kind_of_call(model: Any, args: Any, kwargs: Any) -> Any:
+def _kind_of_call(model: Any, parts: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
     """What the readers of spikes depend on, apart from the sizes of a batch."""
 
     def kind(x: Any) -> Any:
@@ -303,18 +306,18 @@ def _kind_of_call(model: Any, args: Any, kwargs: Any) -> Any:
         return x if isinstance(x, (bool, int, float, str, type(None))) else type(x)
 
     given = tuple(map(kind, args)), tuple((name, kind(x)) for name, x in kwargs.items())
-    parts = tuple((part, vars(part).get("spike_grad")) for part in model.modules())
-    return model.training, torch.is_grad_enabled(), given, parts
+    rules = tuple([vars(part).get("spike_grad") for part in parts])
+    return model.training, torch.is_grad_enabled(), given, parts, rules
 
 
-def _sees_tensors(model: Any) -> bool:
+def _sees_tensors(model: Any, parts: tuple[Any, ...]) -> bool:
     """Whether user code reads the tensors between the layers: hooks, ``isinstance``, ..."""
     if torch.nn.modules.module._has_any_global_hook():
         return True
     return any(
         (part is not model and _is_watched(part))
         or (not isinstance(part, SpikingNeuron) and _asks_for_types(cast(Hashable, type(part))))
-        for part in model.modules()
+        for part in parts
     )
 
 

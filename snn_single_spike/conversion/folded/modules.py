@@ -29,7 +29,7 @@ from ...modules.rleaky import SingleSpikeRLeaky
 from ...modules.synaptic import SingleSpikeSynaptic
 from ...spikes import ConvCurrent, LazyCurrent, Spikes, choice
 from ...spikes.lazy import LazyTensor, materialize
-from ..call import Conversion, Time
+from ..attributes import Conversion
 from ..comparison.reference import state_names
 from ..copies import computed_tensors, unfold_delay, unfold_neuron
 from ..loops.rewrite import Rewritten, rewritten_methods
@@ -39,6 +39,7 @@ from ..refusals.state import is_own_state, mark_own_state
 from ..source.methods import entry_of
 from ..source.place import of_torch
 from ..source.repeated import fixes_batch
+from ..time_axis import Time
 from .checked import call_model
 from .delay import FoldedDelay
 from .immediate import resets_at_spike, run_with_immediate_reset

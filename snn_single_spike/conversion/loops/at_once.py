@@ -6,6 +6,7 @@ Inside the loop a tensor is either the same at every step, `(B, ...)`, or folded
 
 from __future__ import annotations
 
+import operator
 from contextlib import nullcontext
 from typing import Any
 
@@ -135,15 +136,16 @@ class Loop:
                 setattr(self.owner, name, self._carry(f"self.{name}", (), self._saved[name]))
         if run.expand:
             self._expand()
-        self._carry_states_that_are_read()
-        self._norms = norms_by_step(self, run.model)
+        modules = list(run.model.modules())
+        self._carry_states_that_are_read(modules)
+        self._norms = norms_by_step(self, modules)
         self._norms.__enter__()
         return self
 
-    def _carry_states_that_are_read(self) -> None:
+    def _carry_states_that_are_read(self, modules: list[nn.Module]) -> None:
         """Before a neuron has run, its attribute ``mem`` is that of the step before."""
         # A module takes long to say that it has no such attribute.
-        neurons = (x for x in self.run.model.modules() if isinstance(x, SpikingNeuron))
+        neurons = (x for x in modules if isinstance(x, SpikingNeuron))
         for neuron in neurons:
             for name in getattr(neuron, "states_read", ()):
                 carried = Carried(f"{neuron.path}.{name}", vars(neuron).get(name))
@@ -248,10 +250,11 @@ class Loop:
 
     def keeps_time(self, value: Any) -> bool:
         """Whether a folded tensor has a time dimension of one step first, (1, T * B, ...)."""
-        if self.folded_dim(value) != 1:
-            return False
+        return self._keeps_time(self.folded_dim(value))
+
+    def _keeps_time(self, folded_dim: int | None) -> bool:
         # A tensor of one sample, the same at every step, may have this shape by chance.
-        return self.time_kept or self.time.batch > 1
+        return folded_dim == 1 and (self.time_kept or self.time.batch > 1)
 
     def _is_of_model(self, value: Any) -> bool:
         """Whether a tensor is a parameter or a buffer, and not data."""
@@ -270,12 +273,21 @@ class Loop:
     def unfold(self, value: Any) -> Any:
         """The steps of a value, (T, B, ...)."""
         value = self.to_dense(value)
-        if self.keeps_time(value):
+        folded_dim = self.folded_dim(value)
+        if self._keeps_time(folded_dim):
             return value.unflatten(1, (self.steps, -1)).movedim(1, 0)
         rows = value.shape[0] if value.dim() else None
         if rows is not None and self.time.batch is None:
             self.time.batch = rows
-        if rows is None or not (rows == self.time.batch or self.folded_dim(value) == 0):
+        if rows is None or not (rows == self.time.batch or folded_dim == 0):
+            if value.dim() > 1 and rows == self.steps * self.time.batch:
+                refuse(
+                    f"a value of shape {tuple(value.shape)} leaves the loop. Its rows may be "
+                    f"{self.steps} steps x {self.time.batch} samples, or entries of the model, "
+                    f"which has a parameter or buffer with a size of {rows}, too: no function of "
+                    "torch has made the value from a sequence or from spikes (numpy() and the "
+                    "like are not followed). Call the model with another batch size"
+                )
             refuse(
                 f"a value of shape {tuple(value.shape)} leaves the loop, but {self.steps} steps x "
                 f"{self.time.batch} samples are expected as its rows: one entry for each sample. "
@@ -413,7 +425,7 @@ class Loop:
                     "the loop reads a list to which it appends. A converted model runs all steps "
                     f"at once, so the list is filled after the loop. Read it there, or {KEEP}"
                 )
-            entries.sort(key=lambda entry: entry[0])  # several entries of a step keep their order
+            entries.sort(key=operator.itemgetter(0))  # several entries of a step keep their order
         for name, value in self._kept.items():
             same = local.get(name) is self.entered.get(name, value)
             if not same or _version(value) != self._versions_kept[name]:
@@ -500,8 +512,8 @@ class Loop:
         if isinstance(value, Carried):
             return value.initial if id(value) in self._fixed else value._no()
         if isinstance(value, (Tensor, LazyTensor)):
-            folded = self.folded_dim(value) == 0 or self.keeps_time(value)
-            return self.unfold(value)[-1] if folded else value
+            dim = self.folded_dim(value)
+            return self.unfold(value)[-1] if dim == 0 or self._keeps_time(dim) else value
         if type(value) is tuple:
             return tuple(map(self._leave, value))
         if isinstance(value, (list, dict)):
@@ -517,8 +529,11 @@ def _begins(parameters: tuple[str, ...], given: dict[str, Any]) -> bool:
 
 
 def _version(state: Any) -> int:
+    if not isinstance(state, Tensor):
+        return 0
     try:
-        return state._version if isinstance(state, Tensor) else 0
+        with torch._C.DisableTorchFunction():  # a mode sees properties, too
+            return state._version
     except RuntimeError:  # of inference mode
         return 0
 

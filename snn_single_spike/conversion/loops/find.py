@@ -36,9 +36,12 @@ _READS_VALUES = {"tolist", "numpy"}
 _LOOPS = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)
 _CHILDREN = {"children", "named_children", "modules", "named_modules"}
 _REFUSED: dict[type, str] = {
-    ast.Break: "leaves the loop early",
+    ast.Break: (
+        "leaves the loop early. Let it run all its steps, and cut what it records behind it: "
+        "torch.stack(spk_rec[:n])"
+    ),
     ast.Continue: "skips a part of a step",
-    ast.Return: "returns from inside of the loop",
+    ast.Return: "returns from inside of the loop. Return behind it",
     ast.While: "has a while loop in it",
     ast.Try: "catches exceptions in it",
     ast.FunctionDef: "defines a function in it",
@@ -307,7 +310,7 @@ class _Finder:
             if isinstance(inner, (ast.Break, ast.Continue))
         }
         if loop is not None and loop.orelse:
-            _refuse(function, loop, "has an else branch")
+            _refuse(function, loop, "has an else branch. Write its code behind the loop")
         for node in (x for part in tree.body for x in ast.walk(part)):
             reason = _REFUSED.get(type(node))
             if isinstance(node, ast.Return) and loop is None:

@@ -151,9 +151,9 @@ def _has_step(index: Any) -> bool:
 class norms_by_step:
     """While a loop runs, normalization in training takes its statistics at every step."""
 
-    def __init__(self, loop: Any, model: nn.Module) -> None:
+    def __init__(self, loop: Any, modules: list[nn.Module]) -> None:
         self.loop = loop
-        self.norms = [m for m in model.modules() if isinstance(m, _NORM) and m.training]
+        self.norms = [m for m in modules if isinstance(m, _NORM) and m.training]
 
     def __enter__(self) -> None:
         for norm in self.norms:

@@ -11,9 +11,10 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ...spikes.lazy import LazyTensor
+from ...spikes.lazy import LazySequence, LazyTensor
 from ..watching import Watching
 
 __all__ = ["Provenance"]
@@ -53,6 +54,8 @@ class Provenance(Watching):
         self._folded[id(value)] = weakref.ref(value)
 
     def __contains__(self, value: Any) -> bool:
+        if isinstance(value, LazySequence) and value.folded:
+            return True  # spike times know it, as do others that their own methods make of them
         found = self._folded.get(id(value))
         return found is not None and found() is value
 
@@ -64,7 +67,8 @@ class Provenance(Watching):
         kwargs: Any = None,
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        if self._paused or not isinstance(out, _MADE):  # most functions return a size or a flag
+        # Most functions return a flag, or a size, which is a tuple.
+        if self._paused or not isinstance(out, _MADE) or isinstance(out, torch.Size):
             return out
         if any(x in self for x in _tensors((args, kwargs))):
             for x in _tensors(out):

@@ -23,7 +23,8 @@ from .plain import Position, names, plain_loops, position, statements_at, stored
 __all__ = ["Rewritten", "RewrittenMethod", "rewritten_methods"]
 
 _MAKES_TENSOR = {"torch.tensor", "torch.as_tensor", "torch.LongTensor", "torch.IntTensor"}
-_ON_TENSORS = {"view", "reshape", "select", "narrow", "item", "numel", *steps.REDUCTIONS}
+_ON_TENSORS = {"view", "reshape", "select", "narrow", "item", "numel", "to_dense"}
+_ON_TENSORS |= steps.REDUCTIONS
 
 
 class RewrittenMethod(NamedTuple):

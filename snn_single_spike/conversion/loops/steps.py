@@ -268,6 +268,8 @@ def on_tensor(name: str, value: Any, *arguments: Any) -> Any:
         dim, first, size = arguments
         index = (slice(None),) * (dim % value.dim()) + (slice(first, first + size),)
         return Indexed(loop, value)[index]
+    if name == "to_dense" and not arguments:
+        return loop.to_dense(value)
     batch = loop.time.batch
     rows = value.shape[0] if value.dim() else 0
     folded = loop.folded_dim(value) == 0 and loop.steps > 1

@@ -302,7 +302,8 @@ def shape_advice(num_steps: int, batch: int, static_input: bool) -> str:
     """Likely causes of a wrong shape inside a converted model, and their fixes."""
     called = (
         "the model was called step by step, or with an input that is the same at every step "
-        "(convert it with num_steps=), or with the batch first (convert it with time_dim=1)"
+        "(convert it with num_steps=), or with the batch first (convert it with time_dim=1), or "
+        "with one sample without a batch dimension (pass x.unsqueeze(1))"
     )
     mixed = ""
     if static_input:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..source.dataflow import flow_of, flow_of_module
 from ..source.place import of_package, of_torch
@@ -55,6 +56,8 @@ _CONTAINERS = (list, tuple, set, frozenset, collections.deque, dict)
 _BUILT_IN = {*_CONTAINERS}
 _LONGEST = 64  # elements of a container that are compared, at either end
 _DEPTH = 4
+_FIXED = (SpikingNeuron, nn.Linear, nn.modules.conv._ConvNd)
+"""Layers that change no buffer."""
 _DRAWING = (DROPOUT, nn.RReLU, nn.MultiheadAttention)
 _LINK = "_lru_list_elem"  # an entry of a cache of limited size
 
@@ -69,11 +72,11 @@ class Snapshot:
         self._flags: list[Any] = []
         self.generators: list[torch.Generator] = []
         self.objects: list[Any] = []  # which are alive here, so that their ids stay their own
-        modules = list(model.modules())
-        self._registered = set(modules)
+        self.modules = list(model.modules())
+        self._registered = set(self.modules)
         functions: dict[Callable[..., Any], Any] = {}
         classes: dict[type, None] = {}
-        for index, module in enumerate(modules):
+        for index, module in enumerate(self.modules):
             kind: Any = type(module)
             self._add_weights(module)
             if module._forward_pre_hooks or module._forward_hooks:
@@ -120,12 +123,12 @@ class Snapshot:
         """Parameters, and buffers of layers that change none: a forward must not write them."""
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):  # max_norm scales rows in place
             return
-        fixed = isinstance(module, (SpikingNeuron, nn.Linear, nn.modules.conv._ConvNd))
-        buffers = fixed and not module._forward_pre_hooks  # old spectral_norm is such a hook
-        held = (*module._parameters.items(), *(module._buffers.items() if buffers else ()))
-        for name, value in held:
-            if value is not None and not nn.parameter.is_lazy(value):
-                self.weights[module, name] = value, _print_tensor(value)
+        held: dict[str, Any] = module._parameters
+        if isinstance(module, _FIXED) and not module._forward_pre_hooks:
+            held = {**held, **module._buffers}  # old spectral_norm is such a hook
+        for name, value in held.items():
+            if value is not None and not is_lazy(value):
+                self.weights[module, name] = value, _version(value)
 
     def _add_callable(self, hook: Any, functions: dict[Callable[..., Any], Any]) -> None:
         while isinstance(hook, functools.partial):
@@ -231,7 +234,11 @@ class Snapshot:
 
 
 def _print_tensor(value: Tensor) -> tuple[int, int | None]:
-    return id(value), None if value.is_inference() else value._version
+    return id(value), _version(value)
+
+
+def _version(value: Tensor) -> int | None:
+    return None if value.is_inference() else value._version
 
 
 def reject_changes(model: nn.Module, before: Snapshot, records: set[tuple[Any, str]]) -> Snapshot:
@@ -242,8 +249,9 @@ def reject_changes(model: nn.Module, before: Snapshot, records: set[tuple[Any, s
     :return: the values after the call
     """
     after = Snapshot(model)
-    for key, (_, printed) in before.weights.items():
-        if after.weights.get(key, (None, printed))[1] != printed:
+    for key, held in before.weights.items():
+        value, version = after.weights.get(key, held)
+        if value is not held[0] or version != held[1]:
             raise _changed(model, *key)
     for holder, name in before.changes(after):
         record = type(holder) if isinstance(holder, nn.Module) else holder, name
@@ -357,7 +365,9 @@ def _changed(model: nn.Module, holder: Any, name: str) -> ConversionError:
             "at every step, and a converted model draws once for all steps. Draw with torch, one "
             "entry for each row of the input: torch.rand_like(x), torch.bernoulli(x)"
         )
-    return state_error(where, named, line)
+    owner = holder if isinstance(holder, nn.Module) else model
+    has_loop = bool(getattr(owner, "_rewritten", ()))
+    return state_error(where, named, line, has_loop)
 
 
 @functools.lru_cache(1024)

@@ -76,10 +76,19 @@ def reject_state(model: nn.Module, looped: Collection[str]) -> None:
             if is_statistic(module, name[0]):  # read in a forward of its own, as torch reads it
                 continue
             named = ".".join(("self", *(part for part in name if part[0] != "[")))
-            raise state_error(name_of_layer(path, module), named, f" ({line})")
+            raise state_error(name_of_layer(path, module), named, f" ({line})", path in looped)
 
 
-def state_error(where: str, name: str, line: str = "") -> ConversionError:
+def state_error(where: str, name: str, line: str = "", looped: bool = False) -> ConversionError:
+    """The error for a state; a forward that is ``looped`` keeps it from one call to the next."""
+    if looped:
+        return ConversionError(
+            f"{where} keeps the state {name!r} from one call to the next{line}: its forward reads "
+            "it before it writes it. Every call of a converted model starts anew, and its first "
+            "calls run forward more than once. Set the state in forward, before it is read. Or "
+            "give forward its value as an argument, return the new value, and keep it in the code "
+            "that calls the model"
+        )
     return ConversionError(
         f"{where} keeps the state {name!r} from one step to the next{line}: its forward reads it "
         "before it writes it. A converted model runs all steps at once, so the state would be "

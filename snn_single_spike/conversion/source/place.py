@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -24,12 +24,12 @@ ENTRY = "run_folded"  # the function that calls the forward of the user's model
 
 
 def failing_layer(model: nn.Module, error: BaseException) -> str:
-    """The innermost layer that was running, as the beginning of a message."""
+    """The layer and the line of the user's code that have failed, as the beginning of a message."""
     frames, traceback = [], error.__traceback__
     while traceback:
-        frames.append(traceback.tb_frame)
+        frames.append((traceback.tb_frame, traceback.tb_lineno))
         traceback = traceback.tb_next
-    found = _layer(model, reversed(frames))
+    found = _place(model, frames[::-1])
     return f"{found}: " if found else ""
 
 
@@ -37,12 +37,20 @@ def user_line(frame: FrameType | None, model: nn.Module) -> str:
     """The layer and the line of the user's code that runs, as the beginning of a message."""
     frames = []
     while frame is not None and frame.f_code.co_name != ENTRY:
-        frames.append(frame)
+        frames.append((frame, frame.f_lineno))
         frame = frame.f_back
-    layer = _layer(model, frames)
-    own = (x for x in frames if not of_package(x.f_globals.get("__name__", "")))
-    line = next((f"{x.f_code.co_filename}:{x.f_lineno}" for x in own), "")
-    return ", ".join(filter(None, (layer, line))) or "the model"
+    return _place(model, frames) or "the model"
+
+
+def _place(model: nn.Module, frames: Sequence[tuple[FrameType, int]]) -> str:
+    """The innermost layer, and the innermost line of the user's code; "" if there is neither.
+
+    ``frames`` come with the number of the line that runs, the innermost one first.
+    """
+    layer = _layer(model, [frame for frame, _ in frames])
+    own = ((x, n) for x, n in frames if not of_package(x.f_globals.get("__name__", "")))
+    line = next((f"{x.f_code.co_filename}:{n}" for x, n in own), "")
+    return ", ".join(filter(None, (layer, line)))
 
 
 @functools.cache
