@@ -27,8 +27,8 @@ from .tile import (
     width,
 )
 
-WORD_BITS = 6  # of a position in a word
-FEW = 4  # steps that are looked at one by one
+WORD_BITS = 6  # WORD is 2 to this power: numba divides in several instructions
+FEW = 4  # steps whose lists are read without a look at their bits
 
 
 @part_of_caller
@@ -163,7 +163,10 @@ def _sample(
     sample, steps, neuron, n, events, weights, adjoint, b, h, lam, later, total, lists, following,
     tables, gradient, gradients,
 ):  # fmt: skip
-    """Go back through the spikes of one sample."""
+    """Go back through the spikes of one sample.
+
+    ``h`` is the impulse of every step; without one, the work space of impulses inside a gap.
+    """
     begin, end = events.offsets[sample], events.offsets[sample + 1]
     has_every, has_at = given(adjoint.every), given(adjoint.at)
     inputs = gradients.inputs
@@ -228,8 +231,8 @@ def linear_backward_closed_form_loop(
 ):
     """Gradients of the weights and the bias from an adjoint in closed form, or to the inputs.
 
-    ``lists`` is work space. For the gradients to inputs each input has at
-    most one event. An event of value 0 is no spike, and needs no gradient at the step before.
+    ``lists`` is work space. For the gradients to inputs each input has at most one event. An event
+    of value 0 is no spike, and needs no gradient at the step before.
     """
     scratch, part, events, layer = Scratch(*scratch), Part(*part), Events(*events), Layer(*layer)
     lists = StepLists(*lists)
