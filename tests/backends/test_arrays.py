@@ -143,7 +143,8 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path):
 def test_the_work_space_of_tiles_begins_with_a_cache_line(backend, dtype):
     """Else every vector of a loop touches two lines."""
     module = backends.load(backend, "linear")
-    made = [*module._scratch(dtype), module._empty((3, 16), dtype), module._zeros((5, 16), dtype)]
+    space = module.work_space
+    made = [*module._scratch(dtype), space.empty((3, 16), dtype), space.zeros((5, 16), dtype)]
     assert not any(array.ctypes.data % 64 for array in made)
     assert not made[0].any()
     assert [array.shape[-1] for array in made] == [128, 128, 128, 16, 16]

@@ -258,9 +258,9 @@ def test_unused_memory_makes_room(monkeypatch):
 
 
 def test_no_memory_for_the_gradients_of_a_linear_layer():
-    launcher = pytest.importorskip("snn_single_spike.backends.numba.linear")
+    space = pytest.importorskip("snn_single_spike.backends.numba._work_space")
     with pytest.raises(RuntimeError, match=NO_MEMORY):
-        launcher._zeros((1 << 45,), "float32")
+        space.zeros((1 << 45,), "float32")
 
 
 def test_threads_never_share_a_block():
