@@ -59,7 +59,8 @@ class Net(nn.Module):
         self.output = nn.Linear(hidden, CLASSES)
         beta = torch.full((CLASSES,), math.exp(-1 / 90))
         self.readout = LeakyReadout(beta, learn_beta=True, scale=options.score_scale)
-        for layer, bound in ((self.hidden, 2 / math.sqrt(axons)), (self.output, hidden**-0.5)):
+        first_bound = options.weight_scale * 2 / math.sqrt(axons)
+        for layer, bound in ((self.hidden, first_bound), (self.output, hidden**-0.5)):
             nn.init.uniform_(layer.weight, -bound, bound)
             nn.init.zeros_(layer.bias)
 
@@ -136,6 +137,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3.5e-3)
     parser.add_argument("--delay-lr", type=float, default=0.15)
     parser.add_argument("--score-scale", type=float, default=1 / 30)
+    parser.add_argument(
+        "--weight-scale",
+        type=float,
+        default=1,
+        help="factor of the first weights of hidden neurons",
+    )
     parser.add_argument("--hold-out", type=int)
     parser.add_argument("--out", type=Path, help="append a line of JSON for each run")
     options = parser.parse_args()

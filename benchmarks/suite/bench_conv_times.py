@@ -13,7 +13,7 @@ from snn_single_spike import SingleSpikeConv2d, SingleSpikeLeaky, SpikeTimes, co
 from snn_single_spike.functional import spike_count
 
 from benchmarks.harness.networks import leaky_loop
-from benchmarks.harness.peers import first_spikes
+from benchmarks.harness.peers import first_spikes, peers
 from benchmarks.harness.race import Contestant
 
 LOOP = "snn.Leaky loop, a convolution a step"
@@ -73,12 +73,23 @@ def bench_conv_from_times(layer: str, what: str, compare, device: str) -> None:
     def loop() -> Tensor:
         return leaky_loop(leaky, x, before=conv)
 
+    spikingjelly = next(peer for peer in peers() if peer.name == "SpikingJelly LIF")
+    multi_step = None
+    if spikingjelly.missing is None:
+        multi_step = spikingjelly.make(torch.tensor([0.9], device=device), num_steps)
+
+    def others() -> Tensor:
+        assert multi_step is not None
+        return multi_step(alone())
+
     with torch.no_grad():
         made, right = ours(), dense()
         right = right.to_dense()  # torch's, or that of spike times
         assert 0.05 < (made.times >= 0).float().mean() < 0.95
         assert (made.to_dense() != right).float().mean() < 1e-6
         assert ((right > 0) != first_spikes(loop())).float().mean() < 1e-5
+        if multi_step:
+            assert ((right > 0) != first_spikes(others())).float().mean() < 1e-5
     reads = torch.randn(features * (side - 4) ** 2, device=device)
 
     def contestant(forward) -> Contestant:
@@ -99,6 +110,7 @@ def bench_conv_from_times(layer: str, what: str, compare, device: str) -> None:
             "convolution alone": contestant(alone),
             "convolution, SingleSpikeLeaky": contestant(dense),
             LOOP: contestant(loop),
+            **({"convolution, SpikingJelly LIF": contestant(others)} if multi_step else {}),
         },
         cell={"layer": layer, "num_steps": num_steps, "batch": batch, "what": what},
     )

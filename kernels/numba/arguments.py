@@ -177,6 +177,15 @@ class CurrentGradients(NamedTuple):
     """(O,)."""
 
 
+class StepLists(NamedTuple):
+    """Work space for a linked list of neurons for each step; no loop visits the steps without."""
+
+    heads: np.ndarray
+    """(T + 1,), the first neuron of each list, or -1. The loop leaves it as it was."""
+    busy: np.ndarray
+    """(T // WORD + 1,), a bit for each step, 1 where there is a list. The loop leaves it clear."""
+
+
 class ClosedFormAdjoint(NamedTuple):
     """lam[k] = h[k] + beta lam[k+1], (B, O) each."""
 

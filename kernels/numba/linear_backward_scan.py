@@ -178,7 +178,7 @@ def _integrate_again(last, begin, end, zeroes, subtracts, events, weights, first
         elif subtracts:
             _subtract_fired(rows.x, rows.threshold, first, t - 1)
         if given(events.late):
-            e = gather_split(e, end, t, events, weights, rows.x, rows.later)
+            e = gather_split(e, end, t, True, events, weights, rows.x, rows.later)
         else:
             e = gather(e, end, t, events, weights, rows.x)
         _integrate(t, rows.v, rows.b, rows.x, mem)

@@ -3,9 +3,7 @@
 import numpy as np
 
 from .compiling import compiled
-from .simd import LANES, count_bits, lowest_bit, unequal_bits
-
-WORD = 64  # entries that the bits of one number mark
+from .simd import LANES, WORD, count_bits, lowest_bit, unequal_bits
 
 
 @compiled

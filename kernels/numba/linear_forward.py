@@ -9,7 +9,7 @@ import numpy as np
 from .arguments import Events, FirstSpikes, Layer, Part, Scratch
 from .block import given
 from .compiling import helper, inlined_helper, part_of_caller
-from .simd import LANES, load, store, where
+from .simd import LANES, any_lane, load, store, where
 from .tile import (
     JUMP,
     TILE,
@@ -17,7 +17,6 @@ from .tile import (
     copy_row,
     gather,
     gather_split,
-    jump,
     jump_slope,
     power_slopes,
     power_tables,
@@ -35,6 +34,7 @@ class _Rows(NamedTuple):
     drive: np.ndarray
     v: np.ndarray
     x: np.ndarray
+    """The current of a step, or the membrane before a jump."""
     p: np.ndarray
     """The derivative of ``v`` by beta."""
     below: np.ndarray
@@ -46,7 +46,6 @@ class _Rows(NamedTuple):
     """The current of the next step, of spikes that are shared with it."""
     unfired: np.ndarray
     first: np.ndarray
-    marks: np.ndarray
     when: np.ndarray
     """The step of the highest membrane up to the spike, which is the step of a spike."""
 
@@ -56,23 +55,24 @@ def _rows_of(scratch):
     # Rows of one array: the compiler can prove that they do not overlap, and vectorizes.
     r, m = scratch.rows, scratch.marks
     return _Rows(
-        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], m[0], m[1], m[2], m[3]
+        r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], m[0], m[1], m[2]
     )  # fmt: skip
 
 
 @inlined_helper
-def _jump_marked(gap, never, rows, tables):
-    """Jump, write the membrane into ``x``, and mark neurons that are above the threshold there."""
-    power, geometric = tables.power, tables.geometric
-    v, drive, threshold = rows.v, rows.drive, rows.threshold
-    first, later, marks = rows.first, rows.x, rows.marks
-    hit = np.int32(0)
-    for j in range(TILE):
-        u = power[gap, j] * v[j] + geometric[gap, j] * drive[j]
-        later[j] = u
-        mark = np.int32((u > threshold[j]) & (first[j] == never))
-        marks[j] = mark
-        hit |= mark
+def _jump_keeping(gap, never, rows, tables):
+    """Jump, and keep the membrane before in ``x``.
+
+    Returns whether a neuron that has not fired is above its threshold after the jump.
+    """
+    hit = False
+    for j in range(0, TILE, LANES):
+        held = load(rows.v, j)
+        power, geometric = load(tables.power, (gap, j)), load(tables.geometric, (gap, j))
+        u = power * held + geometric * load(rows.drive, j)
+        store(rows.x, j, held)
+        store(rows.v, j, u)
+        hit |= any_lane((u > load(rows.threshold, j)) & (load(rows.first, j) == never))
     return hit
 
 
@@ -87,33 +87,66 @@ def _step(step, never, rows):
 
 
 @inlined_helper
-def _step_crossing(step, never, want_slope, rows):
+def _cross(step, u, held, threshold, never, first, below, above, when):
+    """The state of some neurons after a step from the membrane ``held`` to ``u``.
+
+    Returns the masks of neurons that fire, and of those whose membrane is higher than any before.
+    """
+    silent = first == never
+    fires, higher = (u > threshold) & silent, (u > above) & silent
+    return (
+        fires,
+        higher,
+        where(fires, step, first),
+        where(fires, held, below),
+        where(higher, u, above),
+        where(higher, step, when),
+    )
+
+
+@inlined_helper
+def _step_crossing(step, both, never, want_slope, rows):
     """As :func:`_step`; keeps the membrane around a spike, and the highest one.
 
-    Between two spikes the membrane is monotonic, so its maximum is at one of the two ends.
+    ``both`` adds the next step, whose current is ``later``. Between two spikes the membrane is
+    monotonic, so its maximum is at one of the two ends.
     """
-    last = np.int32(step - 1)
+    last, following = np.int32(step - 1), np.int32(step + 1)
     for j in range(0, TILE, LANES):
-        held, b, at, top = load(rows.v, j), load(rows.b, j), load(rows.when, j), load(rows.above, j)
+        held, b, threshold = load(rows.v, j), load(rows.b, j), load(rows.threshold, j)
+        first, below = load(rows.first, j), load(rows.below, j)
+        when, above = load(rows.when, j), load(rows.above, j)
+        risen = (held > above) & (first == never)
+        above, when = where(risen, held, above), where(risen, last, when)
         u = b * held + load(rows.x, j)
-        store(rows.v, j, u)
-        first = load(rows.first, j)
-        silent = first == never
-        fires = (u > load(rows.threshold, j)) & silent
-        store(rows.first, j, where(fires, step, first))
-        store(rows.below, j, where(fires, held, load(rows.below, j)))
-        risen = (held > top) & silent
-        top = where(risen, held, top)
-        higher = (u > top) & silent
-        store(rows.above, j, where(higher, u, top))
-        store(rows.when, j, where(higher, step, where(risen, last, at)))
+        fires, higher, first, below, above, when = _cross(
+            step, u, held, threshold, never, first, below, above, when
+        )
         if want_slope:
-            p = load(rows.p, j)
+            p, slope_below = load(rows.p, j), load(rows.slope_below, j)
+            slope_above = where(risen, p, load(rows.slope_above, j))
             slope = held + b * p
+            slope_below = where(fires, p, slope_below)
+            slope_above = where(higher, slope, slope_above)
+        if both:
+            held = u
+            u = b * held + (load(rows.drive, j) + load(rows.later, j))
+            fires, higher, first, below, above, when = _cross(
+                following, u, held, threshold, never, first, below, above, when
+            )
+            if want_slope:
+                p, slope = slope, held + b * slope
+                slope_below = where(fires, p, slope_below)
+                slope_above = where(higher, slope, slope_above)
+        store(rows.v, j, u)
+        store(rows.first, j, first)
+        store(rows.below, j, below)
+        store(rows.above, j, above)
+        store(rows.when, j, when)
+        if want_slope:
             store(rows.p, j, slope)
-            store(rows.slope_below, j, where(fires, p, load(rows.slope_below, j)))
-            kept = where(risen, p, load(rows.slope_above, j))
-            store(rows.slope_above, j, where(higher, slope, kept))
+            store(rows.slope_below, j, slope_below)
+            store(rows.slope_above, j, slope_above)
 
 
 @part_of_caller
@@ -136,17 +169,17 @@ def _begin_peak(want_slope, rows):
 
 
 @helper
-def _search(start, stop, rows):
+def _search(start, stop, never, rows):
     """Find the step between two spikes at which the membrane of a neuron crosses the threshold.
 
-    ``v`` is the membrane before ``start``. ``marks`` are the neurons whose membrane ``x`` after a
-    jump to ``stop`` is above the threshold. If the membrane stays below step by step, the jump was
-    above by rounding only: the neuron does not fire, and ``x`` becomes the membrane of the steps.
+    ``x`` is the membrane before ``start``, and ``v`` after a jump to ``stop``. If the membrane
+    stays below step by step, the jump was above by rounding only: the neuron does not fire, and
+    ``v`` becomes the membrane of the steps.
     """
     b, current, threshold = rows.b, rows.drive, rows.threshold
     for j in range(TILE):
-        if rows.marks[j]:
-            u, q = rows.v[j], rows.p[j]
+        if (rows.v[j] > threshold[j]) & (rows.first[j] == never):
+            u, q = rows.x[j], rows.p[j]
             for t in range(start, stop):
                 before, q_before = u, q
                 q = u + b[j] * q
@@ -157,36 +190,46 @@ def _search(start, stop, rows):
                     rows.slope_below[j], rows.slope_above[j] = q_before, q
                     break
             if u <= threshold[j]:
-                rows.x[j] = u
+                rows.v[j] = u
 
 
 @part_of_caller
 def _jump(t, gap, never, may_cross, want_slope, rows, tables):
     """The membrane ``gap`` steps without spikes later."""
-    if may_cross and _jump_marked(gap, never, rows, tables):
-        _search(t, t + gap, rows)
+    if _jump_keeping(gap, never, rows, tables) and may_cross:
+        _search(t, t + gap, never, rows)
     if want_slope:
-        jump_slope(gap, rows.p, rows.v, rows.drive, tables)
-    if may_cross:
-        copy_row(rows.x, rows.v)
-    else:
-        jump(gap, rows.v, rows.drive, tables)
+        jump_slope(gap, rows.p, rows.x, rows.drive, tables)
 
 
 @part_of_caller
-def _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows):
-    """One step with spikes. Returns the next spike."""
+def _spikes_of(e, end, t, last, carried, never, want_crossing, want_slope, events, weights, rows):
+    """One step with spikes, or two. Returns the next spike, and the steps.
+
+    A part of spikes that are shared arrives at the next step. If this step has no other spikes, it
+    is computed too.
+    """
+    step, before = np.int32(t), e
     copy_row(rows.drive, rows.x)
+    both = False
     if given(events.late):
-        e = gather_split(e, end, t, events, weights, rows.x, rows.later)
+        e = gather_split(e, end, t, carried, events, weights, rows.x, rows.later)
+        busy = e < end and events.times[e] == t + 1
+        both = want_crossing and 0 < t < last and e > before and not busy
     else:
         e = gather(e, end, t, events, weights, rows.x)
-    step = np.int32(t)
-    if want_crossing:
-        _step_crossing(step, never, want_slope, rows)
-    else:
+    if not want_crossing:
         _step(step, never, rows)
-    return e
+    elif both:
+        if want_slope:
+            _step_crossing(step, True, never, True, rows)
+        else:
+            _step_crossing(step, True, never, False, rows)
+    elif want_slope:
+        _step_crossing(step, False, never, True, rows)
+    else:
+        _step_crossing(step, False, never, False, rows)
+    return e, 2 if both else 1
 
 
 @part_of_caller
@@ -244,7 +287,6 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
         for sample in range(part.low, part.high):
             clear_row(rows.v)
             clear_row(rows.p)
-            clear_row(rows.later)
             copy_row(rows.unfired, rows.first)
             e, end = events.offsets[sample], events.offsets[sample + 1]
             t, stops, shared = 0, 0, False
@@ -262,11 +304,14 @@ def linear_first_spikes_loop(scratch, part, events, layer, num_steps, out):
                 if t == num_steps:
                     break
                 before = e
-                e = _spikes_of(e, end, t, never, want_crossing, want_slope, events, weights, rows)
-                shared = given(events.late) and e > before
+                e, steps = _spikes_of(
+                    e, end, t, num_steps - 1, shared, never, want_crossing, want_slope, events,
+                    weights, rows,
+                )  # fmt: skip
+                shared = given(events.late) and e > before and steps == 1
                 if want_crossing and t == 0:
                     _begin_peak(want_slope, rows)
-                t += 1
+                t += steps
                 stops += 1
                 if stops % 8 == 0 and _all_fired(rows.first, never):
                     break

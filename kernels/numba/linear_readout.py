@@ -131,7 +131,7 @@ def _maximum(begin, end, num_steps, forgets, events, weights, rows, tables):
             copy_row(rows.drive, x)
             before = e
             if given(events.late):
-                e = gather_split(e, end, now, events, weights, x, rows.v_later)
+                e = gather_split(e, end, now, True, events, weights, x, rows.v_later)
                 shared = e > before
             else:
                 e = gather(e, end, now, events, weights, x)

@@ -30,6 +30,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
 LANES = 16
+WORD = 64  # entries that the bits of one number mark
 LINE = 64  # bytes; at least the size of a cache line
 
 

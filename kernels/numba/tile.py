@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiling import helper, inlined_helper, part_of_caller
+from .simd import LANES, prefetch
 
 TILE = 128
 JUMP = 64  # steps that the tables of powers reach
+AHEAD = 8  # spikes between the one that is added and the one whose row is loaded
 
 
 class Tables(NamedTuple):
@@ -80,6 +82,14 @@ def power_slopes(tables):
 
 
 @inlined_helper
+def _fetch(e, units, rows):
+    """Begin to load the row of a spike, in float64 half of its lines, before its turn."""
+    unit = units[e]
+    for j in range(0, TILE, LANES):
+        prefetch(rows, (unit, j))
+
+
+@inlined_helper
 def gather(e, end, now, events, weights, x):
     """Add the weights of all spikes of one step to the current; returns the next spike."""
     times, units, values = events.times, events.units, events.values
@@ -91,6 +101,8 @@ def gather(e, end, now, events, weights, x):
             e += 1
         return e
     while e + 3 < end and times[e + 3] == now:  # four at a time: x is read and written once
+        for ahead in range(e + AHEAD, e + AHEAD + 4):
+            _fetch(min(ahead, end - 1), units, weights)
         one, two, three, four = units[e], units[e + 1], units[e + 2], units[e + 3]
         for j in range(TILE):
             u = x[j] + weights[one, j]
@@ -99,6 +111,7 @@ def gather(e, end, now, events, weights, x):
             x[j] = u + weights[four, j]
         e += 4
     while e < end and times[e] == now:
+        _fetch(min(e + AHEAD, end - 1), units, weights)
         unit = units[e]
         for j in range(TILE):
             x[j] += weights[unit, j]
@@ -107,16 +120,20 @@ def gather(e, end, now, events, weights, x):
 
 
 @inlined_helper
-def gather_split(e, end, now, events, weights, x, later):
+def gather_split(e, end, now, carried, events, weights, x, later):
     """As :func:`gather`, of spikes that are shared with the next step, whose current is ``later``.
 
-    The function adds ``later``, which the step before has left, to ``x``, and then clears it.
+    The function adds ``later`` to ``x`` if the step before has left a current in it (``carried``).
     """
     times, units, values, late = events.times, events.units, events.values, events.late
+    if carried:
+        for j in range(TILE):
+            x[j] += later[j]
     for j in range(TILE):
-        x[j] += later[j]
         later[j] = 0
     while e + 3 < end and times[e + 3] == now:  # as in gather
+        for ahead in range(e + AHEAD, e + AHEAD + 4):
+            _fetch(min(ahead, end - 1), units, weights)
         one, two, three, four = units[e], units[e + 1], units[e + 2], units[e + 3]
         a, b, c, d = values[e], values[e + 1], values[e + 2], values[e + 3]
         p, q, r, s = late[e], late[e + 1], late[e + 2], late[e + 3]
@@ -133,6 +150,7 @@ def gather_split(e, end, now, events, weights, x, later):
             later[j] = v + s * rest
         e += 4
     while e < end and times[e] == now:
+        _fetch(min(e + AHEAD, end - 1), units, weights)
         unit, value, rest = units[e], values[e], late[e]
         for j in range(TILE):
             w = weights[unit, j]
@@ -147,6 +165,7 @@ def scatter(e, begin, now, events, lam, gradient):
     """Add the adjoint to the gradient of the weights of all spikes of one step, going back."""
     times, units, values = events.times, events.units, events.values
     while e >= begin and times[e] == now:
+        _fetch(max(e - AHEAD, begin), units, gradient)
         unit = units[e]
         if values.shape[0] > 0:
             value = values[e]
@@ -160,37 +179,38 @@ def scatter(e, begin, now, events, lam, gradient):
 
 
 @functools.partial(helper, fastmath={"reassoc", "contract"})
-def dot(weights, unit, row):
+def dot(weights, unit, row, size):
+    """The product of the first ``size`` numbers of two rows, a multiple of LANES."""
     total = row.dtype.type(0)
-    for j in range(TILE):
+    for j in range(size):
         total += weights[unit, j] * row[j]
     return total
 
 
 @functools.partial(inlined_helper, fastmath={"reassoc", "contract"})
-def _add_split(unit, height, rest, weights, lam, rise, gradient):
-    """Add to the gradient of one row of weights; returns the product of this row and ``rise``."""
+def _add_split(unit, value, rest, weights, lam, later, gradient):
+    """Add to the gradient of one row of weights; returns its product with ``later`` - ``lam``."""
     total = lam.dtype.type(0)
     for j in range(TILE):
-        gradient[unit, j] += height * lam[j] + rest * rise[j]
-        total += weights[unit, j] * rise[j]
+        now, then = lam[j], later[j]
+        gradient[unit, j] += value * now + rest * then
+        total += weights[unit, j] * (then - now)
     return total
 
 
 @inlined_helper
-def scatter_split(e, begin, now, events, weights, lam, rise, gradient, shares):
-    """As :func:`scatter`, of spikes that are shared with the next step.
+def scatter_split(e, begin, now, events, weights, lam, later, gradient, shares):
+    """As :func:`scatter`, of spikes that are shared with the next step, whose adjoint is ``later``.
 
-    ``rise`` is the adjoint of the next step on entry, and that less ``lam`` on return: the gradient
-    of the share of the next step is its product with the weights.
+    The gradient of the share of the next step is the product of the weights with the difference.
     """
     times, units, values, late = events.times, events.units, events.values, events.late
-    for j in range(TILE):
-        rise[j] -= lam[j]
     while e >= begin and times[e] == now:
-        unit, rest = units[e], late[e]
-        height = values[e] + rest
-        shares[unit] += height * _add_split(unit, height, rest, weights, lam, rise, gradient)
+        _fetch(max(e - AHEAD, begin), units, gradient)
+        _fetch(max(e - AHEAD, begin), units, weights)
+        unit, value, rest = units[e], values[e], late[e]
+        total = _add_split(unit, value, rest, weights, lam, later, gradient)
+        shares[unit] += (value + rest) * total
         e -= 1
     return e
 

@@ -11,11 +11,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..backends._compiling import is_batched, is_traced
 from ..backends._surrogate import Surrogate
 from ..backends.torch.surrogate import surrogate_slope
 
 Slope = Surrogate | Callable[[Tensor], Tensor]
 """A surrogate, or a custom differentiable function of mem - threshold."""
+
+
+_FEW = 1 << 13  # entries for which the calls take longer than the branches
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def select(mask: Tensor, chosen: Tensor, other: Tensor | float = 0.0) -> Tensor:
+    """``torch.where`` with a mask of the shape of the result.
+
+    On a CPU torch.where branches on each entry. Whether a neuron fires cannot be predicted, so the
+    branch takes longer than all arithmetic around it. Operations on bits have none. Autograd cannot
+    record them.
+    """
+    recorded = torch.is_grad_enabled() or is_traced() or is_batched(chosen)
+    if recorded or chosen.device.type != "cpu" or chosen.numel() < _FEW:
+        return torch.where(mask, chosen, other)
+    bits = _BITS[chosen.dtype.itemsize]
+    every = mask.to(bits).neg_()  # all bits 1 where the mask is True
+    if isinstance(other, Tensor) or other:
+        rest = torch.as_tensor(other, dtype=chosen.dtype, device="cpu").view(bits)
+        return ((chosen.view(bits) ^ rest) & every).bitwise_xor_(rest).view(chosen.dtype)
+    return every.bitwise_and_(chosen.view(bits)).view(chosen.dtype)
 
 
 def per_neuron(parameter: Tensor, neurons: int) -> Tensor:
@@ -28,7 +51,7 @@ def interpolate(times: Tensor, crossing: Tensor, threshold: Tensor) -> Tensor:
     below, rise = _between(times, crossing)
     theta = per_neuron(threshold, times.shape[0])
     between = times - 1 + (theta - below) / rise
-    return torch.where(times > 0, between, times.to(between.dtype))
+    return select(times > 0, between, times.to(between.dtype))
 
 
 def _between(times: Tensor, crossing: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,13 +60,13 @@ def _between(times: Tensor, crossing: Tensor) -> tuple[Tensor, Tensor]:
     A division by 0 there would make second derivatives NaN.
     """
     below, above = crossing.unbind(0)
-    return below, torch.where(times > 0, above - below, 1.0)
+    return below, select(times > 0, above - below, 1.0)
 
 
 def at_steps(rows: Tensor, steps: Tensor, back: int = 0) -> Tensor:
     """rows[step - back] for every neuron whose step is at least ``back``, else 0."""
     index = (steps - back).clamp(min=0)
-    return torch.where(steps >= back, rows.gather(0, index[None])[0], 0.0)
+    return select(steps >= back, rows.gather(0, index[None])[0])
 
 
 def around(rows: Tensor, steps: Tensor) -> Tensor:
@@ -90,11 +113,11 @@ def through_crossing(
     if on_spikes is not None:
         grad = grad + (on_spikes[0] - on_spikes[1])
     # A spike at step 0 has no crossing between steps.
-    per_volt = torch.where(times > 0, grad / over, 0.0)
-    position = torch.where(times > 0, (theta - below) / over, 0.0)
+    per_volt = select(times > 0, grad / over)
+    position = select(times > 0, (theta - below) / over)
     at, before, direct = -position * per_volt, (position - 1.0) * per_volt, per_volt
     if on_spikes is not None and surrogate is not None:
         slope = slope_at(crossing[1] - theta, surrogate)
-        silent = torch.where(times < 0, slope * on_spikes[0], 0.0)
+        silent = select(times < 0, slope * on_spikes[0])
         at, direct = at + silent, direct - silent
     return at, before, direct

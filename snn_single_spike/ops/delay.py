@@ -116,8 +116,10 @@ def split_delay(delay: Tensor) -> tuple[Tensor, Tensor]:
 
 def delayed_steps(times: Tensor, steps: Tensor, num_steps: int) -> Tensor:
     """Steps of spikes, int32, ``steps`` later; -1 for a spike after the last step."""
-    late = times.to(torch.int32) + steps
-    return late.masked_fill_((times < 0) | (late >= num_steps), -1)
+    # The sign of a number, in every bit, is 0 or -1. torch.where would branch on each spike.
+    given = times.to(torch.int32)
+    late = given + steps
+    return late | (given >> 31) | ((num_steps - 1 - late) >> 31)
 
 
 def delayed_sequence(sequence: Tensor, delay: Tensor) -> Tensor:

@@ -71,6 +71,9 @@ def sort_spikes(times: Tensor, num_steps: int, backend: str) -> Events:
 
 def with_values(events: Events, values: Tensor) -> Events:
     """Events with the values (B, N) of their units."""
+    if len(events.units) == values.numel():  # every unit has one
+        of_sample = events.units.view(values.shape).long()
+        return events._replace(values=values.gather(1, of_sample).flatten(), once=False)
     return events._replace(values=values[events.samples(), events.units.long()], once=False)
 
 
@@ -368,7 +371,7 @@ def first_spikes(
     new = carrier(settings.num_steps, batch, units, crossing)
     constant = [times]
     if settings.rule == "spike_time":
-        moments = interpolate(times.flatten().long(), crossing.flatten(1), threshold)
+        moments = interpolate(times.flatten(), crossing.flatten(1), threshold)
         interpolated = moments.view(times.shape)
     else:
         interpolated = crossing.new_empty(0)
@@ -393,7 +396,7 @@ def at_spikes(
     at, before, direct = through_crossing(
         gradient_around(grad, when, times >= 0),
         None if grad_times is None else grad_times.flatten(),
-        times.flatten().long(),
+        times.flatten(),
         crossing.flatten(1),
         threshold,
         settings.surrogate,

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SingleSpikeLinear, SpikeTimes
+from snn_single_spike import LeakyReadout, SingleSpikeLeaky, SingleSpikeLinear, SpikeTimes, backends
 from snn_single_spike.backends._arrays import as_numpy
 
+from tests.support.devices import runnable
 from tests.support.processes import run_in_two_processes
 
 
@@ -135,3 +136,15 @@ def test_sharded_parameters_train_as_whole_ones(tmp_path):
         assert f"rank {rank} agrees" in output, output
         assert "shard the layers that pass spike times to each other" in output
         assert "doesn't support scalar parameters" in output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", runnable("numba"))
+def test_the_work_space_of_tiles_begins_with_a_cache_line(backend, dtype):
+    """Else every vector of a loop touches two lines."""
+    module = backends.load(backend, "linear")
+    space = module.work_space
+    made = [*module._scratch(dtype), space.empty((3, 16), dtype), space.zeros((5, 16), dtype)]
+    assert not any(array.ctypes.data % 64 for array in made)
+    assert not made[0].any()
+    assert [array.shape[-1] for array in made] == [128, 128, 128, 16, 16]

@@ -52,7 +52,8 @@ def poisoned() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory._Blocks, "lend", lend_filled)
         if backends.missing("numba", "cpu") is None:
-            patch.setattr(backends.load("numba", "linear"), "np", Numpy())
+            for name in ("_work_space", "linear", "conv"):
+                patch.setattr(f"snn_single_spike.backends.numba.{name}.np", Numpy())
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield

@@ -39,6 +39,7 @@ from .._types import (
     GradientFactors,
 )
 from ..memory import empty
+from . import _work_space as work_space
 from ._launch import as_array, as_events, plain, spike_gradient
 from ._threads import in_threads
 
@@ -187,8 +188,8 @@ def _step(
     cells = conv.groups * conv.out_height * conv.out_width
     lanes = _lanes(len(weight) // conv.groups)
     return arguments.ConvStep(
-        current=np.empty((cells if current else 0, lanes), kind),
-        routed=np.empty((cells if routed else 0, lanes), kind),
+        current=work_space.empty((cells if current else 0, lanes), kind),
+        routed=work_space.empty((cells if routed else 0, lanes), kind),
     )
 
 
@@ -224,12 +225,12 @@ def conv_first_spikes(
 
     def state() -> arguments.ConvState:
         return arguments.ConvState(
-            mem=np.empty(shape, kind),
-            slope=np.empty(shape if slopes else (0, shape[1]), kind),
-            rows=np.empty((4, shape[1]), kind),
-            first=np.empty(shape, np.int32),
-            peaks=np.empty((0 if when is None else 2, *shape), kind),
-            when=np.empty((0 if when is None else shape[0], shape[1]), np.int32),
+            mem=work_space.empty(shape, kind),
+            slope=work_space.empty(shape if slopes else (0, shape[1]), kind),
+            rows=work_space.empty((4, shape[1]), kind),
+            first=work_space.empty(shape, np.int32),
+            peaks=work_space.empty((0 if when is None else 2, *shape), kind),
+            when=work_space.empty((0 if when is None else shape[0], shape[1]), np.int32),
             counters=np.empty((3, shape[0]), np.int32),
             step=tuple(_step(conv, layer.weight, kind, current=True, routed=False)),
         )
@@ -255,7 +256,7 @@ def conv_backward_closed_form(
     kind = neurons.weight.dtype
     ranges = _ranges(len(events.offsets) - 1, torch.get_num_threads())
     wanted = 0 if grad_weight is None else len(ranges)
-    gradient = np.zeros((wanted, *neurons.weight.shape), kind)
+    gradient = work_space.zeros((wanted, *neurons.weight.shape), kind)
     bias = np.zeros((len(ranges), *neurons.bias.shape), kind)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(None, 2, dtype),
@@ -267,12 +268,12 @@ def conv_backward_closed_form(
     calls = []
     for k, samples in enumerate(ranges):
         state = arguments.ConvImpulses(
-            lam=np.empty(shape, kind),
-            at=np.empty(shape, kind),
-            before=np.empty(shape, kind),
-            when=np.empty(shape, np.int32),
+            lam=work_space.empty(shape, kind),
+            at=work_space.empty(shape, kind),
+            before=work_space.empty(shape, kind),
+            when=work_space.empty(shape, np.int32),
             counters=np.empty((6, shape[0]), np.int32),
-            total=np.empty(LANES, kind),
+            total=work_space.empty((LANES,), kind),
             step=tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
         )
         of_weight = gradient[k] if wanted else np.empty((0, 0, 0), kind)
@@ -322,8 +323,8 @@ def conv_backward_scan(
     piece = max(_PIECE // (num_steps * times.shape[1]), threads)
     ranges = min(threads, len(times))
     want_weight = out.weight is not None
-    gradient = np.zeros((ranges, *neurons.weight.shape), kind)
-    totals = np.zeros((3, ranges, *shape), kind)
+    gradient = work_space.zeros((ranges, *neurons.weight.shape), kind)
+    totals = work_space.zeros((3, ranges, *shape), kind)
     sums = (0 if rule == "masked" else shape[0], shape[1])
     through = spike_gradient(rule, surrogate, dtype)
     given = plain(
@@ -331,15 +332,15 @@ def conv_backward_scan(
     )
     states = [
         arguments.ConvScan(
-            mem=np.empty((num_steps, *shape), kind),
-            lam=np.empty(shape, kind),
-            g=np.zeros(shape, kind),
-            tail=np.empty(sums, kind),
-            ramp=np.empty(sums, kind),
-            first=np.empty(shape, np.int32),
-            limit=np.empty(shape, np.int32),
+            mem=work_space.empty((num_steps, *shape), kind),
+            lam=work_space.empty(shape, kind),
+            g=work_space.zeros(shape, kind),
+            tail=work_space.empty(sums, kind),
+            ramp=work_space.empty(sums, kind),
+            first=work_space.empty(shape, np.int32),
+            limit=work_space.empty(shape, np.int32),
             counters=np.empty((3, shape[0]), np.int32),
-            rows=np.empty((4, shape[1]), kind),
+            rows=work_space.empty((4, shape[1]), kind),
             step=tuple(_step(conv, weight, kind, current=True, routed=conv.pools)),
         )
         for _ in range(ranges)
@@ -420,7 +421,9 @@ def _by_vectors(weight: Tensor, of_taps: np.ndarray) -> np.ndarray:
     """Weights (O, C / groups, KH, KW) as (n, O, VECTORS * LANES)."""
     flat = as_numpy(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
     chosen = np.where(of_taps < 0, 0, flat[:, of_taps])  # (O, n, VECTORS, LANES)
-    return np.ascontiguousarray(chosen.swapaxes(0, 1)).reshape(len(of_taps), len(weight), -1)
+    by_vectors = work_space.empty((len(of_taps), len(weight), *of_taps.shape[1:]), flat.dtype)
+    by_vectors[...] = chosen.swapaxes(0, 1)
+    return by_vectors.reshape(len(of_taps), len(weight), -1)
 
 
 def conv_to_input(
@@ -447,20 +450,20 @@ def conv_to_input(
             vectors=indices.vectors,
             whole=indices.whole,
             part=indices.part,
-            totals=np.empty((VECTORS, LANES), packed.dtype),
+            totals=work_space.empty((VECTORS, LANES), packed.dtype),
             patches=indices.patches,
             inside=indices.inside,
             covered=indices.covered,
             size=(conv.channels // conv.groups, conv.height, conv.width),
-            maps=np.empty(2 * indices.end + LANES, packed.dtype),
+            maps=work_space.empty((2 * indices.end + LANES,), packed.dtype),
             end=indices.end,
             counts=np.empty(positions, np.int32),
             lanes=np.empty((positions, channels), np.int32),
-            values=np.empty((positions, channels), packed.dtype),
+            values=work_space.empty((positions, channels), packed.dtype),
         )
         scratch = (
             tuple(_step(conv, weight, packed.dtype, current=True, routed=True)),
-            np.empty((4, shape[1]), packed.dtype),
+            work_space.empty((4, shape[1]), packed.dtype),
             np.empty((2, shape[0]), np.int32),
         )
         calls.append((part, 0, *scratch, *given, packed, bias, *plain(layer), as_numpy(out)))

@@ -11,6 +11,8 @@ owns a range of samples, too, and adds to separate gradients: no result depends 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,9 +36,10 @@ from snn_single_spike.kernels.numba.linear_events import (
 )
 from snn_single_spike.kernels.numba.linear_forward import linear_first_spikes_loop
 from snn_single_spike.kernels.numba.linear_readout import linear_readout_loop
-from snn_single_spike.kernels.numba.simd import LANES
+from snn_single_spike.kernels.numba.simd import LANES, WORD
 from snn_single_spike.kernels.numba.tile import JUMP, TILE
 
+from .. import memory
 from .._arrays import as_numpy
 from .._events import Events, offsets_of
 from .._surrogate import Surrogate
@@ -46,7 +49,7 @@ from .._types import (
     LinearGradients,
     LinearNeurons,
 )
-from ..memory import empty
+from . import _work_space as work_space
 from ._launch import as_array, as_events, plain, spike_gradient
 from ._threads import in_threads
 
@@ -84,27 +87,24 @@ def _ranges(total: int) -> list[tuple[int, int]]:
     return [(total * i // threads, total * (i + 1) // threads) for i in range(threads)]
 
 
-def _scratch(dtype: np.dtype) -> arguments.Scratch:
+def _scratch(dtype: Any) -> arguments.Scratch:
+    kind, marks = np.dtype(dtype), 4 * TILE * 4
+    block = work_space.lines(marks + (14 + 5 * (JUMP + 1)) * TILE * kind.itemsize)
+    numbers = block[marks:].view(kind).reshape(-1, TILE)
+    numbers[:14] = 0
+    block[:marks] = 0
     return arguments.Scratch(
-        rows=np.zeros((14, TILE), dtype),
-        marks=np.zeros((4, TILE), np.int32),
-        tables=np.empty((5, JUMP + 1, TILE), dtype),
+        rows=numbers[:14],
+        marks=block[:marks].view(np.int32).reshape(4, TILE),
+        tables=numbers[14:].reshape(5, JUMP + 1, TILE),
     )
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """As ``np.zeros``, with the error that torch raises where no memory is left."""
-    try:
-        return np.zeros(shape, dtype)
-    except MemoryError as error:  # training tools recognize torch's text
-        raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {error}") from error
 
 
 def _packed(weight: Tensor, size: int = TILE) -> np.ndarray:
     """The weights in tiles of ``size`` neurons, (tiles, N, size)."""
     out_features, units = weight.shape
     tiles = -(-out_features // size)
-    packed = as_numpy(empty((tiles, units, size), dtype=weight.dtype, device=weight.device))
+    packed = as_numpy(memory.empty((tiles, units, size), dtype=weight.dtype, device=weight.device))
     in_threads(pack_loop, [(*r, as_numpy(weight), packed) for r in _ranges(tiles)])
     return packed
 
@@ -176,7 +176,7 @@ def linear_current(events: Events, weight: Tensor, bias: Tensor | None, current:
     in_threads(
         linear_current_loop,
         [
-            (*np.empty((2, TILE), packed.dtype), *plain(part), *given)
+            (*work_space.empty((2, TILE), packed.dtype), *plain(part), *given)
             for _, part in _parts(len(packed), current.shape[1])
         ],
     )
@@ -192,13 +192,13 @@ def linear_current_backward(
     tiles = -(-out_features // size)
     ranges = _sample_ranges(tiles, batch)
     shape = (ranges, tiles, units, size)
-    by_range = as_numpy(empty(shape, dtype=grad_weight.dtype, device=grad.device))
+    by_range = as_numpy(memory.empty(shape, dtype=grad_weight.dtype, device=grad.device))
     bias = np.empty((ranges, out_features), rows.dtype)
     given = plain(as_events(events, grad_weight.dtype), rows)
     calls = []
     for k, part in _parts(tiles, batch):
         gradients = arguments.CurrentGradients(weight=by_range[k], bias=bias[k])
-        scratch = np.empty((2, TILE), rows.dtype)
+        scratch = work_space.empty((2, TILE), rows.dtype)
         calls.append((*scratch, *plain(part), *given, *plain(gradients)))
     in_threads(linear_current_backward_loop, calls)
     _unpack(by_range, grad_weight)
@@ -279,12 +279,12 @@ def linear_backward_closed_form(
     tiles, batch = len(packed), len(events.offsets) - 1
     parts = _parts(tiles, batch)
     ranges = _sample_ranges(tiles, batch)
-    by_range = _zeros(
+    by_range = work_space.zeros(
         (ranges, *(packed.shape if grad_weight is not None else (0, 0, 0))), packed.dtype
     )
     bias = np.zeros((ranges, len(beta)), packed.dtype)
     shape = (0, 0, 0) if grad_inputs is None else tuple(grad_inputs.shape)
-    inputs = _zeros((len(parts), *shape), packed.dtype)
+    inputs = work_space.zeros((len(parts), *shape), packed.dtype)
     late = _shares(events, len(parts), weight.shape[1], packed.dtype)
     impulses = arguments.ClosedFormAdjoint(
         every=as_array(adjoint.every, 2, dtype),
@@ -299,9 +299,12 @@ def linear_backward_closed_form(
         gradients = arguments.ClosedFormGradients(
             weight=by_range[k], bias=bias[k], inputs=inputs[number], late=late[number]
         )
-        heads = np.empty(num_steps + 1, np.int32)
+        lists = arguments.StepLists(
+            heads=np.full(num_steps + 1, -1, np.int32),
+            busy=np.zeros(num_steps // WORD + 1, np.int64),
+        )
         calls.append(
-            (*plain(_scratch(packed.dtype), heads, part), *given, *plain(gradients)),
+            (*plain(_scratch(packed.dtype), lists, part), *given, *plain(gradients)),
         )
     in_threads(linear_backward_closed_form_loop, calls)
     if grad_weight is not None:
@@ -346,7 +349,7 @@ def linear_backward_scan(
         packed_factor, columns = _packed(factor.T), len(factor)
     piece = max(_ROWS_BYTES // (num_steps * columns * dtype.itemsize), 1)
     ranges = _sample_ranges(tiles, min(piece, batch))
-    by_range = _zeros((ranges, *packed.shape), packed.dtype)
+    by_range = work_space.zeros((ranges, *packed.shape), packed.dtype)
     bias, beta, threshold = np.zeros((3, ranges, out_features), packed.dtype)
     neurons = _layer(packed, dtype, layer.bias, layer.beta, layer.threshold)
     given = plain(
@@ -372,7 +375,7 @@ def linear_backward_scan(
                 late=late[number],
             )
             moved = part._replace(low=low + part.low, high=low + part.high)
-            mem = np.empty((num_steps, TILE), packed.dtype)
+            mem = work_space.empty((num_steps, TILE), packed.dtype)
             calls.append(
                 (
                     *plain(_scratch(packed.dtype), mem, moved),
