@@ -176,8 +176,8 @@ def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -
 def copy(tensor: torch.Tensor) -> torch.Tensor:
     """As ``tensor.clone()``, into reused memory and without torch's threads.
 
-    After their work, torch's threads spin on their cores for milliseconds, and would slow down the
-    threads of the numba backend.
+    After their work, torch's threads wait on their cores for milliseconds. Where the compiled loops
+    run in Python threads, these would share their cores with them.
     """
     if tensor.device.type != "cpu" or is_traced() or tensor.numel() < _IN_ONE_THREAD:
         return tensor.clone()
