@@ -75,9 +75,9 @@ def _layer(
         )
     channels, height, width = given
     side = numbers[-1]
-    if kind == "convolution" and padding == "same":
-        return Layer(kind, side, given, (numbers[0], height, width), not pooled)
     if kind == "convolution":
+        if padding == "same":
+            return Layer(kind, side, given, (numbers[0], height, width), not pooled)
         if side > min(height, width):
             raise ExperimentError(
                 f"the input images are only {height} x {width}: use a kernel of at most "

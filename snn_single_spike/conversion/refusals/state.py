@@ -84,10 +84,10 @@ def state_error(where: str, name: str, line: str = "", looped: bool = False) -> 
     if looped:
         return ConversionError(
             f"{where} keeps the state {name!r} from one call to the next{line}: its forward reads "
-            "it before it writes it. Every call of a converted model starts anew, and its first "
+            "it before it writes it. A converted model keeps no state between calls, and its first "
             "calls run forward more than once. Set the state in forward, before it is read. Or "
-            "give forward its value as an argument, return the new value, and keep it in the code "
-            "that calls the model"
+            "give forward its value as an argument, return the new value, and store it outside of "
+            "the model"
         )
     return ConversionError(
         f"{where} keeps the state {name!r} from one step to the next{line}: its forward reads it "
