@@ -1,14 +1,18 @@
 """Options of the benchmarks, the copy speed of the machine, and the baselines of ratios.
 
-    python -m pytest benchmarks                      quick subset; fails where a ratio fell
+    python -m pytest benchmarks                      quick subset; fails where the ratios fell
     python -m pytest benchmarks --full --benchmark-json=FILE
     python -m pytest benchmarks --update-baselines
     python -m pytest benchmarks/suite/bench_times.py --data DIR      with the spikes of real images
 
-A baseline is a ratio to a peer in the same run, never a time. It belongs to one kind of machine
-(``baselines/*.json``). A baseline is the lowest ratio of several runs of the same code, so update
-the baselines in several runs. If the code became faster, delete the old baseline first. Without
-baselines for this machine the run prints that nothing was compared.
+A baseline is a ratio to a peer in the same run, never a time. A run fails if the ratios to all
+peers of a contest fell. If the ratio to one peer falls alone, this peer became faster: the loop of
+snnTorch takes 47 or 76 ms in the same test, depending on where its memory comes from.
+
+Baselines belong to one kind of machine (``baselines/*.json``). A baseline is the lowest ratio of
+several runs of the same code, so update the baselines in several runs. If the code became faster,
+delete the old baseline first. Without baselines for this machine the run prints that nothing was
+compared.
 """
 
 from __future__ import annotations
@@ -88,16 +92,17 @@ class Baselines:
         self.seen: dict[str, dict[str, float]] = {}
 
     def fallen(self, test: str, ratios: Mapping[str, Ratio]) -> dict[str, str]:
-        """The peers whose ratio is more than a fifth below the baseline."""
+        """The ratios, if each of them is more than a fifth below its baseline."""
         # The lower end of the spread: a run of the same code on a busy machine reaches it, too.
         self.seen[test] = {name: round(ratio.low, 3) for name, ratio in ratios.items()}
         if self.update:
             return {}
         known = self.known.get(test, {})
+        compared = {name: ratio.median for name, ratio in ratios.items() if name in known}
+        if any(ratio >= FALL * known[name] for name, ratio in compared.items()):
+            return {}
         return {
-            name: f"{ratio.median:.2f}x, baseline {known[name]:.2f}x"
-            for name, ratio in ratios.items()
-            if name in known and ratio.median < FALL * known[name]
+            name: f"{ratio:.2f}x, baseline {known[name]:.2f}x" for name, ratio in compared.items()
         }
 
     def store(self) -> None:
@@ -122,7 +127,7 @@ def baselines(request: pytest.FixtureRequest) -> Iterator[Baselines]:
 
 @pytest.fixture
 def compare(benchmark, request: pytest.FixtureRequest, device: str, baselines: Baselines):
-    """Race our implementation against peers, report the ratios, and fail if a ratio fell."""
+    """Race our implementation against peers, report the ratios, and fail if all ratios fell."""
 
     def run(
         ours: Contestant,

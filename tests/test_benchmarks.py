@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.conftest import Baselines
 from benchmarks.gpu import run as gpu
+from benchmarks.harness.race import Ratio
 from benchmarks.tutorials import run as tutorials
 from benchmarks.tutorials import setting
 from benchmarks.tutorials.edits import TUTORIALS, VERSIONS
@@ -113,3 +115,18 @@ def test_the_table_of_the_readme_has_the_figures_of_the_results():
             assert f"{100 * loop['accuracy']:.0f} → {100 * once['accuracy']:.0f} %" in row
         assert f"{step} ms" in page
         assert tutorial.lines("single spike") == once["lines"]
+
+
+def test_a_contest_fails_if_the_ratios_to_all_peers_fell():
+    baselines = Baselines(update=False)
+    baselines.known = {"cell": {"loop": 10.0, "plain": 2.0}}
+
+    def fallen(**medians: float) -> dict[str, str]:
+        ratios = {name: Ratio(ratio, ratio, ratio, 1.0) for name, ratio in medians.items()}
+        return baselines.fallen("cell", ratios)
+
+    assert fallen(loop=8.1, plain=1.7) == {}
+    assert fallen(loop=7.0, plain=1.9) == {}  # the loop became faster
+    assert set(fallen(loop=7.0, plain=1.5)) == {"loop", "plain"}
+    assert set(fallen(loop=7.0, new=1.0)) == {"loop"}  # a peer without a baseline
+    assert fallen(new=1.0) == {}
