@@ -323,6 +323,10 @@ class ConvImpulses(NamedTuple):
     """(6, cells of neurons) int32."""
     total: np.ndarray
     """(LANES,)."""
+    rows: np.ndarray
+    """(1, L)."""
+    winner: np.ndarray
+    """(L,) int32: which cells have the maximum of a window."""
     step: tuple[np.ndarray, ...]
     """:class:`ConvStep`."""
 
@@ -358,6 +362,9 @@ class ConvScan(NamedTuple):
     """(3, cells of neurons) int32."""
     rows: np.ndarray
     """(4, L)."""
+    winner: np.ndarray
+    """(T, cells of neurons, L) int32: which cells have the maximum of a window. Empty if it
+    is not read."""
     step: tuple[np.ndarray, ...]
     """:class:`ConvStep`."""
 
@@ -371,6 +378,21 @@ class ConvScanGradients(NamedTuple):
     threshold: np.ndarray
     current: np.ndarray
     """(T, B, O * neurons of a channel), overwritten."""
+    winner: np.ndarray
+    """(T, B, cells of neurons, L), overwritten: the positions with the maxima of windows."""
+
+
+class ConvWinners(NamedTuple):
+    """Work space for the maxima of windows at one step."""
+
+    current: np.ndarray
+    """(cells, L), as in :class:`ConvStep`."""
+    rows: np.ndarray
+    """(1, L)."""
+    winner: np.ndarray
+    """(cells of neurons, L) int32: which cells have the maximum of a window."""
+    counters: np.ndarray
+    """(2, cells of neurons) int32."""
 
 
 class ConvGradientRows(NamedTuple):

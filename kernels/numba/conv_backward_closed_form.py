@@ -25,6 +25,7 @@ from .conv_patch import (
     add_patch,
     add_to_taps,
     clear_rows,
+    first_maxima,
     group_of,
     list_reached,
     neuron_of,
@@ -161,7 +162,8 @@ def _prepare(first, end, stop, step, events, patches, at_step, state, layer):
             if last[owner] > step:
                 _go_back(owner, step, state, layer)
             if given(patches.members):
-                route(owner, patches, at_step.current, state.lam, owner, at_step.routed)
+                first_maxima(owner, patches, at_step.current, state.rows, 0, state.winner)
+                route(owner, patches, state.lam[owner], state.winner, at_step.routed)
 
 
 @inlined_helper

@@ -33,7 +33,10 @@ from .conv_patch import (
     add_patch,
     add_to_taps,
     clear_rows,
+    first_maxima,
+    first_members,
     group_of,
+    keep_positions,
     list_reached,
     neuron_of,
     parameters_of,
@@ -118,6 +121,8 @@ def _integrate_again(begin, end, latest, zeroes, subtracts, events, patches, sta
     cells, e = state.first.shape[0], begin
     for t in range(latest + 1):
         now, start = np.int32(t), e
+        if given(state.winner):
+            first_members(patches, state.winner[t])
         while e < end and events.times[e] == now:
             e += 1
         count = _add_currents(start, e, now, events, patches, step, state, layer)
@@ -127,7 +132,11 @@ def _integrate_again(begin, end, latest, zeroes, subtracts, events, patches, sta
             currents, index = layer.bias, group_of(cell, patches)
             if marked[cell] == now:
                 currents, index = step.current, cell
-                if given(patches.members):
+                if given(state.winner):
+                    winner = state.winner[t, cell]
+                    first_maxima(cell, patches, step.current, state.rows, 3, winner)
+                    currents, index = state.rows, 3
+                elif given(patches.members):
                     peak(cell, patches, step.current, state.rows, 3)
                     currents, index = state.rows, 3
             q = parameters_of(cell, cells, layer.beta)
@@ -218,18 +227,20 @@ def _adjoint(
 
 
 @inlined_helper
-def _to_weights(start, end, now, events, patches, state, step, layer, gradient):
+def _to_weights(start, end, now, events, patches, state, step, gradient):
     """Add the adjoint of a step to the gradient of the weights, at its spikes."""
-    stop, listed = state.counters[0], state.counters[2]
+    stop, marked, listed = state.counters[0], state.counters[1], state.counters[2]
     pools, one = given(patches.members), gradient.dtype.type(1)
     cells = step.routed if pools else state.lam
     if pools:
-        count = _add_currents(start, end, now, events, patches, step, state, layer)
+        count = 0
+        for e in range(start, end):
+            channel, y, x = place_of(events.units[e], patches)
+            count = list_reached(channel, y, x, now, patches, marked, listed, count)
         for i in range(count):
             owner = listed[i]
             if stop[owner] >= now:
-                route(owner, patches, step.current, state.lam, owner, step.routed)
-        _reset_currents(count, patches, step, state, layer)
+                route(owner, patches, state.lam[owner], state.winner[now, owner], step.routed)
     for e in range(start, end):
         channel, y, x = place_of(events.units[e], patches)
         value = events.values[e] if given(events.values) else one
@@ -266,6 +277,9 @@ def conv_backward_scan_loop(
         if given(gradients.current):
             for k in range(latest + 1, num_steps):
                 gradients.current[k, sample] = 0
+        if given(gradients.winner):
+            for k in range(latest + 1, num_steps):  # any position, since the adjoint is 0
+                gradients.winner[k, sample] = 0
         if not each_step:
             _load(dense.rows[0, row], dense.last, patches, channels, state.g)
         for k in range(latest, -1, -1):
@@ -283,6 +297,8 @@ def conv_backward_scan_loop(
             while e > begin and events.times[e - 1] == now:
                 e -= 1
             if given(gradients.weight):
-                _to_weights(e, stop_at, now, events, patches, state, step, layer, gradients.weight)
+                _to_weights(e, stop_at, now, events, patches, state, step, gradients.weight)
             if given(gradients.current):
                 _write_adjoint(state.lam, patches, channels, gradients.current[k, sample])
+            if given(gradients.winner):
+                keep_positions(patches, state.winner[k], gradients.winner[k, sample])

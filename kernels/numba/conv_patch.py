@@ -177,20 +177,54 @@ def peak(owner, patches, current, rows, index):
 
 
 @inlined_helper
-def route(owner, patches, current, lam, index, routed):
-    """Give the adjoint of a window to its first maximum."""
+def first_maxima(owner, patches, current, rows, index, winner):
+    """:func:`peak`, and the cells that have it: the first ones, or the last NaN, as in torch."""
     group = group_of(owner, patches)
     window, start = owner - group * patches.neurons, group * patches.positions
-    members, zero = patches.members, current.dtype.type(0)
+    members = patches.members
     for j in range(0, current.shape[1], LANES):
-        most = load(current, (start + members[window, 0], j))
+        cell = start + members[window, 0]
+        most, has = load(current, (cell, j)), full_like(load(winner, j), cell)
         for m in range(1, members.shape[1]):
-            x = load(current, (start + members[window, m], j))
-            larger = where(x <= most, most, x)
-            most = where(most == most, larger, most)
-        left = load(lam, (index, j))
+            cell = start + members[window, m]
+            x = load(current, (cell, j))
+            higher, taken = where(x <= most, most, x), where(x <= most, has, cell)
+            has = where(most == most, taken, where(x == x, has, cell))
+            most = where(most == most, higher, most)
+        store(rows, (index, j), most)
+        store(winner, j, has)
+
+
+@inlined_helper
+def first_members(patches, winner):
+    """The first cell of every window, which has its maximum at a step without spikes."""
+    for owner in range(winner.shape[0]):
+        group = group_of(owner, patches)
+        window = owner - group * patches.neurons
+        cell = group * patches.positions + patches.members[window, 0]
+        for lane in range(winner.shape[1]):
+            winner[owner, lane] = cell
+
+
+@inlined_helper
+def keep_positions(patches, winner, positions):
+    """Write the positions of the cells that have the maxima."""
+    for owner in range(winner.shape[0]):
+        start = group_of(owner, patches) * patches.positions
+        # Slices, since their indices need no check for negative numbers
+        cells, kept = winner[owner], positions[owner]
+        for lane in range(cells.shape[0]):
+            kept[lane] = cells[lane] - start
+
+
+@inlined_helper
+def route(owner, patches, lam, winner, routed):
+    """Give the adjoint of a window, by channel, to the cell that has its maximum."""
+    group = group_of(owner, patches)
+    window, start = owner - group * patches.neurons, group * patches.positions
+    members, zero = patches.members, lam.dtype.type(0)
+    for j in range(0, lam.shape[0], LANES):
+        has, given_ = load(winner, j), load(lam, j)
         for m in range(members.shape[1]):
             cell = start + members[window, m]
-            largest = load(current, (cell, j)) == most
-            store(routed, (cell, j), where(largest, left, zero))
-            left = where(largest, zero, left)
+            store(routed, (cell, j), where(has == cell, given_, zero))

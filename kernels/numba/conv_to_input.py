@@ -8,64 +8,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arguments import ConvStep, Events, Patches, TransposedConv
-from .block import given
+from .arguments import TransposedConv
 from .compiling import helper, inlined_helper
-from .conv_patch import (
-    add_patch,
-    clear_rows,
-    list_reached,
-    place_of,
-    reset_current,
-    route,
-    set_currents,
-)
 from .simd import LANES, load, store
 
 VECTORS = 5  # of patches, which are summed in registers side by side
 
 
 @inlined_helper
-def _add_currents(start, end, now, events, patches, step, marked, weight):
-    """Add spikes to the current of a step. Returns how many cells of neurons they reach."""
-    one, count = weight.dtype.type(1), 0
-    for e in range(start, end):
-        channel, y, x = place_of(events.units[e], patches)
-        value = events.values[e] if given(events.values) else one
-        add_patch(channel, y, x, value, patches, weight, step.current)
-        count = list_reached(channel, y, x, now, patches, marked[0], marked[1], count)
-    return count
-
-
-@inlined_helper
-def _route(owner, now, row, channels, patches, step, rows, marked):
-    """Give a row of the adjoint to the first maxima of one window."""
-    n = patches.neurons
-    group = owner // n
-    window = owner - group * n
-    for lane in range(channels):
-        rows[0, lane] = row[(group * channels + lane) * n + window]
-    if marked[0, owner] == now:
-        route(owner, patches, step.current, rows, 0, step.routed)
-        return
-    for m in range(patches.members.shape[1]):  # the same current everywhere
-        cell = group * patches.positions + patches.members[window, m]
-        for lane in range(channels):
-            step.routed[cell, lane] = rows[0, lane] if m == 0 else 0
-
-
-@inlined_helper
-def _list_positions(group, channels, patches, routed, layer):
+def _list_channels(group, row, channels, winner, layer):
     """List the channels with a gradient at each position of a group."""
-    start = group * patches.positions
-    for position in range(patches.positions):
-        count = 0
+    n = row.shape[0] // layer.weight.shape[1]
+    layer.counts[:] = 0
+    for window in range(n):
         for lane in range(channels):  # without branches, which no processor could predict
-            value = routed[start + position, lane]
+            channel = group * channels + lane
+            value = row[channel * n + window]
+            # Unsigned indices need no check for negative numbers
+            position = np.uintp(winner[group * n + window, lane])
+            count = np.uintp(layer.counts[position])
             layer.values[position, count] = value
-            layer.lanes[position, count] = group * channels + lane
-            count += np.int64(value != 0)
-        layer.counts[position] = count
+            layer.lanes[position, count] = channel
+            layer.counts[position] = count + np.uintp(value != 0)
 
 
 @inlined_helper
@@ -138,36 +102,15 @@ def _write(group, groups, layer, into):
 
 
 @helper
-def conv_to_input_loop(part, offset, step, rows, marked, events, patches, packed, bias, layer, out):
-    """Write the gradient to the inputs (T, n, units), channels last, for some samples and steps.
-
-    ``part`` is the first and last sample and the first and last step. The samples of ``out`` count
-    from ``offset``.
-    """
-    low, high, begin, stop = part
-    step, events, patches = ConvStep(*step), Events(*events), Patches(*patches)
+def conv_to_input_loop(low, high, begin, stop, layer, winners, out):
+    """Write the gradient to the inputs (T, n, units), channels last, for some samples and steps."""
     layer = TransposedConv(*layer)
-    channels = layer.weight.shape[1] // bias.shape[0]
-    clear_rows(step.routed)
+    channels = layer.lanes.shape[1]
+    groups = layer.weight.shape[1] // channels
     for sample in range(low, high):
-        e, end = events.offsets[sample], events.offsets[sample + 1]
-        set_currents(patches, bias, step.current)
-        marked[0, :] = -1
         for t in range(begin, stop):
-            while e < end and events.times[e] < t:
-                e += 1
-            start = e
-            while e < end and events.times[e] == t:
-                e += 1
-            count = _add_currents(start, e, t, events, patches, step, marked, packed)
-            for owner in range(marked.shape[1]):
-                _route(
-                    owner, t, layer.lam[t, sample - offset], channels, patches, step, rows, marked
-                )
-            for i in range(count):
-                reset_current(marked[1, i], patches, bias, step.current)
-            for group in range(bias.shape[0]):
+            for group in range(groups):
                 layer.maps[: layer.end] = 0
-                _list_positions(group, channels, patches, step.routed, layer)
+                _list_channels(group, layer.lam[t, sample], channels, winners[t, sample], layer)
                 _add_patches(layer)
-                _write(group, bias.shape[0], layer, out[t, sample - offset])
+                _write(group, groups, layer, out[t, sample])

@@ -8,7 +8,6 @@ or in the backward pass. A compiled layer returns the dense product.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -101,18 +100,20 @@ def _backward_scan(
     want_parameters: bool,
     want_current: bool,
     backend: str,
-) -> ConvGradients:
+) -> tuple[ConvGradients, Tensor | None]:
+    """The gradients, and what the backend keeps of the maxima of windows."""
     zeros, dtype, device = cleared(new), layer.weight.dtype, layer.weight.device
     weight, bias, beta, threshold = (
         zeros(want_parameters, tuple(x.shape), dtype, device) for x in layer[:4]
     )
     current = new(want_current, (num_steps, *times.shape), dtype, device)
     out = ConvGradients(weight, bias, beta, threshold, current)
+    winner = None
     if factors is not None:
-        backends.load(backend, "conv").conv_backward_scan(
+        winner = backends.load(backend, "conv").conv_backward_scan(
             events.trimmed(), num_steps, layer, conv, times, factors, rule, surrogate, given_of(out)
         )
-    return out
+    return out, winner
 
 
 def _conv_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
@@ -123,7 +124,7 @@ def _conv_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
     surrogate = take(Surrogate, arguments)
     want_current, backend = arguments
     factors = None if new is allocate_fake else rows_of(grad, None)
-    return _backward_scan(  # type: ignore[return-value]
+    gradients, _ = _backward_scan(
         new,
         events,
         num_steps,
@@ -137,6 +138,7 @@ def _conv_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
         want_current=want_current,
         backend=backend,
     )
+    return gradients  # type: ignore[return-value]
 
 
 _EVENTS = f"{schema(Events)}, SymInt num_steps"
@@ -267,10 +269,12 @@ class _Backward:
         to_input = None
         if is_traced() and self.need_input:
             lam = dense_adjoint(num_steps, decay, adjoint)
-            to_input = self._product(lam, slice(0, len(spiked)))
+            to_input = self._product(slice(0, len(spiked)), lam)
         elif self.need_input:
             scan = backends.load(backend, "neuron").neuron_backward
-            rows = functools.partial(adjoint_rows, scan, num_steps, decay, adjoint)
+
+            def rows(samples: slice) -> tuple[Tensor, None]:
+                return adjoint_rows(scan, num_steps, decay, adjoint, samples), None
 
             def around(steps: Tensor, fired: Tensor) -> Tensor:
                 return backward(*self._events_at(steps, fired), *given_, True, backend)[2]
@@ -283,24 +287,29 @@ class _Backward:
         """Values (B, O * positions), summed to the shape of a parameter."""
         return values.sum(0).view(len(parameter), -1).sum_to_size(parameter.shape)
 
-    def _to_input(self, rows: Callable[[slice], Tensor], at: At | None) -> FactoredGradient:
-        """The gradient to the input spikes, from the rows of the adjoint (T, n, O * positions)."""
+    def _to_input(
+        self, rows: Callable[[slice], tuple[Tensor, Tensor | None]], at: At | None
+    ) -> FactoredGradient:
+        """The gradient to the input spikes.
+
+        It is computed from rows of the adjoint (T, n, O * positions), and the maxima if known.
+        """
         return FactoredGradient(
             self.settings.num_steps,
             len(self.spiked),
-            GradientFactors(lambda samples: self._product(rows(samples), samples), None),
+            GradientFactors(lambda samples: self._product(samples, *rows(samples)), None),
             at,
             like=self.layer.weight.new_empty(0, self.conv.units),
         )
 
-    def _product(self, lam: Tensor, samples: slice) -> Tensor:
+    def _product(self, samples: slice, lam: Tensor, winner: Tensor | None = None) -> Tensor:
         """The transposed convolution of the adjoint of some samples."""
         num_steps, weight, conv = self.settings.num_steps, self.layer.weight, self.conv
         if is_traced():  # all samples, in operations that a compiler can trace
             dense = self.events.to_dense(num_steps, conv.units, weight.dtype)
             return convolution.to_input(lam, dense, weight, conv)
         module = backends.load(self.settings.backend, "conv")
-        return module.conv_to_input(self._events_of(samples), num_steps, weight, conv, lam)
+        return module.conv_to_input(self._events_of(samples), num_steps, weight, conv, lam, winner)
 
     def _events_at(self, steps: Tensor, fired: Tensor) -> Events:
         """One step of each input as an event, whose value is 0 for an input without a spike.
@@ -324,17 +333,19 @@ class _Backward:
         settings, conv, layer = self.settings, self.conv, self.layer
         assert isinstance(settings.surrogate, Surrogate)
         num_steps, rule, surrogate = settings.num_steps, settings.rule, settings.surrogate
+        every = slice(0, len(self.spiked))
         if is_traced():
             *gradients, current = torch.ops.snn_single_spike.conv_backward_scan(
                 *(*self.events, num_steps, *layer, *conv, self.spiked, grad, rule, *surrogate),
                 *(self.need_input, settings.backend),
             )
-            every = slice(0, len(self.spiked))
-            return self._product(current, every) if self.need_input else None, *gradients
+            return self._product(every, current) if self.need_input else None, *gradients
         factors = factors_of(grad)
         keep = self.need_input and num_steps * self.spiked.numel() <= _KEPT
 
-        def scan(samples: slice, wanted: GradientFactors, want_parameters: bool) -> ConvGradients:
+        def scan(
+            samples: slice, wanted: GradientFactors, want_parameters: bool
+        ) -> tuple[ConvGradients, Tensor | None]:
             return _backward_scan(
                 allocate,
                 self._events_of(samples),
@@ -350,15 +361,16 @@ class _Backward:
                 backend=settings.backend,
             )
 
-        *gradients, current = scan(slice(0, len(self.spiked)), factors, want_parameters=True)
+        (*gradients, current), winner = scan(every, factors, want_parameters=True)
         kept = current if keep else None
 
-        def rows(samples: slice) -> Tensor:
+        def rows(samples: slice) -> tuple[Tensor, Tensor | None]:
             if kept is not None:
-                return kept[:, samples]
+                return kept[:, samples], None if winner is None else winner[:, samples]
             # A second scan of a few samples takes less memory than the adjoint of all samples.
-            found = scan(samples, factors.part(samples.start), want_parameters=False).current
-            assert found is not None
-            return found
+            wanted = factors.part(samples.start)
+            found, found_winner = scan(samples, wanted, want_parameters=False)
+            assert found.current is not None
+            return found.current, found_winner
 
         return self._to_input(rows, None) if self.need_input else None, *gradients

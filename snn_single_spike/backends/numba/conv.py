@@ -24,6 +24,7 @@ from snn_single_spike.kernels.numba.conv_backward_closed_form import conv_backwa
 from snn_single_spike.kernels.numba.conv_backward_scan import conv_backward_scan_loop
 from snn_single_spike.kernels.numba.conv_forward import conv_first_spikes_loop
 from snn_single_spike.kernels.numba.conv_to_input import VECTORS, conv_to_input_loop
+from snn_single_spike.kernels.numba.conv_winners import conv_winners_loop
 from snn_single_spike.kernels.numba.simd import LANES
 
 from .. import _convolution as convolution
@@ -46,6 +47,7 @@ from ._threads import in_threads
 _TABLE = 1 << 16  # elements of a table of powers, which has at least _JUMP steps
 _JUMP = 64  # steps that a table of powers reaches at least
 _PIECE = 1 << 21  # elements of a dense tensor of some samples
+_NO_WINNER = np.empty((0, 0, 0, 0), np.int16)
 
 
 def _reached(inputs: int, outputs: int, taps: int, stride: int, before: int, dilation: int):
@@ -274,6 +276,8 @@ def conv_backward_closed_form(
             when=work_space.empty(shape, np.int32),
             counters=np.empty((6, shape[0]), np.int32),
             total=work_space.empty((LANES,), kind),
+            rows=work_space.empty((1, shape[1]), kind),
+            winner=work_space.empty(shape[1:], np.int32),
             step=tuple(_step(conv, weight, kind, current=conv.pools, routed=conv.pools)),
         )
         of_weight = gradient[k] if wanted else np.empty((0, 0, 0), kind)
@@ -315,7 +319,7 @@ def conv_backward_scan(
     rule: str,
     surrogate: Surrogate,
     out: ConvGradients,
-) -> None:
+) -> Tensor | None:
     weight, dtype = layer.weight, layer.weight.dtype
     patches, shape = _patches(conv, _kernel(weight)), _cells(conv, weight)
     neurons = _layer(weight, layer.bias, layer.beta, layer.threshold, conv, num_steps=1)
@@ -323,6 +327,10 @@ def conv_backward_scan(
     piece = max(_PIECE // (num_steps * times.shape[1]), threads)
     ranges = min(threads, len(times))
     want_weight = out.weight is not None
+    routes = conv.pools and want_weight
+    keeps = conv.pools and out.current is not None
+    winner = _winner(conv, weight, num_steps, len(times)) if keeps else None
+    winner_array = _NO_WINNER if winner is None else as_numpy(winner)
     gradient = work_space.zeros((ranges, *neurons.weight.shape), kind)
     totals = work_space.zeros((3, ranges, *shape), kind)
     sums = (0 if rule == "masked" else shape[0], shape[1])
@@ -341,7 +349,8 @@ def conv_backward_scan(
             limit=work_space.empty(shape, np.int32),
             counters=np.empty((3, shape[0]), np.int32),
             rows=work_space.empty((4, shape[1]), kind),
-            step=tuple(_step(conv, weight, kind, current=True, routed=conv.pools)),
+            winner=work_space.empty((num_steps if routes or keeps else 0, *shape), np.int32),
+            step=tuple(_step(conv, weight, kind, current=True, routed=routes)),
         )
         for _ in range(ranges)
     ]
@@ -354,6 +363,7 @@ def conv_backward_scan(
                 gradient[k] if want_weight else gradient[k, :0],
                 *totals[:, k],
                 as_array(out.current, 3, dtype),
+                winner_array,
             )
             calls.append(
                 (low + i, low + j, *plain(states[k]), *given, *plain(dense, through, into))
@@ -364,6 +374,7 @@ def conv_backward_scan(
         for total, parameter in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
             assert parameter is not None
             _sum_of_cells(total, neurons, conv, parameter)
+    return winner
 
 
 class _Transposed(NamedTuple):
@@ -426,19 +437,50 @@ def _by_vectors(weight: Tensor, of_taps: np.ndarray) -> np.ndarray:
     return by_vectors.reshape(len(of_taps), len(weight), -1)
 
 
+def _winner(conv: Convolution, weight: Tensor, num_steps: int, samples: int) -> Tensor:
+    """An empty tensor (T, n, cells of neurons, lanes) for the positions of maxima."""
+    positions = conv.out_height * conv.out_width
+    dtype = torch.int16 if positions <= torch.iinfo(torch.int16).max else torch.int32
+    return empty((num_steps, samples, *_cells(conv, weight)), dtype=dtype, device=weight.device)
+
+
+def _winners(events: Events, num_steps: int, weight: Tensor, conv: Convolution) -> Tensor:
+    """The positions with the maxima of windows."""
+    samples, shape = len(events.offsets) - 1, _cells(conv, weight)
+    packed = _pack(weight, conv)
+    bias = np.zeros((conv.groups, shape[1]), packed.dtype)  # the same for all cells of a window
+    out = _winner(conv, weight, num_steps, samples)
+    given = plain(as_events(events, weight.dtype), _patches(conv, _kernel(weight)))
+    calls = []
+    for part in _ranges(samples, torch.get_num_threads()):
+        work = arguments.ConvWinners(
+            current=_step(conv, weight, packed.dtype, current=True, routed=False).current,
+            rows=work_space.empty((1, shape[1]), packed.dtype),
+            winner=work_space.empty(shape, np.int32),
+            counters=np.empty((2, shape[0]), np.int32),
+        )
+        calls.append((*part, *plain(work), *given, packed, bias, as_numpy(out)))
+    in_threads(conv_winners_loop, calls)
+    return out
+
+
 def conv_to_input(
-    events: Events, num_steps: int, weight: Tensor, conv: Convolution, lam: Tensor
+    events: Events,
+    num_steps: int,
+    weight: Tensor,
+    conv: Convolution,
+    lam: Tensor,
+    winner: Tensor | None,
 ) -> Tensor:
     if not conv.pools:
         return convolution.to_input(lam, None, weight, conv)
-    n, kernel = lam.shape[1], _kernel(weight)
-    packed = _pack(weight, conv)
-    bias = np.zeros((conv.groups, packed.shape[2]), packed.dtype)
-    indices = _transposed(conv, kernel)
-    given = plain(as_events(events, weight.dtype), _patches(conv, kernel))
+    if winner is None:
+        winner = _winners(events, num_steps, weight, conv)
+    n, kind = lam.shape[1], as_numpy(weight).dtype
+    indices = _transposed(conv, _kernel(weight))
     by_vectors = _by_vectors(weight, indices.of_taps)
     out = empty((num_steps, n, conv.units), dtype=lam.dtype, device=lam.device)
-    shape, threads = _cells(conv, weight), torch.get_num_threads()
+    threads = torch.get_num_threads()
     positions, channels = len(indices.patches), len(weight) // conv.groups
     by_sample = [(*part, 0, num_steps) for part in _ranges(n, threads)]
     by_step = [(0, n, *part) for part in _ranges(num_steps, threads)]
@@ -450,22 +492,17 @@ def conv_to_input(
             vectors=indices.vectors,
             whole=indices.whole,
             part=indices.part,
-            totals=work_space.empty((VECTORS, LANES), packed.dtype),
+            totals=work_space.empty((VECTORS, LANES), kind),
             patches=indices.patches,
             inside=indices.inside,
             covered=indices.covered,
             size=(conv.channels // conv.groups, conv.height, conv.width),
-            maps=work_space.empty((2 * indices.end + LANES,), packed.dtype),
+            maps=work_space.empty((2 * indices.end + LANES,), kind),
             end=indices.end,
             counts=np.empty(positions, np.int32),
             lanes=np.empty((positions, channels), np.int32),
-            values=work_space.empty((positions, channels), packed.dtype),
+            values=work_space.empty((positions, channels), kind),
         )
-        scratch = (
-            tuple(_step(conv, weight, packed.dtype, current=True, routed=True)),
-            work_space.empty((4, shape[1]), packed.dtype),
-            np.empty((2, shape[0]), np.int32),
-        )
-        calls.append((part, 0, *scratch, *given, packed, bias, *plain(layer), as_numpy(out)))
+        calls.append((*part, *plain(layer), as_numpy(winner.contiguous()), as_numpy(out)))
     in_threads(conv_to_input_loop, calls)
     return out.view(num_steps, n, -1, conv.channels).transpose(2, 3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from .._types import (
 )
 from ..adjoint import adjoint_rows
 from .neuron import neuron_backward, neuron_forward
+
+_Result = TypeVar("_Result")
 
 _ELEMENTS = 1 << 22  # most elements of a dense tensor of some samples
 
@@ -49,13 +51,13 @@ class Product:
         raise NotImplementedError
 
 
-def without_autocast(function: Callable[..., None]) -> Callable[..., None]:
+def without_autocast(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """A function of events that computes in the type of its weights, as the other backends do."""
 
     @functools.wraps(function)
-    def computed(events: Events, *arguments: Any) -> None:
+    def computed(events: Events, *arguments: Any) -> _Result:
         with torch.autocast(events.times.device.type, enabled=False):
-            function(events, *arguments)
+            return function(events, *arguments)
 
     return computed
 

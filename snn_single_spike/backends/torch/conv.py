@@ -86,7 +86,7 @@ def conv_backward_scan(
     rule: str,
     surrogate: Surrogate,
     out: ConvGradients,
-) -> None:
+) -> Tensor | None:
     bias, beta, threshold = backward_scan(
         events,
         num_steps,
@@ -104,10 +104,16 @@ def conv_backward_scan(
     for gradient, total in ((out.beta, beta), (out.threshold, threshold)):
         if gradient is not None:
             gradient.add_(_sum_to(total, gradient))
+    return None  # the maxima are found again
 
 
 def conv_to_input(
-    events: Events, num_steps: int, weight: Tensor, conv: Convolution, lam: Tensor
+    events: Events,
+    num_steps: int,
+    weight: Tensor,
+    conv: Convolution,
+    lam: Tensor,
+    winner: Tensor | None,
 ) -> Tensor:
     """The transposed convolution (T, B, units) of the adjoint (T, B, O * positions)."""
     spikes = events.to_dense(num_steps, conv.units, weight.dtype) if conv.pools else None

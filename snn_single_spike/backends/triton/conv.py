@@ -346,11 +346,12 @@ def conv_backward_scan(
     rule: str,
     surrogate: Surrogate,
     out: ConvGradients,
-) -> None:
+) -> Tensor | None:
     weight = layer.weight
     batch, neurons = times.shape
     neuron, gradients = neuron_of_cells(layer, conv), gradient_of_cells(grad_spikes, conv)
     totals = weight.new_zeros(3, neurons)
+    winners = []
     for samples in _pieces(num_steps, neurons, batch, weight.dtype):
         n = samples.stop - samples.start
         mem, lam = (weight.new_empty(num_steps, n, neurons) for _ in range(2))
@@ -378,13 +379,21 @@ def conv_backward_scan(
         totals += torch.stack((lam.sum((0, 1)), *sums))
         if out.current is not None:
             out.current[:, samples] = to_features(lam, conv)
+            if winner is not None:
+                winners.append(winner)
     for total, into in zip(totals, (out.bias, out.beta, out.threshold), strict=True):
         if into is not None:
             into.copy_(sum_to_parameter(total, into, conv))
+    return torch.cat(winners, 1) if winners else None
 
 
 def conv_to_input(
-    events: Events, num_steps: int, weight: Tensor, conv: Convolution, lam: Tensor
+    events: Events,
+    num_steps: int,
+    weight: Tensor,
+    conv: Convolution,
+    lam: Tensor,
+    winner: Tensor | None,
 ) -> Tensor:
     """The transposed convolution (T, n, units) of the adjoint (T, n, O * positions)."""
     n = lam.shape[1]
