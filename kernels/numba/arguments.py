@@ -346,14 +346,7 @@ class ConvScan(NamedTuple):
     """Work space of one sample for the reverse scan of a convolution's neurons."""
 
     mem: np.ndarray
-    """(T, cells of neurons, L)."""
-    lam: np.ndarray
-    """(cells of neurons, L): the adjoint of one step."""
-    g: np.ndarray
-    """(cells of neurons, L): the gradient to the spikes of one step."""
-    tail: np.ndarray
-    """(cells of neurons, L), as ``ramp``; empty under the rule "masked"."""
-    ramp: np.ndarray
+    """(T, cells of neurons, L): the membranes, and then their adjoint."""
     first: np.ndarray
     """(cells of neurons, L) int32: the first spike, T for none."""
     limit: np.ndarray
@@ -403,13 +396,13 @@ class ConvGradientRows(NamedTuple):
     offset: int
     last: bool
     """Whether the channels of a row lie side by side."""
+    cells: np.ndarray
+    """(T or 1, cells of neurons, L): work space for a sample. Empty if its rows are such cells."""
 
 
 class TransposedConv(NamedTuple):
     """The transposed convolution, patch by patch."""
 
-    lam: np.ndarray
-    """(T, n, O * neurons of a channel): the adjoint of the neurons."""
     weight: np.ndarray
     """(n, O, VECTORS * LANES): the weights of an output channel, in ``n`` times ``VECTORS`` vectors
     of its patch."""

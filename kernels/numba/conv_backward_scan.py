@@ -46,7 +46,7 @@ from .conv_patch import (
     route,
     set_currents,
 )
-from .simd import LANES, load, store, where
+from .simd import LANES, full_like, load, prefetch, store, where
 from .surrogate import surrogate_slope
 
 
@@ -192,38 +192,54 @@ def _write_adjoint(lam, patches, out_channels, row):
 
 
 @inlined_helper
-def _adjoint(
-    cell, k, q, carries, rule, zeroes, subtracts, state, layer, spike_gradient, gradients
+def _scan(
+    cell, j, q, start, latest, sample, rule, zeroes, subtracts, dense, state, layer,
+    spike_gradient, gradients,
 ):  # fmt: skip
-    """Compute lam[k] of a cell from lam[k+1], and add to the gradients of the parameters."""
+    """Replace the membranes of one vector by their adjoint, back from the step ``start``.
+
+    The state stays in registers. Adds to the gradients of the parameters.
+    """
     _, surrogate, a, b = spike_gradient
-    now, zero = np.int32(k), layer.beta.dtype.type(0)
-    for j in range(0, state.lam.shape[1], LANES):
-        here = (cell, j)
-        u, lam = load(state.mem, (k, cell, j)), load(state.lam, here)
-        enters = load(state.limit, here) >= now
-        g = where(enters, load(state.g, here), zero)
+    mem, zero = state.mem, layer.beta.dtype.type(0)
+    here, theta, beta = (cell, j), load(layer.threshold, (q, j)), load(layer.beta, (q, j))
+    first, limit = load(state.first, here), load(state.limit, here)
+    lam = full_like(beta, zero)
+    to_threshold, to_beta, to_bias, tail, ramp = lam, lam, lam, lam, lam
+    for k in range(start + 1, latest + 1):
+        store(mem, (k, cell, j), lam)
+    for k in range(start, -1, -1):
+        now = np.int32(k)
+        u = load(mem, (k, cell, j))
+        enters = limit >= now
+        step = min(k, dense.rows.shape[0] - 1)
+        if given(dense.cells):
+            g = load(dense.cells, (step, cell, j))
+        else:
+            row, at = sample - dense.offset, cell * mem.shape[2] + j
+            g = load(dense.rows, (step, row, at))
+            prefetch(dense.rows, (step, row, at + LANES))  # a scan goes across lines
+        g = where(enters, g, zero)
         if rule != MASKED:
-            tail = load(state.tail, here) + g
-            ramp = load(state.ramp, here) + tail
-            store(state.tail, here, tail)
-            store(state.ramp, here, ramp)
+            tail = tail + g
+            ramp = ramp + tail
             g = ramp
-        slope = surrogate_slope(u - load(layer.threshold, (q, j)), surrogate, a, b)
-        through = where(enters, slope * g, zero)
-        to_threshold = load(gradients.threshold, here) - through
+        through = where(enters, surrogate_slope(u - theta, surrogate, a, b) * g, zero)
+        to_threshold = to_threshold - through
         if zeroes or subtracts:
-            fired = load(state.first, here) == now
+            fired = first == now
             if zeroes:
                 lam = where(fired, zero, lam)
             else:
                 to_threshold = to_threshold - where(fired, lam, zero)
-        store(gradients.threshold, here, to_threshold)
-        if carries:
-            store(gradients.beta, here, load(gradients.beta, here) + lam * u)
-        lam = load(layer.beta, (q, j)) * lam + through
-        store(gradients.bias, here, load(gradients.bias, here) + lam)
-        store(state.lam, here, lam)
+        if k < start:  # the last membrane carries nothing on, also where it is infinite or NaN
+            to_beta = to_beta + lam * u
+        lam = beta * lam + through
+        to_bias = to_bias + lam
+        store(mem, (k, cell, j), lam)
+    store(gradients.threshold, here, load(gradients.threshold, here) + to_threshold)
+    store(gradients.beta, here, load(gradients.beta, here) + to_beta)
+    store(gradients.bias, here, load(gradients.bias, here) + to_bias)
 
 
 @inlined_helper
@@ -231,7 +247,7 @@ def _to_weights(start, end, now, events, patches, state, step, gradient):
     """Add the adjoint of a step to the gradient of the weights, at its spikes."""
     stop, marked, listed = state.counters[0], state.counters[1], state.counters[2]
     pools, one = given(patches.members), gradient.dtype.type(1)
-    cells = step.routed if pools else state.lam
+    cells = step.routed if pools else state.mem[now]
     if pools:
         count = 0
         for e in range(start, end):
@@ -240,7 +256,7 @@ def _to_weights(start, end, now, events, patches, state, step, gradient):
         for i in range(count):
             owner = listed[i]
             if stop[owner] >= now:
-                route(owner, patches, state.lam[owner], state.winner[now, owner], step.routed)
+                route(owner, patches, state.mem[now, owner], state.winner[now, owner], step.routed)
     for e in range(start, end):
         channel, y, x = place_of(events.units[e], patches)
         value = events.values[e] if given(events.values) else one
@@ -259,12 +275,8 @@ def conv_backward_scan_loop(
     rule = spike_gradient.rule
     causal = rule in (MASKED, PRE_SPIKE)
     zeroes, subtracts = reset == ZERO_BEFORE and not causal, reset == SUBTRACT and not causal
-    stop, cells, channels = state.counters[0], state.lam.shape[0], layer.out_channels
-    each_step = dense.rows.shape[0] > 1
+    stop, (_, cells, lanes), channels = state.counters[0], state.mem.shape, layer.out_channels
     for sample in range(low, high):
-        row = sample - dense.offset
-        for work in (state.lam, state.tail, state.ramp):
-            clear_rows(work)
         latest = _limits(sample, spiked, num_steps, rule, causal, patches, channels, state)
         clear_rows(step.routed)
         set_currents(patches, layer.bias, step.current)
@@ -273,32 +285,33 @@ def conv_backward_scan_loop(
         e = _integrate_again(
             begin, end, latest, zeroes, subtracts, events, patches, state, step, layer
         )
-        state.counters[1][:] = -1
-        if given(gradients.current):
-            for k in range(latest + 1, num_steps):
-                gradients.current[k, sample] = 0
-        if given(gradients.winner):
-            for k in range(latest + 1, num_steps):  # any position, since the adjoint is 0
-                gradients.winner[k, sample] = 0
-        if not each_step:
-            _load(dense.rows[0, row], dense.last, patches, channels, state.g)
-        for k in range(latest, -1, -1):
-            now, stop_at = np.int32(k), e
-            if each_step:
-                _load(dense.rows[k, row], dense.last, patches, channels, state.g)
-            for cell in range(cells):
-                if stop[cell] >= now:
-                    q = parameters_of(cell, cells, layer.beta)
-                    # The last membrane carries nothing on, also where it is infinite or NaN.
-                    _adjoint(
-                        cell, k, q, now < stop[cell], rule, zeroes, subtracts, state, layer,
-                        spike_gradient, gradients,
-                    )  # fmt: skip
-            while e > begin and events.times[e - 1] == now:
-                e -= 1
-            if given(gradients.weight):
+        for k in range(min(latest + 1, dense.cells.shape[0])):
+            row = dense.rows[k, sample - dense.offset]
+            _load(row, dense.last, patches, channels, dense.cells[k])
+        for cell in range(cells):
+            q = parameters_of(cell, cells, layer.beta)
+            for j in range(0, lanes, LANES):
+                _scan(
+                    cell, j, q, stop[cell], latest, sample, rule, zeroes, subtracts, dense, state,
+                    layer, spike_gradient, gradients,
+                )  # fmt: skip
+        if given(gradients.weight):
+            state.counters[1][:] = -1
+            for k in range(latest, -1, -1):
+                now, stop_at = np.int32(k), e
+                while e > begin and events.times[e - 1] == now:
+                    e -= 1
                 _to_weights(e, stop_at, now, events, patches, state, step, gradients.weight)
-            if given(gradients.current):
-                _write_adjoint(state.lam, patches, channels, gradients.current[k, sample])
-            if given(gradients.winner):
-                keep_positions(patches, state.winner[k], gradients.winner[k, sample])
+        if given(gradients.current):
+            for k in range(num_steps):
+                if k <= latest:
+                    row = gradients.current[k, sample]
+                    _write_adjoint(state.mem[k], patches, channels, row)
+                else:
+                    gradients.current[k, sample] = 0
+        if given(gradients.winner):
+            for k in range(num_steps):
+                if k <= latest:
+                    keep_positions(patches, state.winner[k], gradients.winner[k, sample])
+                else:
+                    gradients.winner[k, sample] = 0  # any position, since the adjoint is 0

@@ -102,15 +102,21 @@ def _write(group, groups, layer, into):
 
 
 @helper
-def conv_to_input_loop(low, high, begin, stop, layer, winners, out):
-    """Write the gradient to the inputs (T, n, units), channels last, for some samples and steps."""
+def conv_to_input_loop(low, high, begin, stop, layer, lam, lam_apart, winner, winner_apart, out):
+    """Write the gradient to the inputs (T, n, units), channels last, for some samples and steps.
+
+    The adjoint ``lam`` is (rows, O * neurons of a channel), and ``winner`` is (rows, cells of
+    neurons, L), the positions with the maxima. Their row of a step and sample is step * apart +
+    sample.
+    """
     layer = TransposedConv(*layer)
     channels = layer.lanes.shape[1]
     groups = layer.weight.shape[1] // channels
     for sample in range(low, high):
         for t in range(begin, stop):
+            row, positions = lam[t * lam_apart + sample], winner[t * winner_apart + sample]
             for group in range(groups):
                 layer.maps[: layer.end] = 0
-                _list_channels(group, layer.lam[t, sample], channels, winners[t, sample], layer)
+                _list_channels(group, row, channels, positions, layer)
                 _add_patches(layer)
                 _write(group, groups, layer, out[t, sample])

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._events import Events
 from ._types import Convolution
+
+
+class ToInput(Protocol):
+    """The transposed convolution, with the maximum of windows if there is one."""
+
+    def __call__(
+        self, events: Events, num_steps: int, lam: Tensor, winner: Tensor | None, /
+    ) -> Tensor:
+        """
+        The gradient to the inputs (T, n, units), from the adjoint ``lam`` (T, n, O * positions).
+
+        ``winner`` (T, n, ...) is what the backend's ``conv_backward_scan`` returned, or None.
+        """
 
 
 def _padding(conv: Convolution, kernel: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -8,6 +8,7 @@ or in the backward pass. A compiled layer returns the dense product.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -308,8 +309,13 @@ class _Backward:
         if is_traced():  # all samples, in operations that a compiler can trace
             dense = self.events.to_dense(num_steps, conv.units, weight.dtype)
             return convolution.to_input(lam, dense, weight, conv)
+        return self._transposed(self._events_of(samples), num_steps, lam, winner)
+
+    @functools.cached_property
+    def _transposed(self) -> convolution.ToInput:
         module = backends.load(self.settings.backend, "conv")
-        return module.conv_to_input(self._events_of(samples), num_steps, weight, conv, lam, winner)
+        to_input: convolution.ToInput = module.conv_to_input(self.layer.weight, self.conv)
+        return to_input
 
     def _events_at(self, steps: Tensor, fired: Tensor) -> Events:
         """One step of each input as an event, whose value is 0 for an input without a spike.

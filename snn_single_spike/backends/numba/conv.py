@@ -306,7 +306,14 @@ def _gradient_rows(
     rows = grad_spikes.rows(part) if grad_spikes.weight is None else grad_spikes.to_dense(part)
     last = rows.shape[2:] == (len(weight), conv.positions) and rows.stride(2) == 1
     rows = (rows.transpose(2, 3) if last else rows).flatten(2)
-    return arguments.ConvGradientRows(as_array(rows, 3, weight.dtype), part.start, last)
+    are_cells = last and conv.groups == 1 and len(weight) % LANES == 0
+    dense = as_array(rows, 3, weight.dtype)
+    return arguments.ConvGradientRows(
+        rows=dense,
+        offset=part.start,
+        last=last,
+        cells=work_space.empty((0 if are_cells else len(rows), *_cells(conv, weight)), dense.dtype),
+    )
 
 
 def conv_backward_scan(
@@ -333,7 +340,6 @@ def conv_backward_scan(
     winner_array = _NO_WINNER if winner is None else as_numpy(winner)
     gradient = work_space.zeros((ranges, *neurons.weight.shape), kind)
     totals = work_space.zeros((3, ranges, *shape), kind)
-    sums = (0 if rule == "masked" else shape[0], shape[1])
     through = spike_gradient(rule, surrogate, dtype)
     given = plain(
         as_events(events, dtype), patches, neurons, RESETS[layer.reset], num_steps, as_numpy(times)
@@ -341,10 +347,6 @@ def conv_backward_scan(
     states = [
         arguments.ConvScan(
             mem=work_space.empty((num_steps, *shape), kind),
-            lam=work_space.empty(shape, kind),
-            g=work_space.zeros(shape, kind),
-            tail=work_space.empty(sums, kind),
-            ramp=work_space.empty(sums, kind),
             first=work_space.empty(shape, np.int32),
             limit=work_space.empty(shape, np.int32),
             counters=np.empty((3, shape[0]), np.int32),
@@ -356,7 +358,7 @@ def conv_backward_scan(
     ]
     for low in range(0, len(times), piece):
         part = slice(low, min(low + piece, len(times)))
-        dense = _gradient_rows(grad_spikes, part, conv, weight)
+        rows = _gradient_rows(grad_spikes, part, conv, weight)
         calls = []
         for k, (i, j) in enumerate(_ranges(part.stop - low, ranges)):
             into = arguments.ConvScanGradients(
@@ -365,6 +367,8 @@ def conv_backward_scan(
                 as_array(out.current, 3, dtype),
                 winner_array,
             )
+            # Each thread has work space of its own.
+            dense = rows._replace(cells=np.empty_like(rows.cells)) if k else rows
             calls.append(
                 (low + i, low + j, *plain(states[k]), *given, *plain(dense, through, into))
             )
@@ -464,30 +468,49 @@ def _winners(events: Events, num_steps: int, weight: Tensor, conv: Convolution) 
     return out
 
 
-def conv_to_input(
-    events: Events,
-    num_steps: int,
+def _rows(steps: Tensor) -> tuple[np.ndarray, int]:
+    """The rows (steps * apart + samples, ...) of a part (T, n, ...) of some samples, and ``apart``.
+
+    Row ``t * apart + sample`` is ``steps[t, sample]``. Nothing is copied.
+    """
+    if steps.numel() and not steps[0].is_contiguous():
+        steps = steps.contiguous()
+    row = steps.shape[2:].numel()
+    apart = max(steps.stride(0) // row, 1)
+    count = (len(steps) - 1) * apart + steps.shape[1] if steps.numel() else 0
+    rows = steps.as_strided((count, *steps.shape[2:]), steps.stride()[1:])
+    return as_numpy(rows), apart
+
+
+def conv_to_input(weight: Tensor, conv: Convolution) -> convolution.ToInput:
+    if not conv.pools:
+        return lambda events, num_steps, lam, winner: convolution.to_input(lam, None, weight, conv)
+    by_vectors = _by_vectors(weight, _transposed(conv, _kernel(weight)).of_taps)
+    return functools.partial(_conv_to_input, weight, conv, by_vectors)
+
+
+def _conv_to_input(
     weight: Tensor,
     conv: Convolution,
+    by_vectors: np.ndarray,
+    events: Events,
+    num_steps: int,
     lam: Tensor,
     winner: Tensor | None,
 ) -> Tensor:
-    if not conv.pools:
-        return convolution.to_input(lam, None, weight, conv)
     if winner is None:
         winner = _winners(events, num_steps, weight, conv)
-    n, kind = lam.shape[1], as_numpy(weight).dtype
+    n, kind = lam.shape[1], by_vectors.dtype
     indices = _transposed(conv, _kernel(weight))
-    by_vectors = _by_vectors(weight, indices.of_taps)
     out = empty((num_steps, n, conv.units), dtype=lam.dtype, device=lam.device)
     threads = torch.get_num_threads()
     positions, channels = len(indices.patches), len(weight) // conv.groups
     by_sample = [(*part, 0, num_steps) for part in _ranges(n, threads)]
     by_step = [(0, n, *part) for part in _ranges(num_steps, threads)]
+    rows = (*_rows(lam), *_rows(winner))
     calls = []
     for part in by_step if n < threads else by_sample:
         layer = arguments.TransposedConv(
-            lam=as_numpy(lam.contiguous()),
             weight=by_vectors,
             vectors=indices.vectors,
             whole=indices.whole,
@@ -503,6 +526,6 @@ def conv_to_input(
             lanes=np.empty((positions, channels), np.int32),
             values=work_space.empty((positions, channels), kind),
         )
-        calls.append((*part, *plain(layer), as_numpy(winner.contiguous()), as_numpy(out)))
+        calls.append((*part, *plain(layer), *rows, as_numpy(out)))
     in_threads(conv_to_input_loop, calls)
     return out.view(num_steps, n, -1, conv.channels).transpose(2, 3)

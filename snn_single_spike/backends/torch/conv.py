@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -107,11 +109,15 @@ def conv_backward_scan(
     return None  # the maxima are found again
 
 
-def conv_to_input(
-    events: Events,
-    num_steps: int,
+def conv_to_input(weight: Tensor, conv: Convolution) -> convolution.ToInput:
+    return functools.partial(_conv_to_input, weight, conv)
+
+
+def _conv_to_input(
     weight: Tensor,
     conv: Convolution,
+    events: Events,
+    num_steps: int,
     lam: Tensor,
     winner: Tensor | None,
 ) -> Tensor:

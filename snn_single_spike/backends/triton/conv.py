@@ -9,6 +9,7 @@ channels that a spike reaches lie side by side.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -185,6 +186,16 @@ def _winners(
     if winner is not None or "mem" in other:
         outputs = _NO_OUTPUTS | other | {"winner": winner}
         _walk(spikes, num_steps, layer, conv, layer.reset, outputs)
+    return winner
+
+
+def _winners_of(events: Events, num_steps: int, weight: Tensor, conv: Convolution) -> Tensor:
+    """:func:`_winners` from the spikes alone."""
+    zeros, ones = (weight.new_full((len(weight), *x), y) for x, y in (((), 0.0), ((1,), 1.0)))
+    layer = ConvNeurons(weight, zeros, ones, ones, "none")
+    with on_device_of(weight):
+        winner = _winners(places_of(events, conv, weight.dtype), num_steps, layer, conv)
+    assert winner is not None
     return winner
 
 
@@ -387,11 +398,15 @@ def conv_backward_scan(
     return torch.cat(winners, 1) if winners else None
 
 
-def conv_to_input(
-    events: Events,
-    num_steps: int,
+def conv_to_input(weight: Tensor, conv: Convolution) -> convolution.ToInput:
+    return functools.partial(_conv_to_input, weight, conv)
+
+
+def _conv_to_input(
     weight: Tensor,
     conv: Convolution,
+    events: Events,
+    num_steps: int,
     lam: Tensor,
     winner: Tensor | None,
 ) -> Tensor:
@@ -399,12 +414,8 @@ def conv_to_input(
     n = lam.shape[1]
     maps = lam.reshape(num_steps * n, len(weight), -1)
     if conv.pools:
-        zeros, ones = (weight.new_full((len(weight), *x), y) for x, y in (((), 0.0), ((1,), 1.0)))
-        layer = ConvNeurons(weight, zeros, ones, ones, "none")
-        with on_device_of(weight):
-            spikes = places_of(events, conv, weight.dtype)
-            winner = _winners(spikes, num_steps, layer, conv)
-        assert winner is not None
+        if winner is None:
+            winner = _winners_of(events, num_steps, weight, conv)
         maps = _unpooled(maps, to_features(winner, conv).view(maps.shape).long(), conv)
     maps = maps.view(len(maps), len(weight), conv.out_height, conv.out_width)
     with torch.autocast(lam.device.type, enabled=False):
