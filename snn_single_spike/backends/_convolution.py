@@ -9,7 +9,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._events import Events
-from ._types import Convolution
+from ._surrogate import Surrogate
+from ._types import ConvGradients, Convolution, GradientFactors
+
+
+class Scan(Protocol):
+    """The backward pass of a convolution and its neurons by a surrogate rule."""
+
+    def __call__(
+        self,
+        events: Events,
+        num_steps: int,
+        times: Tensor,
+        grad_spikes: GradientFactors,
+        rule: str,
+        surrogate: Surrogate,
+        out: ConvGradients,
+        /,
+    ) -> Tensor | None:
+        """
+        Write or add to the gradients ``out``, which start as zeros.
+
+        Returns which positions have the maxima of windows, (T, n, ...), if the backend keeps them.
+        """
 
 
 class ToInput(Protocol):
@@ -21,7 +43,7 @@ class ToInput(Protocol):
         """
         The gradient to the inputs (T, n, units), from the adjoint ``lam`` (T, n, O * positions).
 
-        ``winner`` (T, n, ...) is what the backend's ``conv_backward_scan`` returned, or None.
+        ``winner`` (T, n, ...) is what :class:`Scan` returned, or None.
         """
 
 

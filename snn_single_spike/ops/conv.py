@@ -89,32 +89,32 @@ def _conv_backward_closed_form(new: New, *rest: Any) -> tuple[Tensor, ...]:
 
 def _backward_scan(
     new: New,
+    scan: convolution.Scan | None,
     events: Events,
     num_steps: int,
     layer: ConvNeurons,
-    conv: Convolution,
     times: Tensor,
-    factors: GradientFactors | None,
+    factors: GradientFactors,
     rule: str,
     surrogate: Surrogate,
     *,
     want_parameters: bool,
     want_current: bool,
-    backend: str,
 ) -> tuple[ConvGradients, Tensor | None]:
-    """The gradients, and what the backend keeps of the maxima of windows."""
+    """The gradients, and what the backend keeps of the maxima of windows.
+
+    Nothing is computed without ``scan``.
+    """
     zeros, dtype, device = cleared(new), layer.weight.dtype, layer.weight.device
     weight, bias, beta, threshold = (
         zeros(want_parameters, tuple(x.shape), dtype, device) for x in layer[:4]
     )
     current = new(want_current, (num_steps, *times.shape), dtype, device)
     out = ConvGradients(weight, bias, beta, threshold, current)
-    winner = None
-    if factors is not None:
-        winner = backends.load(backend, "conv").conv_backward_scan(
-            events.trimmed(), num_steps, layer, conv, times, factors, rule, surrogate, given_of(out)
-        )
-    return out, winner
+    if scan is None:
+        return out, None
+    given_out = given_of(out)
+    return out, scan(events.trimmed(), num_steps, times, factors, rule, surrogate, given_out)
 
 
 def _conv_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
@@ -124,20 +124,21 @@ def _conv_backward_scan(new: New, *rest: Any) -> tuple[Tensor, ...]:
     times, grad, rule = next(arguments), next(arguments), next(arguments)
     surrogate = take(Surrogate, arguments)
     want_current, backend = arguments
-    factors = None if new is allocate_fake else rows_of(grad, None)
+    scan = None
+    if new is not allocate_fake:
+        scan = backends.load(backend, "conv").conv_backward_scan(layer, conv)
     gradients, _ = _backward_scan(
         new,
+        scan,
         events,
         num_steps,
         layer,
-        conv,
         times,
-        factors,
+        rows_of(grad, None),
         rule,
         surrogate,
         want_parameters=True,
         want_current=want_current,
-        backend=backend,
     )
     return gradients  # type: ignore[return-value]
 
@@ -347,6 +348,7 @@ class _Backward:
             )
             return self._product(every, current) if self.need_input else None, *gradients
         factors = factors_of(grad)
+        by_rule = backends.load(settings.backend, "conv").conv_backward_scan(layer, self.conv)
         keep = self.need_input and num_steps * self.spiked.numel() <= _KEPT
 
         def scan(
@@ -354,17 +356,16 @@ class _Backward:
         ) -> tuple[ConvGradients, Tensor | None]:
             return _backward_scan(
                 allocate,
+                by_rule,
                 self._events_of(samples),
                 num_steps,
                 layer,
-                conv,
                 self.spiked[samples],
                 wanted,
                 rule,
                 surrogate,
                 want_parameters=want_parameters,
                 want_current=keep or not want_parameters,
-                backend=settings.backend,
             )
 
         (*gradients, current), winner = scan(every, factors, want_parameters=True)

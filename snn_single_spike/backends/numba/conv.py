@@ -316,11 +316,17 @@ def _gradient_rows(
     )
 
 
-def conv_backward_scan(
-    events: Events,
-    num_steps: int,
+def conv_backward_scan(layer: ConvNeurons, conv: Convolution) -> convolution.Scan:
+    neurons = _layer(layer.weight, layer.bias, layer.beta, layer.threshold, conv, num_steps=1)
+    return functools.partial(_conv_backward_scan, layer, conv, neurons)
+
+
+def _conv_backward_scan(
     layer: ConvNeurons,
     conv: Convolution,
+    neurons: arguments.ConvLayer,
+    events: Events,
+    num_steps: int,
     times: Tensor,
     grad_spikes: GradientFactors,
     rule: str,
@@ -329,7 +335,6 @@ def conv_backward_scan(
 ) -> Tensor | None:
     weight, dtype = layer.weight, layer.weight.dtype
     patches, shape = _patches(conv, _kernel(weight)), _cells(conv, weight)
-    neurons = _layer(weight, layer.bias, layer.beta, layer.threshold, conv, num_steps=1)
     kind, threads = neurons.weight.dtype, torch.get_num_threads()
     piece = max(_PIECE // (num_steps * times.shape[1]), threads)
     ranges = min(threads, len(times))
@@ -338,7 +343,7 @@ def conv_backward_scan(
     keeps = conv.pools and out.current is not None
     winner = _winner(conv, weight, num_steps, len(times)) if keeps else None
     winner_array = _NO_WINNER if winner is None else as_numpy(winner)
-    gradient = work_space.zeros((ranges, *neurons.weight.shape), kind)
+    gradient = work_space.zeros((ranges if want_weight else 0, *neurons.weight.shape), kind)
     totals = work_space.zeros((3, ranges, *shape), kind)
     through = spike_gradient(rule, surrogate, dtype)
     given = plain(
@@ -362,7 +367,7 @@ def conv_backward_scan(
         calls = []
         for k, (i, j) in enumerate(_ranges(part.stop - low, ranges)):
             into = arguments.ConvScanGradients(
-                gradient[k] if want_weight else gradient[k, :0],
+                gradient[k] if want_weight else neurons.weight[:0],
                 *totals[:, k],
                 as_array(out.current, 3, dtype),
                 winner_array,

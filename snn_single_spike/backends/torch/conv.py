@@ -77,12 +77,15 @@ def conv_backward_closed_form(
         grad_bias += total.view(len(grad_bias), -1).sum(1)
 
 
-@without_autocast
-def conv_backward_scan(
-    events: Events,
-    num_steps: int,
+def conv_backward_scan(layer: ConvNeurons, conv: Convolution) -> convolution.Scan:
+    return without_autocast(functools.partial(_conv_backward_scan, layer, conv))
+
+
+def _conv_backward_scan(
     layer: ConvNeurons,
     conv: Convolution,
+    events: Events,
+    num_steps: int,
     times: Tensor,
     grad_spikes: GradientFactors,
     rule: str,

@@ -347,11 +347,15 @@ def conv_backward_closed_form(
         grad_bias += total.view(len(grad_bias), -1).sum(1)
 
 
-def conv_backward_scan(
-    events: Events,
-    num_steps: int,
+def conv_backward_scan(layer: ConvNeurons, conv: Convolution) -> convolution.Scan:
+    return functools.partial(_conv_backward_scan, layer, conv)
+
+
+def _conv_backward_scan(
     layer: ConvNeurons,
     conv: Convolution,
+    events: Events,
+    num_steps: int,
     times: Tensor,
     grad_spikes: GradientFactors,
     rule: str,
