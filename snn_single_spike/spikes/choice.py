@@ -32,7 +32,8 @@ _ENTRIES_OF_NARROW = 16
 _WIDE = 120
 _SHARE_OF_LAYER = 0.1
 _COLLECTED = 0.04
-_SAMPLED = 1 << 15
+_SAMPLES = (1 << 8, 1 << 15)  # entries of a sample; the second one is taken if the first has few
+_DENSE = 0.5  # a share of entries that no rule here takes for few
 
 
 def is_measured(backend: str, like: Tensor) -> bool:
@@ -129,8 +130,13 @@ def _sampled_share(dense: Tensor) -> float:
     """The share of entries that are not 0, in a sample of them."""
     in_memory = sorted(range(dense.dim()), key=dense.stride, reverse=True)
     flat = dense.detach().permute(in_memory).reshape(-1)  # a view, also of (batch, time, ...)
-    sample = flat[:: max(1, flat.numel() // _SAMPLED) | 1]  # an odd step meets all columns
-    return int(sample.count_nonzero()) / sample.numel()
+    share = 1.0
+    for size in _SAMPLES:
+        sample = flat[:: max(1, flat.numel() // size) | 1]  # an odd step meets all columns
+        share = int(sample.count_nonzero()) / sample.numel()
+        if share > _DENSE:
+            break
+    return share
 
 
 def collected_events_pay(spikes: Tensor) -> bool:

@@ -459,11 +459,13 @@ class Loop:
         for target, entries in self._records.items():
             filled = self.lists[target]
             if target in self._sequences and not filled:
-                record = Record(filled, [x for _, x in entries], self._sequences[target])
-                self.run.recorded[target] = record
-            filled.extend(
-                self.values[x][step] if isinstance(x, Operation) else x for step, x in entries
-            )
+                values = [x for _, x in entries]
+                self.run.recorded[target] = Record(filled, values, self._sequences[target])
+            else:
+                values = [
+                    self.values[x][step] if isinstance(x, Operation) else x for step, x in entries
+                ]
+            filled.extend(values)
         for neuron, name, carried in self.states_read:
             state = vars(neuron)[name]
             returned = any(self._is_returned(state, place) for place in self.outputs)
