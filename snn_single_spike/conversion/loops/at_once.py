@@ -128,15 +128,15 @@ class Loop:
         run.loop = self
         time.num_steps, time.batch, time.static_input = self.steps, None, False
         time.longest = max(time.longest, self.steps)
+        modules = list(run.model.modules())
         if self.steps > 1 and not torch.compiler.is_compiling():
-            time.provenance = Provenance(run.model)
+            time.provenance = Provenance(modules)
         for name in self.attributes:
             if name in vars(self.owner):
                 self._saved[name] = vars(self.owner)[name]
                 setattr(self.owner, name, self._carry(f"self.{name}", (), self._saved[name]))
         if run.expand:
             self._expand()
-        modules = list(run.model.modules())
         self._carry_states_that_are_read(modules)
         self._norms = norms_by_step(self, modules)
         self._norms.__enter__()

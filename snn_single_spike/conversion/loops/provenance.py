@@ -26,9 +26,9 @@ _MADE = (*_TENSORS, tuple, list, dict)
 class Provenance(Watching):
     """Follows folded tensors, and the tensors made from them, through one loop."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: list[nn.Module]) -> None:
         super().__init__()
-        self._model = model
+        self._modules = modules  # of the model
         self._folded: dict[int, Any] = {}  # weak references: tensors end as they do without
         self._begun = self.watches = False  # with the first folded tensor, if its size coincides
 
@@ -38,7 +38,7 @@ class Provenance(Watching):
             rows, self._begun = folded.shape[0], True
             self.watches = any(
                 tensor is not None and rows in tensor.shape
-                for module in self._model.modules()
+                for module in self._modules
                 for tensor in (*module._parameters.values(), *module._buffers.values())
             )
             if self.watches:

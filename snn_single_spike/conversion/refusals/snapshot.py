@@ -124,7 +124,7 @@ class Snapshot:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):  # max_norm scales rows in place
             return
         held: dict[str, Any] = module._parameters
-        if isinstance(module, _FIXED) and not module._forward_pre_hooks:
+        if module._buffers and isinstance(module, _FIXED) and not module._forward_pre_hooks:
             held = {**held, **module._buffers}  # old spectral_norm is such a hook
         for name, value in held.items():
             if value is not None and not is_lazy(value):
