@@ -30,7 +30,7 @@ from ..backends._types import (
 )
 from ..backends.adjoint import adjoint_rows
 from ._library import New, allocate, allocate_fake, cleared, given, given_of, register, take
-from .factored_gradient import At, FactoredGradient, factors_of, rows_of
+from .factored_gradient import At, FactoredGradient, factors_of, held, rows_of
 from .linear import (
     LinearSettings,
     at_spikes,
@@ -247,6 +247,9 @@ class _Backward:
         need_input: bool,
     ) -> None:
         self.settings, self.conv, self.events = settings, conv, events
+        if need_input and not is_traced():
+            weight, bias, beta, threshold = map(held, layer[:4])
+            layer = ConvNeurons(weight, bias, beta, threshold, layer.reset)
         self.layer, self.spiked, self.need_input = layer, times, need_input
 
     def times(
@@ -302,6 +305,7 @@ class _Backward:
             GradientFactors(lambda samples: self._product(samples, *rows(samples)), None),
             at,
             like=self.layer.weight.new_empty(0, self.conv.units),
+            reads=self.layer[:4],
         )
 
     def _product(self, samples: slice, lam: Tensor, winner: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from .. import backends
 from ..backends._compiling import is_batched
 from ..backends._events import Events
 from ..backends.memory import empty
-from .factored_gradient import FactoredGradient, rows_of
+from .factored_gradient import FactoredGradient, held, rows_of
 from .second_order import is_recorded
 
 
@@ -63,7 +63,9 @@ class EventCurrent(torch.autograd.Function):
         if need_input and is_recorded():
             to_input = grad @ weight
         elif need_input:
-            to_input = FactoredGradient(num_steps, batch, rows_of(grad, weight), None)
+            kept = held(weight)
+            factors = rows_of(grad, kept)
+            to_input = FactoredGradient(num_steps, batch, factors, None, reads=(kept,))
         loops = None if is_recorded() or is_batched(grad) else _loops(weight)
         if loops is not None and need_weight:
             to_weight = torch.empty_like(weight)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,35 @@ At = Callable[[Tensor, Tensor], Tensor]
 of each neuron, and at the step before it. The second one is read for neurons that fired only."""
 
 
+_Result = TypeVar("_Result")
+
+
+def held(parameter: Tensor) -> Tensor:
+    """A parameter as a factored gradient reads it later: a copy if its own hooks may change it.
+
+    Such hooks step an optimizer in the backward pass, as soon as the gradient of a parameter is
+    complete. The layer before reads the factors after that.
+    """
+    for owner in (parameter, parameter._base):  # views share the memory of their base
+        if owner is not None and owner._post_accumulate_grad_hooks:
+            return parameter.detach().clone()
+    return parameter
+
+
+def _unchanged(
+    reads: Sequence[Tensor], before: list[int], function: Callable[..., _Result], *arguments: Any
+) -> _Result:
+    """Call a function that reads tensors, unless they were changed in place since ``before``."""
+    if [x._version for x in reads] != before:
+        raise RuntimeError(
+            "The weights or parameters of a layer were changed in place in the backward pass, and "
+            "the gradient to the spikes that the layer reads is not computed yet: the layer before "
+            "computes it from them. Step the optimizer after backward(), or in the hook of each "
+            "parameter, parameter.register_post_accumulate_grad_hook(step)."
+        )
+    return function(*arguments)
+
+
 class FactoredGradient(Tensor):
     """Gradient (T, B, N) to the spikes that a linear layer reads: its adjoint times its weights.
 
@@ -23,6 +53,8 @@ class FactoredGradient(Tensor):
     spike times only. Any other operation receives the dense product. The gradient to the spikes
     that a convolution reads is one factor without weights, which is computed for a few samples at a
     time. Then ``like`` is a tensor (..., N) of its type.
+
+    ``reads`` are tensors of the layer that the factors read. They must not change before that.
     """
 
     factors: GradientFactors
@@ -37,7 +69,12 @@ class FactoredGradient(Tensor):
         factors: GradientFactors,
         at: At | None,
         like: Tensor | None = None,
+        reads: Sequence[Tensor] = (),
     ) -> FactoredGradient:
+        if reads:
+            check = functools.partial(_unchanged, reads, [x._version for x in reads])
+            factors = factors._replace(rows=functools.partial(check, factors.rows))
+            at = None if at is None else functools.partial(check, at)
         weight = factors.weight if like is None else like
         assert weight is not None
         new: FactoredGradient = Tensor._make_wrapper_subclass(

@@ -30,7 +30,7 @@ from ..backends.adjoint import adjoint_rows
 from ._library import New, allocate, allocate_fake, cleared, given, given_of, register, take
 from .carrier import carrier
 from .crossing import Slope, around, interpolate, through_crossing
-from .factored_gradient import FactoredGradient, factors_of, rows_of
+from .factored_gradient import FactoredGradient, factors_of, held, rows_of
 from .second_order import refuse_batched, refuse_recorded
 
 
@@ -458,8 +458,9 @@ def _through_spikes(
     to_input = None
     if needs.input:
         assert out.current is not None
-        factors = rows_of(out.current, layer.weight)
-        to_input = FactoredGradient(settings.num_steps, len(times), factors, None)
+        weight = held(layer.weight)
+        factors = rows_of(out.current, weight)
+        to_input = FactoredGradient(settings.num_steps, len(times), factors, None, reads=(weight,))
     return to_input, out.late if needs.late else None, *out[:-2]
 
 
@@ -481,6 +482,8 @@ def _through_closed_form(
         return None, to_late, grad_weight, grad_bias
     if is_traced():
         return dense_adjoint(num_steps, beta, adjoint) @ weight, None, grad_weight, grad_bias
+    weight, beta = held(weight), held(beta)
+    given_ = (num_steps, weight, beta, *adjoint)
 
     def at(steps: Tensor, fired: Tensor) -> Tensor:
         events = with_values(_sorted(steps, num_steps, backend), fired.to(weight.dtype))
@@ -489,7 +492,8 @@ def _through_closed_form(
 
     scan = backends.load(backend, "neuron").neuron_backward
     rows = functools.partial(adjoint_rows, scan, num_steps, beta, adjoint)
-    to_input = FactoredGradient(num_steps, batch, GradientFactors(rows, weight), at)
+    factors = GradientFactors(rows, weight)
+    to_input = FactoredGradient(num_steps, batch, factors, at, reads=(weight, beta))
     return to_input, to_late, grad_weight, grad_bias
 
 

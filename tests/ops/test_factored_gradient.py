@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from snn_single_spike.functional import spike_count
+from snn_single_spike import SpikeTimes
+from snn_single_spike.functional import single_spike_conv2d, single_spike_linear, spike_count
+from snn_single_spike.ops.current import event_current
 from snn_single_spike.ops.linear import FactoredGradient
 from snn_single_spike.ops.validation import GRADIENT_RULES
 
@@ -81,3 +83,72 @@ def test_anomaly_detection_and_hooks_see_dense_gradients():
     assert type(seen[0]) is Tensor
     assert seen[0].shape == (15, 3, 5)
     assert given.spikes.grad.any()
+
+
+WEIGHTS = {
+    "linear": [(20, 72), (12, 20), (5, 12)],
+    "conv": [(4, 2, 3, 3), (3, 4, 3, 3), (5, 12)],
+}
+
+
+def loss_of(kind: str, reader: str, rule: str, leaves: list[Tensor]) -> Tensor:
+    make = torch.Generator().manual_seed(4)
+    times = torch.randint(-1, 9, (3, 2, 6, 6), generator=make)
+    x = SpikeTimes(times, 9, dtype=torch.float64)
+    layer = single_spike_conv2d if kind == "conv" else single_spike_linear
+    x = x if kind == "conv" else x.flatten(2)
+    *weights, last, beta, threshold = leaves
+    for weight in weights:
+        x = layer(x, weight, None, beta, threshold, gradient=rule)
+    x = x.flatten(2)
+    if reader == "readout":
+        out = readout(x, last, None, beta)
+    else:
+        out = event_current(9, x.carrier, last, None, x.events())
+    return (out * torch.randn(out.shape, generator=make, dtype=torch.float64)).sum()
+
+
+def leaves_for(kind: str) -> list[Tensor]:
+    make = torch.Generator().manual_seed(3)
+    weights = [
+        torch.randn(shape, generator=make, dtype=torch.float64) / len(shape)
+        for shape in WEIGHTS[kind]
+    ]
+    parameters = [torch.tensor(x, dtype=torch.float64) for x in (0.9, 0.3)]
+    return [x.requires_grad_() for x in (*weights, *parameters)]
+
+
+@pytest.mark.parametrize("rule", ["masked", "spike_time"])
+@pytest.mark.parametrize("reader", ["readout", "current"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_an_optimizer_that_steps_in_the_backward_pass(kind, reader, rule):
+    """Each weight changes in place as soon as its gradient is complete."""
+    leaves, found = leaves_for(kind), {}
+    expected = torch.autograd.grad(loss_of(kind, reader, rule, leaves), leaves)
+    loss = loss_of(kind, reader, rule, leaves)
+
+    def step(weight: Tensor) -> None:
+        found[weight] = weight.grad
+        with torch.no_grad():
+            weight.mul_(-1)
+
+    for leaf in leaves:
+        leaf.register_post_accumulate_grad_hook(step)
+    loss.backward()
+    for leaf, right in zip(leaves, expected, strict=True):
+        assert right.any()
+        assert relative_error(found[leaf], right) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_weights_that_another_hook_changes_are_refused(kind):
+    leaves = leaves_for(kind)
+    loss = loss_of(kind, "readout", "masked", leaves)
+
+    def step(_: Tensor) -> None:
+        with torch.no_grad():
+            leaves[1].mul_(-1)
+
+    leaves[1].register_hook(step)
+    with pytest.raises(RuntimeError, match=r"changed in place in the backward.*after backward\(\)"):
+        loss.backward()
