@@ -372,7 +372,7 @@ class ConvScanGradients(NamedTuple):
     current: np.ndarray
     """(T, B, O * neurons of a channel), overwritten."""
     winner: np.ndarray
-    """(T, B, cells of neurons, L), overwritten: the positions with the maxima of windows."""
+    """(T, B, cells of neurons, O / groups), overwritten: the positions with the maxima."""
 
 
 class ConvWinners(NamedTuple):

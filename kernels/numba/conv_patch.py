@@ -208,12 +208,12 @@ def first_members(patches, winner):
 
 @inlined_helper
 def keep_positions(patches, winner, positions):
-    """Write the positions of the cells that have the maxima."""
+    """Write the positions of the cells that have the maxima, without the padding of channels."""
     for owner in range(winner.shape[0]):
         start = group_of(owner, patches) * patches.positions
         # Slices, since their indices need no check for negative numbers
         cells, kept = winner[owner], positions[owner]
-        for lane in range(cells.shape[0]):
+        for lane in range(kept.shape[0]):
             kept[lane] = cells[lane] - start
 
 

@@ -106,8 +106,8 @@ def conv_to_input_loop(low, high, begin, stop, layer, lam, lam_apart, winner, wi
     """Write the gradient to the inputs (T, n, units), channels last, for some samples and steps.
 
     The adjoint ``lam`` is (rows, O * neurons of a channel), and ``winner`` is (rows, cells of
-    neurons, L), the positions with the maxima. Their row of a step and sample is step * apart +
-    sample.
+    neurons, O / groups), the positions with the maxima. Their row of a step and sample is step *
+    apart + sample.
     """
     layer = TransposedConv(*layer)
     channels = layer.lanes.shape[1]

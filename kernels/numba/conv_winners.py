@@ -31,7 +31,7 @@ def _add_currents(start, end, now, events, patches, work, weight):
 
 @helper
 def conv_winners_loop(low, high, work, events, patches, weight, bias, winners):
-    """Write the winners (T, n, cells of neurons, L) of some samples."""
+    """Write the winners (T, n, cells of neurons, O / groups) of some samples."""
     work, events, patches = ConvWinners(*work), Events(*events), Patches(*patches)
     marked, listed = work.counters[0], work.counters[1]
     set_currents(patches, bias, work.current)

@@ -226,6 +226,16 @@ def test_gradients_do_not_depend_on_threads(batch):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
+def test_kept_maxima_have_the_size_of_the_adjoint(monkeypatch):
+    """Of a few channels per group, whose cells are padded to whole vectors."""
+    loops = pytest.importorskip("snn_single_spike.backends.numba.conv")
+    kept, made = [], loops._winner
+    monkeypatch.setattr(loops, "_winner", lambda *of: kept.append(made(*of)) or kept[-1])
+    net = convert(network("max pooling"), spike_format="times")
+    net(times_of(2, 9, 9))[1].to_dense().sum().backward()
+    assert [tuple(x.shape) for x in kept] == [(STEPS, 3, 2 * 2, 2)]  # groups * windows, O / groups
+
+
 def test_a_dense_input_and_one_step_at_a_time():
     layer = SingleSpikeConv2d(2, 4, 3, 0.9, threshold=0.3).double()
     spikes = times_of(2, 6, 6)

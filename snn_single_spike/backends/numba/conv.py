@@ -447,10 +447,11 @@ def _by_vectors(weight: Tensor, of_taps: np.ndarray) -> np.ndarray:
 
 
 def _winner(conv: Convolution, weight: Tensor, num_steps: int, samples: int) -> Tensor:
-    """An empty tensor (T, n, cells of neurons, lanes) for the positions of maxima."""
+    """An empty tensor (T, n, cells of neurons, O / groups) for the positions of maxima."""
     positions = conv.out_height * conv.out_width
     dtype = torch.int16 if positions <= torch.iinfo(torch.int16).max else torch.int32
-    return empty((num_steps, samples, *_cells(conv, weight)), dtype=dtype, device=weight.device)
+    shape = (num_steps, samples, conv.groups * conv.positions, len(weight) // conv.groups)
+    return empty(shape, dtype=dtype, device=weight.device)
 
 
 def _winners(events: Events, num_steps: int, weight: Tensor, conv: Convolution) -> Tensor:
