@@ -209,6 +209,10 @@ class ConvSpikes(torch.autograd.Function):
         crossing, sensitivity, times, when, *tensors = around_spikes
         place = "single_spike_conv2d (SingleSpikeLeaky"
         check_backward(place, weight, grad, grad_times, layer="convolution")
+        _, _, need_input, *_ = ctx.needs_input_grad
+        if need_input and not is_traced():
+            parameters = (weight, bias, beta, threshold)
+            weight, bias, beta, threshold = map(held, parameters)
         layer = ConvNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
         # A compiled graph passes zeros for outputs without a gradient.
@@ -219,7 +223,6 @@ class ConvSpikes(torch.autograd.Function):
             zeros = (torch.zeros_like(x) for x in (weight, bias, beta, threshold))
             return None, None, None, *zeros, *unused
         events = take(Events, iter((*tensors, settings.once, settings.padded)))
-        _, _, need_input, *_ = ctx.needs_input_grad
         through = _Backward(settings, ctx.conv, events, layer, times, need_input)
         if exact:
             found = through.times(when, crossing, sensitivity, grad, grad_times)
@@ -247,9 +250,6 @@ class _Backward:
         need_input: bool,
     ) -> None:
         self.settings, self.conv, self.events = settings, conv, events
-        if need_input and not is_traced():
-            weight, bias, beta, threshold = map(held, layer[:4])
-            layer = ConvNeurons(weight, bias, beta, threshold, layer.reset)
         self.layer, self.spiked, self.need_input = layer, times, need_input
 
     def times(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from ..backends._types import GradientFactors
@@ -26,10 +27,11 @@ def held(parameter: Tensor) -> Tensor:
     Such hooks step an optimizer in the backward pass, as soon as the gradient of a parameter is
     complete. The layer before reads the factors after that.
     """
-    for owner in (parameter, parameter._base):  # views share the memory of their base
-        if owner is not None and owner._post_accumulate_grad_hooks:
-            return parameter.detach().clone()
-    return parameter
+    owner = parameter if parameter._base is None else parameter._base  # a view shares its memory
+    if type(owner) is Tensor and owner.is_leaf and owner.requires_grad:
+        # A checkpoint returns other tensors than it was given, without their hooks.
+        owner = get_gradient_edge(owner).node.variable  # type: ignore[attr-defined]
+    return parameter.detach().clone() if owner._post_accumulate_grad_hooks else parameter
 
 
 def _unchanged(

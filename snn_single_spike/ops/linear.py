@@ -314,13 +314,15 @@ class LinearSpikes(torch.autograd.Function):
         weight, bias, beta, threshold, *around_spikes = ctx.saved_tensors
         crossing, sensitivity, times, when, *tensors = around_spikes
         check_backward("single_spike_linear (SingleSpikeLeaky", weight, grad, grad_times)
+        _, need_input, need_late, *_ = ctx.needs_input_grad
+        if need_input and not is_traced():
+            weight, beta = held(weight), held(beta)
         layer = LinearNeurons(weight, bias, beta, threshold, settings.reset)
         exact = settings.rule == "spike_time"
         # A compiled graph passes zeros for outputs without a gradient.
         grad = None if settings.surrogate is None else grad
         grad_times = grad_times if exact else None
         unused = (None,) * len(tensors)
-        _, need_input, need_late, *_ = ctx.needs_input_grad
         needs = Needs(need_input, need_late)
         if (grad is None and grad_times is None) or not times.numel():
             zeros = (torch.zeros_like(x) for x in (weight, bias, beta, threshold))
@@ -458,7 +460,7 @@ def _through_spikes(
     to_input = None
     if needs.input:
         assert out.current is not None
-        weight = held(layer.weight)
+        weight = layer.weight
         factors = rows_of(out.current, weight)
         to_input = FactoredGradient(settings.num_steps, len(times), factors, None, reads=(weight,))
     return to_input, out.late if needs.late else None, *out[:-2]
@@ -482,8 +484,6 @@ def _through_closed_form(
         return None, to_late, grad_weight, grad_bias
     if is_traced():
         return dense_adjoint(num_steps, beta, adjoint) @ weight, None, grad_weight, grad_bias
-    weight, beta = held(weight), held(beta)
-    given_ = (num_steps, weight, beta, *adjoint)
 
     def at(steps: Tensor, fired: Tensor) -> Tensor:
         events = with_values(_sorted(steps, num_steps, backend), fired.to(weight.dtype))
@@ -555,6 +555,8 @@ class LinearReadout(torch.autograd.Function):
         weight, beta, sensitivity, step, *tensors = ctx.saved_tensors
         check_backward("linear_readout (LeakyReadout", weight, grad)
         _, need_input, need_late, _, _, need_beta, *_ = ctx.needs_input_grad
+        if need_input and not is_traced():
+            weight, beta = held(weight), held(beta)
         unused = (None,) * len(tensors)
         d_beta = (sensitivity * grad).sum(0) if need_beta else None
         if not grad.numel():
