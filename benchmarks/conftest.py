@@ -133,12 +133,13 @@ def compare(benchmark, request: pytest.FixtureRequest, device: str, baselines: B
         ours: Contestant,
         peers: Mapping[str, Contestant],
         computes: Mapping[str, str] | None = None,
+        steady: bool = False,
         **facts: object,
     ) -> dict[str, Ratio]:
         rounds = request.config.getoption("--rounds")
         for pause in PAUSES:
             time.sleep(pause)
-            seconds, ratios = race(ours, peers, rounds, device)
+            seconds, ratios = race(ours, peers, rounds, device, steady=steady)
             fallen = baselines.fallen(request.node.name, ratios)
             if not fallen:
                 break

@@ -98,9 +98,18 @@ class Race(NamedTuple):
 
 
 def race(
-    ours: Contestant, peers: Mapping[str, Contestant], rounds: int, device: str = "cpu"
+    ours: Contestant,
+    peers: Mapping[str, Contestant],
+    rounds: int,
+    device: str = "cpu",
+    *,
+    steady: bool = False,
 ) -> Race:
-    """Time our contestant and every peer in turns."""
+    """Time our contestant and every peer in turns.
+
+    If ``steady``, every turn begins with a run that is not timed: in a training, a step follows
+    another one of the same network, with its memory at hand.
+    """
     watch = Stopwatch(device)
 
     def runs(contestant: Contestant) -> int:
@@ -108,6 +117,8 @@ def race(
         return max(1, round(TURN_SECONDS / max(watch.time(contestant), 1e-6)))
 
     def turn(contestant: Contestant, count: int) -> float:
+        if steady:
+            watch.time(contestant)
         return statistics.fmean(watch.time(contestant) for _ in range(count))
 
     counts = {name: runs(peer) for name, peer in peers.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import snntorch as snn
 import torch
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from snn_single_spike import SingleSpikeConv2d, SingleSpikeLeaky, SpikeTimes, convert
 from snn_single_spike.functional import spike_count
 
-from benchmarks.harness.networks import leaky_loop
+from benchmarks.harness.networks import fashion_codes, leaky_loop
 from benchmarks.harness.peers import first_spikes, peers
 from benchmarks.harness.race import Contestant
 
@@ -144,10 +146,13 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("num_steps", "rule"), STEPS)
-def bench_conv_network(num_steps: int, rule: str, compare, device: str) -> None:
+def bench_conv_network(num_steps: int, rule: str, compare, device: str, data: Path | None) -> None:
     """A training step of a network of convolutions with maxima of windows."""
     batch = 64
     spikes = codes(num_steps, batch, 1, 28, 0.5).to(device)
+    if data is not None:
+        images = fashion_codes(num_steps, batch, data, device)
+        spikes = SpikeTimes(images.times.view(batch, 1, 28, 28), num_steps)
     x = spikes.to_dense()
     targets = torch.arange(batch, device=device) % 10
     loop = network().to(device)
@@ -182,5 +187,7 @@ def bench_conv_network(num_steps: int, rule: str, compare, device: str) -> None:
             "dense maps, ours": training(dense, lambda: membrane(dense(x))),
             "snn.Leaky loop": training(loop, lambda: by_steps(x)),
         },
-        cell={"num_steps": num_steps, "batch": batch, "rule": rule},
+        # The dense form takes so much memory that ours is returned to the system in its turn.
+        steady=True,
+        cell={"num_steps": num_steps, "batch": batch, "rule": rule, "codes": str(bool(data))},
     )

@@ -302,16 +302,17 @@ def conv_backward_scan_loop(
                 while e > begin and events.times[e - 1] == now:
                     e -= 1
                 _to_weights(e, stop_at, now, events, patches, state, step, gradients.weight)
-        if given(gradients.current):
-            for k in range(num_steps):
+        for k in range(num_steps):
+            # After the last step with a gradient the adjoint is 0, and any position has the maximum
+            if given(gradients.current):
+                row = gradients.current[k, sample]
                 if k <= latest:
-                    row = gradients.current[k, sample]
                     _write_adjoint(state.mem[k], patches, channels, row)
                 else:
-                    gradients.current[k, sample] = 0
-        if given(gradients.winner):
-            for k in range(num_steps):
+                    row[:] = 0
+            if given(gradients.winner):
+                positions = gradients.winner[k, sample]
                 if k <= latest:
-                    keep_positions(patches, state.winner[k], gradients.winner[k, sample])
+                    keep_positions(patches, state.winner[k], positions)
                 else:
-                    gradients.winner[k, sample] = 0  # any position, since the adjoint is 0
+                    positions[:] = 0

@@ -373,7 +373,8 @@ def _conv_backward_scan(
                 winner_array,
             )
             # Each thread has work space of its own.
-            dense = rows._replace(cells=np.empty_like(rows.cells)) if k else rows
+            own = work_space.empty(rows.cells.shape, kind) if k else rows.cells
+            dense = rows._replace(cells=own)
             calls.append(
                 (low + i, low + j, *plain(states[k]), *given, *plain(dense, through, into))
             )
@@ -479,12 +480,12 @@ def _rows(steps: Tensor) -> tuple[np.ndarray, int]:
 
     Row ``t * apart + sample`` is ``steps[t, sample]``. Nothing is copied.
     """
-    if steps.numel() and not steps[0].is_contiguous():
-        steps = steps.contiguous()
     row = steps.shape[2:].numel()
-    apart = max(steps.stride(0) // row, 1)
+    if not steps.numel() or not steps[0].is_contiguous() or steps.stride(0) % row:
+        steps = steps.contiguous()
+    apart = max(steps.stride(0) // max(row, 1), 1)
     count = (len(steps) - 1) * apart + steps.shape[1] if steps.numel() else 0
-    rows = steps.as_strided((count, *steps.shape[2:]), steps.stride()[1:])
+    rows = steps.as_strided((count, *steps.shape[2:]), (row, *steps.stride()[2:]))
     return as_numpy(rows), apart
 
 
