@@ -109,6 +109,15 @@ def test_a_dense_input_that_is_nearly_all_zeros(high, dtype, found, monkeypatch)
         assert relative_error(mine, right) < (1e-10 if dtype == torch.float64 else 1e-5)
 
 
+@pytest.mark.parametrize("shape", [(198, 128, 99), (25, 128, 784)])
+def test_the_share_of_spikes_with_a_constant_column(shape):
+    """A sample meets every column: its step has no factor in common with their number."""
+    dense = torch.zeros(shape)
+    dense[..., 0] = 1
+    share = choice._sampled_share(dense)
+    assert abs(share * shape[2] - 1) < 0.05
+
+
 @needs_numba
 def test_dense_inputs_that_are_multiplied(found, monkeypatch):
     few, layer = sparse_problem(torch.float32)
