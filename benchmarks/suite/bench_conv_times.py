@@ -149,8 +149,9 @@ STEPS = [
 def bench_conv_network(num_steps: int, rule: str, compare, device: str, data: Path | None) -> None:
     """A training step of a network of convolutions with maxima of windows."""
     batch = 64
-    spikes = codes(num_steps, batch, 1, 28, 0.5).to(device)
-    if data is not None:
+    if data is None:
+        spikes = codes(num_steps, batch, 1, 28, 0.5).to(device)
+    else:
         images = fashion_codes(num_steps, batch, data, device)
         spikes = SpikeTimes(images.times.view(batch, 1, 28, 28), num_steps)
     x = spikes.to_dense()

@@ -354,10 +354,10 @@ class ConvScan(NamedTuple):
     counters: np.ndarray
     """(3, cells of neurons) int32."""
     rows: np.ndarray
-    """(4, L)."""
+    """(1, L)."""
     winner: np.ndarray
-    """(T, cells of neurons, L) int32: which cells have the maximum of a window. Empty if it
-    is not read."""
+    """(T, cells of neurons, L) int32: which cells have the maximum of a window. Empty without
+    one."""
     step: tuple[np.ndarray, ...]
     """:class:`ConvStep`."""
 

@@ -1,8 +1,8 @@
 """Gradients of a convolution and its neurons by a surrogate rule, which read every step.
 
 A thread owns samples. The membranes of one sample are integrated again, into (T, cells, L), and the
-reverse scan goes back from there. The adjoint of one step stays in the cache: it is added to the
-gradient of the weights at the spikes of the step, and only written out if a caller wants it.
+reverse scan replaces them by their adjoint. The adjoint is added to the gradient of the weights at
+the spikes of each step, and only written out if a caller wants it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .compiling import (
     part_of_caller,
 )
 from .conv_patch import (
-    add_patch,
+    add_currents,
     add_to_taps,
     clear_rows,
     first_maxima,
@@ -40,7 +40,6 @@ from .conv_patch import (
     list_reached,
     neuron_of,
     parameters_of,
-    peak,
     place_of,
     reset_current,
     route,
@@ -72,24 +71,8 @@ def _limits(sample, spiked, steps, rule, causal, patches, out_channels, state):
 
 
 @inlined_helper
-def _add_currents(start, end, now, events, patches, step, state, layer):
-    """Add the spikes from ``start`` to ``end`` - 1 to the current of a step.
-
-    Returns how many cells of neurons they reach. These are listed.
-    """
-    marked, listed = state.counters[1], state.counters[2]
-    one, count = layer.weight.dtype.type(1), 0
-    for e in range(start, end):
-        channel, y, x = place_of(events.units[e], patches)
-        value = events.values[e] if given(events.values) else one
-        add_patch(channel, y, x, value, patches, layer.weight, step.current)
-        count = list_reached(channel, y, x, now, patches, marked, listed, count)
-    return count
-
-
-@inlined_helper
 def _reset_currents(count, patches, step, state, layer):
-    """Undo :func:`_add_currents`."""
+    """Undo :func:`add_currents`."""
     for i in range(count):
         reset_current(state.counters[2, i], patches, layer.bias, step.current)
 
@@ -117,28 +100,27 @@ def _integrate_again(begin, end, latest, zeroes, subtracts, events, patches, sta
 
     Returns the first spike of a later step.
     """
-    stop, marked = state.counters[0], state.counters[1]
+    stop, marked, listed = state.counters[0], state.counters[1], state.counters[2]
     cells, e = state.first.shape[0], begin
     for t in range(latest + 1):
         now, start = np.int32(t), e
-        if given(state.winner):
+        if given(patches.members):
             first_members(patches, state.winner[t])
         while e < end and events.times[e] == now:
             e += 1
-        count = _add_currents(start, e, now, events, patches, step, state, layer)
+        count = add_currents(
+            start, e, now, events, patches, layer.weight, step.current, marked, listed
+        )
         for cell in range(cells):
             if stop[cell] < now:
                 continue
             currents, index = layer.bias, group_of(cell, patches)
             if marked[cell] == now:
                 currents, index = step.current, cell
-                if given(state.winner):
+                if given(patches.members):
                     winner = state.winner[t, cell]
-                    first_maxima(cell, patches, step.current, state.rows, 3, winner)
-                    currents, index = state.rows, 3
-                elif given(patches.members):
-                    peak(cell, patches, step.current, state.rows, 3)
-                    currents, index = state.rows, 3
+                    first_maxima(cell, patches, step.current, state.rows, 0, winner)
+                    currents, index = state.rows, 0
             q = parameters_of(cell, cells, layer.beta)
             _integrate(cell, t, q, currents, index, zeroes, subtracts, state, layer)
         _reset_currents(count, patches, step, state, layer)

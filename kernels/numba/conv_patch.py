@@ -147,6 +147,21 @@ def list_reached(channel, y, x, now, patches, marked, listed, count):
 
 
 @inlined_helper
+def add_currents(start, end, now, events, patches, weight, current, marked, listed):
+    """Add the spikes from ``start`` to ``end`` - 1 to the current of a step.
+
+    Returns how many cells of neurons they reach. These are listed.
+    """
+    one, count = weight.dtype.type(1), 0
+    for e in range(start, end):
+        channel, y, x = place_of(events.units[e], patches)
+        value = events.values[e] if given(events.values) else one
+        add_patch(channel, y, x, value, patches, weight, current)
+        count = list_reached(channel, y, x, now, patches, marked, listed, count)
+    return count
+
+
+@inlined_helper
 def reset_current(owner, patches, bias, current):
     """The bias as the current of the cells that a cell of neurons reads."""
     group = group_of(owner, patches)

@@ -5,7 +5,7 @@ that it reaches once. A thread owns samples. Gradients of the weights are summed
 samples, so no result depends on timing.
 
 A surrogate rule reads every step. Its backward pass integrates the membranes of one sample again,
-and keeps one step of the adjoint. The gradient to the inputs is (T, n, units), for a few samples.
+and replaces them by their adjoint. The gradient to the inputs is (T, n, units), for a few samples.
 """
 
 from __future__ import annotations
@@ -355,8 +355,8 @@ def _conv_backward_scan(
             first=work_space.empty(shape, np.int32),
             limit=work_space.empty(shape, np.int32),
             counters=np.empty((3, shape[0]), np.int32),
-            rows=work_space.empty((4, shape[1]), kind),
-            winner=work_space.empty((num_steps if routes or keeps else 0, *shape), np.int32),
+            rows=work_space.empty((1, shape[1]), kind),
+            winner=work_space.empty((num_steps if conv.pools else 0, *shape), np.int32),
             step=tuple(_step(conv, weight, kind, current=True, routed=routes)),
         )
         for _ in range(ranges)
